@@ -1,0 +1,6 @@
+//! The pure middle: every decision, as state machines and functions of their arguments.
+//!
+//! Nothing here does I/O, reads a clock, draws a random number, or names actix, tokio, rusqlite or
+//! PostgreSQL's driver; `tests/architecture.rs` greps for it.
+
+pub mod failure;

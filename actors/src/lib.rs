@@ -1,0 +1,4 @@
+//! The machine of tidewater: actors, their messages, and the pure state machines inside them.
+
+pub mod core;
+pub mod messages;
