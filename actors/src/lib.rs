@@ -2,3 +2,5 @@
 
 pub mod core;
 pub mod messages;
+mod sql;
+pub mod sqlite;

@@ -4,3 +4,6 @@
 //! PostgreSQL's driver; `tests/architecture.rs` greps for it.
 
 pub mod failure;
+pub mod merge;
+pub mod schema;
+pub mod value;

@@ -1,0 +1,539 @@
+//! Values on their way: what SQLite stores, what PostgreSQL's column can hold, and the promise between them.
+//!
+//! The invariant of this module: whatever [`to_cloud`] lets through comes back from [`from_cloud`] identical,
+//! storage class included ([`Value::identical`]). What cannot do that is a [`Misfit`], and its row is parked
+//! before anything is sent.
+
+use std::fmt;
+
+/// A value as SQLite stores it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// NULL.
+    Null,
+    /// A 64-bit integer.
+    Integer(i64),
+    /// A floating-point number; never NaN, which SQLite turns into NULL.
+    Real(f64),
+    /// Text in UTF-8.
+    Text(String),
+    /// Bytes.
+    Blob(Vec<u8>),
+    /// Text that is not UTF-8. SQLite does not check what it is given; PostgreSQL does.
+    Malformed(Vec<u8>),
+}
+
+impl Value {
+    /// Equal in storage class and content: `1` is not `1.0`, `abc` is not `ABC`, whatever the collation.
+    pub fn identical(&self, other: &Value) -> bool {
+        match (self, other) {
+            // Bits, so that the comparison is an equivalence; SQLite itself keeps no negative zero.
+            (Value::Real(a), Value::Real(b)) => a.to_bits() == b.to_bits() || (*a == 0.0 && *b == 0.0),
+            (a, b) => a == b,
+        }
+    }
+
+    /// The bytes that the value takes, for bounding a window's memory.
+    pub fn size(&self) -> usize {
+        match self {
+            Value::Null => 1,
+            Value::Integer(_) | Value::Real(_) => 8,
+            Value::Text(text) => text.len(),
+            Value::Blob(bytes) | Value::Malformed(bytes) => bytes.len(),
+        }
+    }
+
+    /// The value as JSON for people and logs: blobs as `{"blob": "<hex>"}`.
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Value::Null => serde_json::Value::Null,
+            Value::Integer(i) => (*i).into(),
+            // JSON has no infinities; their names do.
+            Value::Real(r) => {
+                serde_json::Number::from_f64(*r).map_or_else(|| r.to_string().into(), serde_json::Value::Number)
+            }
+            Value::Text(text) => text.as_str().into(),
+            Value::Blob(bytes) => serde_json::json!({ "blob": hex(bytes) }),
+            Value::Malformed(bytes) => serde_json::json!({ "malformed_text": hex(bytes) }),
+        }
+    }
+}
+
+/// Values as one JSON array, as keys are shown to people.
+pub fn json_array(values: &[Value]) -> String {
+    serde_json::Value::Array(values.iter().map(Value::to_json).collect()).to_string()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+macro_rules! value_from {
+    ($($from:ty => $make:expr),* $(,)?) => {$(
+        impl From<$from> for Value {
+            fn from(value: $from) -> Self {
+                let make: fn($from) -> Value = $make;
+                make(value)
+            }
+        }
+    )*};
+}
+value_from! {
+    i64 => Value::Integer,
+    i32 => |i| Value::Integer(i.into()),
+    u32 => |i| Value::Integer(i.into()),
+    bool => |b| Value::Integer(b.into()),
+    f64 => |r| if r.is_nan() { Value::Null } else { Value::Real(r) },
+    String => Value::Text,
+    &str => |text| Value::Text(text.to_owned()),
+    Vec<u8> => Value::Blob,
+    &[u8] => |bytes| Value::Blob(bytes.to_vec()),
+}
+impl<T: Into<Value>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Value::Null, Into::into)
+    }
+}
+
+/// The type of a PostgreSQL column, as far as it matters for carrying values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloudType {
+    /// `smallint`.
+    Int2,
+    /// `integer`.
+    Int4,
+    /// `bigint`.
+    Int8,
+    /// `real`.
+    Float4,
+    /// `double precision`.
+    Float8,
+    /// `boolean`.
+    Bool,
+    /// `text`, `character varying`.
+    Text,
+    /// `bytea`.
+    Bytea,
+    /// `numeric`, with precision and scale where the column has them.
+    Numeric(Option<(u16, u16)>),
+    /// `date`.
+    Date,
+    /// `timestamp without time zone`.
+    Timestamp,
+    /// `timestamp with time zone`, seen in UTC.
+    TimestampTz,
+    /// `json`: its text is kept as it is.
+    Json,
+    /// `uuid`.
+    Uuid,
+    /// Anything else, by PostgreSQL's name of it: carried as its text.
+    Other(String),
+}
+
+/// How a value crosses the wire: the element type of the array that carries a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// `int8`.
+    Int8,
+    /// `float8`.
+    Float8,
+    /// `bool`.
+    Bool,
+    /// `text`, cast to the column's type by the statement.
+    Text,
+    /// `bytea`.
+    Bytea,
+}
+
+impl CloudType {
+    /// How this column's values cross the wire.
+    pub fn wire(&self) -> Wire {
+        match self {
+            Self::Int2 | Self::Int4 | Self::Int8 => Wire::Int8,
+            Self::Float4 | Self::Float8 => Wire::Float8,
+            Self::Bool => Wire::Bool,
+            Self::Bytea => Wire::Bytea,
+            _ => Wire::Text,
+        }
+    }
+
+    /// PostgreSQL's name of the type, for a table that Tidewater creates.
+    pub fn sql(&self) -> String {
+        match self {
+            Self::Int2 => "smallint".into(),
+            Self::Int4 => "integer".into(),
+            Self::Int8 => "bigint".into(),
+            Self::Float4 => "real".into(),
+            Self::Float8 => "double precision".into(),
+            Self::Bool => "boolean".into(),
+            Self::Text => "text".into(),
+            Self::Bytea => "bytea".into(),
+            Self::Numeric(None) => "numeric".into(),
+            Self::Numeric(Some((precision, scale))) => format!("numeric({precision},{scale})"),
+            Self::Date => "date".into(),
+            Self::Timestamp => "timestamp".into(),
+            Self::TimestampTz => "timestamptz".into(),
+            Self::Json => "json".into(),
+            Self::Uuid => "uuid".into(),
+            Self::Other(name) => name.clone(),
+        }
+    }
+
+    /// The type that a declared SQLite type gets in a table that Tidewater creates (DESIGN section 3).
+    ///
+    /// The named types come first, because `DATETIME` and `JSON` have no place in SQLite's affinity rules;
+    /// then those rules in their order (<https://www.sqlite.org/datatype3.html>, section 3.1).
+    pub fn for_declared(declared: &str) -> CloudType {
+        let upper = declared.to_ascii_uppercase();
+        let (name, arguments) = match upper.split_once('(') {
+            Some((name, rest)) => (name.trim(), rest.trim_end_matches(|c: char| c == ')' || c.is_whitespace())),
+            None => (upper.trim(), ""),
+        };
+        match name {
+            "BOOLEAN" | "BOOL" => return Self::Bool,
+            "DATE" => return Self::Date,
+            "DATETIME" | "TIMESTAMP" => return Self::Timestamp,
+            "JSON" => return Self::Json,
+            "UUID" => return Self::Uuid,
+            "NUMERIC" | "DECIMAL" => return Self::Numeric(precision_and_scale(arguments)),
+            "NUMBER" | "MONEY" => return Self::Numeric(None),
+            _ => {}
+        }
+        if name.contains("INT") {
+            Self::Int8
+        } else if ["CHAR", "CLOB", "TEXT"].iter().any(|part| name.contains(part)) {
+            Self::Text
+        } else if name.contains("BLOB") {
+            Self::Bytea
+        } else if ["REAL", "FLOA", "DOUB"].iter().any(|part| name.contains(part)) {
+            Self::Float8
+        } else {
+            Self::Text
+        }
+    }
+}
+
+fn precision_and_scale(arguments: &str) -> Option<(u16, u16)> {
+    let mut parts = arguments.split(',').map(str::trim);
+    let precision = parts.next()?.parse().ok().filter(|p| (1..=1000).contains(p))?;
+    let scale = match parts.next() {
+        Some(scale) => scale.parse().ok().filter(|s| *s <= precision)?,
+        None => 0,
+    };
+    Some((precision, scale))
+}
+
+/// A value in the form in which it crosses the wire.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CloudValue {
+    /// NULL of whatever type.
+    Null,
+    /// For [`Wire::Int8`].
+    Int(i64),
+    /// For [`Wire::Float8`].
+    Float(f64),
+    /// For [`Wire::Bool`].
+    Bool(bool),
+    /// For [`Wire::Text`].
+    Text(String),
+    /// For [`Wire::Bytea`].
+    Bytes(Vec<u8>),
+}
+
+/// A value that the cloud's column cannot carry unchanged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{found} cannot be carried unchanged by a column of type {wanted}")]
+pub struct Misfit {
+    /// What SQLite holds, in words.
+    pub found: String,
+    /// The type of PostgreSQL's column.
+    pub wanted: String,
+}
+
+/// The wire form of a value, or why there is none that would come back identical.
+pub fn to_cloud(value: &Value, to: &CloudType) -> Result<CloudValue, Misfit> {
+    let misfit = || Misfit { found: describe(value), wanted: to.sql() };
+    let carried = match (to, value) {
+        (_, Value::Null) => CloudValue::Null,
+        (CloudType::Int2, Value::Integer(i)) if i16::try_from(*i).is_ok() => CloudValue::Int(*i),
+        (CloudType::Int4, Value::Integer(i)) if i32::try_from(*i).is_ok() => CloudValue::Int(*i),
+        (CloudType::Int8, Value::Integer(i)) => CloudValue::Int(*i),
+        (CloudType::Float8, Value::Real(r)) => CloudValue::Float(*r),
+        #[expect(clippy::cast_possible_truncation, reason = "whether it truncates is the question")]
+        (CloudType::Float4, Value::Real(r)) if f64::from(*r as f32) == *r => CloudValue::Float(*r),
+        (CloudType::Bool, Value::Integer(i @ (0 | 1))) => CloudValue::Bool(*i == 1),
+        (CloudType::Bytea, Value::Blob(bytes)) => CloudValue::Bytes(bytes.clone()),
+        (CloudType::Numeric(limits), Value::Integer(_) | Value::Real(_)) => {
+            let text = match value {
+                Value::Real(r) if !r.is_finite() => return Err(misfit()),
+                Value::Real(r) => format!("{r}"),
+                Value::Integer(i) => i.to_string(),
+                _ => return Err(misfit()),
+            };
+            if limits.is_some_and(|limits| !fits_numeric(&text, limits)) {
+                return Err(misfit());
+            }
+            CloudValue::Text(text)
+        }
+        (CloudType::Date, Value::Text(text)) if is_date(text) => CloudValue::Text(text.clone()),
+        (CloudType::Timestamp, Value::Text(text)) if is_timestamp(text) => CloudValue::Text(text.clone()),
+        (CloudType::TimestampTz, Value::Text(text)) if text.strip_suffix("+00").is_some_and(is_timestamp) => {
+            CloudValue::Text(text.clone())
+        }
+        (CloudType::Uuid, Value::Text(text)) if is_uuid(text) => CloudValue::Text(text.clone()),
+        // PostgreSQL has no NUL character in text.
+        (CloudType::Text | CloudType::Json | CloudType::Other(_), Value::Text(text)) if !text.contains('\0') => {
+            CloudValue::Text(text.clone())
+        }
+        _ => return Err(misfit()),
+    };
+    // The invariant, asked of every value rather than trusted: a Real that is a whole number, for one, comes
+    // back from a numeric column as an Integer.
+    if from_cloud(carried.clone(), to).identical(value) { Ok(carried) } else { Err(misfit()) }
+}
+
+/// The value that SQLite stores for what a cloud column holds.
+pub fn from_cloud(value: CloudValue, from: &CloudType) -> Value {
+    match value {
+        CloudValue::Null => Value::Null,
+        CloudValue::Int(i) => Value::Integer(i),
+        // NaN exists in PostgreSQL only; SQLite's own rule for it is NULL.
+        CloudValue::Float(r) if r.is_nan() => Value::Null,
+        CloudValue::Float(r) => Value::Real(r),
+        CloudValue::Bool(b) => Value::Integer(b.into()),
+        CloudValue::Bytes(bytes) => Value::Blob(bytes),
+        CloudValue::Text(text) => match from {
+            CloudType::Numeric(_) => number(text),
+            _ => Value::Text(text),
+        },
+    }
+}
+
+/// The wire form as PostgreSQL's text of it, in which keys are named in the feed and sent for look-ups.
+pub fn to_text(value: &CloudValue) -> Option<String> {
+    Some(match value {
+        CloudValue::Null => return None,
+        CloudValue::Int(i) => i.to_string(),
+        CloudValue::Float(r) => r.to_string(),
+        CloudValue::Bool(b) => b.to_string(),
+        CloudValue::Text(text) => text.clone(),
+        CloudValue::Bytes(bytes) => format!("\\x{}", hex(bytes)),
+    })
+}
+
+/// The wire form of PostgreSQL's text of a value; `None` where the text is not of that type.
+pub fn from_text(text: &str, from: &CloudType) -> Option<CloudValue> {
+    Some(match from.wire() {
+        Wire::Int8 => CloudValue::Int(text.parse().ok()?),
+        Wire::Float8 => CloudValue::Float(text.parse().ok()?),
+        Wire::Bool => CloudValue::Bool(text.parse().ok()?),
+        Wire::Text => CloudValue::Text(text.to_owned()),
+        Wire::Bytea => {
+            let digits = text.strip_prefix("\\x")?;
+            let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+            CloudValue::Bytes((0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?)
+        }
+    })
+}
+
+/// What a NUMERIC column of SQLite makes of a decimal: an integer where it is one, else a real, and text where
+/// neither would hold it.
+fn number(text: String) -> Value {
+    let whole = match text.split_once('.') {
+        Some((whole, fraction)) if fraction.bytes().all(|b| b == b'0') => whole,
+        _ => &text,
+    };
+    if let Ok(integer) = whole.parse::<i64>() {
+        return Value::Integer(integer);
+    }
+    match text.parse::<f64>() {
+        Ok(real) if real.is_finite() => Value::Real(real),
+        _ => Value::Text(text),
+    }
+}
+
+fn fits_numeric(text: &str, (precision, scale): (u16, u16)) -> bool {
+    let digits = text.trim_start_matches('-');
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let whole = whole.trim_start_matches('0').len();
+    fraction.len() <= usize::from(scale) && whole <= usize::from(precision - scale)
+}
+
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "NULL".into(),
+        Value::Integer(i) => format!("the integer {i}"),
+        Value::Real(r) => format!("the real {r}"),
+        Value::Text(text) if text.contains('\0') => "a text with a NUL character".into(),
+        Value::Text(text) => format!("the text '{}'", text.chars().take(40).collect::<String>()),
+        Value::Blob(bytes) => format!("a blob of {} bytes", bytes.len()),
+        Value::Malformed(_) => "a text that is not UTF-8".into(),
+    }
+}
+
+/// `YYYY-MM-DD`, a day that exists: the form in which PostgreSQL gives a date back.
+fn is_date(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    if bytes.len() != 10 || bytes[4] != b'-' || bytes[7] != b'-' {
+        return false;
+    }
+    let (Some(year), Some(month), Some(day)) = (digits(&bytes[..4]), digits(&bytes[5..7]), digits(&bytes[8..]))
+    else {
+        return false;
+    };
+    let leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let days = match month {
+        2 => 28 + u32::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => 0,
+    };
+    year >= 1 && (1..=days).contains(&day)
+}
+
+/// `YYYY-MM-DD HH:MM:SS`, with up to six fractional digits of which the last is no zero: the one form in which
+/// PostgreSQL gives a timestamp back.
+fn is_timestamp(text: &str) -> bool {
+    let (Some(date), Some(time)) = (text.get(..10), text.get(10..)) else { return false };
+    let (clock, fraction) = match time.split_once('.') {
+        Some((clock, fraction)) => (clock, Some(fraction)),
+        None => (time, None),
+    };
+    let bytes = clock.as_bytes();
+    let clock_fits = bytes.len() == 9
+        && bytes[0] == b' '
+        && bytes[3] == b':'
+        && bytes[6] == b':'
+        && digits(&bytes[1..3]).is_some_and(|hour| hour < 24)
+        && digits(&bytes[4..6]).is_some_and(|minute| minute < 60)
+        && digits(&bytes[7..]).is_some_and(|second| second < 60);
+    let fraction_fits = fraction.is_none_or(|f| {
+        (1..=6).contains(&f.len()) && f.bytes().all(|b| b.is_ascii_digit()) && !f.ends_with('0')
+    });
+    is_date(date) && clock_fits && fraction_fits
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+        })
+}
+
+fn digits(bytes: &[u8]) -> Option<u32> {
+    bytes.iter().try_fold(0, |number: u32, byte| {
+        byte.is_ascii_digit().then(|| number * 10 + u32::from(byte - b'0'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Declared names get SQLite's meaning, the named types their own.
+    #[test]
+    fn declared_types_map_as_documented() {
+        for (declared, expected) in [
+            ("INTEGER", CloudType::Int8),
+            ("unsigned big int", CloudType::Int8),
+            ("VARCHAR(20)", CloudType::Text),
+            ("nchar(55)", CloudType::Text),
+            ("CLOB", CloudType::Text),
+            ("BLOB", CloudType::Bytea),
+            ("DOUBLE PRECISION", CloudType::Float8),
+            ("FLOAT", CloudType::Float8),
+            ("NUMERIC(10, 2)", CloudType::Numeric(Some((10, 2)))),
+            ("DECIMAL(5)", CloudType::Numeric(Some((5, 0)))),
+            ("DECIMAL", CloudType::Numeric(None)),
+            ("BOOLEAN", CloudType::Bool),
+            ("DATE", CloudType::Date),
+            ("DATETIME", CloudType::Timestamp),
+            ("JSON", CloudType::Json),
+            ("UUID", CloudType::Uuid),
+            ("", CloudType::Text),
+        ] {
+            assert_eq!(CloudType::for_declared(declared), expected, "{declared}");
+        }
+    }
+
+    /// What fits comes back identical; what would come back changed is named instead of sent.
+    #[test]
+    fn values_come_back_identical_or_not_at_all() {
+        let text = |t: &str| Value::Text(t.into());
+        for (value, to, fits) in [
+            (Value::Integer(i64::MIN), CloudType::Int8, true),
+            (Value::Integer(40_000), CloudType::Int2, false),
+            (Value::Real(1.5), CloudType::Int8, false),
+            (text("abc"), CloudType::Int8, false),
+            (Value::Real(f64::INFINITY), CloudType::Float8, true),
+            (Value::Integer(1), CloudType::Float8, false),
+            (Value::Real(0.1), CloudType::Float4, false),
+            (Value::Real(0.5), CloudType::Float4, true),
+            (Value::Integer(1), CloudType::Bool, true),
+            (Value::Integer(2), CloudType::Bool, false),
+            (Value::Real(12.25), CloudType::Numeric(Some((10, 2))), true),
+            (Value::Real(12.255), CloudType::Numeric(Some((10, 2))), false),
+            (Value::Integer(123_456), CloudType::Numeric(Some((5, 2))), false),
+            (Value::Integer(-5), CloudType::Numeric(Some((10, 2))), true),
+            (Value::Real(5.0), CloudType::Numeric(None), false),
+            (Value::Real(1e300), CloudType::Numeric(None), true),
+            (Value::Real(5e-324), CloudType::Numeric(None), true),
+            (text("2024-02-29"), CloudType::Date, true),
+            (text("2023-02-29"), CloudType::Date, false),
+            (text("2024-02-29 23:59:59"), CloudType::Timestamp, true),
+            (text("2024-02-29 23:59:59.25"), CloudType::Timestamp, true),
+            (text("2024-02-29 23:59:59.250"), CloudType::Timestamp, false),
+            (text("2024-02-29T23:59:59"), CloudType::Timestamp, false),
+            (text("2024-02-29 23:59:60"), CloudType::Timestamp, false),
+            (text("6f2c1c2e-3c4b-4f7e-9d35-0242ac120002"), CloudType::Uuid, true),
+            (text("6F2C1C2E-3C4B-4F7E-9D35-0242AC120002"), CloudType::Uuid, false),
+            (text("a\0b"), CloudType::Text, false),
+            (text("é"), CloudType::Date, false),
+            (text("ééééé é"), CloudType::Timestamp, false),
+            (Value::Malformed(vec![0xff]), CloudType::Text, false),
+            (Value::Blob(vec![]), CloudType::Bytea, true),
+            (text("not a blob"), CloudType::Bytea, false),
+        ] {
+            match to_cloud(&value, &to) {
+                Ok(carried) => {
+                    assert!(fits, "{value:?} should not fit {to:?}");
+                    assert!(from_cloud(carried, &to).identical(&value), "{value:?} through {to:?}");
+                }
+                Err(misfit) => assert!(!fits, "{value:?}: {misfit}"),
+            }
+        }
+    }
+
+    /// Keys survive the way through PostgreSQL's text.
+    #[test]
+    fn keys_survive_their_text() {
+        for (value, kind) in [
+            (CloudValue::Int(-7), CloudType::Int8),
+            (CloudValue::Float(f64::INFINITY), CloudType::Float8),
+            (CloudValue::Float(1e-300), CloudType::Float8),
+            (CloudValue::Bool(true), CloudType::Bool),
+            (CloudValue::Bytes(vec![0, 255, 16]), CloudType::Bytea),
+            (CloudValue::Bytes(vec![]), CloudType::Bytea),
+            (CloudValue::Text("a'\\x".into()), CloudType::Text),
+        ] {
+            let text = to_text(&value).unwrap();
+            assert_eq!(from_text(&text, &kind), Some(value), "{text}");
+        }
+        assert_eq!(from_text("\\x0", &CloudType::Bytea), None);
+    }
+
+    /// A decimal from the cloud becomes what SQLite's NUMERIC affinity would store.
+    #[test]
+    fn decimals_become_sqlite_numbers() {
+        let back = |t: &str| from_cloud(CloudValue::Text(t.into()), &CloudType::Numeric(None));
+        assert_eq!(back("12.00"), Value::Integer(12));
+        assert_eq!(back("12.50"), Value::Real(12.5));
+        assert_eq!(back("NaN"), Value::Text("NaN".into()));
+    }
+}

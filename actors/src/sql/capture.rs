@@ -1,0 +1,239 @@
+//! The journal of one table, and the triggers that fill it, as SQL text.
+//!
+//! ```text
+//! _tidewater_journal_N   waiting: one entry per dirty row, in the table's own key columns k0, k1, …
+//! _tidewater_flight_N    the same entries while a round carries them
+//! _tidewater_parked_N    the same, with PostgreSQL's refusal
+//! _tidewater_aside_N     keys whose row came from the cloud and cannot be stored here yet
+//! _tidewater_seen_N      during a snapshot only: the keys that the cloud has
+//!
+//! entry   known 0: the cloud has no such row; 1: it has, and b<id> holds the value before the change
+//!         whole 1: columns that the triggers do not know may have changed
+//!         d<id> 1: the column with that stable id is dirty
+//! ```
+//!
+//! Rules that the text below keeps (each has a test in `tests/capture.rs`):
+//! - `ON CONFLICT DO UPDATE`, never `INSERT OR REPLACE`: an outer `UPDATE OR IGNORE` overrides the latter.
+//! - Rows that a `REPLACE` evicts fire no delete trigger, so BEFORE triggers journal every row that collides.
+//! - Columns are compared by storage class and bytes, whatever the collation.
+//! - No trigger can make the user's write fail, and each runs on the SQLite of any program (3.24 or newer).
+
+use super::{all, ident, list};
+use crate::core::schema::{Column, Table};
+
+/// The wall clock in microseconds since 1970. `unixepoch('subsec')` is NULL before SQLite 3.42.
+const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)";
+
+/// The four kinds of table that hold keys or entries.
+pub(crate) const JOURNAL: &str = "journal";
+pub(crate) const FLIGHT: &str = "flight";
+pub(crate) const PARKED: &str = "parked";
+pub(crate) const ASIDE: &str = "aside";
+pub(crate) const SEEN: &str = "seen";
+
+/// The name of one of a table's own tables.
+pub(crate) fn side_table(kind: &str, table: &Table) -> String {
+    format!("_tidewater_{kind}_{}", table.id)
+}
+
+/// The journal's names of the key columns.
+pub(crate) fn key_columns(table: &Table) -> Vec<String> {
+    (0..table.key.len()).map(|at| format!("k{at}")).collect()
+}
+
+/// Every column of an entry, in one order for all three tables that hold entries.
+pub(crate) fn entry_columns(table: &Table) -> Vec<String> {
+    let mut columns = key_columns(table);
+    columns.extend(["known", "whole", "stamp", "epoch", "seen"].map(String::from));
+    for c in table.data_columns() {
+        columns.push(format!("d{}", table.columns[c].id));
+        columns.push(format!("b{}", table.columns[c].id));
+    }
+    columns
+}
+
+/// Creates the side tables where they are missing.
+pub(crate) fn create_side_tables(table: &Table) -> String {
+    let keys = list(key_columns(table), |k| k);
+    let entry = "known INTEGER NOT NULL, whole INTEGER NOT NULL DEFAULT 0, stamp INTEGER, epoch INTEGER, \
+                 seen INTEGER NOT NULL DEFAULT 0";
+    let mut sql = String::new();
+    for (kind, extra) in [
+        (JOURNAL, ", refused TEXT"),
+        (FLIGHT, ", refused TEXT"),
+        (PARKED, ", sqlstate TEXT, message TEXT NOT NULL, \"constraint\" TEXT, row_values TEXT, parked_at TEXT NOT NULL"),
+    ] {
+        let name = ident(&side_table(kind, table));
+        sql += &format!(
+            "CREATE TABLE IF NOT EXISTS {name} ({keys}, {entry}{extra}, PRIMARY KEY ({keys})) WITHOUT ROWID;\n"
+        );
+    }
+    let aside = ident(&side_table(ASIDE, table));
+    sql += &format!(
+        "CREATE TABLE IF NOT EXISTS {aside} ({keys}, reason TEXT NOT NULL, PRIMARY KEY ({keys})) WITHOUT ROWID;\n"
+    );
+    sql
+}
+
+/// Adds a column's dirty flag and base to the tables that hold entries.
+pub(crate) fn add_column(table: &Table, column: &Column) -> String {
+    let id = column.id;
+    [JOURNAL, FLIGHT, PARKED]
+        .map(|kind| {
+            let name = ident(&side_table(kind, table));
+            format!(
+                "ALTER TABLE {name} ADD COLUMN d{id} INTEGER NOT NULL DEFAULT 0;\nALTER TABLE {name} ADD COLUMN b{id};\n"
+            )
+        })
+        .concat()
+}
+
+/// Every present row becomes pending, as if it had just been inserted.
+pub(crate) fn journal_everything(table: &Table) -> String {
+    let name = ident(&side_table(JOURNAL, table));
+    let keys = list(key_columns(table), |k| k);
+    let own = list(table.key_names(), ident);
+    let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
+    let epoch = EPOCH;
+    format!(
+        "INSERT INTO {name} ({keys}, known, stamp, epoch) SELECT {own}, 0, {NOW}, {epoch} FROM {} WHERE {present} \
+         ON CONFLICT DO NOTHING",
+        ident(&table.name),
+    )
+}
+
+const EPOCH: &str = "(SELECT epoch FROM _tidewater_clock)";
+
+/// The triggers of a table: their names and the exact text under which SQLite remembers them.
+pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
+    let name = |kind: &str| format!("_tidewater_{}_{kind}", table.id);
+    let on = ident(&table.name);
+    let mut triggers = vec![];
+    let mut trigger = |kind: &str, event: &str, when: &str, body: &str| {
+        let name = name(kind);
+        let sql = format!("CREATE TRIGGER {} {event} ON {on} {when}\nBEGIN\n{body}\nEND", ident(&name));
+        triggers.push((name, sql));
+    };
+    let key_is_set = |row: &str| all(table.key_names(), |k| format!("{row}.{} IS NOT NULL", ident(k)));
+    let keys = list(key_columns(table), |k| k);
+    let same_key = all(table.key_names(), |k| same(&ident(k)));
+    let data: Vec<&Column> = table.data_columns().map(|c| &table.columns[c]).collect();
+
+    let collisions = colliding_rows(table, false);
+    trigger("evict_insert", "BEFORE INSERT", "", &collisions.concat());
+    let collisions = colliding_rows(table, true);
+    let settable = list(unique_columns(table), |c| ident(&table.columns[c].name));
+    trigger("evict_update", &format!("BEFORE UPDATE OF {settable}"), "", &collisions.concat());
+
+    let inserted = format!(
+        "INSERT INTO {} ({keys}, known, stamp, epoch) SELECT {}, 0, {NOW}, {EPOCH} WHERE {}\n  \
+         ON CONFLICT ({keys}) DO UPDATE SET {};\n",
+        ident(&side_table(JOURNAL, table)),
+        list(table.key_names(), |k| format!("NEW.{}", ident(k))),
+        key_is_set("NEW"),
+        list(std::iter::once(LIFTED.to_owned()).chain(data.iter().map(|c| format!("d{} = 1", c.id))), |s| s),
+    );
+    let deleted = whole_row(table, "OLD", &format!("WHERE {}", key_is_set("OLD")), 0);
+    trigger("insert", "AFTER INSERT", "", &inserted);
+    trigger("delete", "AFTER DELETE", "", &deleted);
+    trigger("rekey", "AFTER UPDATE", &format!("WHEN NOT ({same_key})"), &format!("{deleted}{inserted}"));
+
+    let changed = |c: &Column| differs(&ident(&c.name));
+    let any = if data.is_empty() {
+        "0".to_owned()
+    } else {
+        data.iter().map(|c| changed(c)).collect::<Vec<_>>().join(" OR ")
+    };
+    let unexplained = whole_row(table, "OLD", "WHERE true", 1);
+    let when = |what: &str| format!("WHEN {} AND {same_key} AND {what}", key_is_set("NEW"));
+    trigger("unexplained", "AFTER UPDATE", &when(&format!("NOT ({any})")), &unexplained);
+    if !data.is_empty() {
+        let updated = format!(
+            "INSERT INTO {} ({keys}, known, stamp, epoch, {}) SELECT {}, 1, {NOW}, {EPOCH}, {} WHERE true\n  \
+             ON CONFLICT ({keys}) DO UPDATE SET {};\n",
+            ident(&side_table(JOURNAL, table)),
+            list(&data, |c| format!("d{0}, b{0}", c.id)),
+            list(table.key_names(), |k| format!("OLD.{}", ident(k))),
+            list(&data, |c| {
+                let changed = changed(c);
+                format!("{changed}, CASE WHEN {changed} THEN OLD.{} END", ident(&c.name))
+            }),
+            list(std::iter::once(LIFTED.to_owned()).chain(data.iter().map(|c| first_base_wins(c))), |s| s),
+        );
+        trigger("update", "AFTER UPDATE", &when(&format!("({any})")), &updated);
+    }
+    triggers
+}
+
+/// The stamp of an entry that is there already only grows.
+const LIFTED: &str = "stamp = max(stamp + 1, excluded.stamp)";
+
+/// The base of a column is its value before the first of the changes that one entry collects.
+fn first_base_wins(column: &Column) -> String {
+    let id = column.id;
+    format!("b{id} = CASE WHEN d{id} THEN b{id} ELSE excluded.b{id} END, d{id} = max(d{id}, excluded.d{id})")
+}
+
+/// Journals whole rows as known to the cloud: their present values become the bases.
+fn whole_row(table: &Table, row: &str, source: &str, whole: u8) -> String {
+    let data: Vec<&Column> = table.data_columns().map(|c| &table.columns[c]).collect();
+    let mut columns = key_columns(table);
+    columns.extend(["known", "whole", "stamp", "epoch"].map(String::from));
+    let mut values: Vec<String> = table.key_names().iter().map(|k| format!("{row}.{}", ident(k))).collect();
+    values.extend(["1".into(), whole.to_string(), NOW.into(), EPOCH.into()]);
+    let mut updates = vec![LIFTED.to_owned(), "whole = max(whole, excluded.whole)".to_owned()];
+    for column in data {
+        columns.extend([format!("d{}", column.id), format!("b{}", column.id)]);
+        values.extend(["1".into(), format!("{row}.{}", ident(&column.name))]);
+        updates.push(first_base_wins(column));
+    }
+    format!(
+        "INSERT INTO {} ({}) SELECT {} {source}\n  ON CONFLICT ({}) DO UPDATE SET {};\n",
+        ident(&side_table(JOURNAL, table)),
+        list(columns, |c| c),
+        list(values, |v| v),
+        list(key_columns(table), |k| k),
+        list(updates, |u| u),
+    )
+}
+
+/// One statement per unique index, the primary key first, that journals the rows which the new row would evict.
+fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
+    let mut sets: Vec<Vec<(usize, Option<&str>)>> = vec![table.key.iter().map(|c| (*c, None)).collect()];
+    sets.extend(
+        table.uniques.iter().map(|u| u.columns.iter().map(|(c, collation)| (*c, Some(collation.as_str()))).collect()),
+    );
+    sets.into_iter()
+        .map(|set| {
+            let collides = all(set, |(c, collation)| {
+                let name = ident(&table.columns[c].name);
+                let collate = collation.map_or(String::new(), |collation| format!(" COLLATE {}", ident(collation)));
+                format!("evicted.{name}{collate} = NEW.{name}")
+            });
+            let present = all(table.key_names(), |k| format!("evicted.{} IS NOT NULL", ident(k)));
+            let other = if update {
+                format!(" AND NOT ({})", all(table.key_names(), |k| format!("evicted.{0} IS OLD.{0}", ident(k))))
+            } else {
+                String::new()
+            };
+            let source = format!("FROM {} AS evicted WHERE {collides} AND {present}{other}", ident(&table.name));
+            whole_row(table, "evicted", &source, 0)
+        })
+        .collect()
+}
+
+fn unique_columns(table: &Table) -> Vec<usize> {
+    let mut columns = table.key.clone();
+    columns.extend(table.uniques.iter().flat_map(|u| u.columns.iter().map(|(c, _)| *c)));
+    columns.sort_unstable();
+    columns.dedup();
+    columns
+}
+
+fn differs(column: &str) -> String {
+    format!("(OLD.{column} IS NOT NEW.{column} COLLATE BINARY OR typeof(OLD.{column}) <> typeof(NEW.{column}))")
+}
+
+fn same(column: &str) -> String {
+    format!("(OLD.{column} IS NEW.{column} COLLATE BINARY AND typeof(OLD.{column}) = typeof(NEW.{column}))")
+}

@@ -1,0 +1,14 @@
+-- The columns of one table: name, type, what a cast may say, what a modifier says, whether it can be written.
+SELECT a.attname::text                       AS name,
+       CASE t.typtype WHEN 'b' THEN t.typname::text ELSE 'other' END AS kind,
+       format_type(a.atttypid, NULL)         AS cast_name,
+       a.atttypmod                           AS modifier,
+       a.attgenerated::text <> ''            AS generated,
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity::text = '' AND a.attgenerated::text = '' AS demanded,
+       c.oid                                 AS table_oid
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_type t ON t.oid = a.atttypid
+WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')
+ORDER BY a.attnum

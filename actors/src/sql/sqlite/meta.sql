@@ -1,0 +1,48 @@
+-- What Tidewater remembers in the SQLite file, beside the tables per tracked table (see sql/capture.rs).
+CREATE TABLE IF NOT EXISTS _tidewater_meta (
+    key   TEXT PRIMARY KEY,
+    value ANY
+) STRICT, WITHOUT ROWID;
+
+-- The flush epoch: counts the rounds that were noted. Triggers stamp it into entries, receipts compare it.
+CREATE TABLE IF NOT EXISTS _tidewater_clock (
+    one   INTEGER PRIMARY KEY CHECK (one = 1),
+    epoch INTEGER NOT NULL
+) STRICT;
+INSERT OR IGNORE INTO _tidewater_clock (one, epoch) VALUES (1, 1);
+
+-- AUTOINCREMENT: the number is in the names of journals and triggers and must not come back.
+CREATE TABLE IF NOT EXISTS _tidewater_tables (
+    id             INTEGER PRIMARY KEY AUTOINCREMENT,
+    name           TEXT NOT NULL UNIQUE COLLATE NOCASE,
+    key            TEXT NOT NULL,                 -- JSON array of the primary key's columns
+    snapshot       TEXT NOT NULL DEFAULT 'none',  -- none, paging, done
+    snapshot_after TEXT                           -- JSON: the last key of the last page, in the cloud's text
+) STRICT;
+
+CREATE TABLE IF NOT EXISTS _tidewater_columns (
+    table_id INTEGER NOT NULL,
+    id       INTEGER NOT NULL,
+    name     TEXT NOT NULL COLLATE NOCASE,
+    PRIMARY KEY (table_id, id)
+) STRICT, WITHOUT ROWID;
+
+-- The round in flight: there is a row exactly while its outcome is not known.
+CREATE TABLE IF NOT EXISTS _tidewater_round (
+    one    INTEGER PRIMARY KEY CHECK (one = 1),
+    id     TEXT NOT NULL,
+    number INTEGER NOT NULL
+) STRICT;
+
+-- Values that lost, with the values that won.
+CREATE TABLE IF NOT EXISTS _tidewater_conflicts (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    at         TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    table_name TEXT NOT NULL,
+    key        TEXT NOT NULL,  -- JSON array
+    column     TEXT,           -- NULL: the row as a whole
+    base       TEXT,           -- JSON
+    local      TEXT,           -- JSON; NULL: deleted here
+    cloud      TEXT,           -- JSON; NULL: deleted there
+    kept       TEXT NOT NULL   -- local, cloud
+) STRICT;

@@ -1,0 +1,2012 @@
+//! The one file that knows SQLite.
+//!
+//! ```text
+//! Store     two connections on the writer's thread
+//!           ├─ write   the app's statements, in groups; the rounds' bookkeeping
+//!           └─ apply   rows that come from the cloud; triggers and foreign-key actions off
+//! Readers   a pool of read-only connections, for the app and for reading a round's rows
+//! ```
+//!
+//! Invariants:
+//! - S1 (P1): nothing is answered before its COMMIT returned, in WAL mode with `synchronous=FULL`.
+//! - S2 (P2): a row that differs from what the cloud is known to have has an entry in exactly one of journal or
+//!   parked, or in flight, or in flight and journal (dirtied again while under way).
+//! - S3: `_tidewater_round` has a row exactly while a flight table may have one.
+//! - S4: every change to the files' tables, ours or the app's, is one transaction: a crash leaves the old state or
+//!   the new one.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::config::DbConfig;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, ToSql, TransactionBehavior, params, params_from_iter,
+};
+
+use crate::core::merge::{Entry, Local, Loss, Merged, merge};
+use crate::core::schema::{Column, ForeignKey, Table, Unique};
+use crate::core::value::{Value, json_array};
+use crate::sql::capture::{self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table};
+use crate::sql::{all, ident, list};
+
+/// Where the file is and how it is used.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The SQLite file; created when missing.
+    pub path: PathBuf,
+    /// How long a statement waits for another process that holds the file's lock.
+    pub busy_timeout: Duration,
+    /// The most read connections at once.
+    pub read_pool_max: u32,
+}
+
+/// What went wrong with the SQLite file, and whether trying again can help.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened as a database.
+    #[error("{path}: {reason}; {remedy}")]
+    Open {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What a person can do.
+        remedy: String,
+    },
+    /// Another supervisor has this file.
+    #[error("{path} is in use by another supervisor; stop that one, or give this one a file of its own")]
+    InUse {
+        /// The file.
+        path: String,
+    },
+    /// Another process held the file's lock for longer than the busy timeout.
+    #[error("the SQLite file is locked by another process: {0}")]
+    Busy(String),
+    /// No space is left for the file.
+    #[error("the disk is full: {0}")]
+    Full(String),
+    /// The file or its folder cannot be written.
+    #[error("the SQLite file cannot be written: {0}")]
+    ReadOnly(String),
+    /// The file's contents are damaged.
+    #[error("the SQLite file is damaged: {0}; restore a backup, or recover it with the sqlite3 shell's .recover")]
+    Damaged(String),
+    /// The statement is of a kind that callers may not run, because it would touch other callers' transaction.
+    #[error("{0} is not allowed in a write: the writer owns the transaction and its connection")]
+    Forbidden(String),
+    /// SQLite refused the statement: a constraint, a syntax error, an unknown table.
+    #[error("{0}")]
+    Statement(String),
+    /// Reading or writing the file failed.
+    #[error("the SQLite file cannot be accessed: {0}")]
+    Io(String),
+}
+
+impl StoreError {
+    /// Whether the same call can succeed later without anything being changed in it.
+    pub fn retry_helps(&self) -> bool {
+        matches!(self, Self::Busy(_) | Self::Full(_) | Self::Io(_))
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        let text = error.to_string();
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy(text),
+            Some(ErrorCode::DiskFull) => Self::Full(text),
+            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => Self::ReadOnly(text),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(text),
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => Self::Io(text),
+            _ => Self::Statement(text),
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// A statement of the app with its parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statement {
+    /// One SQL statement.
+    pub sql: String,
+    /// Its parameters, `?1` first.
+    pub params: Vec<Value>,
+}
+
+impl Statement {
+    /// A statement without parameters.
+    pub fn new(sql: impl Into<String>) -> Self {
+        Self { sql: sql.into(), params: vec![] }
+    }
+
+    /// The same with one more parameter.
+    #[must_use]
+    pub fn bind(mut self, value: impl Into<Value>) -> Self {
+        self.params.push(value.into());
+        self
+    }
+}
+
+/// What a committed write did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// The flush epoch of the commit: everything dirty at or before it is in the cloud once no entry of this
+    /// epoch, or an older one, is left.
+    pub epoch: i64,
+    /// One per statement, in order.
+    pub results: Vec<StatementResult>,
+}
+
+/// What one statement did.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StatementResult {
+    /// Rows changed.
+    pub rows_changed: u64,
+    /// The rowid of the connection's last insert.
+    pub last_insert_rowid: i64,
+    /// The rows of a `RETURNING` clause.
+    pub rows: Vec<Vec<Value>>,
+}
+
+/// Something to tell the person who runs this, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice(pub String);
+
+/// A round that has been noted: its entries are in flight, durably, under this id.
+#[derive(Debug, Clone)]
+pub struct Noted {
+    /// The random id of the round.
+    pub id: String,
+    /// Counts the rounds of this device.
+    pub number: i64,
+    /// The tables as they were when the round was noted.
+    pub tables: Vec<Table>,
+    /// Whether these entries were refused before and the rest of the journal has been tried since.
+    pub last_chance: bool,
+}
+
+/// One row of a round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoundRow {
+    /// The primary key.
+    pub key: Vec<Value>,
+    /// The noted entry.
+    pub entry: Entry,
+    /// The row as it was when the round was noted.
+    pub row: Option<Vec<Value>>,
+}
+
+/// A row that PostgreSQL refuses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    /// The index into the round's tables.
+    pub table: usize,
+    /// The row's key.
+    pub key: Vec<Value>,
+    /// PostgreSQL's code; none when the value does not fit the column's type.
+    pub sqlstate: Option<String>,
+    /// What PostgreSQL said.
+    pub message: String,
+    /// The constraint's name, if it was one.
+    pub constraint: Option<String>,
+    /// The row's values as JSON.
+    pub values: Option<String>,
+}
+
+/// A row that left its round because somebody else changed it; the cloud's row as read under its lock.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hit {
+    /// The index into the round's tables.
+    pub table: usize,
+    /// The row's key.
+    pub key: Vec<Value>,
+    /// The cloud's row, or none if it is deleted there.
+    pub row: Option<Vec<Value>>,
+    /// The newest feed entry that this row contains.
+    pub seen: i64,
+}
+
+/// The position in the cloud's change feed up to which everything has been applied.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// The transaction id, in decimal.
+    pub xid: String,
+    /// The entry id.
+    pub id: i64,
+    /// The entry's random tag; none where the cursor was fixed at a horizon, not at an entry.
+    pub tag: Option<i32>,
+}
+
+/// A row from the cloud.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PulledRow {
+    /// The index into the tables.
+    pub table: usize,
+    /// The row's key.
+    pub key: Vec<Value>,
+    /// The row, or none if the cloud does not have it.
+    pub row: Option<Vec<Value>>,
+    /// The newest feed entry that the row contains, 0 when it was not read because of one.
+    pub seen: i64,
+}
+
+/// What is applied in one local transaction.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// The rows, each key once.
+    pub rows: Vec<PulledRow>,
+    /// The cursor that the rows bring this file to.
+    pub cursor: Option<Cursor>,
+    /// The table whose snapshot the page belongs to, and the last key in the cloud's text.
+    pub snapshot: Option<(usize, Vec<String>)>,
+    /// Look-ups that the cloud answered with nothing, so that they are not asked again.
+    pub absent: Vec<Lookup>,
+}
+
+/// Rows to fetch from the cloud by the values of some columns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lookup {
+    /// The index into the tables.
+    pub table: usize,
+    /// The columns by index.
+    pub columns: Vec<usize>,
+    /// Their values.
+    pub values: Vec<Value>,
+}
+
+/// The outcome of applying a page.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Applied {
+    /// It is committed.
+    Done {
+        /// Rows that changed here.
+        changed: u64,
+        /// Values that lost against a pending edit.
+        conflicts: u64,
+        /// Rows set aside because SQLite cannot store them yet.
+        aside: u64,
+    },
+    /// Nothing was done: foreign keys need these rows in the same page.
+    Missing(Vec<Lookup>),
+}
+
+/// What this file remembers of the link to the cloud.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Link {
+    /// This file's identity in the cloud's ledger.
+    pub device: String,
+    /// The cloud that this file belongs to, once it has synced.
+    pub cloud: Option<String>,
+    /// The feed's position, once the first sync has fixed it.
+    pub cursor: Option<Cursor>,
+    /// The last round that took effect.
+    pub last_round: Option<String>,
+    /// How many did.
+    pub round_number: i64,
+}
+
+/// Numbers for `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Rows that the cloud has not seen, parked ones excluded.
+    pub pending: u64,
+    /// Rows that the cloud refuses.
+    pub parked: u64,
+    /// Values that lost a conflict.
+    pub conflicts: u64,
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The store
+// ---------------------------------------------------------------------------------------------------------
+
+/// The writer's side of the file. Lives on the writer's thread; every method is one transaction.
+#[derive(Debug)]
+pub struct Store {
+    write: Connection,
+    apply: Connection,
+    tables: Vec<Table>,
+    schema_version: i64,
+    data_version: i64,
+    /// The last key that a round took from each table, so that every entry has its turn.
+    sweep: HashMap<i64, Vec<Value>>,
+    /// The table with which the next round begins, for the same reason.
+    first_table: usize,
+}
+
+/// Keeps other supervisors away from the file for as long as it lives.
+#[derive(Debug)]
+pub struct FileLock {
+    // The lock is the open file's; the operating system releases it with the process, however that ends.
+    _file: File,
+}
+
+/// Locks a SQLite file for this supervisor. Other programs may read and write the file meanwhile.
+pub fn lock_file(path: &Path) -> Result<FileLock> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = PathBuf::from(name);
+    let file = private_file(&lock_path, true).map_err(|error| open_error(&lock_path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(FileLock { _file: file }),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.display().to_string() }),
+        Err(TryLockError::Error(error)) => Err(open_error(&lock_path, &error)),
+    }
+}
+
+/// Opens a file for writing, created with mode 0600 where it is missing.
+fn private_file(path: &Path, truncate_nothing: bool) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(!truncate_nothing);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+fn open_error(path: &Path, error: &std::io::Error) -> StoreError {
+    use std::io::ErrorKind;
+    let remedy = match error.kind() {
+        ErrorKind::NotFound => "create its folder, or name another file with TIDEWATER_DATABASE",
+        ErrorKind::PermissionDenied => "give this user the right to read and write it and its folder",
+        ErrorKind::ReadOnlyFilesystem => "the disk is read-only: name a file elsewhere with TIDEWATER_DATABASE",
+        ErrorKind::StorageFull => "free some space on this disk",
+        _ => "name another file with TIDEWATER_DATABASE",
+    };
+    StoreError::Open { path: path.display().to_string(), reason: error.to_string(), remedy: remedy.into() }
+}
+
+impl Store {
+    /// Opens the file, creates it when missing, and brings journal and triggers up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] says what is wrong with the file and what helps; the file is not touched then.
+    pub fn open(options: &StoreOptions) -> Result<(Self, Vec<Notice>)> {
+        let mut notices = check_file(&options.path)?;
+        let path = &options.path;
+        let explain = |error: rusqlite::Error| match StoreError::from(error) {
+            StoreError::Damaged(reason) => StoreError::Open {
+                path: path.display().to_string(),
+                reason,
+                remedy: "this is not a usable SQLite database; restore a backup or name another file".into(),
+            },
+            StoreError::ReadOnly(reason) | StoreError::Io(reason) => StoreError::Open {
+                path: path.display().to_string(),
+                reason,
+                remedy: "SQLite needs to write the file and its -wal and -shm companions in the same folder".into(),
+            },
+            other => other,
+        };
+        let write = connect(options).map_err(explain)?;
+        write.pragma_update(None, "foreign_keys", true).map_err(explain)?;
+        let encoding: String = write.pragma_query_value(None, "encoding", |row| row.get(0)).map_err(explain)?;
+        if encoding != "UTF-8" {
+            notices.push(Notice(format!("{} is encoded in {encoding}; it works, a little slower", path.display())));
+        }
+        let apply = connect(options).map_err(explain)?;
+        apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map_err(explain)?;
+        apply.pragma_update(None, "foreign_keys", false).map_err(explain)?;
+        let mut store = Self {
+            write,
+            apply,
+            tables: vec![],
+            schema_version: -1,
+            data_version: -1,
+            sweep: HashMap::new(),
+            first_table: 0,
+        };
+        let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
+        tx.execute_batch(include_str!("sql/sqlite/meta.sql")).map_err(explain)?;
+        let device = uuid::Uuid::new_v4().to_string();
+        tx.execute("INSERT OR IGNORE INTO _tidewater_meta VALUES ('format', 1), ('device', ?1)", [device])
+            .map_err(explain)?;
+        tx.commit().map_err(explain)?;
+        notices.extend(store.track()?);
+        store.foreign_commit()?;
+        Ok((store, notices))
+    }
+
+    /// The tracked tables, in the order in which rounds and pages name them.
+    pub fn tables(&self) -> &[Table] {
+        &self.tables
+    }
+
+    /// Runs several callers' statements in one transaction, each caller's in a savepoint of its own, and answers
+    /// each after the commit. One caller's error rolls that caller back alone.
+    pub fn write_group(&mut self, callers: &[&[Statement]]) -> Vec<Result<Written>> {
+        match self.try_group(callers) {
+            Ok(results) => results,
+            // Somebody ended everybody's transaction (`INSERT OR ROLLBACK`, a deferred foreign key at COMMIT, a
+            // full disk): one by one, so that only the guilty one fails.
+            Err(error) if callers.len() == 1 => vec![Err(error)],
+            Err(_) => callers
+                .iter()
+                .map(|caller| self.try_group(&[caller]).and_then(|mut one| one.pop().unwrap_or(Err(lost()))))
+                .collect(),
+        }
+    }
+
+    fn try_group(&mut self, callers: &[&[Statement]]) -> Result<Vec<Result<Written>>> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut results = Vec::with_capacity(callers.len());
+        for caller in callers {
+            tx.execute_batch("SAVEPOINT tidewater_caller")?;
+            let outcome = caller.iter().map(|statement| run(&tx, statement)).collect::<Result<Vec<_>>>();
+            if tx.is_autocommit() {
+                return Err(outcome.err().unwrap_or_else(lost));
+            }
+            if outcome.is_err() {
+                tx.execute_batch("ROLLBACK TO tidewater_caller")?;
+            }
+            tx.execute_batch("RELEASE tidewater_caller")?;
+            results.push(outcome);
+        }
+        let epoch = epoch(&tx)?;
+        // New tables get their journal in the transaction that creates them: no row of theirs escapes it.
+        let changed = schema_version(&tx)? != self.schema_version;
+        let tracked = if changed { Some(track(&tx)?) } else { None };
+        tx.commit()?;
+        if let Some((tables, _)) = tracked {
+            self.remember(tables)?;
+        }
+        Ok(results.into_iter().map(|result| Ok(Written { epoch, results: result? })).collect())
+    }
+
+    /// Brings journals and triggers up to date with the schema, if it changed.
+    pub fn track(&mut self) -> Result<Vec<Notice>> {
+        if schema_version(&self.write)? == self.schema_version {
+            return Ok(vec![]);
+        }
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (tables, notices) = track(&tx)?;
+        tx.commit()?;
+        self.remember(tables)?;
+        Ok(notices)
+    }
+
+    fn remember(&mut self, tables: Vec<Table>) -> Result<()> {
+        self.schema_version = schema_version(&self.write)?;
+        self.tables = tables;
+        Ok(())
+    }
+
+    /// Whether another connection committed since the last call; cheap enough to ask ten times a second.
+    pub fn foreign_commit(&mut self) -> Result<bool> {
+        let version = self.write.pragma_query_value(None, "data_version", |row| row.get(0))?;
+        Ok(std::mem::replace(&mut self.data_version, version) != version)
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // Rounds
+    // -----------------------------------------------------------------------------------------------------
+
+    /// Moves the next window of the journal in flight, closed under foreign keys. `None` when nothing waits.
+    ///
+    /// Entries that were refused wait until nothing else does: who occupies a unique value may leave it in a
+    /// later window.
+    pub fn note_round(&mut self, rows_max: usize) -> Result<Option<Noted>> {
+        self.track()?;
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if let Some((id, number)) = round(&tx)? {
+            // Another round is under way; it has to be settled first (S3).
+            return Ok(Some(Noted { id, number, tables: self.tables.clone(), last_chance: false }));
+        }
+        let mut sweep = self.sweep.clone();
+        let mut taken = 0;
+        let mut last_chance = false;
+        for refused in [false, true] {
+            for at in 0..self.tables.len() {
+                let table = &self.tables[(self.first_table + at) % self.tables.len()];
+                taken += take(&tx, table, rows_max - taken, refused, &mut sweep)?;
+                if taken >= rows_max {
+                    break;
+                }
+            }
+            if taken > 0 {
+                last_chance = refused;
+                break;
+            }
+        }
+        if taken == 0 {
+            return Ok(None);
+        }
+        close_under_foreign_keys(&tx, &self.tables)?;
+        for table in &self.tables {
+            absorb_parked(&tx, table)?;
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        let number = meta::<i64>(&tx, "round_number")?.unwrap_or(0) + 1;
+        tx.execute("INSERT INTO _tidewater_round (one, id, number) VALUES (1, ?1, ?2)", params![id, number])?;
+        tx.execute("UPDATE _tidewater_clock SET epoch = epoch + 1", [])?;
+        tx.commit()?;
+        self.sweep = sweep;
+        self.first_table = (self.first_table + 1) % self.tables.len().max(1);
+        Ok(Some(Noted { id, number, tables: self.tables.clone(), last_chance }))
+    }
+
+    /// The round whose outcome is not known yet.
+    pub fn in_flight(&self) -> Result<Option<(String, i64)>> {
+        round(&self.write)
+    }
+
+    /// The round took effect: what was in flight is cleared, the rows that left it are merged with the cloud's and
+    /// wait again.
+    pub fn acknowledge(&mut self, hits: &[Hit]) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let Some((id, number)) = round(&tx)? else { return Ok(()) };
+        for hit in hits {
+            let table = &self.tables[hit.table];
+            let Some(flight) = take_entry(&tx, table, FLIGHT, &hit.key)? else { continue };
+            let entry = match take_entry(&tx, table, JOURNAL, &hit.key)? {
+                Some(fresh) => combine(flight, fresh),
+                None => flight,
+            };
+            let local = read_row(&tx, table, &hit.key)?;
+            // Columns that only the cloud changed come with the feed entry that made this a hit.
+            let Merged { entry, losses, .. } = merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
+            if let Some(entry) = entry {
+                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
+            }
+            log_losses(&tx, table, &hit.key, &losses)?;
+        }
+        let mut flushed = 0;
+        let mut retried = false;
+        for table in &self.tables {
+            let flight = ident(&side_table(FLIGHT, table));
+            retried |= tx
+                .query_row(&format!("SELECT 1 FROM {flight} WHERE refused IS NOT NULL LIMIT 1"), [], |_| Ok(()))
+                .optional()?
+                .is_some();
+            flushed += tx.execute(&format!("DELETE FROM {flight}"), [])?;
+        }
+        if retried {
+            // A row that others were refused for has been accepted: they get another chance.
+            for table in &self.tables {
+                unpark(&tx, table, Some("23503"))?;
+            }
+        }
+        tx.execute("DELETE FROM _tidewater_round", [])?;
+        set_meta(&tx, "last_round", &id)?;
+        set_meta(&tx, "round_number", number)?;
+        let total = meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
+        set_meta(&tx, "rows_flushed", total)?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// The round did not take effect: its entries wait again, under what was dirtied meanwhile. Rows named here
+    /// wait until the rest of the journal has been tried.
+    pub fn put_back(&mut self, refused: &[Refusal]) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for (at, table) in self.tables.iter().enumerate() {
+            for refusal in refused.iter().filter(|refusal| refusal.table == at) {
+                let sql = format!(
+                    "UPDATE {} SET refused = ?1 WHERE {}",
+                    ident(&side_table(FLIGHT, table)),
+                    key_is(table, 2)
+                );
+                let mut values = vec![Value::from(refusal.sqlstate.clone().unwrap_or_default())];
+                values.extend(refusal.key.iter().cloned());
+                tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
+            }
+            merge_back(&tx, table)?;
+        }
+        tx.execute("DELETE FROM _tidewater_round", [])?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// Parks refused rows, durably; the rest of the round goes on under an id of its own, which is the answer.
+    pub fn park(&mut self, refusals: &[Refusal]) -> Result<Option<(String, i64)>> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for refusal in refusals {
+            let table = &self.tables[refusal.table];
+            let Some(entry) = take_entry(&tx, table, FLIGHT, &refusal.key)? else { continue };
+            put_entry(&tx, table, PARKED, &refusal.key, &entry)?;
+            let sql = format!(
+                "UPDATE {} SET sqlstate = ?1, message = ?2, \"constraint\" = ?3, row_values = ?4, \
+                 parked_at = strftime('%Y-%m-%d %H:%M:%f', 'now') WHERE {}",
+                ident(&side_table(PARKED, table)),
+                key_is(table, 5)
+            );
+            let mut values: Vec<Value> = vec![
+                refusal.sqlstate.clone().into(),
+                refusal.message.clone().into(),
+                refusal.constraint.clone().into(),
+                refusal.values.clone().into(),
+            ];
+            values.extend(refusal.key.iter().cloned());
+            tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        tx.execute("UPDATE _tidewater_round SET id = ?1", [&id])?;
+        let round = round(&tx)?;
+        tx.commit()?;
+        Ok(round)
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // Rows from the cloud
+    // -----------------------------------------------------------------------------------------------------
+
+    /// Applies a page in one transaction with its cursor, without journaling what it writes.
+    ///
+    /// # Errors
+    /// Nothing of the page is applied then, and the cursor stays.
+    pub fn apply(&mut self, page: &Page) -> Result<Applied> {
+        let outcome = self.try_apply(page);
+        // Our own commit is not somebody else's.
+        self.foreign_commit()?;
+        outcome
+    }
+
+    fn try_apply(&mut self, page: &Page) -> Result<Applied> {
+        let tx = self.apply.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut applier = Applier { tx: &tx, tables: &self.tables, page, changed: 0, conflicts: 0, aside: 0 };
+        let missing = applier.run()?;
+        let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
+        if !missing.is_empty() {
+            return Ok(Applied::Missing(missing));
+        }
+        if let Some(cursor) = &page.cursor {
+            set_cursor(&tx, cursor)?;
+        }
+        if let Some((table, last)) = &page.snapshot {
+            let last = serde_json::Value::from(last.clone()).to_string();
+            tx.execute(
+                "UPDATE _tidewater_tables SET snapshot = 'paging', snapshot_after = ?1 WHERE id = ?2",
+                params![last, self.tables[*table].id],
+            )?;
+        }
+        let total = meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
+        set_meta(&tx, "rows_warmed", total)?;
+        tx.commit()?;
+        Ok(Applied::Done { changed, conflicts, aside })
+    }
+
+    /// How far a table's snapshot has come: `None` before its first page, the last key's text after one.
+    /// The outer `None`: it is complete.
+    pub fn snapshot_position(&self, table: usize) -> Result<Option<Option<Vec<String>>>> {
+        let (state, after): (String, Option<String>) = self.write.query_row(
+            "SELECT snapshot, snapshot_after FROM _tidewater_tables WHERE id = ?1",
+            [self.tables[table].id],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        if state == "done" {
+            return Ok(None);
+        }
+        Ok(Some(after.and_then(|text| serde_json::from_str(&text).ok())))
+    }
+
+    /// Begins a table's snapshot anew: the keys that the cloud shows from now on are remembered.
+    pub fn begin_snapshot(&mut self, table: usize) -> Result<()> {
+        let table = &self.tables[table];
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let seen = ident(&side_table(SEEN, table));
+        let keys = list(key_columns(table), |k| k);
+        tx.execute_batch(&format!(
+            "DROP TABLE IF EXISTS {seen}; CREATE TABLE {seen} ({keys}, PRIMARY KEY ({keys})) WITHOUT ROWID;"
+        ))?;
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'paging', snapshot_after = NULL WHERE id = ?1",
+            [table.id],
+        )?;
+        self.schema_version = schema_version(&tx)?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// Rows here that the snapshot did not show and that are not pending: candidates for deletion, to be looked up
+    /// once more. Ends the snapshot when there are none.
+    pub fn snapshot_leftovers(&mut self, table: usize, limit: usize) -> Result<Vec<Vec<Value>>> {
+        let table = &self.tables[table];
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let in_side = |kind: &str| {
+            let keys = all(table.key_names().iter().enumerate(), |(at, k)| format!("s.k{at} = t.{}", ident(k)));
+            format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys})", ident(&side_table(kind, table)))
+        };
+        let sql = format!(
+            "SELECT {} FROM {} AS t WHERE {} AND {} LIMIT {limit}",
+            list(table.key_names(), |k| format!("t.{}", ident(k))),
+            ident(&table.name),
+            all(table.key_names(), |k| format!("t.{} IS NOT NULL", ident(k))),
+            all([SEEN, JOURNAL, FLIGHT, PARKED], in_side),
+        );
+        let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
+        if keys.is_empty() {
+            tx.execute("UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL WHERE id = ?1", [table.id])?;
+            tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", ident(&side_table(SEEN, table))))?;
+            self.schema_version = schema_version(&tx)?;
+            tx.commit()?;
+        }
+        Ok(keys)
+    }
+
+    /// The keys whose rows came from the cloud and could not be stored here, to be tried again.
+    pub fn set_aside(&self) -> Result<Vec<Lookup>> {
+        let mut lookups = vec![];
+        for (at, table) in self.tables.iter().enumerate() {
+            let sql = format!(
+                "SELECT {} FROM {}",
+                list(key_columns(table), |k| k),
+                ident(&side_table(ASIDE, table))
+            );
+            let keys = query(&self.write, &sql, &[], |row| values(row, 0, table.key.len()))?;
+            lookups.extend(keys.into_iter().map(|values| Lookup { table: at, columns: table.key.clone(), values }));
+        }
+        Ok(lookups)
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // The link
+    // -----------------------------------------------------------------------------------------------------
+
+    /// What this file remembers of the link.
+    pub fn link(&self) -> Result<Link> {
+        let conn = &self.write;
+        let cursor = match meta::<String>(conn, "cursor_xid")? {
+            Some(xid) => Some(Cursor {
+                xid,
+                id: meta(conn, "cursor_id")?.unwrap_or(0),
+                tag: meta::<i64>(conn, "cursor_tag")?.and_then(|tag| i32::try_from(tag).ok()),
+            }),
+            None => None,
+        };
+        Ok(Link {
+            device: meta(conn, "device")?.unwrap_or_default(),
+            cloud: meta(conn, "cloud")?,
+            cursor,
+            last_round: meta(conn, "last_round")?,
+            round_number: meta(conn, "round_number")?.unwrap_or(0),
+        })
+    }
+
+    /// Remembers the cloud that this file belongs to from now on.
+    pub fn remember_cloud(&mut self, cloud: &str) -> Result<()> {
+        set_meta(&self.write, "cloud", cloud)
+    }
+
+    /// Fixes the feed's cursor.
+    pub fn fix_cursor(&mut self, cursor: &Cursor) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        set_cursor(&tx, cursor)?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// History changed under this file. It starts over as a new device: every table is compared with the cloud
+    /// anew. With `resend`, everything here counts as pending again, because the cloud lost what it had
+    /// acknowledged. Nothing is deleted by this itself.
+    pub fn start_over(&mut self, resend: bool) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for table in &self.tables {
+            merge_back(&tx, table)?;
+            if resend {
+                tx.execute(&capture::journal_everything(table), [])?;
+            }
+        }
+        tx.execute("DELETE FROM _tidewater_round", [])?;
+        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
+        tx.execute(
+            "DELETE FROM _tidewater_meta \
+             WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag', 'last_round', 'round_number')",
+            [],
+        )?;
+        set_meta(&tx, "device", uuid::Uuid::new_v4().to_string())?;
+        tx.commit()?;
+        Ok(())
+    }
+}
+
+fn lost() -> StoreError {
+    StoreError::Statement("the transaction was ended by another statement in it".into())
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Readers
+// ---------------------------------------------------------------------------------------------------------
+
+/// Read-only connections to the file. Cheap to clone; readers never wait for the writer.
+#[derive(Debug, Clone)]
+pub struct Readers {
+    pool: r2d2::Pool<SqliteConnectionManager>,
+}
+
+impl Readers {
+    /// A pool for a file that exists.
+    pub fn open(options: &StoreOptions) -> Result<Self> {
+        let busy = options.busy_timeout;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let manager = SqliteConnectionManager::file(&options.path).with_flags(flags).with_init(move |conn| {
+            conn.busy_timeout(busy)?;
+            conn.set_prepared_statement_cache_capacity(128);
+            // Not only the app's files are read-only here: `ATTACH` would open others for writing.
+            conn.pragma_update(None, "query_only", true)
+        });
+        let pool = r2d2::Pool::builder()
+            .max_size(options.read_pool_max.max(1))
+            .min_idle(Some(0))
+            .test_on_check_out(false)
+            .connection_timeout(busy.max(Duration::from_secs(1)))
+            .build(manager)
+            .map_err(|error| StoreError::Io(error.to_string()))?;
+        Ok(Self { pool })
+    }
+
+    /// Runs a closure with a read-only connection, on the caller's thread.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when every connection is in use for longer than the busy timeout, and whatever
+    /// SQLite says.
+    pub fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let conn = self.pool.get().map_err(|error| StoreError::Busy(error.to_string()))?;
+        Ok(work(&conn)?)
+    }
+
+    /// The rows of the round in flight, each as it was when the round was noted.
+    ///
+    /// What was written since is undone by its own journal entry, whose bases are exactly the noted values; so the
+    /// writer never waits for this.
+    pub fn read_round(&self, noted: &Noted) -> Result<Vec<Vec<RoundRow>>> {
+        let conn = self.pool.get().map_err(|error| StoreError::Busy(error.to_string()))?;
+        noted.tables.iter().map(|table| read_flight(&conn, table)).collect()
+    }
+
+    /// Numbers for `status`.
+    pub fn counts(&self) -> Result<Counts> {
+        self.read(|conn| {
+            let ids: Vec<i64> = conn
+                .prepare_cached("SELECT id FROM _tidewater_tables")?
+                .query_map([], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            let count = |table: &str| -> rusqlite::Result<u64> {
+                conn.prepare_cached(&format!("SELECT count(*) FROM {table}"))?.query_row([], unsigned)
+            };
+            let mut counts = Counts { conflicts: count("_tidewater_conflicts")?, ..Counts::default() };
+            for id in ids {
+                counts.pending += count(&format!("_tidewater_journal_{id}"))?;
+                counts.pending += count(&format!("_tidewater_flight_{id}"))?;
+                counts.parked += count(&format!("_tidewater_parked_{id}"))?;
+            }
+            Ok(counts)
+        })
+    }
+
+    /// Whether a row that was dirty in this epoch, or before, still waits (`Some(false)`), is parked
+    /// (`Some(true)`), or none is left.
+    pub fn outstanding(&self, epoch: i64) -> Result<Option<bool>> {
+        self.read(|conn| {
+            let ids: Vec<i64> = conn
+                .prepare_cached("SELECT id FROM _tidewater_tables")?
+                .query_map([], |row| row.get(0))?
+                .collect::<rusqlite::Result<_>>()?;
+            let mut parked = false;
+            for id in ids {
+                for kind in [JOURNAL, FLIGHT, PARKED] {
+                    let sql = format!("SELECT 1 FROM _tidewater_{kind}_{id} WHERE epoch <= ?1 LIMIT 1");
+                    if conn.prepare_cached(&sql)?.exists([epoch])? {
+                        if kind != PARKED {
+                            return Ok(Some(false));
+                        }
+                        parked = true;
+                    }
+                }
+            }
+            Ok(parked.then_some(true))
+        })
+    }
+
+    /// A number that this file keeps: `rows_flushed` or `rows_warmed`.
+    pub fn total(&self, name: &str) -> Result<u64> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT value FROM _tidewater_meta WHERE key = ?1")?
+                .query_row([name], unsigned)
+                .optional()
+                .map(|total| total.unwrap_or(0))
+        })
+    }
+}
+
+fn read_flight(conn: &Connection, table: &Table) -> Result<Vec<RoundRow>> {
+    let keys = table.key.len();
+    let entry = entry_columns(table);
+    let data: Vec<usize> = table.data_columns().collect();
+    let on = |right: &str| all(table.key.iter().enumerate(), |(at, _)| format!("{right}.k{at} = f.k{at}"));
+    let sql = format!(
+        "SELECT {}, j.known{}, {} IS NOT NULL, {} FROM {} AS f LEFT JOIN {} AS t ON {} LEFT JOIN {} AS j ON {}",
+        list(&entry, |c| format!("f.{c}")),
+        data.iter().map(|c| format!(", j.d{0}, j.b{0}", table.columns[*c].id)).collect::<String>(),
+        format_args!("t.{}", ident(table.key_names()[0])),
+        list(&table.columns, |c| format!("t.{}", ident(&c.name))),
+        ident(&side_table(FLIGHT, table)),
+        ident(&table.name),
+        row_is(table, "t", |at| format!("f.k{at}")),
+        ident(&side_table(JOURNAL, table)),
+        on("j"),
+    );
+    query(conn, &sql, &[], |row| {
+        let key = values(row, 0, keys)?;
+        let noted = entry_from(table, row, keys)?;
+        let fresh_at = entry.len();
+        let fresh: Option<bool> = row.get(fresh_at)?;
+        let present_at = fresh_at + 1 + 2 * data.len();
+        let present: bool = row.get(present_at)?;
+        let was_there = fresh.unwrap_or(present);
+        let mut stored = values(row, present_at + 1, table.columns.len())?;
+        for (at, c) in table.key.iter().enumerate() {
+            stored[*c] = key[at].clone();
+        }
+        for (at, c) in data.iter().enumerate() {
+            let dirtied_since: Option<bool> = row.get(fresh_at + 1 + 2 * at)?;
+            if dirtied_since == Some(true) {
+                stored[*c] = value(row.get_ref(fresh_at + 2 + 2 * at)?);
+            }
+        }
+        Ok(RoundRow { key, entry: noted, row: was_there.then_some(stored) })
+    })
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Connections and values
+// ---------------------------------------------------------------------------------------------------------
+
+/// Looks at the file before SQLite does, because SQLite's words for these cases help nobody. Creates it with
+/// mode 0600 when it is missing; its companions inherit the mode.
+fn check_file(path: &Path) -> Result<Vec<Notice>> {
+    let broken = |reason: &str, remedy: &str| StoreError::Open {
+        path: path.display().to_string(),
+        reason: reason.into(),
+        remedy: remedy.into(),
+    };
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            Err(broken("this is a folder", "name a file in it with TIDEWATER_DATABASE"))
+        }
+        Ok(metadata) if !metadata.is_file() => {
+            Err(broken("this is not an ordinary file", "name another one with TIDEWATER_DATABASE"))
+        }
+        Ok(metadata) => {
+            private_file(path, true).map_err(|error| open_error(path, &error))?;
+            Ok(open_to_others(path, &metadata))
+        }
+        Err(_) => {
+            private_file(path, true).map_err(|error| open_error(path, &error))?;
+            Ok(vec![])
+        }
+    }
+}
+
+#[cfg(unix)]
+fn open_to_others(path: &Path, metadata: &std::fs::Metadata) -> Vec<Notice> {
+    let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
+    if mode & 0o077 == 0 {
+        return vec![];
+    }
+    vec![Notice(format!(
+        "{} can be read by others (mode {mode:04o}); it keeps its mode, `chmod 600` closes it",
+        path.display()
+    ))]
+}
+
+#[cfg(not(unix))]
+fn open_to_others(_path: &Path, _metadata: &std::fs::Metadata) -> Vec<Notice> {
+    vec![]
+}
+
+fn connect(options: &StoreOptions) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(&options.path, flags)?;
+    conn.busy_timeout(options.busy_timeout)?;
+    conn.set_prepared_statement_cache_capacity(256);
+    let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if !mode.eq_ignore_ascii_case("wal") {
+        return Err(rusqlite::Error::SqliteFailure(
+            rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR),
+            Some(format!("write-ahead logging is not possible here (journal mode stays {mode})")),
+        ));
+    }
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    Ok(conn)
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Value::Null => ValueRef::Null,
+            Value::Integer(i) => ValueRef::Integer(*i),
+            Value::Real(r) => ValueRef::Real(*r),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Malformed(bytes) => ValueRef::Text(bytes),
+            Value::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+fn value(stored: ValueRef<'_>) -> Value {
+    match stored {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(i) => Value::Integer(i),
+        ValueRef::Real(r) => Value::Real(r),
+        ValueRef::Text(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => Value::Text(text.to_owned()),
+            Err(_) => Value::Malformed(bytes.to_vec()),
+        },
+        ValueRef::Blob(bytes) => Value::Blob(bytes.to_vec()),
+    }
+}
+
+fn values(row: &Row<'_>, first: usize, count: usize) -> rusqlite::Result<Vec<Value>> {
+    (first..first + count).map(|at| row.get_ref(at).map(value)).collect()
+}
+
+fn unsigned(row: &Row<'_>) -> rusqlite::Result<u64> {
+    // Counts and totals are never negative.
+    Ok(row.get::<_, i64>(0)?.unsigned_abs())
+}
+
+fn query<T>(
+    conn: &Connection,
+    sql: &str,
+    params: &[Value],
+    each: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Vec<T>> {
+    let mut statement = conn.prepare_cached(sql)?;
+    let rows = statement.query_map(params_from_iter(params), each)?.collect::<rusqlite::Result<_>>()?;
+    Ok(rows)
+}
+
+/// Runs one statement of a caller.
+fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
+    if let Some(word) = forbidden(&statement.sql) {
+        return Err(StoreError::Forbidden(word));
+    }
+    let before = conn.total_changes();
+    let mut prepared = conn.prepare_cached(&statement.sql)?;
+    let columns = prepared.column_count();
+    let mut rows = vec![];
+    if columns > 0 {
+        let mut found = prepared.query(params_from_iter(&statement.params))?;
+        while let Some(row) = found.next()? {
+            rows.push(values(row, 0, columns)?);
+        }
+        drop(found);
+    } else {
+        prepared.execute(params_from_iter(&statement.params))?;
+    }
+    let rows_changed = if conn.total_changes() == before { 0 } else { conn.changes() };
+    Ok(StatementResult { rows_changed, last_insert_rowid: conn.last_insert_rowid(), rows })
+}
+
+/// The first word of a statement, if it is one that would end or leave the shared transaction, or change the
+/// connection under everybody.
+fn forbidden(sql: &str) -> Option<String> {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == '\u{feff}');
+        if let Some(comment) = rest.strip_prefix("--") {
+            rest = comment.split_once('\n').map_or("", |(_, after)| after);
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            rest = comment.split_once("*/").map_or("", |(_, after)| after);
+        } else {
+            break;
+        }
+    }
+    let word: String = rest.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_uppercase();
+    const WORDS: [&str; 10] =
+        ["BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM", "PRAGMA"];
+    WORDS.contains(&word.as_str()).then_some(word)
+}
+
+fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Option<T>> {
+    Ok(conn
+        .prepare_cached("SELECT value FROM _tidewater_meta WHERE key = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()?)
+}
+
+fn set_meta(conn: &Connection, key: &str, value: impl ToSql) -> Result<()> {
+    conn.prepare_cached("INSERT INTO _tidewater_meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value")?
+        .execute(params![key, value])?;
+    Ok(())
+}
+
+fn set_cursor(conn: &Connection, cursor: &Cursor) -> Result<()> {
+    set_meta(conn, "cursor_xid", &cursor.xid)?;
+    set_meta(conn, "cursor_id", cursor.id)?;
+    set_meta(conn, "cursor_tag", cursor.tag)
+}
+
+fn epoch(conn: &Connection) -> Result<i64> {
+    Ok(conn.prepare_cached("SELECT epoch FROM _tidewater_clock")?.query_row([], |row| row.get(0))?)
+}
+
+fn round(conn: &Connection) -> Result<Option<(String, i64)>> {
+    Ok(conn
+        .query_row("SELECT id, number FROM _tidewater_round", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?)
+}
+
+fn schema_version(conn: &Connection) -> Result<i64> {
+    Ok(conn.pragma_query_value(None, "schema_version", |row| row.get(0))?)
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Entries
+// ---------------------------------------------------------------------------------------------------------
+
+/// `k0 = ?n AND k1 = ?n+1 …` in a side table.
+fn key_is(table: &Table, first_parameter: usize) -> String {
+    all(0..table.key.len(), |at| format!("k{at} = ?{}", at + first_parameter))
+}
+
+/// The table's row with exactly this key: found by its index, whose collation may be laxer, then compared by bytes.
+fn row_is(table: &Table, row: &str, key: impl Fn(usize) -> String) -> String {
+    all(table.key_names().iter().enumerate(), |(at, name)| {
+        let (name, key) = (ident(name), key(at));
+        format!("{row}.{name} = {key} AND {key} = {row}.{name} COLLATE BINARY")
+    })
+}
+
+fn entry_from(table: &Table, row: &Row<'_>, first: usize) -> rusqlite::Result<Entry> {
+    let width = table.columns.len();
+    let mut entry = Entry {
+        known: row.get(first)?,
+        whole: row.get(first + 1)?,
+        stamp: row.get::<_, Option<i64>>(first + 2)?.unwrap_or(0),
+        epoch: row.get::<_, Option<i64>>(first + 3)?.unwrap_or(0),
+        seen: row.get(first + 4)?,
+        dirty: vec![false; width],
+        base: vec![Value::Null; width],
+    };
+    for (at, c) in table.data_columns().enumerate() {
+        entry.dirty[c] = row.get(first + 5 + 2 * at)?;
+        entry.base[c] = value(row.get_ref(first + 6 + 2 * at)?);
+    }
+    Ok(entry)
+}
+
+/// Takes an entry out of one of the tables that hold entries.
+fn take_entry(conn: &Connection, table: &Table, kind: &str, key: &[Value]) -> Result<Option<Entry>> {
+    let sql = format!(
+        "DELETE FROM {} WHERE {} RETURNING {}",
+        ident(&side_table(kind, table)),
+        key_is(table, 1),
+        list(entry_columns(table), |c| c)
+    );
+    let mut found = query(conn, &sql, key, |row| entry_from(table, row, table.key.len()))?;
+    Ok(found.pop())
+}
+
+/// Puts an entry where none is.
+fn put_entry(conn: &Connection, table: &Table, kind: &str, key: &[Value], entry: &Entry) -> Result<()> {
+    let columns = entry_columns(table);
+    let mut values = key.to_vec();
+    values.extend([
+        entry.known.into(),
+        entry.whole.into(),
+        Value::Integer(entry.stamp),
+        Value::Integer(entry.epoch),
+        Value::Integer(entry.seen),
+    ]);
+    for c in table.data_columns() {
+        values.push(entry.dirty[c].into());
+        values.push(if entry.dirty[c] { entry.base[c].clone() } else { Value::Null });
+    }
+    let parked = kind == PARKED;
+    let sql = format!(
+        "INSERT INTO {} ({}{}) VALUES ({}{})",
+        ident(&side_table(kind, table)),
+        list(&columns, |c| c.clone()),
+        if parked { ", message, parked_at" } else { "" },
+        list(0..columns.len(), |at| format!("?{}", at + 1)),
+        if parked { ", '', ''" } else { "" },
+    );
+    conn.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
+    Ok(())
+}
+
+/// One entry from an older and a fresher one for the same row: the older base, the union of the columns.
+fn combine(older: Entry, fresher: Entry) -> Entry {
+    let mut both = older;
+    both.whole |= fresher.whole;
+    both.stamp = both.stamp.max(fresher.stamp);
+    both.epoch = both.epoch.min(fresher.epoch);
+    both.seen = both.seen.max(fresher.seen);
+    for c in 0..both.dirty.len() {
+        if fresher.dirty[c] && !both.dirty[c] {
+            both.dirty[c] = true;
+            both.base[c] = fresher.base[c].clone();
+        }
+    }
+    both
+}
+
+/// [`combine`] for a whole table, in SQL: the older entries of `from` go into `into`, and are gone from `from`.
+fn merge_entries(conn: &Connection, table: &Table, from: &str, into: &str, where_clause: &str) -> Result<usize> {
+    let columns = entry_columns(table);
+    let refused = if from == FLIGHT && into == JOURNAL { ", refused" } else { "" };
+    let mut updates = vec![
+        "known = excluded.known".to_owned(),
+        "whole = max(whole, excluded.whole)".into(),
+        "stamp = max(stamp, excluded.stamp)".into(),
+        "epoch = min(epoch, excluded.epoch)".into(),
+        "seen = max(seen, excluded.seen)".into(),
+    ];
+    for c in table.data_columns() {
+        let id = table.columns[c].id;
+        updates.push(format!("b{id} = CASE WHEN excluded.d{id} THEN excluded.b{id} ELSE b{id} END"));
+        updates.push(format!("d{id} = max(d{id}, excluded.d{id})"));
+    }
+    if into == JOURNAL {
+        // Changed since it was refused, or asked for: it is tried like any other.
+        updates.push("refused = NULL".into());
+    }
+    let names = list(&columns, |c| c.clone());
+    let (from, into) = (ident(&side_table(from, table)), ident(&side_table(into, table)));
+    let keys = list(key_columns(table), |k| k);
+    let moved = conn
+        .prepare_cached(&format!(
+            "INSERT INTO {into} ({names}{refused}) SELECT {names}{refused} FROM {from} WHERE {where_clause} \
+             ON CONFLICT ({keys}) DO UPDATE SET {}",
+            list(updates, |u| u)
+        ))?
+        .execute([])?;
+    conn.prepare_cached(&format!("DELETE FROM {from} WHERE {where_clause}"))?.execute([])?;
+    Ok(moved)
+}
+
+fn merge_back(conn: &Connection, table: &Table) -> Result<()> {
+    merge_entries(conn, table, FLIGHT, JOURNAL, "true")?;
+    Ok(())
+}
+
+/// Parked rows wait in the journal again: all, or those with one SQLSTATE.
+fn unpark(conn: &Connection, table: &Table, sqlstate: Option<&str>) -> Result<usize> {
+    let which = sqlstate.map_or("true".to_owned(), |code| format!("sqlstate = '{code}'"));
+    merge_entries(conn, table, PARKED, JOURNAL, &which)
+}
+
+/// A parked row that was edited goes along, with its older base.
+fn absorb_parked(conn: &Connection, table: &Table) -> Result<()> {
+    let keys = list(key_columns(table), |k| k);
+    let which = format!("({keys}) IN (SELECT {keys} FROM {})", ident(&side_table(FLIGHT, table)));
+    merge_entries(conn, table, PARKED, FLIGHT, &which)?;
+    Ok(())
+}
+
+/// Moves up to `limit` entries of one table from the journal in flight, going on where the last round stopped.
+fn take(
+    conn: &Connection,
+    table: &Table,
+    limit: usize,
+    refused: bool,
+    sweep: &mut HashMap<i64, Vec<Value>>,
+) -> Result<usize> {
+    let keys = list(key_columns(table), |k| k);
+    let columns = list(entry_columns(table), |c| c);
+    let journal = ident(&side_table(JOURNAL, table));
+    let flight = ident(&side_table(FLIGHT, table));
+    let refused = if refused { "NOT NULL" } else { "NULL" };
+    let mut taken = 0;
+    let mut after = sweep.remove(&table.id);
+    loop {
+        let position = match &after {
+            Some(_) => format!("({keys}) > ({})", list(0..table.key.len(), |at| format!("?{}", at + 1))),
+            None => "true".into(),
+        };
+        let moved = conn
+            .prepare_cached(&format!(
+                "INSERT INTO {flight} ({columns}, refused) SELECT {columns}, refused FROM {journal} \
+                 WHERE refused IS {refused} AND {position} ORDER BY {keys} LIMIT {}",
+                limit - taken
+            ))?
+            .execute(params_from_iter(after.iter().flatten()))?;
+        if moved > 0 {
+            conn.prepare_cached(&format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"))?
+                .execute([])?;
+        }
+        taken += moved;
+        if taken >= limit {
+            let descending = list(key_columns(table), |k| format!("{k} DESC"));
+            let below = match &after {
+                Some(_) => format!("({keys}) > ({})", list(0..table.key.len(), |at| format!("?{}", at + 1))),
+                None => "true".into(),
+            };
+            let last = query(
+                conn,
+                &format!("SELECT {keys} FROM {flight} WHERE {below} ORDER BY {descending} LIMIT 1"),
+                after.as_deref().unwrap_or(&[]),
+                |row| values(row, 0, table.key.len()),
+            )?;
+            if let Some(last) = last.into_iter().next() {
+                sweep.insert(table.id, last);
+            }
+            return Ok(taken);
+        }
+        // The end of the journal: once more from its beginning, if this round did not start there.
+        if after.take().is_none() {
+            return Ok(taken);
+        }
+    }
+}
+
+/// Pending parents of the window's rows come along, to any depth.
+fn close_under_foreign_keys(conn: &Connection, tables: &[Table]) -> Result<()> {
+    loop {
+        let mut moved = 0;
+        for child in tables {
+            for key in &child.foreign_keys {
+                let Some(parent) = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&key.parent)) else { continue };
+                let journal = ident(&side_table(JOURNAL, parent));
+                let flight = ident(&side_table(FLIGHT, parent));
+                let keys = list(key_columns(parent), |k| k);
+                let columns = entry_columns(parent);
+                let sql = format!(
+                    "INSERT INTO {flight} ({names}, refused) SELECT DISTINCT {from_journal}, j.refused \
+                     FROM {child_flight} AS f CROSS JOIN {child} AS c ON {child_row} \
+                     CROSS JOIN {parent} AS p ON {refers} CROSS JOIN {journal} AS j ON {parent_row} \
+                     WHERE true ON CONFLICT DO NOTHING",
+                    names = list(&columns, |c| c.clone()),
+                    from_journal = list(&columns, |c| format!("j.{c}")),
+                    child_flight = ident(&side_table(FLIGHT, child)),
+                    child_row = all(child.key_names().iter().enumerate(), |(at, k)| format!("c.{} = f.k{at}", ident(k))),
+                    child = ident(&child.name),
+                    refers = refers(child, key, "c", "p"),
+                    parent_row = all(parent.key_names().iter().enumerate(), |(at, k)| format!("j.k{at} = p.{}", ident(k))),
+                    parent = ident(&parent.name),
+                );
+                let came = conn.prepare_cached(&sql)?.execute([])?;
+                if came > 0 {
+                    let sql = format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})");
+                    conn.prepare_cached(&sql)?.execute([])?;
+                }
+                moved += came;
+            }
+        }
+        if moved == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// `parent.x = child.y AND …` for a foreign key.
+fn refers(child: &Table, key: &ForeignKey, child_row: &str, parent_row: &str) -> String {
+    all(key.columns.iter().zip(&key.parent_columns), |(c, p)| {
+        format!("{parent_row}.{} = {child_row}.{}", ident(p), ident(&child.columns[*c].name))
+    })
+}
+
+fn log_losses(conn: &Connection, table: &Table, key: &[Value], losses: &[Loss]) -> Result<()> {
+    let json = |value: &Option<Value>| value.as_ref().map(|value| value.to_json().to_string());
+    for loss in losses {
+        conn.prepare_cached(
+            "INSERT INTO _tidewater_conflicts (table_name, key, column, base, local, cloud, kept) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'local')",
+        )?
+        .execute(params![
+            table.name,
+            json_array(key),
+            loss.column.map(|c| &table.columns[c].name),
+            json(&loss.base),
+            json(&loss.local),
+            json(&loss.cloud),
+        ])?;
+    }
+    Ok(())
+}
+
+fn read_row(conn: &Connection, table: &Table, key: &[Value]) -> Result<Option<Vec<Value>>> {
+    let sql = format!(
+        "SELECT {} FROM {} AS t WHERE {}",
+        list(&table.columns, |c| format!("t.{}", ident(&c.name))),
+        ident(&table.name),
+        row_is(table, "t", |at| format!("?{}", at + 1))
+    );
+    let mut rows = query(conn, &sql, key, |row| values(row, 0, table.columns.len()))?;
+    Ok(rows.pop())
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Applying
+// ---------------------------------------------------------------------------------------------------------
+
+/// Applies one page inside its transaction.
+struct Applier<'a> {
+    tx: &'a Connection,
+    tables: &'a [Table],
+    page: &'a Page,
+    changed: u64,
+    conflicts: u64,
+    aside: u64,
+}
+
+impl Applier<'_> {
+    /// Answers with what is missing before the page can hold under foreign keys.
+    fn run(&mut self) -> Result<Vec<Lookup>> {
+        let paging: HashSet<i64> =
+            query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| row.get(0))?
+                .into_iter()
+                .collect();
+        let mut missing: Vec<Lookup> = vec![];
+        let mut collided = vec![];
+        for pulled in &self.page.rows {
+            let table = &self.tables[pulled.table];
+            self.forget_aside(table, &pulled.key)?;
+            if pulled.row.is_some() && paging.contains(&table.id) {
+                let sql = format!(
+                    "INSERT OR IGNORE INTO {} VALUES ({})",
+                    ident(&side_table(SEEN, table)),
+                    list(0..table.key.len(), |at| format!("?{}", at + 1))
+                );
+                self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
+            }
+            let pending = self.take_pending(table, &pulled.key)?;
+            let local = read_row(self.tx, table, &pulled.key)?;
+            let action = match pending {
+                None => match (&local, &pulled.row) {
+                    (Some(local), Some(cloud)) => differing(table, local, cloud),
+                    (Some(_), None) => Local::Delete,
+                    (None, Some(_)) => Local::Insert,
+                    (None, None) => Local::Keep,
+                },
+                Some(entry) => {
+                    let merged = merge(table, entry, local.as_deref(), pulled.row.as_deref(), pulled.seen);
+                    if let Some(entry) = merged.entry {
+                        put_entry(self.tx, table, JOURNAL, &pulled.key, &entry)?;
+                    }
+                    self.conflicts += u64::from(!merged.losses.is_empty());
+                    log_losses(self.tx, table, &pulled.key, &merged.losses)?;
+                    merged.local
+                }
+            };
+            if !self.perform(pulled, &action, local.as_deref(), &mut missing)? {
+                collided.push(pulled);
+            }
+        }
+        self.untangle(&collided)?;
+        for pulled in &self.page.rows {
+            self.check_parents(pulled, &mut missing)?;
+        }
+        Ok(missing)
+    }
+
+    /// The pending entry of a row, wherever it waits. A parked row that the cloud changed is tried again.
+    fn take_pending(&self, table: &Table, key: &[Value]) -> Result<Option<Entry>> {
+        let parked = take_entry(self.tx, table, PARKED, key)?;
+        let journal = take_entry(self.tx, table, JOURNAL, key)?;
+        Ok(match (parked, journal) {
+            (Some(parked), Some(journal)) => Some(combine(parked, journal)),
+            (parked, journal) => parked.or(journal),
+        })
+    }
+
+    /// Performs a row's action. False: a unique value is in the way.
+    fn perform(
+        &mut self,
+        pulled: &PulledRow,
+        action: &Local,
+        local: Option<&[Value]>,
+        missing: &mut Vec<Lookup>,
+    ) -> Result<bool> {
+        let table = &self.tables[pulled.table];
+        let done = match (action, &pulled.row) {
+            (Local::Keep, _) => return Ok(true),
+            (Local::Delete, _) => {
+                if let Some(local) = local {
+                    if self.children_allow_delete(pulled.table, &pulled.key, local, missing)? {
+                        let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
+                        self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
+                        self.changed += 1;
+                    }
+                }
+                return Ok(true);
+            }
+            (Local::Set(columns), Some(cloud)) => {
+                let keys = table.key.len();
+                let sql = format!(
+                    "UPDATE {} AS t SET {} WHERE {}",
+                    ident(&table.name),
+                    list(columns.iter().enumerate(), |(at, c)| format!(
+                        "{} = ?{}",
+                        ident(&table.columns[*c].name),
+                        keys + at + 1
+                    )),
+                    row_is(table, "t", param)
+                );
+                let values = pulled.key.iter().chain(columns.iter().map(|c| &cloud[*c]));
+                self.tx.prepare_cached(&sql)?.execute(params_from_iter(values))
+            }
+            (Local::Insert, Some(cloud)) => self.insert(table, cloud),
+            (Local::Set(_) | Local::Insert, None) => return Ok(true),
+        };
+        match done {
+            Ok(_) => {
+                self.changed += 1;
+                Ok(true)
+            }
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn insert(&self, table: &Table, row: &[Value]) -> rusqlite::Result<usize> {
+        let sql = format!(
+            "INSERT INTO {} ({}) VALUES ({})",
+            ident(&table.name),
+            list(&table.columns, |c| ident(&c.name)),
+            list(0..row.len(), param)
+        );
+        self.tx.prepare_cached(&sql)?.execute(params_from_iter(row))
+    }
+
+    /// Rows that trade unique values with each other: all leave, then all come back. What still cannot be stored is
+    /// set aside, with its reason, and tried again with every pull.
+    fn untangle(&mut self, collided: &[&PulledRow]) -> Result<()> {
+        if collided.is_empty() {
+            return Ok(());
+        }
+        self.tx.execute_batch("SAVEPOINT tidewater_untangle")?;
+        let mut outcome = Ok(());
+        for pulled in collided {
+            let table = &self.tables[pulled.table];
+            let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
+            self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
+        }
+        for pulled in collided {
+            if let (Some(cloud), Ok(())) = (&pulled.row, &outcome) {
+                outcome = self.insert(&self.tables[pulled.table], cloud).map(|_| ());
+            }
+        }
+        match outcome {
+            Ok(()) => {
+                self.tx.execute_batch("RELEASE tidewater_untangle")?;
+                self.changed += collided.len() as u64;
+                Ok(())
+            }
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+                self.tx.execute_batch("ROLLBACK TO tidewater_untangle; RELEASE tidewater_untangle")?;
+                if collided.len() == 1 {
+                    return self.put_aside(collided[0], &error.to_string());
+                }
+                // One of them is the culprit; the others may be stored without it.
+                for pulled in collided {
+                    self.untangle(&[pulled])?;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn put_aside(&mut self, pulled: &PulledRow, reason: &str) -> Result<()> {
+        let table = &self.tables[pulled.table];
+        let sql = format!(
+            "INSERT INTO {0} VALUES ({1}, ?{2}) ON CONFLICT DO UPDATE SET reason = excluded.reason",
+            ident(&side_table(ASIDE, table)),
+            list(0..table.key.len(), param),
+            table.key.len() + 1
+        );
+        let mut values = pulled.key.clone();
+        values.push(reason.into());
+        self.tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
+        self.aside += 1;
+        Ok(())
+    }
+
+    fn forget_aside(&self, table: &Table, key: &[Value]) -> Result<()> {
+        let sql = format!("DELETE FROM {} WHERE {}", ident(&side_table(ASIDE, table)), key_is(table, 1));
+        self.tx.prepare_cached(&sql)?.execute(params_from_iter(key))?;
+        Ok(())
+    }
+
+    /// Whether a row that the cloud deleted may go here. A child that is not pending is looked up in the cloud,
+    /// which has deleted or moved it as well. A pending child keeps its parent: the parent is sent again, and that
+    /// is on record.
+    fn children_allow_delete(
+        &mut self,
+        at: usize,
+        key: &[Value],
+        local: &[Value],
+        missing: &mut Vec<Lookup>,
+    ) -> Result<bool> {
+        let parent = &self.tables[at];
+        for (child_at, child) in self.tables.iter().enumerate() {
+            for foreign in child.foreign_keys.iter().filter(|f| f.parent.eq_ignore_ascii_case(&parent.name)) {
+                let referred: Option<Vec<Value>> = foreign
+                    .parent_columns
+                    .iter()
+                    .map(|name| parent.column(name).map(|c| local[c].clone()))
+                    .collect();
+                let Some(referred) = referred else { continue };
+                let sql = format!(
+                    "SELECT {} FROM {} AS t WHERE {}",
+                    list(child.key_names(), |k| format!("t.{}", ident(k))),
+                    ident(&child.name),
+                    all(foreign.columns.iter().enumerate(), |(at, c)| format!(
+                        "t.{} = ?{}",
+                        ident(&child.columns[*c].name),
+                        at + 1
+                    ))
+                );
+                for child_key in query(self.tx, &sql, &referred, |row| values(row, 0, child.key.len()))? {
+                    if child_at == at && child_key == key {
+                        continue;
+                    }
+                    let in_page = self.page.rows.iter().any(|p| p.table == child_at && p.key == child_key);
+                    if self.is_pending(child, &child_key)? {
+                        self.resurrect(parent, key, local)?;
+                        return Ok(false);
+                    }
+                    if !in_page {
+                        missing.push(Lookup { table: child_at, columns: child.key.clone(), values: child_key });
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn is_pending(&self, table: &Table, key: &[Value]) -> Result<bool> {
+        for kind in [JOURNAL, PARKED] {
+            let sql = format!("SELECT 1 FROM {} WHERE {}", ident(&side_table(kind, table)), key_is(table, 1));
+            if self.tx.prepare_cached(&sql)?.exists(params_from_iter(key))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn resurrect(&mut self, table: &Table, key: &[Value], local: &[Value]) -> Result<()> {
+        let width = table.columns.len();
+        let entry = Entry {
+            known: false,
+            whole: false,
+            stamp: 0,
+            epoch: epoch(self.tx)?,
+            seen: 0,
+            dirty: vec![false; width],
+            base: vec![Value::Null; width],
+        };
+        put_entry(self.tx, table, JOURNAL, key, &entry)?;
+        self.conflicts += 1;
+        let row = Value::Text(json_array(local));
+        log_losses(self.tx, table, key, &[Loss { column: None, base: None, local: Some(row), cloud: None }])
+    }
+
+    /// Every parent of an applied row is here, or is asked for, or is known to be nowhere: then the row is set
+    /// aside, because SQLite would hold it without its parent.
+    fn check_parents(&mut self, pulled: &PulledRow, missing: &mut Vec<Lookup>) -> Result<()> {
+        let table = &self.tables[pulled.table];
+        if table.foreign_keys.is_empty() || pulled.row.is_none() {
+            return Ok(());
+        }
+        let Some(row) = read_row(self.tx, table, &pulled.key)? else { return Ok(()) };
+        for foreign in &table.foreign_keys {
+            let values: Vec<Value> = foreign.columns.iter().map(|c| row[*c].clone()).collect();
+            if values.contains(&Value::Null) {
+                continue;
+            }
+            let sql = format!(
+                "SELECT 1 FROM {} AS t WHERE {}",
+                ident(&foreign.parent),
+                all(foreign.parent_columns.iter().enumerate(), |(at, p)| format!("t.{} = ?{}", ident(p), at + 1))
+            );
+            if self.tx.prepare_cached(&sql)?.exists(params_from_iter(&values))? {
+                continue;
+            }
+            let parent = self.tables.iter().position(|t| t.name.eq_ignore_ascii_case(&foreign.parent));
+            let lookup = parent.and_then(|at| {
+                let columns = foreign.parent_columns.iter().map(|p| self.tables[at].column(p)).collect::<Option<_>>()?;
+                Some(Lookup { table: at, columns, values })
+            });
+            match lookup {
+                Some(lookup) if !self.page.absent.contains(&lookup) => missing.push(lookup),
+                _ => {
+                    let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
+                    if !self.is_pending(table, &pulled.key)? {
+                        self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
+                        self.put_aside(pulled, &format!("its parent in {} is nowhere", foreign.parent))?;
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn param(at: usize) -> String {
+    format!("?{}", at + 1)
+}
+
+/// What it takes to make a local row, that nobody edited here, the cloud's.
+fn differing(table: &Table, local: &[Value], cloud: &[Value]) -> Local {
+    let columns: Vec<usize> = table.data_columns().filter(|c| !local[*c].identical(&cloud[*c])).collect();
+    if columns.is_empty() { Local::Keep } else { Local::Set(columns) }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Tracking
+// ---------------------------------------------------------------------------------------------------------
+
+/// Reads the schema and gives every table that can be tracked its journal and its triggers.
+fn track(tx: &Connection) -> Result<(Vec<Table>, Vec<Notice>)> {
+    let mut notices = vec![];
+    let mut tables = vec![];
+    let names = query(
+        tx,
+        "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' \
+         AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name NOT LIKE '\\_tidewater\\_%' ESCAPE '\\' ORDER BY name",
+        &[],
+        |row| row.get::<_, String>(0),
+    )?;
+    for name in names {
+        match describe(tx, &name)? {
+            Ok(table) => tables.push(table),
+            Err(reason) => {
+                // Triggers of a table that was tracked once would go on filling a journal that nobody reads.
+                drop_triggers(tx, &name)?;
+                notices.push(Notice(format!("table {name} stays local: {reason}")));
+            }
+        }
+    }
+    resolve_parents(&mut tables);
+    for table in &mut tables {
+        notices.extend(equip(tx, table)?);
+    }
+    // The order is part of the protocol between store and syncer within one schema version: parents first.
+    let order = crate::core::schema::parents_first(&tables);
+    let mut by_place: BTreeMap<usize, Table> = BTreeMap::new();
+    for (place, at) in order.iter().enumerate() {
+        by_place.insert(place, tables[*at].clone());
+    }
+    Ok((by_place.into_values().collect(), notices))
+}
+
+/// A table as it is tracked, or why it cannot be.
+fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, String>> {
+    struct Found {
+        name: String,
+        declared: String,
+        not_null: bool,
+        default: Option<String>,
+        key_place: i64,
+        generated: bool,
+    }
+    let found = query(
+        tx,
+        "SELECT name, type, \"notnull\", dflt_value, pk, hidden FROM pragma_table_xinfo(?1)",
+        &[name.into()],
+        |row| {
+            Ok(Found {
+                name: row.get(0)?,
+                declared: row.get(1)?,
+                not_null: row.get(2)?,
+                default: row.get(3)?,
+                key_place: row.get(4)?,
+                generated: row.get::<_, i64>(5)? != 0,
+            })
+        },
+    )?;
+    let stored: Vec<&Found> = found.iter().filter(|column| !column.generated).collect();
+    let mut key: Vec<usize> = (0..stored.len()).filter(|at| stored[*at].key_place > 0).collect();
+    key.sort_by_key(|at| stored[*at].key_place);
+    if key.is_empty() {
+        return Ok(Err("it has no primary key, by which its rows could be told apart in the cloud".into()));
+    }
+    // A journal has two columns for each of these, and SQLite's limit is 2,000.
+    if stored.len() > 900 {
+        return Ok(Err("it has more than 900 columns".into()));
+    }
+    let column_at = |column: &str| stored.iter().position(|c| c.name.eq_ignore_ascii_case(column));
+    let mut uniques = vec![];
+    let indexes = query(
+        tx,
+        "SELECT name, origin FROM pragma_index_list(?1) WHERE \"unique\" = 1 AND origin <> 'pk'",
+        &[name.into()],
+        |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
+    )?;
+    for (index, origin) in indexes {
+        let parts = query(
+            tx,
+            "SELECT name, coll FROM pragma_index_xinfo(?1) WHERE key = 1 ORDER BY seqno",
+            &[index.as_str().into()],
+            |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, String>(1)?)),
+        )?;
+        let columns: Option<Vec<(usize, String)>> = parts
+            .into_iter()
+            .map(|(column, collation)| column.and_then(|c| column_at(&c)).map(|at| (at, collation)))
+            .collect();
+        match columns {
+            Some(columns) => uniques.push(Unique { columns, declared: origin == "u" }),
+            None => return Ok(Err(format!("its unique index {index} is on an expression"))),
+        }
+    }
+    let mut foreign_keys: BTreeMap<i64, ForeignKey> = BTreeMap::new();
+    let parts = query(
+        tx,
+        "SELECT id, \"table\", \"from\", \"to\", on_delete, on_update FROM pragma_foreign_key_list(?1) ORDER BY id, seq",
+        &[name.into()],
+        |row| {
+            Ok((
+                row.get::<_, i64>(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, String>(2)?,
+                row.get::<_, Option<String>>(3)?,
+                row.get::<_, String>(4)?,
+                row.get::<_, String>(5)?,
+            ))
+        },
+    )?;
+    for (id, parent, from, to, on_delete, on_update) in parts {
+        let Some(column) = column_at(&from) else { continue };
+        let key = foreign_keys.entry(id).or_insert_with(|| ForeignKey {
+            columns: vec![],
+            parent,
+            parent_columns: vec![],
+            on_delete,
+            on_update,
+        });
+        key.columns.push(column);
+        // Without a name it is the parent's primary key, which `resolve_parents` fills in.
+        key.parent_columns.extend(to);
+    }
+    let columns = stored
+        .iter()
+        .map(|c| Column {
+            id: 0,
+            name: c.name.clone(),
+            declared: c.declared.clone(),
+            not_null: c.not_null,
+            default: c.default.clone(),
+        })
+        .collect();
+    let foreign_keys = foreign_keys.into_values().collect();
+    Ok(Ok(Table { id: 0, name: name.into(), columns, key, uniques, foreign_keys }))
+}
+
+/// Foreign keys that name no parent columns mean the parent's primary key; those whose parent is not tracked, or has
+/// no such columns, are left to SQLite.
+fn resolve_parents(tables: &mut [Table]) {
+    let keys: HashMap<String, Vec<String>> = tables
+        .iter()
+        .map(|t| (t.name.to_ascii_lowercase(), t.key_names().iter().map(|k| (*k).to_owned()).collect()))
+        .collect();
+    for table in tables.iter_mut() {
+        table.foreign_keys.retain_mut(|key| {
+            let Some(parent_key) = keys.get(&key.parent.to_ascii_lowercase()) else { return false };
+            if key.parent_columns.is_empty() {
+                key.parent_columns.clone_from(parent_key);
+            }
+            key.parent_columns.len() == key.columns.len()
+        });
+    }
+}
+
+/// Gives a table its number, its journal and its triggers, and finds out whether it was ever without them.
+fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
+    let key_json = serde_json::Value::from(table.key_names().iter().map(|k| (*k).to_owned()).collect::<Vec<_>>());
+    let key_json = key_json.to_string();
+    let remembered: Option<(i64, String)> = tx
+        .query_row("SELECT id, key FROM _tidewater_tables WHERE name = ?1", [&table.name], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    let mut new = true;
+    if let Some((id, key)) = remembered {
+        if key == key_json {
+            table.id = id;
+            new = false;
+        } else {
+            // Another primary key is another journal. What waited under the old one cannot be told apart by the new
+            // one, but every row is about to be pending.
+            drop_triggers(tx, &table.name)?;
+            tx.execute(
+                "UPDATE _tidewater_tables SET name = name || '#' || id WHERE id = ?1",
+                [id],
+            )?;
+        }
+    }
+    if new {
+        tx.execute("INSERT INTO _tidewater_tables (name, key) VALUES (?1, ?2)", params![table.name, key_json])?;
+        table.id = tx.last_insert_rowid();
+    }
+    tx.execute_batch(&capture::create_side_tables(table))?;
+    for at in 0..table.columns.len() {
+        let id: Option<i64> = tx
+            .query_row(
+                "SELECT id FROM _tidewater_columns WHERE table_id = ?1 AND name = ?2",
+                params![table.id, table.columns[at].name],
+                |row| row.get(0),
+            )
+            .optional()?;
+        table.columns[at].id = match id {
+            Some(id) => id,
+            None => {
+                let id: i64 = tx.query_row(
+                    "INSERT INTO _tidewater_columns SELECT ?1, coalesce(max(id), 0) + 1, ?2 \
+                     FROM _tidewater_columns WHERE table_id = ?1 RETURNING id",
+                    params![table.id, table.columns[at].name],
+                    |row| row.get(0),
+                )?;
+                table.columns[at].id = id;
+                if !table.is_key(at) {
+                    tx.execute_batch(&capture::add_column(table, &table.columns[at]))?;
+                }
+                id
+            }
+        };
+    }
+    let state = trigger_state(tx, table)?;
+    if state != Triggers::Ours {
+        drop_triggers(tx, &table.name)?;
+        for (_, sql) in capture::triggers(table) {
+            tx.execute_batch(&sql)?;
+        }
+    }
+    if new || state == Triggers::Gap {
+        // Rows that were there before, and whatever happened while nobody looked: all of it is compared with the
+        // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions.
+        tx.execute(&capture::journal_everything(table), [])?;
+        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1", [table.id])?;
+    }
+    if !new && state == Triggers::Gap {
+        return Ok(vec![Notice(format!(
+            "table {} was changed while it was not watched; it is compared with the cloud row by row",
+            table.name
+        ))]);
+    }
+    Ok(vec![])
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Triggers {
+    /// Exactly as they should be, and newer than anybody else's.
+    Ours,
+    /// There, but of another shape, or with somebody's newer trigger before them.
+    Outdated,
+    /// Not all there: rows may have changed unseen.
+    Gap,
+}
+
+fn trigger_state(tx: &Connection, table: &Table) -> Result<Triggers> {
+    let present: Vec<(i64, String, String)> = query(
+        tx,
+        "SELECT rowid, name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE",
+        &[table.name.as_str().into()],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )?;
+    let expected = capture::triggers(table);
+    let is_ours = |name: &str| name.starts_with("_tidewater_");
+    let oldest_of_ours = present.iter().filter(|(_, name, _)| is_ours(name)).map(|(rowid, ..)| *rowid).min();
+    let newer: Vec<_> = present
+        .iter()
+        .filter(|(rowid, name, _)| !is_ours(name) && oldest_of_ours.is_some_and(|ours| *rowid > ours))
+        .collect();
+    let all_there = expected.iter().all(|(name, _)| present.iter().any(|(_, present, _)| present == name));
+    // A trigger created after ours runs before them, and RAISE(IGNORE) in it would have hidden rows.
+    let hides = newer.iter().any(|(_, _, sql)| sql.to_ascii_uppercase().contains("IGNORE"));
+    if !all_there || hides {
+        return Ok(Triggers::Gap);
+    }
+    let exact = expected.iter().all(|(name, sql)| present.iter().any(|(_, n, s)| n == name && s == sql));
+    Ok(if exact && newer.is_empty() { Triggers::Ours } else { Triggers::Outdated })
+}
+
+fn drop_triggers(tx: &Connection, table: &str) -> Result<()> {
+    let names = query(
+        tx,
+        "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE \
+         AND name LIKE '\\_tidewater\\_%' ESCAPE '\\'",
+        &[table.into()],
+        |row| row.get::<_, String>(0),
+    )?;
+    for name in names {
+        tx.execute_batch(&format!("DROP TRIGGER {}", ident(&name)))?;
+    }
+    Ok(())
+}
