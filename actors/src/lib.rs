@@ -3,4 +3,5 @@
 pub mod core;
 pub mod messages;
 mod sql;
+pub mod postgres;
 pub mod sqlite;

@@ -91,6 +91,8 @@ pub struct CloudTable {
     pub name: String,
     /// PostgreSQL's number of the table: the feed names tables by it.
     pub oid: u32,
+    /// Whether the change feed covers it.
+    pub feed: bool,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
 }

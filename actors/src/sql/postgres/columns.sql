@@ -1,7 +1,7 @@
 -- The columns of one table: name, type, what a cast may say, what a modifier says, whether it can be written.
 SELECT a.attname::text                       AS name,
        CASE t.typtype WHEN 'b' THEN t.typname::text ELSE 'other' END AS kind,
-       format_type(a.atttypid, NULL)         AS cast_name,
+       format_type(a.atttypid, -1)           AS cast_name,
        a.atttypmod                           AS modifier,
        a.attgenerated::text <> ''            AS generated,
        a.attnotnull AND NOT a.atthasdef AND a.attidentity::text = '' AND a.attgenerated::text = '' AS demanded,

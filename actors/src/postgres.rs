@@ -1,0 +1,1228 @@
+//! The one file that knows PostgreSQL: the pool, what its errors mean, and the statements of the protocol.
+//!
+//! ```text
+//! Cloud          the pool; `check` is rungs 3 to 5 of the evidence ladder, on a pooled connection
+//! CloudSession   one connection for one cycle of the syncer:
+//!                settle ─▶ prepare ─▶ read (feed, pages, rows in one snapshot) ─▶ round
+//! ```
+//!
+//! Invariants:
+//! - C1 (P3): a round's transaction begins with the fence and ends with the COMMIT; an error anywhere in between leaves
+//!   nothing of it, and an error of the COMMIT itself leaves the answer to the ledger.
+//! - C2: every statement's answer is awaited before the COMMIT is sent, so that a COMMIT is never that of a failed
+//!   transaction, which PostgreSQL would answer with `ROLLBACK` and no error.
+//! - C3: a session that is dropped in the middle of anything never goes back to the pool.
+//! - C4: every wait has a bound: the server's statement timeout, and one on this side for a server that is silent.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::error::Error as _;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{NoTls, Row};
+use uuid::Uuid;
+
+use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
+use crate::core::schema::{CloudColumn, CloudTable, Table};
+use crate::core::value::{CloudType, CloudValue, Wire};
+use crate::sql::cloud;
+use crate::sql::ident;
+use crate::sqlite::Cursor;
+
+type Result<T> = std::result::Result<T, CloudFailure>;
+
+/// Where the cloud is, who we are there, and how long we wait.
+#[derive(Clone)]
+pub struct CloudOptions {
+    /// Host name, address, or the absolute folder of a Unix socket.
+    pub host: String,
+    /// The port, which is also part of a Unix socket's name.
+    pub port: u16,
+    /// The database.
+    pub database: String,
+    /// The role.
+    pub user: String,
+    /// Its password. Never printed.
+    pub password: Option<String>,
+    /// The schema of the synced tables.
+    pub schema: String,
+    /// Connect and start-up, and the answer to a check.
+    pub timeout: Duration,
+    /// The longest that a statement may take.
+    pub statement_timeout: Duration,
+    /// The most connections at once.
+    pub pool_max: usize,
+    /// What the server's activity view shows.
+    pub application_name: String,
+    /// Whether missing columns are added to cloud tables.
+    pub add_columns: bool,
+}
+
+impl fmt::Debug for CloudOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloudOptions")
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("database", &self.database)
+            .field("user", &self.user)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .finish_non_exhaustive()
+    }
+}
+
+/// The cloud as a pool of connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Cloud {
+    pool: Pool,
+    options: Arc<CloudOptions>,
+    /// The identity that this file belongs to, once it has synced.
+    expected: Arc<Mutex<Option<String>>>,
+}
+
+impl fmt::Debug for Cloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cloud").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Cloud {
+    /// A pool that has not connected yet.
+    ///
+    /// # Errors
+    /// When the options cannot make a pool, which no value of them that the settings let through does.
+    pub fn new(options: CloudOptions) -> Result<Self> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(&options.host)
+            .port(options.port)
+            .dbname(&options.database)
+            .user(&options.user)
+            .application_name(&options.application_name)
+            .connect_timeout(options.timeout)
+            .keepalives(true)
+            .keepalives_idle(Duration::from_secs(10))
+            // Everything that shapes the text of a value, and the server's own bound on a statement.
+            .options(format!(
+                "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
+                 -c bytea_output=hex -c statement_timeout={}",
+                options.statement_timeout.as_millis()
+            ));
+        if let Some(password) = &options.password {
+            config.password(password);
+        }
+        let manager =
+            Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
+        let pool = Pool::builder(manager)
+            .max_size(options.pool_max.max(2))
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts {
+                wait: Some(options.timeout),
+                create: Some(options.timeout),
+                recycle: Some(options.timeout),
+            })
+            .build()
+            .map_err(|error| CloudFailure::new(FailureClass::CheckFailed, error.to_string()))?;
+        Ok(Self { pool, options: Arc::new(options), expected: Arc::default() })
+    }
+
+    /// From now on only the database with this identity is ours.
+    pub fn expect_identity(&self, identity: Option<String>) {
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = identity;
+    }
+
+    /// Whether PostgreSQL answers and is ours, on a pooled connection: no dial of its own while one is open.
+    /// Answers with who is there.
+    ///
+    /// # Errors
+    /// With the class that says what to do. Bounded by the timeout of the options, twice.
+    pub async fn check(&self) -> Result<String> {
+        let session = self.connect().await?;
+        let found = bounded(self.options.timeout, self.identify(&session.client)).await;
+        session.finish(found)
+    }
+
+    async fn identify(&self, client: &Object) -> Result<String> {
+        let there = client
+            .query_one("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[])
+            .await
+            .map_err(|error| self.explain(&error, Phase::Startup))?;
+        if there.get::<_, bool>(0) {
+            let may = client
+                .query_one("SELECT id::text FROM tidewater.identity", &[])
+                .await
+                .map_err(|error| self.explain(&error, Phase::Startup))?;
+            self.verify(may.get(0))?;
+        }
+        Ok(format!("PostgreSQL answers as database \"{}\"", self.options.database))
+    }
+
+    fn verify(&self, found: &str) -> Result<()> {
+        let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match expected {
+            Some(expected) if expected != found => Err(CloudFailure::new(
+                FailureClass::NotOurs,
+                format!("another database answers: this file belongs to {expected}, it is {found}"),
+            )
+            .with_remedy("point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with")),
+            _ => Ok(()),
+        }
+    }
+
+    /// A connection for one cycle.
+    ///
+    /// # Errors
+    /// With the class that says what to do. Bounded by the timeout of the options.
+    pub async fn connect(&self) -> Result<CloudSession> {
+        match bounded(self.options.timeout * 2, async { Ok(self.pool.get().await) }).await? {
+            Ok(client) => {
+                Ok(CloudSession { client: Client(Some(client)), cloud: self.clone() })
+            }
+            Err(PoolError::Backend(error)) => Err(self.explain(&error, Phase::Startup)),
+            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Wait)) => Err(CloudFailure::new(
+                FailureClass::CheckFailed,
+                "every connection of the pool is in use",
+            )),
+            Err(PoolError::Timeout(_)) => Err(silent(self.options.timeout)),
+            Err(error) => Err(CloudFailure::new(FailureClass::CheckFailed, error.to_string())),
+        }
+    }
+
+    /// What an error of the driver means.
+    fn explain(&self, error: &tokio_postgres::Error, phase: Phase) -> CloudFailure {
+        if let Some(server) = error.as_db_error() {
+            let sqlstate = server.code().code();
+            let class = classify_sqlstate(sqlstate, phase);
+            let mut failure = CloudFailure::new(class, format!("{} (SQLSTATE {sqlstate})", server.message()));
+            failure.sqlstate = Some(sqlstate.to_owned());
+            failure.remedy = self.remedy(sqlstate);
+            return failure;
+        }
+        let io_kind = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+        let text = match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        let starting = phase == Phase::Startup;
+        let class = match io_kind {
+            Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => FailureClass::NotRunning,
+            Some(io::ErrorKind::TimedOut) => FailureClass::NotAnswering,
+            Some(
+                io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof,
+            ) => {
+                if starting { FailureClass::NotAnswering } else { FailureClass::Transient }
+            }
+            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) if starting => FailureClass::NotOurs,
+            Some(_) if starting => FailureClass::CheckFailed,
+            Some(_) => FailureClass::Transient,
+            None if error.is_closed() => {
+                if starting { FailureClass::NotAnswering } else { FailureClass::Transient }
+            }
+            // The driver's words for a password that is missing, or a login method that it does not know.
+            None if text.contains("password") || text.contains("authentication") => FailureClass::Credentials,
+            None if starting && text.contains("timed out") => FailureClass::NotAnswering,
+            // Bytes that are not PostgreSQL's.
+            None if starting => FailureClass::NotOurs,
+            None => FailureClass::Transient,
+        };
+        let failure = CloudFailure::new(class, text);
+        match class {
+            FailureClass::Credentials => {
+                failure.with_remedy("set CLOUD_SQL_PASSWORD, or CLOUD_SQL_PASSWORD_FILE, for this role")
+            }
+            _ => failure,
+        }
+    }
+
+    fn remedy(&self, sqlstate: &str) -> Option<String> {
+        let (user, database) = (&self.options.user, &self.options.database);
+        Some(match sqlstate {
+            "28P01" => format!("check CLOUD_SQL_USER ({user}) and CLOUD_SQL_PASSWORD"),
+            "28000" => format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user)),
+            "3D000" => format!("create database {database}, or check CLOUD_SQL_DATABASE"),
+            "42501" => format!(
+                "grant it: GRANT CONNECT, CREATE ON DATABASE {} TO {}; GRANT USAGE, CREATE ON SCHEMA {} TO {}",
+                ident(database),
+                ident(user),
+                ident(&self.options.schema),
+                ident(user)
+            ),
+            "3F000" => format!("create schema {}, or set cloud.schema", self.options.schema),
+            "25006" => "this server is a read-only replica: point the proxy at the primary".into(),
+            _ => return None,
+        })
+    }
+}
+
+fn silent(after: Duration) -> CloudFailure {
+    CloudFailure::new(FailureClass::NotAnswering, format!("no answer within {} s", after.as_secs_f64()))
+}
+
+async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silent(limit)))
+}
+
+/// A pooled connection that is closed, not returned, unless somebody says that nothing is left on it (C3).
+struct Client(Option<Object>);
+
+impl std::ops::Deref for Client {
+    type Target = Object;
+    #[expect(clippy::expect_used, reason = "emptied only by `finish`, which consumes the session, and by drop")]
+    fn deref(&self) -> &Object {
+        self.0.as_ref().expect("a session has its connection until it ends")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
+/// One connection for one cycle. Dropped in the middle of something, it closes its connection.
+pub struct CloudSession {
+    client: Client,
+    cloud: Cloud,
+}
+
+impl fmt::Debug for CloudSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloudSession").finish_non_exhaustive()
+    }
+}
+
+/// What the ledger says about this device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ledger {
+    /// The last round that took effect.
+    pub round: Option<String>,
+    /// How many did.
+    pub number: i64,
+    /// Whether the ledger knew this device.
+    pub registered: bool,
+}
+
+/// What the cloud's side of one tracked table is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prepared {
+    /// It can be synced.
+    Ready(CloudTable),
+    /// It cannot, and why. Its rows stay pending.
+    NotYet(String),
+}
+
+/// One row of a round, in wire form.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoundItem {
+    /// The index into the round's tables.
+    pub table: usize,
+    /// The primary key.
+    pub key: Vec<CloudValue>,
+    /// By column: everything for an insert, the changed columns for an update, nothing for a delete.
+    pub values: Vec<CloudValue>,
+    /// What happens to the row.
+    pub op: Op,
+    /// The newest feed entry that this row has already taken into account.
+    pub seen: i64,
+}
+
+/// What a round does to one row.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Op {
+    /// The cloud should not have it yet.
+    Insert,
+    /// These columns change.
+    Update(Vec<usize>),
+    /// It goes.
+    Delete,
+}
+
+/// A conflict for the cloud's log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConflictRow {
+    /// Table, key (JSON), column, base, local and cloud value (JSON), and which was kept.
+    pub fields: [Option<String>; 7],
+}
+
+/// What a round is and where it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct RoundFrame<'a> {
+    /// This device.
+    pub device: &'a str,
+    /// The session that settled last.
+    pub session: &'a str,
+    /// The round's id.
+    pub id: &'a str,
+    /// The round before it.
+    pub previous: Option<&'a str>,
+    /// The feed's cursor of this file.
+    pub cursor: &'a Cursor,
+    /// The tables with their cloud sides, as the items name them.
+    pub tables: &'a [(Table, CloudTable)],
+}
+
+/// A row that left its round, by item, with the cloud's row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CloudHit {
+    /// The index into the items.
+    pub item: usize,
+    /// The cloud's row, or none.
+    pub row: Option<Vec<CloudValue>>,
+    /// The newest feed entry that it contains.
+    pub seen: i64,
+}
+
+/// A row that PostgreSQL refuses, by item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloudRefusal {
+    /// The index into the items.
+    pub item: usize,
+    /// The code.
+    pub sqlstate: String,
+    /// What PostgreSQL said.
+    pub message: String,
+    /// The constraint, if it was one.
+    pub constraint: Option<String>,
+}
+
+/// How a round ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RoundOutcome {
+    /// Committed, but for these rows, which left it.
+    Committed(Vec<CloudHit>),
+    /// Nothing took effect: these rows are refused.
+    Refused(Vec<CloudRefusal>),
+}
+
+/// One entry of the feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedEntry {
+    /// Its position.
+    pub cursor: Cursor,
+    /// PostgreSQL's number of the table.
+    pub table_oid: u32,
+    /// The key in PostgreSQL's text; none means the whole table.
+    pub key: Option<Vec<String>>,
+    /// Whether this device's round wrote it, and the row is as sent.
+    pub own: bool,
+}
+
+/// An error of a statement inside a round.
+enum Trouble {
+    /// The data: what PostgreSQL said.
+    Refused { sqlstate: String, message: String, constraint: Option<String> },
+    /// Anything else.
+    Failed(CloudFailure),
+}
+
+impl From<CloudFailure> for Trouble {
+    fn from(failure: CloudFailure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Serialises the creation of our own tables and triggers: "tide" in ASCII.
+const ADVISORY_LOCK: i64 = 0x7469_6465;
+
+impl CloudSession {
+    /// Gives the connection back if nothing is under way on it, and passes the result on.
+    fn finish<T>(mut self, result: Result<T>) -> Result<T> {
+        if result.is_ok() {
+            drop(self.client.0.take());
+        }
+        result
+    }
+
+    /// Gives the connection back to the pool. Only after the last answer was read.
+    pub fn release(mut self) {
+        drop(self.client.0.take());
+    }
+
+    fn failed(&self, phase: Phase) -> impl Fn(tokio_postgres::Error) -> CloudFailure + '_ {
+        move |error| self.cloud.explain(&error, phase)
+    }
+
+    /// Bounds one exchange with the server (C4); the server's own limit should fire first.
+    async fn bounded<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        bounded(self.cloud.options.statement_timeout + self.cloud.options.timeout, work).await
+    }
+
+    async fn batch(&self, sql: &str, phase: Phase) -> Result<()> {
+        self.bounded(async { self.client.batch_execute(sql).await.map_err(self.failed(phase)) }).await
+    }
+
+    async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)], phase: Phase) -> Result<Vec<Row>> {
+        self.bounded(async {
+            let statement = self.client.prepare_cached(sql).await.map_err(self.failed(phase))?;
+            self.client.query(&statement, params).await.map_err(self.failed(phase))
+        })
+        .await
+    }
+
+    async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)], phase: Phase) -> Result<u64> {
+        self.bounded(async {
+            let statement = self.client.prepare_cached(sql).await.map_err(self.failed(phase))?;
+            self.client.execute(&statement, params).await.map_err(self.failed(phase))
+        })
+        .await
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // Settling and preparing
+    // -----------------------------------------------------------------------------------------------------
+
+    /// Creates our side of the cloud where it is missing and answers with its identity.
+    ///
+    /// # Errors
+    /// [`FailureClass::Credentials`] with the grant that is missing, [`FailureClass::NotOurs`] for another cloud.
+    pub async fn bootstrap(&self) -> Result<String> {
+        let there = self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
+        if !there.first().is_some_and(|row| row.get(0)) {
+            self.batch(
+                &format!(
+                    "BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
+                    include_str!("sql/postgres/bootstrap.sql")
+                ),
+                Phase::Setup,
+            )
+            .await?;
+        }
+        let row = self.query("SELECT id::text FROM tidewater.identity", &[], Phase::Setup).await?;
+        let identity: String = row.first().map(|row| row.get(0)).unwrap_or_default();
+        self.cloud.verify(&identity)?;
+        Ok(identity)
+    }
+
+    /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.
+    pub async fn settle(&self, device: &str, session: &str) -> Result<Ledger> {
+        let (device, session) = (parse_uuid(device)?, parse_uuid(session)?);
+        let rows = self.query(include_str!("sql/postgres/settle.sql"), &[&device, &session], Phase::Setup).await?;
+        let row = rows.first().ok_or_else(|| unexpected("the ledger did not answer"))?;
+        Ok(Ledger {
+            round: row.get::<_, Option<Uuid>>(0).map(|id| id.to_string()),
+            number: row.get(1),
+            registered: row.get(2),
+        })
+    }
+
+    /// The feed's horizon: everything below it has committed or never will.
+    pub async fn horizon(&self) -> Result<Cursor> {
+        let rows = self.query("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[], Phase::Pull).await?;
+        let xid = rows.first().map(|row| row.get(0)).ok_or_else(|| unexpected("no snapshot"))?;
+        // An entry's own number starts at 1.
+        Ok(Cursor { xid, id: 0, tag: None })
+    }
+
+    /// Whether the feed still has the entry that a cursor stands on.
+    pub async fn cursor_is_there(&self, cursor: &Cursor) -> Result<bool> {
+        let Some(tag) = cursor.tag else { return Ok(true) };
+        let rows = self
+            .query(
+                "SELECT 1 FROM tidewater.changes WHERE xid = $1::text::xid8 AND id = $2 AND tag = $3",
+                &[&cursor.xid, &cursor.id, &tag],
+                Phase::Pull,
+            )
+            .await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
+    /// them by the feed. Answers one per table, and with what a person should know.
+    pub async fn prepare(&self, tables: &[Table]) -> Result<(Vec<Prepared>, Vec<String>)> {
+        let mut notes = vec![];
+        let mut created: HashSet<usize> = HashSet::new();
+        let mut refusals: HashMap<usize, String> = HashMap::new();
+        let schema = &self.cloud.options.schema;
+        for (at, table) in tables.iter().enumerate() {
+            if !self.columns(table).await?.is_empty() {
+                continue;
+            }
+            let referenced = referenced_columns(table, tables);
+            match self.ddl(&cloud::create_table(table, schema, &referenced)).await? {
+                Ok(()) => drop(created.insert(at)),
+                Err(refusal) => drop(refusals.insert(at, refusal)),
+            }
+        }
+        for at in &created {
+            for sql in cloud::foreign_keys(&tables[*at], tables, schema) {
+                if let Err(refusal) = self.ddl(&sql).await? {
+                    notes.push(format!("table {}: a foreign key is not kept in the cloud: {refusal}", tables[*at].name));
+                }
+            }
+        }
+        let mut prepared = Vec::with_capacity(tables.len());
+        for (at, table) in tables.iter().enumerate() {
+            prepared.push(match refusals.remove(&at) {
+                Some(refusal) => Prepared::NotYet(format!("its cloud table cannot be created: {refusal}")),
+                None => self.prepare_table(table, &mut notes).await?,
+            });
+        }
+        Ok((prepared, notes))
+    }
+
+    async fn prepare_table(&self, table: &Table, notes: &mut Vec<String>) -> Result<Prepared> {
+        let mut found = self.columns(table).await?;
+        let missing: Vec<usize> =
+            (0..table.columns.len()).filter(|c| !found.contains_key(&table.columns[*c].name)).collect();
+        if !missing.is_empty() {
+            let names = missing.iter().map(|c| table.columns[*c].name.as_str()).collect::<Vec<_>>().join(", ");
+            if !self.cloud.options.add_columns {
+                return Ok(Prepared::NotYet(format!(
+                    "its cloud table lacks the column {names}; add it, or set cloud.add_columns to auto"
+                )));
+            }
+            for c in missing {
+                // Rows that are there have no value for it, so the cloud cannot demand one.
+                let definition = cloud::column_definition(table, c).replace(" NOT NULL", "");
+                let target = cloud::qualified(&self.cloud.options.schema, &table.name);
+                if let Err(refusal) = self.ddl(&format!("ALTER TABLE {target} ADD COLUMN {definition}")).await? {
+                    return Ok(Prepared::NotYet(format!("the column {names} cannot be added: {refusal}")));
+                }
+            }
+            found = self.columns(table).await?;
+        }
+        let Some(oid) = found.values().next().map(|column| column.table_oid) else {
+            return Ok(Prepared::NotYet("its cloud table disappeared".into()));
+        };
+        let key = self.query(include_str!("sql/postgres/key_columns.sql"), &[&oid], Phase::Setup).await?;
+        let key: Vec<String> = key.iter().map(|row| row.get(0)).collect();
+        if key != table.key_names() {
+            return Ok(Prepared::NotYet(format!(
+                "its cloud table has another primary key ({}) than it has here ({})",
+                key.join(", "),
+                table.key_names().join(", ")
+            )));
+        }
+        let mut columns = Vec::with_capacity(table.columns.len());
+        for column in &table.columns {
+            match found.get(&column.name) {
+                Some(found) if !found.generated => columns.push(found.column.clone()),
+                _ => {
+                    return Ok(Prepared::NotYet(format!(
+                        "the column {} of its cloud table is generated there",
+                        column.name
+                    )));
+                }
+            }
+        }
+        let schema = self.cloud.options.schema.clone();
+        let mut cloud_table = CloudTable { schema, name: table.name.clone(), oid, feed: true, columns };
+        if let Err(refusal) = self.cover(table, &cloud_table).await? {
+            cloud_table.feed = false;
+            notes.push(format!(
+                "table {}: changes made by others are not seen, because its feed cannot be installed: {refusal}",
+                table.name
+            ));
+        }
+        Ok(Prepared::Ready(cloud_table))
+    }
+
+    /// Installs the feed's triggers of a table where they are not all there.
+    async fn cover(&self, table: &Table, cloud_table: &CloudTable) -> Result<std::result::Result<(), String>> {
+        let events = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+        let names: Vec<String> = events.iter().map(|event| cloud::feed_trigger(event)).collect();
+        let rows = self
+            .query(
+                "SELECT count(*) FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2) AND tgenabled = 'A'",
+                &[&cloud_table.oid, &names],
+                Phase::Setup,
+            )
+            .await?;
+        if rows.first().is_some_and(|row| row.get::<_, i64>(0) == 4) {
+            return Ok(Ok(()));
+        }
+        let target = cloud::qualified(&cloud_table.schema, &cloud_table.name);
+        let drops: String = names.iter().map(|name| format!("DROP TRIGGER IF EXISTS {name} ON {target};\n")).collect();
+        self.ddl(&format!("{drops}{}", cloud::feed(table, cloud_table))).await
+    }
+
+    async fn columns(&self, table: &Table) -> Result<HashMap<String, FoundColumn>> {
+        let rows = self
+            .query(
+                include_str!("sql/postgres/columns.sql"),
+                &[&self.cloud.options.schema, &table.name],
+                Phase::Setup,
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get("name"), FoundColumn::from(row))).collect())
+    }
+
+    /// Runs DDL in a transaction of its own, under the lock that keeps devices from tripping over each other. The
+    /// inner error is PostgreSQL's refusal.
+    async fn ddl(&self, sql: &str) -> Result<std::result::Result<(), String>> {
+        let sql = format!("BEGIN; SET LOCAL lock_timeout = '10s'; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{sql};\nCOMMIT;");
+        match self.batch(&sql, Phase::Round).await {
+            Ok(()) => Ok(Ok(())),
+            Err(failure) if failure.class == FailureClass::DataRefused => {
+                self.batch("ROLLBACK", Phase::Setup).await?;
+                let remedy = failure.remedy.map_or(String::new(), |remedy| format!("; {remedy}"));
+                Ok(Err(format!("{}{remedy}", failure.detail)))
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // Reading
+    // -----------------------------------------------------------------------------------------------------
+
+    /// Begins to read: until [`CloudSession::end_read`] everything is seen as of one moment.
+    pub async fn begin_read(&self) -> Result<()> {
+        self.batch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Phase::Pull).await
+    }
+
+    /// Ends the reading.
+    pub async fn end_read(&self) -> Result<()> {
+        self.batch("COMMIT", Phase::Pull).await
+    }
+
+    /// The next entries of the feed, in order.
+    pub async fn feed_page(&self, cursor: &Cursor, limit: i64, device: &str) -> Result<Vec<FeedEntry>> {
+        let sql = include_str!("sql/postgres/feed_page.sql");
+        let rows = self.query(sql, &[&cursor.xid, &cursor.id, &limit, &device], Phase::Pull).await?;
+        Ok(rows
+            .iter()
+            .map(|row| FeedEntry {
+                cursor: Cursor { xid: row.get(0), id: row.get(1), tag: Some(row.get(2)) },
+                table_oid: row.get(3),
+                key: row.get(4),
+                own: row.get(5),
+            })
+            .collect())
+    }
+
+    /// The rows whose given columns have the given values (in PostgreSQL's text), each with its position.
+    pub async fn fetch(
+        &self,
+        table: &Table,
+        cloud_table: &CloudTable,
+        by: &[usize],
+        values: &[Vec<String>],
+    ) -> Result<Vec<(usize, Vec<CloudValue>)>> {
+        self.fetch_rows(table, cloud_table, by, values, false).await
+    }
+
+    async fn fetch_rows(
+        &self,
+        table: &Table,
+        cloud_table: &CloudTable,
+        by: &[usize],
+        values: &[Vec<String>],
+        lock: bool,
+    ) -> Result<Vec<(usize, Vec<CloudValue>)>> {
+        let arrays: Vec<Vec<&str>> =
+            (0..by.len()).map(|at| values.iter().map(|row| row[at].as_str()).collect()).collect();
+        let params: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|array| array as _).collect();
+        let rows = self.query(&cloud::fetch(table, cloud_table, by, lock), &params, Phase::Pull).await?;
+        rows.iter().map(|row| Ok((position(row), decode(row, cloud_table)?))).collect()
+    }
+
+    /// The next rows of a table in key order, after the given key (in PostgreSQL's text).
+    pub async fn page(
+        &self,
+        table: &Table,
+        cloud_table: &CloudTable,
+        after: Option<&[String]>,
+        limit: i64,
+    ) -> Result<Vec<Vec<CloudValue>>> {
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&limit];
+        params.extend(after.into_iter().flatten().map(|text| text as &(dyn ToSql + Sync)));
+        let rows = self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
+        rows.iter().map(|row| decode(row, cloud_table)).collect()
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // Rounds
+    // -----------------------------------------------------------------------------------------------------
+
+    /// Takes a round to the cloud, in one transaction (C1).
+    ///
+    /// # Errors
+    /// Nothing took effect, unless the COMMIT's own answer is missing: the ledger tells.
+    pub async fn round(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        conflicts: &[ConflictRow],
+    ) -> Result<RoundOutcome> {
+        self.begin_round(frame).await?;
+        let hits = self.examine(frame, items).await?;
+        let left: HashSet<usize> = hits.iter().map(|hit| hit.item).collect();
+        let order = in_order(items, |item| !left.contains(&item));
+        match self.run(frame, items, &order).await {
+            Ok(ran) => {
+                let mut hits = hits;
+                hits.extend(self.already_there(frame, items, &ran.already_there).await?);
+                self.record_conflicts(frame, conflicts).await?;
+                self.execute(
+                    include_str!("sql/postgres/own_echo.sql"),
+                    &[&ran.stored_otherwise, &ran.feed_entries],
+                    Phase::Pull,
+                )
+                .await?;
+                self.batch("COMMIT", Phase::Pull).await?;
+                Ok(RoundOutcome::Committed(hits))
+            }
+            Err(Trouble::Refused { .. }) => {
+                self.batch("ROLLBACK", Phase::Pull).await?;
+                self.begin_round(frame).await?;
+                let refused = self.find_guilty(frame, items, order).await?;
+                self.batch("ROLLBACK", Phase::Pull).await?;
+                if refused.is_empty() {
+                    // Together they are refused, in halves they are not: somebody else's commit came between.
+                    return Err(CloudFailure::new(FailureClass::Transient, "the refusal did not repeat"));
+                }
+                Ok(RoundOutcome::Refused(refused))
+            }
+            Err(Trouble::Failed(failure)) => Err(failure),
+        }
+    }
+
+    async fn begin_round(&self, frame: RoundFrame<'_>) -> Result<()> {
+        // Both are UUIDs of ours; quoting them is a formality.
+        let device = parse_uuid(frame.device)?;
+        self.batch(
+            &format!("BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"),
+            Phase::Pull,
+        )
+        .await?;
+        let previous = frame.previous.map(parse_uuid).transpose()?;
+        let fenced = self
+            .execute(
+                include_str!("sql/postgres/fence.sql"),
+                &[&parse_uuid(frame.id)?, &device, &parse_uuid(frame.session)?, &previous],
+                Phase::Setup,
+            )
+            .await?;
+        if fenced == 1 {
+            return Ok(());
+        }
+        Err(CloudFailure::new(FailureClass::Transient, "another session of this device has settled meanwhile"))
+    }
+
+    /// Locks what the round changes and finds the rows that somebody else changed, or deleted, since our cursor.
+    async fn examine(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<Vec<CloudHit>> {
+        let mut by_table: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (at, item) in items.iter().enumerate().filter(|(_, item)| item.op != Op::Insert) {
+            by_table.entry(item.table).or_default().push(at);
+        }
+        let mut touched: BTreeMap<usize, i64> = BTreeMap::new();
+        for (table_at, members) in &by_table {
+            let (table, cloud_table) = &frame.tables[*table_at];
+            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let params = as_params(&keys);
+            let locked = self.query(&cloud::lock(table, cloud_table), &params, Phase::Pull).await?;
+            let present: HashSet<usize> = locked.iter().map(|row| members[position(row)]).collect();
+            for member in members.iter().filter(|at| !present.contains(at)) {
+                if matches!(items[*member].op, Op::Update(_)) {
+                    touched.insert(*member, 0);
+                }
+            }
+        }
+        // A statement of its own, after all the locks: what committed before them is seen.
+        for (table_at, members) in &by_table {
+            let (table, cloud_table) = &frame.tables[*table_at];
+            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let seen: Vec<i64> = members.iter().map(|at| items[*at].seen).collect();
+            let mut params = as_params(&keys);
+            params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
+            for row in self.query(&cloud::touched(table, cloud_table), &params, Phase::Pull).await? {
+                touched.insert(members[position(&row)], row.get("newest"));
+            }
+        }
+        self.read_hits(frame, items, &touched).await
+    }
+
+    /// Inserts that found a row: somebody else's, which is read under its lock.
+    async fn already_there(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        members: &[usize],
+    ) -> Result<Vec<CloudHit>> {
+        if members.is_empty() {
+            return Ok(vec![]);
+        }
+        let mut touched: BTreeMap<usize, i64> = members.iter().map(|at| (*at, 0)).collect();
+        let mut by_table: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for at in members {
+            by_table.entry(items[*at].table).or_default().push(*at);
+        }
+        let hits = self.read_hits(frame, items, &touched).await?;
+        for (table_at, members) in &by_table {
+            let (table, cloud_table) = &frame.tables[*table_at];
+            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let seen: Vec<i64> = members.iter().map(|at| items[*at].seen).collect();
+            let mut params = as_params(&keys);
+            params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
+            for row in self.query(&cloud::touched(table, cloud_table), &params, Phase::Pull).await? {
+                touched.insert(members[position(&row)], row.get("newest"));
+            }
+        }
+        Ok(hits
+            .into_iter()
+            .map(|hit| CloudHit { seen: touched.get(&hit.item).copied().unwrap_or(0), ..hit })
+            .collect())
+    }
+
+    async fn read_hits(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        touched: &BTreeMap<usize, i64>,
+    ) -> Result<Vec<CloudHit>> {
+        let mut hits: Vec<CloudHit> =
+            touched.iter().map(|(item, seen)| CloudHit { item: *item, row: None, seen: *seen }).collect();
+        for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
+            let members: Vec<usize> = (0..hits.len()).filter(|at| items[hits[*at].item].table == table_at).collect();
+            if members.is_empty() {
+                continue;
+            }
+            let keys: Vec<Vec<String>> = members.iter().map(|at| key_text(&items[hits[*at].item].key)).collect();
+            for (at, row) in self.fetch_rows(table, cloud_table, &table.key, &keys, true).await? {
+                hits[members[at]].row = Some(row);
+            }
+        }
+        Ok(hits)
+    }
+
+    async fn record_conflicts(&self, frame: RoundFrame<'_>, conflicts: &[ConflictRow]) -> Result<()> {
+        if conflicts.is_empty() {
+            return Ok(());
+        }
+        let arrays: Vec<Vec<Option<&str>>> =
+            (0..7).map(|field| conflicts.iter().map(|c| c.fields[field].as_deref()).collect()).collect();
+        let device = parse_uuid(frame.device)?;
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&device];
+        params.extend(arrays.iter().map(|array| array as &(dyn ToSql + Sync)));
+        self.execute(include_str!("sql/postgres/conflicts.sql"), &params, Phase::Pull).await.map(|_| ())
+    }
+
+    /// Runs the given items, in order, set by set, and brings out the errors of deferred constraints.
+    async fn run(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        order: &[usize],
+    ) -> std::result::Result<Ran, Trouble> {
+        let mut ran = Ran::default();
+        for members in order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op) {
+            let first = &items[members[0]];
+            let (table, cloud_table) = &frame.tables[first.table];
+            let rows = members.len();
+            let everything: Vec<usize> = (0..table.columns.len()).collect();
+            let (sql, columns) = match &first.op {
+                Op::Insert => (cloud::insert(table, cloud_table), everything.clone()),
+                Op::Update(columns) => {
+                    let all_columns = table.key.iter().chain(columns).copied().collect();
+                    (cloud::update(table, cloud_table, columns), all_columns)
+                }
+                Op::Delete => (cloud::delete(table, cloud_table), table.key.clone()),
+            };
+            let value_at = |at: usize, place: usize| {
+                let (item, column) = (&items[members[at]], columns[place]);
+                match table.key.iter().position(|k| *k == column) {
+                    Some(part) => &item.key[part],
+                    None => &item.values[column],
+                }
+            };
+            let arrays = arrays(cloud_table, &columns, value_at, rows);
+            let params = as_params(&arrays);
+            let mut changed = rows as u64;
+            if first.op == Op::Delete {
+                changed = self.attempt(async {
+                    let statement = self.client.prepare_cached(&sql).await?;
+                    self.client.execute(&statement, &params).await
+                })
+                .await?;
+            } else {
+                let answers = self.attempt(async {
+                    let statement = self.client.prepare_cached(&sql).await?;
+                    self.client.query(&statement, &params).await
+                })
+                .await?;
+                for row in answers {
+                    if row.get::<_, bool>("done") {
+                        ran.stored_otherwise = true;
+                    } else if first.op == Op::Insert {
+                        ran.already_there.push(members[position(&row)]);
+                        changed -= 1;
+                    } else {
+                        // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
+                        return Err(discarded(&table.name));
+                    }
+                }
+            }
+            if cloud_table.feed {
+                ran.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
+            }
+        }
+        self.attempt(self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")).await?;
+        Ok(ran)
+    }
+
+    /// One exchange within a round, whose error is either the data's or the link's.
+    async fn attempt<T>(
+        &self,
+        work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+    ) -> std::result::Result<T, Trouble> {
+        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
+        match tokio::time::timeout(limit, work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                let failure = self.cloud.explain(&error, Phase::Round);
+                match error.as_db_error() {
+                    Some(server) if failure.class == FailureClass::DataRefused => Err(Trouble::Refused {
+                        sqlstate: server.code().code().to_owned(),
+                        message: server.message().to_owned(),
+                        constraint: server.constraint().map(str::to_owned),
+                    }),
+                    _ => Err(Trouble::Failed(failure)),
+                }
+            }
+            Err(_) => Err(Trouble::Failed(silent(limit))),
+        }
+    }
+
+    /// The rows that are refused on top of everything else that was accepted: bisection with savepoints in one
+    /// transaction, which the caller rolls back. Rows that a unique value or a parent stands against get a second
+    /// chance together, because they may need each other.
+    async fn find_guilty(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        order: Vec<usize>,
+    ) -> Result<Vec<CloudRefusal>> {
+        let mut guilty = vec![];
+        let mut again = vec![];
+        // A stack instead of recursion: the halves in order, left first.
+        let mut stack = vec![order];
+        while let Some(members) = stack.pop() {
+            let Some(refusal) = self.try_savepoint(frame, items, &members).await? else { continue };
+            if members.len() > 1 {
+                let (left, right) = members.split_at(members.len() / 2);
+                stack.push(right.to_vec());
+                stack.push(left.to_vec());
+            } else if matches!(refusal.sqlstate.as_str(), "23503" | "23505") {
+                again.push(refusal);
+            } else {
+                guilty.push(refusal);
+            }
+        }
+        if again.len() > 1 {
+            let members = in_order(items, |item| again.iter().any(|refusal| refusal.item == item));
+            if self.try_savepoint(frame, items, &members).await?.is_none() {
+                again.clear();
+            }
+        }
+        guilty.extend(again);
+        Ok(guilty)
+    }
+
+    async fn try_savepoint(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        members: &[usize],
+    ) -> Result<Option<CloudRefusal>> {
+        self.batch("SAVEPOINT part", Phase::Pull).await?;
+        match self.run(frame, items, members).await {
+            Ok(_) => {
+                self.batch("RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
+                Ok(None)
+            }
+            Err(Trouble::Refused { sqlstate, message, constraint }) => {
+                self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
+                let item = members.first().copied().unwrap_or_default();
+                Ok(Some(CloudRefusal { item, sqlstate, message, constraint }))
+            }
+            Err(Trouble::Failed(failure)) => Err(failure),
+        }
+    }
+}
+
+/// What running a set of items did beyond succeeding.
+#[derive(Default)]
+struct Ran {
+    already_there: Vec<usize>,
+    stored_otherwise: bool,
+    feed_entries: i64,
+}
+
+fn discarded(table: &str) -> Trouble {
+    Trouble::Refused {
+        sqlstate: "02000".into(),
+        message: format!("a trigger of the cloud table {table} discarded the row"),
+        constraint: None,
+    }
+}
+
+/// The order in which a round runs its rows: what comes or changes, parents first, then what goes, children first.
+/// Within a table by kind, so that equal ones make one statement.
+fn in_order(items: &[RoundItem], chosen: impl Fn(usize) -> bool) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..items.len()).filter(|at| chosen(*at)).collect();
+    order.sort_by(|a, b| {
+        let (a, b) = (&items[*a], &items[*b]);
+        match (a.op == Op::Delete, b.op == Op::Delete) {
+            (true, true) => b.table.cmp(&a.table),
+            (false, false) => a.table.cmp(&b.table).then_with(|| a.op.cmp(&b.op)),
+            (deleted, _) => deleted.cmp(&true).reverse(),
+        }
+    });
+    order
+}
+
+struct FoundColumn {
+    column: CloudColumn,
+    generated: bool,
+    table_oid: u32,
+}
+
+impl From<&Row> for FoundColumn {
+    fn from(row: &Row) -> Self {
+        let cast: String = row.get("cast_name");
+        let kind: String = row.get("kind");
+        let modifier: i32 = row.get("modifier");
+        let kind = match kind.as_str() {
+            "int2" => CloudType::Int2,
+            "int4" => CloudType::Int4,
+            "int8" => CloudType::Int8,
+            "float4" => CloudType::Float4,
+            "float8" => CloudType::Float8,
+            "bool" => CloudType::Bool,
+            "text" | "varchar" => CloudType::Text,
+            "bytea" => CloudType::Bytea,
+            "numeric" => CloudType::Numeric(numeric_modifier(modifier)),
+            "date" => CloudType::Date,
+            "timestamp" => CloudType::Timestamp,
+            "timestamptz" => CloudType::TimestampTz,
+            "json" => CloudType::Json,
+            "uuid" => CloudType::Uuid,
+            _ => CloudType::Other(cast.clone()),
+        };
+        Self { column: CloudColumn { kind, cast }, generated: row.get("generated"), table_oid: row.get("table_oid") }
+    }
+}
+
+/// PostgreSQL packs precision and scale into one number (`src/backend/utils/adt/numeric.c`, `numerictypmodin`).
+fn numeric_modifier(modifier: i32) -> Option<(u16, u16)> {
+    let packed = u32::try_from(modifier).ok()?.checked_sub(4)?;
+    Some((u16::try_from(packed >> 16).ok()?, u16::try_from(packed & 0x7ff).ok()?))
+}
+
+/// The columns of a table that foreign keys of the tracked tables refer to, each as they name them.
+fn referenced_columns(table: &Table, tables: &[Table]) -> Vec<Vec<usize>> {
+    tables
+        .iter()
+        .flat_map(|child| &child.foreign_keys)
+        .filter(|key| key.parent.eq_ignore_ascii_case(&table.name))
+        .filter_map(|key| key.parent_columns.iter().map(|name| table.column(name)).collect())
+        .collect()
+}
+
+/// One array per column.
+enum Array<'a> {
+    Int(Vec<Option<i64>>),
+    Float(Vec<Option<f64>>),
+    Bool(Vec<Option<bool>>),
+    Text(Vec<Option<&'a str>>),
+    Bytes(Vec<Option<&'a [u8]>>),
+}
+
+fn arrays<'a>(
+    cloud_table: &CloudTable,
+    columns: &[usize],
+    value_at: impl Fn(usize, usize) -> &'a CloudValue,
+    rows: usize,
+) -> Vec<Array<'a>> {
+    columns
+        .iter()
+        .enumerate()
+        .map(|(place, c)| {
+            let values = (0..rows).map(|at| value_at(at, place));
+            match cloud_table.columns[*c].kind.wire() {
+                Wire::Int8 => Array::Int(
+                    values.map(|v| if let CloudValue::Int(i) = v { Some(*i) } else { None }).collect(),
+                ),
+                Wire::Float8 => Array::Float(
+                    values.map(|v| if let CloudValue::Float(r) = v { Some(*r) } else { None }).collect(),
+                ),
+                Wire::Bool => Array::Bool(
+                    values.map(|v| if let CloudValue::Bool(b) = v { Some(*b) } else { None }).collect(),
+                ),
+                Wire::Text => Array::Text(
+                    values.map(|v| if let CloudValue::Text(t) = v { Some(t.as_str()) } else { None }).collect(),
+                ),
+                Wire::Bytea => Array::Bytes(
+                    values.map(|v| if let CloudValue::Bytes(b) = v { Some(b.as_slice()) } else { None }).collect(),
+                ),
+            }
+        })
+        .collect()
+}
+
+fn as_params<'a>(arrays: &'a [Array<'a>]) -> Vec<&'a (dyn ToSql + Sync)> {
+    arrays
+        .iter()
+        .map(|array| -> &(dyn ToSql + Sync) {
+            match array {
+                Array::Int(array) => array,
+                Array::Float(array) => array,
+                Array::Bool(array) => array,
+                Array::Text(array) => array,
+                Array::Bytes(array) => array,
+            }
+        })
+        .collect()
+}
+
+/// A key in PostgreSQL's text, as the feed has it.
+pub fn key_text(key: &[CloudValue]) -> Vec<String> {
+    key.iter().map(|part| crate::core::value::to_text(part).unwrap_or_default()).collect()
+}
+
+/// `ord`, counted from 1 there and from 0 here.
+fn position(row: &Row) -> usize {
+    usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or_default()
+}
+
+fn decode(row: &Row, cloud_table: &CloudTable) -> Result<Vec<CloudValue>> {
+    (0..cloud_table.columns.len())
+        .map(|c| {
+            let at = c + 1;
+            let kind = row.columns().get(at).map(|column| column.type_().clone());
+            let value = match (cloud_table.columns[c].kind.wire(), kind) {
+                (Wire::Int8, Some(Type::INT8)) => row.try_get::<_, Option<i64>>(at).map(|v| v.map(CloudValue::Int)),
+                (Wire::Float8, Some(Type::FLOAT8)) => {
+                    row.try_get::<_, Option<f64>>(at).map(|v| v.map(CloudValue::Float))
+                }
+                (Wire::Bool, Some(Type::BOOL)) => row.try_get::<_, Option<bool>>(at).map(|v| v.map(CloudValue::Bool)),
+                (Wire::Text, Some(Type::TEXT)) => row.try_get::<_, Option<String>>(at).map(|v| v.map(CloudValue::Text)),
+                (Wire::Bytea, Some(Type::BYTEA)) => {
+                    row.try_get::<_, Option<Vec<u8>>>(at).map(|v| v.map(CloudValue::Bytes))
+                }
+                (wire, kind) => return Err(unexpected(&format!("asked for {wire:?}, got {kind:?}"))),
+            };
+            value.map(|v| v.unwrap_or(CloudValue::Null)).map_err(|error| unexpected(&error.to_string()))
+        })
+        .collect()
+}
+
+fn parse_uuid(text: &str) -> Result<Uuid> {
+    Uuid::parse_str(text).map_err(|error| unexpected(&format!("'{text}' is no UUID: {error}")))
+}
+
+fn unexpected(what: &str) -> CloudFailure {
+    CloudFailure::new(FailureClass::Transient, format!("the server's answer makes no sense: {what}"))
+}
