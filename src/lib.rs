@@ -1,1 +1,13 @@
-//! Tidewater.
+//! Tidewater: SQLite first, Cloud SQL for PostgreSQL when it is there.
+//!
+//! This crate is the door. The machine behind it, actors and pure state machines, is `tidewater-actors`.
+//!
+//! # Layout
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`settings`] | every knob, its layers, its bounds; `config/*.toml` are compiled in |
+//!
+//! The binary `run_supervisor` is thin: it parses, loads [`settings`], and calls this crate.
+
+pub mod settings;
