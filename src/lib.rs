@@ -7,7 +7,9 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`settings`] | every knob, its layers, its bounds; `config/*.toml` are compiled in |
+//! | [`telemetry`] | the log on standard error: the documented look, or JSON |
 //!
 //! The binary `run_supervisor` is thin: it parses, loads [`settings`], and calls this crate.
 
 pub mod settings;
+pub mod telemetry;
