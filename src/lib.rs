@@ -7,11 +7,15 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`settings`] | every knob, its layers, its bounds; `config/*.toml` are compiled in |
+//! | [`cli`] | flags, verbs, exit statuses, the status page |
 //! | [`control`] | the Unix socket beside the database, over which a verb reaches the supervisor |
+//! | [`signals`] | SIGINT and SIGTERM, for the binary |
 //! | [`telemetry`] | the log on standard error: the documented look, or JSON |
 //!
 //! The binary `run_supervisor` is thin: it parses, loads [`settings`], and calls this crate.
 
+pub mod cli;
 pub mod control;
 pub mod settings;
+pub mod signals;
 pub mod telemetry;
