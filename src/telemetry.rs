@@ -79,13 +79,14 @@ impl fmt::Debug for LogGuard {
 
 /// One object per line: `ts` (RFC 3339, UTC), `level`, `msg`, then what was logged with it.
 fn json(writer: impl Write + Send + 'static) -> impl Drain<Ok = (), Err = io::Error> + Send + 'static {
+    // slog writes pairs last first.
     slog_json::Json::new(io::LineWriter::new(writer))
         .add_key_value(o!(
+            "msg" => PushFnValue(|record: &Record<'_>, value| value.emit(record.msg())),
+            "level" => FnValue(|record: &Record<'_>| level_name(record.level())),
             "ts" => PushFnValue(|_, value| {
                 value.emit(OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default())
             }),
-            "level" => FnValue(|record: &Record<'_>| level_name(record.level())),
-            "msg" => PushFnValue(|record: &Record<'_>, value| value.emit(record.msg())),
         ))
         .build()
 }
@@ -285,6 +286,7 @@ mod tests {
             info!(log, "second");
         });
         assert_eq!(lines.len(), 2);
+        assert!(lines[0].starts_with("{\"ts\":\""), "{}", lines[0]);
         let first: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
         assert_eq!(first["level"], "WARNING");
         assert_eq!(first["msg"], "a \"quoted\"\nmessage");
