@@ -1,0 +1,348 @@
+//! The command line, the exit statuses, and what `status` looks like.
+//!
+//! Parts: [`Cli`] and [`Verb`] (clap), [`Cli::settings`] (flags are the strongest layer), [`Exit`] (every exit
+//! status), [`render_status`] (a page of text from the JSON of a running supervisor).
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+
+use crate::settings::{Settings, SettingsError, Sources};
+
+/// The width that fits every terminal.
+const COLUMNS_MAX: usize = 80;
+
+/// SQLite first, synced with Cloud SQL for PostgreSQL when it is there. Without a verb it runs until SIGINT or
+/// SIGTERM; with one it talks to the supervisor that runs on the same database.
+#[derive(Debug, Parser)]
+#[command(
+    name = "run_supervisor",
+    version,
+    after_help = "Exit status: 0 success, 1 could not start or failed, 2 usage or bad setting, 3 not running, \
+                  4 restart budget spent.\nThe log goes to standard error."
+)]
+pub struct Cli {
+    /// A TOML file with settings, over the built-in ones and under the environment
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// The SQLite file [TIDEWATER_DATABASE, default tidewater.db]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub database: Option<String>,
+    /// How the log looks
+    #[arg(long, value_name = "FORMAT", global = true, value_parser = ["text", "json"])]
+    pub log_format: Option<String>,
+    /// What to ask the supervisor that runs
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+}
+
+/// The verbs.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Verb {
+    /// What the running supervisor does
+    Status(StatusArgs),
+}
+
+/// The flags of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Cli {
+    /// Loads the settings: the layers below, then the flags. `environment` is the process's, or a test's.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn settings(&self, environment: Sources) -> Result<Settings, SettingsError> {
+        let mut sources = environment;
+        if let Some(path) = &self.config {
+            sources = sources.config_file(path);
+        }
+        if let Some(path) = &self.database {
+            sources = sources.flag("--database", "sqlite.path", path);
+        }
+        if let Some(format) = &self.log_format {
+            sources = sources.flag("--log-format", "log.format", format);
+        }
+        sources.build()
+    }
+}
+
+/// Every exit status of `run_supervisor`. (A second SIGINT or SIGTERM ends it with 130 or 143.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It did what was asked; an orderly end after SIGINT or SIGTERM is that, too.
+    Success = 0,
+    /// It could not start, or the verb failed.
+    Failed = 1,
+    /// An unknown flag or verb, or a setting that is not allowed.
+    Usage = 2,
+    /// A verb found no supervisor.
+    NotRunning = 3,
+    /// The actors failed more often than the restart budget allows.
+    BudgetSpent = 4,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        // The discriminants are the documented numbers.
+        Self::from(exit as u8)
+    }
+}
+
+/// The status page: at most 80 columns, the most important line first. Fields that are missing are left out,
+/// so that a verb of one version can show the status of another.
+#[must_use]
+pub fn render_status(status: &Value) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    render_status_at(status, now)
+}
+
+/// `now` counts from 1970.
+fn render_status_at(status: &Value, now: Duration) -> String {
+    let [proxy, circuit, sync, sqlite] = ["proxy", "circuit", "sync", "sqlite"].map(|key| &status[key]);
+    let mut page = Page::default();
+
+    page.row(
+        "sync",
+        &[word(sync, "state"), counted(sync, "pending"), counted(sync, "parked"), counted(sync, "conflicts")],
+    );
+    page.row(
+        "",
+        &[
+            amount(sync, "rows_flushed").map(|n| format!("{n} rows flushed")),
+            amount(sync, "rows_warmed").map(|n| format!("{n} rows warmed")),
+        ],
+    );
+
+    let required = proxy["proxy_required"].as_bool().unwrap_or(false).then(|| "required".to_owned());
+    page.row(
+        "proxy",
+        &[word(proxy, "status"), word(proxy, "endpoint"), word(proxy, "environment"), required],
+    );
+    page.row("", &[word(proxy, "detail")]);
+    page.row("", &[failures(proxy)]);
+    let ago = |key: &str, what: &str| match &proxy[key] {
+        Value::Null => None,
+        at => Some(format!("{what} {} ago", in_words(now.as_secs_f64() - at.as_f64()?))),
+    };
+    page.row("", &[ago("last_check", "last check"), ago("last_success", "last success")]);
+
+    page.row("circuit", &[word(circuit, "state")]);
+    let journal = word(sqlite, "journal_mode").map(|mode| format!("{mode} mode"));
+    page.row("sqlite", &[word(sqlite, "path"), journal]);
+
+    for (n, actor) in status["actors"].as_array().into_iter().flatten().enumerate() {
+        let restarts = amount(actor, "restarts").filter(|n| *n > 0);
+        let restarts = restarts.map(|n| format!("{n} {}", if n == 1 { "restart" } else { "restarts" }));
+        let name = word(actor, "name").map(|name| format!("{name:<16}"));
+        page.row(if n == 0 { "actors" } else { "" }, &[name, word(actor, "state"), restarts]);
+    }
+    page.text
+}
+
+/// What the failures mean for the next check.
+fn failures(proxy: &Value) -> Option<String> {
+    let failures = amount(proxy, "consecutive_failures").filter(|n| *n > 0)?;
+    let next = match (proxy["paused"].as_bool(), proxy["current_retry_delay"].as_f64()) {
+        (Some(true), _) => "checks are paused until something listens".to_owned(),
+        (_, Some(delay)) => format!("retry delay {}", in_words(delay)),
+        _ => String::new(),
+    };
+    let noun = if failures == 1 { "failure" } else { "failures in a row" };
+    Some(format!("{failures} {noun}, {next}").trim_end_matches(", ").to_owned())
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    /// One line, its parts two spaces apart; none when there are no parts. What goes past the last column
+    /// is cut and marked.
+    fn row(&mut self, title: &str, parts: &[Option<String>]) {
+        let parts: Vec<&str> =
+            parts.iter().flatten().map(String::as_str).filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() {
+            return;
+        }
+        let line = format!("{title:<9}{}", parts.join("  "));
+        let line = line.trim_end();
+        if line.chars().count() > COLUMNS_MAX {
+            self.text.extend(line.chars().take(COLUMNS_MAX - 1));
+            self.text.push('…');
+        } else {
+            self.text.push_str(line);
+        }
+        self.text.push('\n');
+    }
+}
+
+/// A text field, on one line whatever it holds: a terminal obeys control characters.
+fn word(part: &Value, key: &str) -> Option<String> {
+    Some(part[key].as_str()?.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+}
+
+fn amount(part: &Value, key: &str) -> Option<u64> {
+    part[key].as_u64()
+}
+
+fn counted(part: &Value, key: &str) -> Option<String> {
+    Some(format!("{} {key}", amount(part, key)?))
+}
+
+/// Seconds as people say them, never more exact than they care.
+fn in_words(seconds: f64) -> String {
+    // A clock that was set back makes "in the future"; nobody is helped by a minus sign.
+    match seconds.max(0.0) {
+        s if s < 10.0 && s.fract() > 0.05 => format!("{s:.1} s"),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+    use serde_json::json;
+
+    use super::*;
+    use crate::settings::LogFormat;
+
+    fn offline() -> Value {
+        json!({
+            "proxy": {
+                "status": "unavailable", "endpoint": "127.0.0.1:5432", "consecutive_failures": 5,
+                "current_retry_delay": 160.0, "should_retry": false, "paused": true,
+                "environment": "development", "proxy_required": false,
+                "last_check": 1_000_000_000.0, "last_success": null,
+                "detail": "Proxy not running on 127.0.0.1:5432",
+            },
+            "circuit": {"state": "open"},
+            "sync": {"state": "offline", "pending": 12, "parked": 0, "conflicts": 1, "rows_flushed": 340, "rows_warmed": 7},
+            "sqlite": {"path": "tidewater.db", "journal_mode": "wal"},
+            "actors": [
+                {"name": "proxy_watcher", "state": "running", "restarts": 0},
+                {"name": "cloud_syncer", "state": "restarting", "restarts": 2},
+            ],
+        })
+    }
+
+    /// The page as people see it.
+    #[test]
+    fn the_status_page_is_read_at_a_glance() {
+        let page = render_status_at(&offline(), Duration::from_secs(1_000_000_095));
+        let expected = "\
+sync     offline  12 pending  0 parked  1 conflicts
+         340 rows flushed  7 rows warmed
+proxy    unavailable  127.0.0.1:5432  development
+         Proxy not running on 127.0.0.1:5432
+         5 failures in a row, checks are paused until something listens
+         last check 95 s ago
+circuit  open
+sqlite   tidewater.db  wal mode
+actors   proxy_watcher     running
+         cloud_syncer      restarting  2 restarts
+";
+        assert_eq!(page, expected);
+    }
+
+    /// A healthy system says nothing of failures, and of retries only while there are any.
+    #[test]
+    fn a_healthy_page_does_not_speak_of_failures() {
+        let mut status = offline();
+        status["proxy"]["status"] = json!("available");
+        status["proxy"]["paused"] = json!(false);
+        status["proxy"]["consecutive_failures"] = json!(0);
+        let page = render_status_at(&status, Duration::from_secs(1_000_000_000));
+        assert!(!page.contains("failure"), "{page}");
+        status["proxy"]["consecutive_failures"] = json!(1);
+        let page = render_status_at(&status, Duration::from_secs(1_000_000_000));
+        assert!(page.contains("1 failure, retry delay 3 min\n"), "{page}");
+    }
+
+    /// Whatever the fields hold, no line is wider than a terminal and none moves its cursor.
+    #[test]
+    fn the_page_never_exceeds_eighty_columns() {
+        let mut status = offline();
+        status["sqlite"]["path"] = json!("ü".repeat(300));
+        status["proxy"]["detail"] = json!("two\nlines \x1b[2J and more".repeat(20));
+        let page = render_status(&status);
+        assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+        assert!(page.lines().any(|line| line.ends_with('…')));
+        assert!(!page.contains('\x1b'));
+        assert_eq!(page.lines().count(), render_status(&offline()).lines().count());
+    }
+
+    /// The answer of another version, or nonsense, is shown as far as it goes.
+    #[test]
+    fn a_status_with_other_fields_is_shown_as_far_as_it_goes() {
+        assert_eq!(render_status(&json!({})), "");
+        assert_eq!(render_status(&json!([1, 2])), "");
+        assert_eq!(
+            render_status(&json!({"sync": {"state": "idle", "pending": "many"}, "actors": 3})),
+            "sync     idle\n"
+        );
+    }
+
+    /// Durations are as exact as people care.
+    #[test]
+    fn durations_are_said_as_people_say_them() {
+        let table = [
+            (-5.0, "0 s"),
+            (0.0, "0 s"),
+            (2.5, "2.5 s"),
+            (10.0, "10 s"),
+            (119.0, "119 s"),
+            (600.0, "10 min"),
+            (10_800.0, "3 h"),
+            (259_200.0, "3 days"),
+        ];
+        for (seconds, words) in table {
+            assert_eq!(in_words(seconds), words);
+        }
+    }
+
+    /// Flags are understood before and after the verb, and win over variables.
+    #[test]
+    fn flags_win_over_variables() {
+        Cli::command().debug_assert();
+        let line = ["run_supervisor", "--log-format", "json", "status", "--json", "--database", "flag.db"];
+        let cli = Cli::try_parse_from(line).unwrap();
+        assert!(matches!(&cli.verb, Some(Verb::Status(StatusArgs { json: true }))));
+        let settings =
+            cli.settings(Settings::builder().environment([("TIDEWATER_DATABASE", "variable.db")])).unwrap();
+        assert_eq!(settings.sqlite.path, PathBuf::from("flag.db"));
+        assert_eq!(settings.log.format, LogFormat::Json);
+    }
+
+    /// A flag's bad value is reported with the flag as its source.
+    #[test]
+    fn a_bad_flag_is_named() {
+        let cli = Cli::try_parse_from(["run_supervisor", "--database", ":memory:"]).unwrap();
+        let message = cli.settings(Settings::builder()).unwrap_err().to_string();
+        assert!(message.contains("--database") && message.contains("sqlite.path"), "{message}");
+    }
+
+    /// Unknown flags and verbs are usage errors.
+    #[test]
+    fn unknown_flags_and_verbs_are_usage_errors() {
+        for line in [
+            &["run_supervisor", "--frobnicate"][..],
+            &["run_supervisor", "explode"],
+            &["run_supervisor", "--log-format", "xml"],
+        ] {
+            let error = Cli::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8));
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! What Tidewater is told: every knob, where its value comes from, and what it may be.
+//!
+//! Parts: [`Settings`] (the checked result, one struct per section), [`SettingsError`] (names key, source and
+//! what is allowed), [`Secret`]; `sources.rs` has [`Sources`] and the layers, `check.rs` goes from text to types
+//! and has every bound.
+//!
+//! ```text
+//! default.toml ◁ production.toml ◁ --config file ◁ TIDEWATER_… ◁ CLOUD_SQL_…, JARVIS_ENV ◁ flags ◁ code
+//!      │             (only when the environment, as the other layers say it, is production)
+//!      ▼
+//!   Layers ── strongest layer that has the key ─▶ text ── bounds ─▶ typed sections ─▶ Settings
+//! ```
+//!
+//! Loading reads the `--config` file and the password file and nothing else: the environment is an argument,
+//! so that a test or an embedding application decides what it is. The keys that exist are the keys of
+//! `config/default.toml`; a key without a default cannot exist.
+
+mod check;
+mod sources;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::check::Reader;
+use self::sources::Layer;
+pub use self::sources::Sources;
+
+const DEFAULT_TOML: &str = include_str!("../config/default.toml");
+const PRODUCTION_TOML: &str = include_str!("../config/production.toml");
+
+/// The longest path that the address of a Unix socket holds, without its closing NUL (macOS has 103; there
+/// the operating system refuses what lies between).
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+// ---------------------------------------------------------------------------------------------------------
+// The checked result
+// ---------------------------------------------------------------------------------------------------------
+
+/// Checked settings. They cannot be changed, only loaded anew: what was checked stays true. Clones are cheap.
+///
+/// The sections are fields: `settings.proxy.port`.
+///
+/// ```
+/// use tidewater::settings::Settings;
+///
+/// let settings = Settings::builder().set("proxy.port", 5433).set("cloud.database", "orders").build()?;
+/// assert_eq!(settings.proxy.endpoint(), "127.0.0.1:5433");
+/// # Ok::<(), tidewater::settings::SettingsError>(())
+/// ```
+#[derive(Clone)]
+pub struct Settings {
+    sections: Arc<Sections>,
+    effective: Arc<[Effective]>,
+}
+
+impl Settings {
+    /// Starts from the built-in values; nothing of the process is read unless asked for.
+    #[must_use]
+    pub fn builder() -> Sources {
+        Sources::default()
+    }
+
+    /// The built-in values under the variables of this process.
+    ///
+    /// # Errors
+    /// [`SettingsError`] when a variable has a value that is not allowed, or an unknown `TIDEWATER_…` key.
+    pub fn from_env() -> Result<Self, SettingsError> {
+        Self::builder().process_environment().build()
+    }
+
+    /// Reads and checks every layer of `sources`.
+    ///
+    /// # Errors
+    /// [`SettingsError`]: the first thing wrong, with its key, its source and what is allowed.
+    pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
+        let builtin = Layer::toml("the built-in default", DEFAULT_TOML)?;
+        let known: BTreeSet<String> = builtin.leaves().into_iter().map(|(key, _)| key).collect();
+        let mut layers = vec![builtin];
+        if let Some(path) = &sources.config_file {
+            layers.push(Layer::file(path, &known)?);
+        }
+        layers.push(sources.tidewater_variables(&known)?);
+        layers.push(sources.fixed_variables()?);
+        layers.push(Layer::pairs("flags", &sources.flags, &known)?);
+        layers.push(Layer::pairs("code", &sources.code, &known)?);
+
+        if Reader::new(&layers).environment()? == Environment::Production {
+            layers.insert(1, Layer::toml("the built-in production overlay", PRODUCTION_TOML)?);
+        }
+        let reader = Reader::new(&layers);
+        let sections = Sections::read(&reader)?;
+        debug_assert_eq!(*reader.asked.borrow(), known, "every key of default.toml is read, and no other");
+        let effective = known.iter().map(|key| reader.effective(key)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { sections: Arc::new(sections), effective: effective.into() })
+    }
+
+    /// Every key with its value as it was written and where that was, in the order of the keys. Secrets are
+    /// left out.
+    #[must_use]
+    pub fn effective(&self) -> &[Effective] {
+        &self.effective
+    }
+}
+
+impl Deref for Settings {
+    type Target = Sections;
+
+    fn deref(&self) -> &Sections {
+        &self.sections
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.sections.fmt(f)
+    }
+}
+
+/// One key, the value that won, and its source.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Effective {
+    /// `section.key`.
+    pub key: String,
+    /// As it was written; `(secret)` for a password that is set.
+    pub value: String,
+    /// A variable's name, a file's path, a flag, or which built-in file.
+    pub origin: String,
+}
+
+/// The sections of [`Settings`]. Only loading makes one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Sections {
+    /// How to find the proxy.
+    pub proxy: ProxySettings,
+    /// What is behind the proxy.
+    pub cloud: CloudSettings,
+    /// The local file.
+    pub sqlite: SqliteSettings,
+    /// Rounds and pages.
+    pub sync: SyncSettings,
+    /// The circuit breaker.
+    pub circuit: CircuitSettings,
+    /// Restarts, the end, and the environment.
+    pub supervisor: SupervisorSettings,
+    /// The log.
+    pub log: LogSettings,
+}
+
+/// `[proxy]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProxySettings {
+    /// Where it listens.
+    pub host: Host,
+    /// Never 0. With a socket directory it is part of the socket's name.
+    pub port: u16,
+    /// Bounds connecting and PostgreSQL's answer to the startup.
+    pub timeout: Duration,
+    /// The wait after the first failure; never longer than `max_retry_delay`.
+    pub retry_delay: Duration,
+    /// What the doubling of the wait stops at.
+    pub max_retry_delay: Duration,
+    /// Never give up, and fail whoever needs the cloud while it is away.
+    pub require: bool,
+    /// Between two health checks while available.
+    pub health_interval: Duration,
+    /// How long a good check answers for the next; zero: not at all.
+    pub recently_verified: Duration,
+    /// Between two looks at what listens.
+    pub listen_interval: Duration,
+}
+
+impl ProxySettings {
+    /// As people write it: `host:port`, or the path of the socket.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        match &self.host {
+            Host::Address(IpAddr::V6(address)) => format!("[{address}]:{}", self.port),
+            Host::Address(address) => format!("{address}:{}", self.port),
+            Host::Name(name) => format!("{name}:{}", self.port),
+            Host::SocketDirectory(directory) => socket_path(directory, self.port).display().to_string(),
+        }
+    }
+}
+
+/// Where a proxy listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// A numeric address.
+    Address(IpAddr),
+    /// A name that has to be resolved.
+    Name(String),
+    /// The absolute directory that holds the socket `.s.PGSQL.<port>`.
+    SocketDirectory(PathBuf),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
+            Self::SocketDirectory(directory) => directory.display().fmt(f),
+        }
+    }
+}
+
+/// The name that PostgreSQL and the proxy give to a socket.
+fn socket_path(directory: &Path, port: u16) -> PathBuf {
+    directory.join(format!(".s.PGSQL.{port}"))
+}
+
+/// `[cloud]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloudSettings {
+    /// The PostgreSQL database; see [`missing`](Self::missing).
+    pub database: Option<String>,
+    /// The PostgreSQL role.
+    pub user: Option<String>,
+    /// None suits a proxy that logs in with IAM.
+    pub password: Option<Secret>,
+    /// The schema of the synced tables.
+    pub schema: String,
+    /// At least 1.
+    pub pool_max: usize,
+    /// PostgreSQL ends a longer statement.
+    pub statement_timeout: Duration,
+    /// What happens to columns that were added locally.
+    pub add_columns: AddColumns,
+    /// The name in `pg_stat_activity`.
+    pub application_name: String,
+}
+
+impl CloudSettings {
+    /// Why nothing can be synced, as a sentence for the log; `None` when database and user are set.
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        let (names, verb, object) = match (&self.database, &self.user) {
+            (Some(_), Some(_)) => return None,
+            (None, None) => ("CLOUD_SQL_DATABASE and CLOUD_SQL_USER", "are", "them"),
+            (None, Some(_)) => ("CLOUD_SQL_DATABASE", "is", "it"),
+            (Some(_), None) => ("CLOUD_SQL_USER", "is", "it"),
+        };
+        let password = match self.password {
+            Some(_) => "",
+            None => ", and CLOUD_SQL_PASSWORD or CLOUD_SQL_PASSWORD_FILE",
+        };
+        Some(format!("{names} {verb} not set, so nothing can be synced; set {object}{password}"))
+    }
+}
+
+/// `cloud.add_columns`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddColumns {
+    /// The cloud table gets them by itself.
+    Auto,
+    /// They wait until somebody asks.
+    Manual,
+}
+
+/// `[sqlite]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SqliteSettings {
+    /// The file; a relative path counts from the current folder.
+    pub path: PathBuf,
+    /// How long to wait for another process that writes.
+    pub busy_timeout: Duration,
+    /// At least 1.
+    pub read_pool_max: usize,
+    /// Writes that may wait; at least 1.
+    pub queue_max: usize,
+    /// Callers in one transaction; at least 1.
+    pub group_rows_max: usize,
+}
+
+impl SqliteSettings {
+    /// The control socket, beside the file.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".sock");
+        path.into()
+    }
+}
+
+/// `[sync]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SyncSettings {
+    /// Rows in one flush round; at least 1.
+    pub window_rows_max: usize,
+    /// Rows in one page of the feed; at least 1.
+    pub page_rows_max: usize,
+    /// Between two looks at the feed.
+    pub pull_interval: Duration,
+    /// Before a round that failed for a passing reason is tried again.
+    pub retry_delay: Duration,
+    /// How long a flush waits for further writes; may be zero.
+    pub debounce: Duration,
+    /// Between two looks for writes of other processes.
+    pub foreign_poll: Duration,
+}
+
+/// `[circuit]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CircuitSettings {
+    /// Failures in a row that open it; at least 1.
+    pub failure_threshold: u32,
+    /// Successes in a row that close it; at least 1.
+    pub success_threshold: u32,
+    /// How long it stays open at least.
+    pub open: Duration,
+}
+
+/// `[supervisor]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SupervisorSettings {
+    /// Restarts within `restarts_within`; 0 forbids any.
+    pub restarts_max: u32,
+    /// The time over which restarts are counted.
+    pub restarts_within: Duration,
+    /// What an orderly end may take.
+    pub shutdown: Duration,
+    /// Whether the absence of a proxy is normal.
+    pub environment: Environment,
+}
+
+/// `supervisor.environment`, also known as `JARVIS_ENV`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Environment {
+    /// No proxy is normal.
+    Development,
+    /// The proxy is expected.
+    Production,
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Development => "development",
+            Self::Production => "production",
+        })
+    }
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogSettings {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The least important level that is still written.
+    pub level: LogLevel,
+}
+
+/// `log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `HH:MM:SS | LEVEL | message`.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `log.level`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Errors only.
+    Error,
+    /// And warnings.
+    Warning,
+    /// And what a user wants to know.
+    Info,
+    /// Everything.
+    Debug,
+}
+
+/// A value that is never printed: neither `Debug` nor `Display` shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps `value`.
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for whoever logs in with it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// What can be wrong
+// ---------------------------------------------------------------------------------------------------------
+
+/// Why settings could not be loaded. Trying again without changing something never helps.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// The value is not one of those allowed.
+    #[error("{key} = {value} from {origin} is not allowed; allowed: {allowed}")]
+    BadValue {
+        /// `section.key`.
+        key: String,
+        /// Quoted; `(secret)` where it must not be shown.
+        value: String,
+        /// The variable, the file, the flag.
+        origin: String,
+        /// In words.
+        allowed: String,
+    },
+    /// There is no such key.
+    #[error("{key} from {origin} is not a known key{}", nearest.as_ref().map(|it| format!("; did you mean {it}?")).unwrap_or_default())]
+    UnknownKey {
+        /// As it was written.
+        key: String,
+        /// The variable, the file, the flag.
+        origin: String,
+        /// A known key that looks much the same.
+        nearest: Option<String>,
+    },
+    /// The `--config` file cannot be read, or is not TOML.
+    #[error("the configuration file {path} cannot be used: {reason}")]
+    File {
+        /// As it was given.
+        path: String,
+        /// What the operating system or the parser said, without the text of the file.
+        reason: String,
+    },
+    /// The password file cannot be read, or holds no password.
+    #[error(
+        "cloud.password_file = {path} from {origin} cannot be used: {reason}; allowed: a readable file that holds the password"
+    )]
+    PasswordFile {
+        /// As it was given.
+        path: String,
+        /// The variable, the file, the flag.
+        origin: String,
+        /// What the operating system said.
+        reason: String,
+    },
+    /// Both ways to give a password are used, and they may disagree.
+    #[error(
+        "cloud.password from {password} and cloud.password_file from {password_file} are both set; allowed: one of them"
+    )]
+    TwoPasswords {
+        /// The source of the password.
+        password: String,
+        /// The source of the file's name.
+        password_file: String,
+    },
+}

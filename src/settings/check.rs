@@ -1,0 +1,356 @@
+//! From text to types: the strongest layer that has a key, and every bound.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use config::{Value, ValueKind};
+
+use super::sources::Layer;
+use super::{
+    AddColumns, CircuitSettings, CloudSettings, Effective, Environment, Host, LogFormat, LogLevel,
+    LogSettings, ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings,
+    SupervisorSettings, SyncSettings, socket_path,
+};
+
+/// The shortest duration that is still one; below it a loop would be a busy loop.
+const SHORTEST_S: f64 = 0.001;
+const HOUR_S: f64 = 3600.0;
+const DAY_S: f64 = 86_400.0;
+
+/// A password file is one line; whatever is longer is not a password file.
+const PASSWORD_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// PostgreSQL cuts longer names off silently (NAMEDATALEN - 1).
+const POSTGRES_NAME_BYTES_MAX: usize = 63;
+
+/// Finds the strongest layer that has a key, and checks what it says.
+pub(super) struct Reader<'a> {
+    layers: &'a [Layer],
+    /// What was asked for: compared with the keys that exist, so that no knob is without effect.
+    pub(super) asked: RefCell<BTreeSet<String>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(layers: &'a [Layer]) -> Self {
+        Self { layers, asked: RefCell::default() }
+    }
+
+    /// The value and its origin.
+    fn find(&self, key: &str) -> Result<(Value, String), SettingsError> {
+        self.asked.borrow_mut().insert(key.to_owned());
+        let found = self.layers.iter().rev().find_map(|layer| Some((layer.get(key)?, &layer.name)));
+        let Some((value, layer)) = found else {
+            // Only a slip in this file comes here: default.toml has every key.
+            return Err(SettingsError::UnknownKey {
+                key: key.to_owned(),
+                origin: "the built-in default".to_owned(),
+                nearest: None,
+            });
+        };
+        let origin = value.origin().unwrap_or(layer).to_owned();
+        Ok((value.clone(), origin))
+    }
+
+    /// Reads a scalar as text and parses it; `None` from `parse` means that it is not allowed.
+    fn parse<T>(
+        &self,
+        key: &str,
+        allowed: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, SettingsError> {
+        let (value, origin) = self.find(key)?;
+        let parsed = scalar(&value).and_then(|text| parse(text.trim()));
+        parsed.ok_or_else(|| bad(key, &value, origin, allowed))
+    }
+
+    /// Text as it is, without trimming; empty is `None`. A number in a file is refused: `1e3` as a password
+    /// would not be what it looks like.
+    fn text(&self, key: &str, allowed: &str) -> Result<Option<(String, String)>, SettingsError> {
+        let (value, origin) = self.find(key)?;
+        match &value.kind {
+            ValueKind::String(text) if text.is_empty() => Ok(None),
+            ValueKind::String(text) if !text.contains('\0') => Ok(Some((text.clone(), origin))),
+            _ => Err(bad(key, &value, origin, allowed)),
+        }
+    }
+
+    /// Text that may not be empty and must satisfy `good`.
+    fn name(
+        &self,
+        key: &str,
+        allowed: &str,
+        good: impl FnOnce(&str) -> bool,
+    ) -> Result<String, SettingsError> {
+        match self.text(key, allowed)? {
+            Some((text, _)) if good(&text) => Ok(text),
+            _ => {
+                let (value, origin) = self.find(key)?;
+                Err(bad(key, &value, origin, allowed))
+            }
+        }
+    }
+
+    fn seconds(&self, key: &str, least: f64, most: f64) -> Result<Duration, SettingsError> {
+        self.parse(key, &format!("seconds from {least} to {most}"), |text| {
+            let seconds = f64::from_str(text).ok()?;
+            (least..=most).contains(&seconds).then_some(seconds)
+        })
+        .map(Duration::from_secs_f64)
+    }
+
+    fn whole<T: TryFrom<u64>>(
+        &self,
+        key: &str,
+        unit: &str,
+        least: u64,
+        most: u64,
+    ) -> Result<T, SettingsError> {
+        self.parse(key, &format!("{unit} from {least} to {most}"), |text| {
+            let number = u64::from_str(text).ok()?;
+            (least..=most).contains(&number).then(|| T::try_from(number).ok())?
+        })
+    }
+
+    fn count<T: TryFrom<u64>>(&self, key: &str, least: u64, most: u64) -> Result<T, SettingsError> {
+        self.whole(key, "a whole number", least, most)
+    }
+
+    fn millis(&self, key: &str, least: u64, most: u64) -> Result<Duration, SettingsError> {
+        self.whole(key, "whole milliseconds", least, most).map(Duration::from_millis)
+    }
+
+    fn boolean(&self, key: &str) -> Result<bool, SettingsError> {
+        self.word(
+            key,
+            &[("true", true), ("false", false), ("1", true), ("0", false), ("yes", true), ("no", false)],
+        )
+    }
+
+    /// One of a few words, in any case.
+    fn word<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<T, SettingsError> {
+        let allowed = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
+        self.parse(key, &allowed, |text| {
+            words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, value)| *value)
+        })
+    }
+
+    pub(super) fn environment(&self) -> Result<Environment, SettingsError> {
+        use Environment::{Development, Production};
+        self.word(
+            "supervisor.environment",
+            &[
+                ("development", Development),
+                ("production", Production),
+                ("dev", Development),
+                ("prod", Production),
+            ],
+        )
+    }
+
+    pub(super) fn effective(&self, key: &str) -> Result<Effective, SettingsError> {
+        let (value, origin) = self.find(key)?;
+        Ok(Effective { key: key.to_owned(), value: shown(key, &value), origin })
+    }
+}
+
+/// How a value is shown to people.
+fn shown(key: &str, value: &Value) -> String {
+    match scalar(value) {
+        Some(text) if key == "cloud.password" && !text.is_empty() => "(secret)".to_owned(),
+        Some(text) => text,
+        None => "(not a single value)".to_owned(),
+    }
+}
+
+fn scalar(value: &Value) -> Option<String> {
+    match &value.kind {
+        ValueKind::String(text) => Some(text.clone()),
+        ValueKind::Boolean(it) => Some(it.to_string()),
+        ValueKind::I64(it) => Some(it.to_string()),
+        ValueKind::I128(it) => Some(it.to_string()),
+        ValueKind::U64(it) => Some(it.to_string()),
+        ValueKind::U128(it) => Some(it.to_string()),
+        ValueKind::Float(it) => Some(it.to_string()),
+        ValueKind::Nil | ValueKind::Table(_) | ValueKind::Array(_) => None,
+    }
+}
+
+fn bad(key: &str, value: &Value, origin: String, allowed: &str) -> SettingsError {
+    let value = format!("\"{}\"", shown(key, value).escape_debug());
+    SettingsError::BadValue { key: key.to_owned(), value, origin, allowed: allowed.to_owned() }
+}
+
+impl Sections {
+    pub(super) fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+        Ok(Self {
+            proxy: ProxySettings::read(reader)?,
+            cloud: CloudSettings::read(reader)?,
+            sqlite: SqliteSettings::read(reader)?,
+            sync: SyncSettings {
+                // A round is held in memory and in one transaction on either side: hence the upper bounds.
+                window_rows_max: reader.count("sync.window_rows_max", 1, 100_000)?,
+                page_rows_max: reader.count("sync.page_rows_max", 1, 100_000)?,
+                pull_interval: reader.seconds("sync.pull_interval_s", SHORTEST_S, DAY_S)?,
+                retry_delay: reader.seconds("sync.retry_delay_s", SHORTEST_S, HOUR_S)?,
+                debounce: reader.millis("sync.debounce_ms", 0, 60_000)?,
+                foreign_poll: reader.millis("sync.foreign_poll_ms", 1, 60_000)?,
+            },
+            circuit: CircuitSettings {
+                failure_threshold: reader.count("circuit.failure_threshold", 1, 1000)?,
+                success_threshold: reader.count("circuit.success_threshold", 1, 1000)?,
+                open: reader.seconds("circuit.open_s", SHORTEST_S, DAY_S)?,
+            },
+            supervisor: SupervisorSettings {
+                restarts_max: reader.count("supervisor.restarts_max", 0, 100_000)?,
+                restarts_within: reader.seconds("supervisor.restarts_within_s", SHORTEST_S, DAY_S)?,
+                shutdown: reader.seconds("supervisor.shutdown_s", SHORTEST_S, HOUR_S)?,
+                environment: reader.environment()?,
+            },
+            log: LogSettings {
+                format: reader.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)])?,
+                level: reader.word(
+                    "log.level",
+                    &[
+                        ("error", LogLevel::Error),
+                        ("warning", LogLevel::Warning),
+                        ("info", LogLevel::Info),
+                        ("debug", LogLevel::Debug),
+                        ("warn", LogLevel::Warning),
+                    ],
+                )?,
+            },
+        })
+    }
+}
+
+impl ProxySettings {
+    fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+        let port = reader.count("proxy.port", 1, u64::from(u16::MAX))?;
+        let settings = Self {
+            host: reader.parse(
+                "proxy.host",
+                "a host name or address without a port, or the absolute directory of a Unix socket (its path at most 107 bytes)",
+                |text| parse_host(text, port),
+            )?,
+            port,
+            timeout: reader.seconds("proxy.timeout_s", SHORTEST_S, HOUR_S)?,
+            retry_delay: reader.seconds("proxy.retry_delay_s", SHORTEST_S, DAY_S)?,
+            max_retry_delay: reader.seconds("proxy.max_retry_delay_s", SHORTEST_S, DAY_S)?,
+            require: reader.boolean("proxy.require")?,
+            health_interval: reader.seconds("proxy.health_interval_s", SHORTEST_S, DAY_S)?,
+            recently_verified: reader.seconds("proxy.recently_verified_s", 0.0, HOUR_S)?,
+            listen_interval: reader.seconds("proxy.listen_interval_s", SHORTEST_S, HOUR_S)?,
+        };
+        if settings.retry_delay > settings.max_retry_delay {
+            let (most, most_origin) = reader.find("proxy.max_retry_delay_s")?;
+            let (value, origin) = reader.find("proxy.retry_delay_s")?;
+            let most = shown("proxy.max_retry_delay_s", &most);
+            let allowed = format!("at most proxy.max_retry_delay_s, which is {most} from {most_origin}");
+            return Err(bad("proxy.retry_delay_s", &value, origin, &allowed));
+        }
+        Ok(settings)
+    }
+}
+
+fn parse_host(text: &str, port: u16) -> Option<Host> {
+    if text.starts_with('/') {
+        let directory = PathBuf::from(text);
+        let fits = socket_path(&directory, port).as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
+        return fits.then_some(Host::SocketDirectory(directory));
+    }
+    let unbracketed = text.strip_prefix('[').and_then(|it| it.strip_suffix(']')).unwrap_or(text);
+    if let Ok(address) = unbracketed.parse() {
+        return Some(Host::Address(address));
+    }
+    let good = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+    // 253: the longest name that DNS knows.
+    let name = !text.is_empty() && text.len() <= 253 && text.chars().all(good);
+    name.then(|| Host::Name(text.to_owned()))
+}
+
+impl CloudSettings {
+    fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+        let name = "a PostgreSQL name of at most 63 bytes";
+        let optional = |key| match reader.text(key, name)? {
+            Some((text, origin)) if text.len() > POSTGRES_NAME_BYTES_MAX => {
+                Err(bad(key, &Value::new(None, text), origin, name))
+            }
+            found => Ok(found.map(|(text, _)| text)),
+        };
+        Ok(Self {
+            database: optional("cloud.database")?,
+            user: optional("cloud.user")?,
+            password: read_password(reader)?,
+            schema: reader.name(
+                "cloud.schema",
+                "a PostgreSQL name of at most 63 bytes, but not tidewater, information_schema or pg_…",
+                |text| {
+                    text.len() <= POSTGRES_NAME_BYTES_MAX
+                        && !["tidewater", "information_schema"].contains(&text)
+                        && !text.starts_with("pg_")
+                },
+            )?,
+            pool_max: reader.count("cloud.pool_max", 1, 100)?,
+            statement_timeout: reader.seconds("cloud.statement_timeout_s", SHORTEST_S, DAY_S)?,
+            add_columns: reader
+                .word("cloud.add_columns", &[("auto", AddColumns::Auto), ("manual", AddColumns::Manual)])?,
+            application_name: reader.name(
+                "cloud.application_name",
+                "1 to 63 printable ASCII characters",
+                |text| {
+                    text.len() <= POSTGRES_NAME_BYTES_MAX && text.bytes().all(|b| (b' '..=b'~').contains(&b))
+                },
+            )?,
+        })
+    }
+}
+
+fn read_password(reader: &Reader<'_>) -> Result<Option<Secret>, SettingsError> {
+    let password = reader.text("cloud.password", "text")?;
+    let file = reader.text("cloud.password_file", "the path of a file")?;
+    match (password, file) {
+        (Some((_, password)), Some((_, password_file))) => {
+            Err(SettingsError::TwoPasswords { password, password_file })
+        }
+        (Some((password, _)), None) => Ok(Some(Secret::new(password))),
+        (None, Some((path, origin))) => match password_in(&path) {
+            Ok(secret) => Ok(Some(secret)),
+            Err(reason) => Err(SettingsError::PasswordFile { path, origin, reason }),
+        },
+        (None, None) => Ok(None),
+    }
+}
+
+fn password_in(path: &str) -> Result<Secret, String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    file.take(PASSWORD_FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > PASSWORD_FILE_BYTES_MAX {
+        return Err(format!("it is longer than {PASSWORD_FILE_BYTES_MAX} bytes"));
+    }
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    match line {
+        "" => Err("it is empty".to_owned()),
+        line if line.contains('\0') => Err("it contains a NUL".to_owned()),
+        line => Ok(Secret::new(line)),
+    }
+}
+
+impl SqliteSettings {
+    fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+        let allowed = "the path of a file (not :memory: and not a file: address)";
+        let good = |text: &str| text != ":memory:" && !text.starts_with("file:") && !text.ends_with('/');
+        Ok(Self {
+            path: reader.name("sqlite.path", allowed, good)?.into(),
+            busy_timeout: reader.seconds("sqlite.busy_timeout_s", SHORTEST_S, HOUR_S)?,
+            read_pool_max: reader.count("sqlite.read_pool_max", 1, 128)?,
+            queue_max: reader.count("sqlite.queue_max", 1, 1_000_000)?,
+            group_rows_max: reader.count("sqlite.group_rows_max", 1, 1_000_000)?,
+        })
+    }
+}

@@ -1,0 +1,307 @@
+//! Settings, by what people rely on.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use super::sources::FIXED_VARIABLES;
+use super::*;
+
+fn with(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+    Settings::builder().environment(variables.iter().copied()).build()
+}
+
+/// Without anything set, the values are those of the documentation.
+#[test]
+fn the_built_in_values_are_the_documented_ones() {
+    let settings = Settings::builder().build().unwrap();
+    assert_eq!(settings.proxy.endpoint(), "127.0.0.1:5432");
+    assert_eq!(settings.proxy.timeout, Duration::from_secs(2));
+    assert_eq!(settings.proxy.retry_delay, Duration::from_secs(10));
+    assert_eq!(settings.proxy.max_retry_delay, Duration::from_secs(600));
+    assert!(!settings.proxy.require);
+    assert_eq!(settings.supervisor.environment, Environment::Development);
+    assert_eq!(settings.sqlite.path, Path::new("tidewater.db"));
+    assert_eq!(settings.sqlite.control_socket(), Path::new("tidewater.db.sock"));
+    assert_eq!(settings.cloud.add_columns, AddColumns::Auto);
+    assert_eq!(settings.sync.debounce, Duration::from_millis(5));
+    assert_eq!(settings.log, LogSettings { format: LogFormat::Text, level: LogLevel::Info });
+    assert!(settings.effective().iter().all(|it| it.origin == "the built-in default"));
+}
+
+/// Each layer wins over the one below it, and the source that won is named.
+#[test]
+fn each_layer_wins_over_the_one_below() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    std::fs::write(&file, "[proxy]\nport = 2\n[sqlite]\nread_pool_max = 9\n").unwrap();
+    let origin = |settings: &Settings, key: &str| {
+        settings.effective().iter().find(|it| it.key == key).unwrap().origin.clone()
+    };
+
+    let mut sources = Settings::builder().config_file(&file);
+    let mut steps = vec![(2, file.display().to_string())];
+    let settings = sources.build().unwrap();
+    assert_eq!((u64::from(settings.proxy.port), origin(&settings, "proxy.port")), steps.remove(0));
+    assert_eq!(settings.sqlite.read_pool_max, 9);
+
+    sources = sources.environment([("TIDEWATER_PROXY__PORT", "3")]);
+    let settings = sources.build().unwrap();
+    assert_eq!((settings.proxy.port, origin(&settings, "proxy.port").as_str()), (3, "TIDEWATER_PROXY__PORT"));
+
+    sources = sources.environment([("CLOUD_SQL_PROXY_PORT", "4")]);
+    let settings = sources.build().unwrap();
+    assert_eq!((settings.proxy.port, origin(&settings, "proxy.port").as_str()), (4, "CLOUD_SQL_PROXY_PORT"));
+
+    sources = sources.flag("--port", "proxy.port", 5);
+    let settings = sources.build().unwrap();
+    assert_eq!((settings.proxy.port, origin(&settings, "proxy.port").as_str()), (5, "--port"));
+
+    let settings = sources.set("proxy.port", 6).build().unwrap();
+    assert_eq!((settings.proxy.port, origin(&settings, "proxy.port").as_str()), (6, "the program"));
+}
+
+/// The production overlay lies under everything that a user sets, wherever production is declared.
+#[test]
+fn production_has_its_overlay_under_what_the_user_sets() {
+    let settings = with(&[("JARVIS_ENV", "Production")]).unwrap();
+    assert_eq!(settings.supervisor.environment, Environment::Production);
+    assert_eq!(settings.cloud.add_columns, AddColumns::Manual);
+    let settings = with(&[("TIDEWATER_SUPERVISOR__ENVIRONMENT", "prod")]).unwrap();
+    assert_eq!(settings.cloud.add_columns, AddColumns::Manual);
+    let settings = with(&[("JARVIS_ENV", "prod"), ("TIDEWATER_CLOUD__ADD_COLUMNS", "auto")]).unwrap();
+    assert_eq!(settings.cloud.add_columns, AddColumns::Auto);
+    let settings = with(&[("JARVIS_ENV", "dev")]).unwrap();
+    assert_eq!(settings.supervisor.environment, Environment::Development);
+}
+
+/// Every variable of the documentation reaches its key.
+#[test]
+fn every_documented_variable_reaches_its_key() {
+    let values = [
+        ("CLOUD_SQL_PROXY_HOST", "db.example"),
+        ("CLOUD_SQL_PROXY_PORT", "5433"),
+        ("CLOUD_SQL_PROXY_TIMEOUT", "5.0"),
+        ("CLOUD_SQL_RETRY_DELAY", "30"),
+        ("CLOUD_SQL_MAX_RETRY_DELAY", "3600.0"),
+        ("CLOUD_SQL_REQUIRE_PROXY", "YES"),
+        ("CLOUD_SQL_DATABASE", "orders"),
+        ("CLOUD_SQL_USER", "ann"),
+        ("CLOUD_SQL_PASSWORD", " spaces stay "),
+        ("CLOUD_SQL_PASSWORD_FILE", ""),
+        ("JARVIS_ENV", "production"),
+        ("TIDEWATER_DATABASE", "/var/lib/x.db"),
+    ];
+    assert_eq!(values.map(|(name, _)| name).into_iter().collect::<BTreeSet<_>>(), {
+        FIXED_VARIABLES.iter().map(|(name, _)| *name).collect()
+    });
+    let settings = with(&values).unwrap();
+    assert_eq!(settings.proxy.endpoint(), "db.example:5433");
+    assert_eq!(settings.proxy.timeout, Duration::from_secs(5));
+    assert_eq!(settings.proxy.retry_delay, Duration::from_secs(30));
+    assert_eq!(settings.proxy.max_retry_delay, Duration::from_secs(3600));
+    assert!(settings.proxy.require);
+    assert_eq!(settings.cloud.database.as_deref(), Some("orders"));
+    assert_eq!(settings.cloud.user.as_deref(), Some("ann"));
+    assert_eq!(settings.cloud.password.as_ref().unwrap().expose(), " spaces stay ");
+    assert_eq!(settings.sqlite.path, Path::new("/var/lib/x.db"));
+}
+
+/// An empty variable is a variable that is not set, also where empty would not be allowed.
+#[test]
+fn an_empty_variable_counts_as_not_set() {
+    let settings =
+        with(&[("CLOUD_SQL_PROXY_PORT", ""), ("JARVIS_ENV", ""), ("TIDEWATER_LOG__LEVEL", "")]).unwrap();
+    assert_eq!(settings.proxy.port, 5432);
+    assert_eq!(settings.supervisor.environment, Environment::Development);
+}
+
+/// A bad value's message names the key, the variable and what is allowed.
+#[test]
+fn a_bad_variable_names_its_key_its_source_and_what_is_allowed() {
+    let table = [
+        ("CLOUD_SQL_PROXY_PORT", "0", "proxy.port", "from 1 to 65535"),
+        ("CLOUD_SQL_PROXY_PORT", "65536", "proxy.port", "from 1 to 65535"),
+        ("CLOUD_SQL_PROXY_PORT", "http", "proxy.port", "a whole number"),
+        ("CLOUD_SQL_PROXY_PORT", "-1", "proxy.port", "a whole number"),
+        ("CLOUD_SQL_PROXY_TIMEOUT", "0", "proxy.timeout_s", "seconds from 0.001 to 3600"),
+        ("CLOUD_SQL_PROXY_TIMEOUT", "-2", "proxy.timeout_s", "seconds from"),
+        ("CLOUD_SQL_PROXY_TIMEOUT", "NaN", "proxy.timeout_s", "seconds from"),
+        ("CLOUD_SQL_PROXY_TIMEOUT", "inf", "proxy.timeout_s", "seconds from"),
+        ("CLOUD_SQL_PROXY_TIMEOUT", "2s", "proxy.timeout_s", "seconds from"),
+        (
+            "CLOUD_SQL_RETRY_DELAY",
+            "601",
+            "proxy.retry_delay_s",
+            "at most proxy.max_retry_delay_s, which is 600",
+        ),
+        ("CLOUD_SQL_MAX_RETRY_DELAY", "1e9", "proxy.max_retry_delay_s", "to 86400"),
+        ("CLOUD_SQL_REQUIRE_PROXY", "maybe", "proxy.require", "true, false, 1, 0, yes, no"),
+        ("CLOUD_SQL_PROXY_HOST", "127.0.0.1:5432", "proxy.host", "without a port"),
+        ("CLOUD_SQL_PROXY_HOST", "a b", "proxy.host", "a host name"),
+        ("CLOUD_SQL_PROXY_HOST", "./socket", "proxy.host", "absolute directory"),
+        ("JARVIS_ENV", "staging", "supervisor.environment", "development, production, dev, prod"),
+        ("TIDEWATER_DATABASE", ":memory:", "sqlite.path", "the path of a file"),
+        ("TIDEWATER_CLOUD__SCHEMA", "tidewater", "cloud.schema", "not tidewater"),
+        ("TIDEWATER_CLOUD__POOL_MAX", "0", "cloud.pool_max", "from 1 to"),
+        ("TIDEWATER_CLOUD__ADD_COLUMNS", "never", "cloud.add_columns", "auto, manual"),
+        ("TIDEWATER_SQLITE__READ_POOL_MAX", "0", "sqlite.read_pool_max", "from 1 to"),
+        ("TIDEWATER_SYNC__DEBOUNCE_MS", "1.5", "sync.debounce_ms", "whole milliseconds"),
+        ("TIDEWATER_CIRCUIT__FAILURE_THRESHOLD", "0", "circuit.failure_threshold", "from 1 to"),
+        ("TIDEWATER_LOG__LEVEL", "loud", "log.level", "error, warning, info, debug"),
+    ];
+    for (variable, value, key, allowed) in table {
+        let message = with(&[(variable, value)]).unwrap_err().to_string();
+        for part in [key, variable, allowed, value] {
+            assert!(message.contains(part), "{variable}={value}: {message:?} lacks {part:?}");
+        }
+    }
+}
+
+/// A file is treated like a variable: bad values, wrong types and unknown keys name the file.
+#[test]
+fn a_bad_file_names_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    let table = [
+        ("[proxy]\nport = 0", "proxy.port", "from 1 to 65535"),
+        ("[proxy]\nport = [1, 2]", "proxy.port", "(not a single value)"),
+        ("[proxy]\nprot = 1", "proxy.prot", "did you mean proxy.port?"),
+        ("[proxy]\ntimeout = 1", "proxy.timeout", "did you mean proxy.timeout_s?"),
+        ("[Proxy]\nport = 1", "Proxy.port", "did you mean proxy.port?"),
+        ("[proxy.port]\nx = 1", "proxy.port.x", "not a known key"),
+        ("proxy = 1", "proxy", "not a known key"),
+        ("[nonsense]\nx = 1", "nonsense.x", "not a known key"),
+        ("[proxy]\n[nonsense]", "nonsense", "not a known key"),
+        ("[cloud]\nuser = 5", "cloud.user", "a PostgreSQL name"),
+        ("[cloud]\nschema = ''", "cloud.schema", "a PostgreSQL name"),
+    ];
+    for (text, key, part) in table {
+        std::fs::write(&file, text).unwrap();
+        let message = Settings::builder().config_file(&file).build().unwrap_err().to_string();
+        for part in [key, part, &file.display().to_string()] {
+            assert!(message.contains(part), "{text}: {message:?} lacks {part:?}");
+        }
+    }
+}
+
+/// A file that is missing or is not TOML is named; the text of the file is not repeated.
+#[test]
+fn a_broken_file_is_named_without_its_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    let message = Settings::builder().config_file(&file).build().unwrap_err().to_string();
+    assert!(message.contains("mine.toml") && message.contains("No such file"), "{message}");
+    std::fs::write(&file, "[cloud]\npassword = \"hunter2\n").unwrap();
+    let message = Settings::builder().config_file(&file).build().unwrap_err().to_string();
+    assert!(message.contains("mine.toml") && message.contains("line 2"), "{message}");
+    assert!(!message.contains("hunter2") && !message.contains('\n'), "{message}");
+}
+
+/// An unknown key is refused wherever it stands; other programs' variables are left alone.
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    let message = with(&[("TIDEWATER_PROXY__PROT", "1")]).unwrap_err().to_string();
+    assert!(message.contains("TIDEWATER_PROXY__PROT"), "{message}");
+    assert!(message.ends_with("did you mean TIDEWATER_PROXY__PORT?"), "{message}");
+    let message = Settings::builder().set("proxy.prot", 1).build().unwrap_err().to_string();
+    assert!(message.contains("the program") && message.ends_with("did you mean proxy.port?"), "{message}");
+    let message = Settings::builder().set("proxy[0]", 1).build().unwrap_err().to_string();
+    assert!(message.contains("not a known key"), "{message}");
+    with(&[("TIDEWATER_TEST", "1"), ("CLOUD_SQL_CONNECTION_NAME", "p:r:i"), ("PATH", "/bin")]).unwrap();
+}
+
+/// A variable that is not UTF-8 is refused by name; one that is not ours does not matter.
+#[cfg(unix)]
+#[test]
+fn a_variable_that_is_not_utf_8_is_refused_only_if_it_is_ours() {
+    use std::os::unix::ffi::OsStringExt;
+    let broken = || OsString::from_vec(vec![0xff]);
+    let message =
+        Settings::builder().environment([("CLOUD_SQL_USER", broken())]).build().unwrap_err().to_string();
+    assert!(message.contains("CLOUD_SQL_USER") && message.contains("UTF-8"), "{message}");
+    Settings::builder().environment([("SOMETHING", broken())]).build().unwrap();
+}
+
+/// No way of printing settings or their errors shows the password.
+#[test]
+fn the_password_is_never_printed() {
+    let sources = Settings::builder().environment([("CLOUD_SQL_PASSWORD", "hunter2")]);
+    let settings = sources.build().unwrap();
+    let password = settings.cloud.password.as_ref().unwrap();
+    assert_eq!(password.expose(), "hunter2");
+    let effective = format!("{:?}", settings.effective());
+    let printed = format!("{sources:?} {settings:?} {settings:#?} {effective} {password} {password:?}");
+    assert!(!printed.contains("hunter2"), "{printed}");
+    assert!(effective.contains("(secret)"));
+    let error = with(&[("CLOUD_SQL_PASSWORD", "hunter2\0")]).unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
+}
+
+/// The password file's last newline is not part of the password; everything else is.
+#[test]
+fn the_password_is_read_from_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    let load = || Settings::builder().set("cloud.password_file", file.display()).build();
+    for (text, expected) in [("a b \n", "a b "), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a")] {
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(load().unwrap().cloud.password.as_ref().unwrap().expose(), expected);
+    }
+    std::fs::write(&file, "\n").unwrap();
+    assert!(load().unwrap_err().to_string().contains("it is empty"));
+    std::fs::remove_file(&file).unwrap();
+    let message = load().unwrap_err().to_string();
+    for part in ["cloud.password_file", &file.display().to_string(), "the program", "No such file"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+/// Two passwords may disagree, so both sources are named and nothing is guessed.
+#[test]
+fn a_password_and_a_password_file_together_are_refused() {
+    let message = with(&[("CLOUD_SQL_PASSWORD", "x"), ("TIDEWATER_CLOUD__PASSWORD_FILE", "/y")]).unwrap_err();
+    let message = message.to_string();
+    assert!(message.contains("CLOUD_SQL_PASSWORD and"), "{message}");
+    assert!(message.contains("TIDEWATER_CLOUD__PASSWORD_FILE"), "{message}");
+}
+
+/// What is missing for syncing is said in one sentence that names the variables to set.
+#[test]
+fn what_is_missing_for_syncing_is_said_in_a_sentence() {
+    let missing = |variables: &[(&str, &str)]| with(variables).unwrap().cloud.missing();
+    assert_eq!(
+        missing(&[]).unwrap(),
+        "CLOUD_SQL_DATABASE and CLOUD_SQL_USER are not set, so nothing can be synced; set them, and \
+         CLOUD_SQL_PASSWORD or CLOUD_SQL_PASSWORD_FILE"
+    );
+    assert_eq!(
+        missing(&[("CLOUD_SQL_DATABASE", "d"), ("CLOUD_SQL_PASSWORD", "p")]).unwrap(),
+        "CLOUD_SQL_USER is not set, so nothing can be synced; set it"
+    );
+    assert_eq!(missing(&[("CLOUD_SQL_DATABASE", "d"), ("CLOUD_SQL_USER", "u")]), None);
+}
+
+/// Addresses, names and socket directories are told apart and written as people write them.
+#[test]
+fn hosts_are_told_apart() {
+    let endpoint = |host: &str| Settings::builder().set("proxy.host", host).build().unwrap().proxy.endpoint();
+    assert_eq!(endpoint("localhost"), "localhost:5432");
+    assert_eq!(endpoint("10.0.0.7"), "10.0.0.7:5432");
+    assert_eq!(endpoint("::1"), "[::1]:5432");
+    assert_eq!(endpoint("[::1]"), "[::1]:5432");
+    assert_eq!(endpoint("/cloudsql/p:r:i"), "/cloudsql/p:r:i/.s.PGSQL.5432");
+    let long = format!("/{}", "x".repeat(100));
+    assert!(Settings::builder().set("proxy.host", long).build().is_err());
+}
+
+/// Every boolean spelling of the documentation is understood, in any case.
+#[test]
+fn booleans_are_understood_in_every_spelling() {
+    for (text, expected) in
+        [("true", true), ("1", true), ("Yes", true), ("FALSE", false), ("0", false), ("no", false)]
+    {
+        assert_eq!(with(&[("CLOUD_SQL_REQUIRE_PROXY", text)]).unwrap().proxy.require, expected);
+    }
+}
