@@ -311,6 +311,8 @@ pub struct Ledger {
     pub number: i64,
     /// Whether the ledger knew this device.
     pub registered: bool,
+    /// The rows that left the last round, each as [`left_out`] names it.
+    pub left_out: Vec<String>,
 }
 
 /// What the cloud's side of one tracked table is.
@@ -335,6 +337,8 @@ pub struct RoundItem {
     pub op: Op,
     /// The newest feed entry that this row has already taken into account.
     pub seen: i64,
+    /// The row's name in the ledger, if it has to leave the round.
+    pub name: String,
 }
 
 /// What a round does to one row.
@@ -513,6 +517,7 @@ impl CloudSession {
             round: row.get::<_, Option<Uuid>>(0).map(|id| id.to_string()),
             number: row.get(1),
             registered: row.get(2),
+            left_out: row.get(3),
         })
     }
 
@@ -765,6 +770,12 @@ impl CloudSession {
                 let mut hits = hits;
                 hits.extend(self.already_there(frame, items, &ran.already_there).await?);
                 self.record_conflicts(frame, conflicts).await?;
+                // Whoever settles this round after a crash has to know what it did not carry.
+                let names: Vec<&str> = hits.iter().map(|hit| items[hit.item].name.as_str()).collect();
+                if !names.is_empty() {
+                    let sql = "UPDATE tidewater.devices SET left_out = $2 WHERE id = $1";
+                    self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;
+                }
                 self.execute(
                     include_str!("sql/postgres/own_echo.sql"),
                     &[&ran.stored_otherwise, &ran.feed_entries],
@@ -1077,7 +1088,7 @@ fn in_order(items: &[RoundItem], chosen: impl Fn(usize) -> bool) -> Vec<usize> {
         match (a.op == Op::Delete, b.op == Op::Delete) {
             (true, true) => b.table.cmp(&a.table),
             (false, false) => a.table.cmp(&b.table).then_with(|| a.op.cmp(&b.op)),
-            (deleted, _) => deleted.cmp(&true).reverse(),
+            (a, b) => a.cmp(&b),
         }
     });
     order

@@ -184,8 +184,8 @@ pub struct RoundRow {
 /// A row that PostgreSQL refuses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
-    /// The index into the round's tables.
-    pub table: usize,
+    /// The table's id.
+    pub table: i64,
     /// The row's key.
     pub key: Vec<Value>,
     /// PostgreSQL's code; none when the value does not fit the column's type.
@@ -201,8 +201,8 @@ pub struct Refusal {
 /// A row that left its round because somebody else changed it; the cloud's row as read under its lock.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hit {
-    /// The index into the round's tables.
-    pub table: usize,
+    /// The table's id.
+    pub table: i64,
     /// The row's key.
     pub key: Vec<Value>,
     /// The cloud's row, or none if it is deleted there.
@@ -225,8 +225,8 @@ pub struct Cursor {
 /// A row from the cloud.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PulledRow {
-    /// The index into the tables.
-    pub table: usize,
+    /// The table's id.
+    pub table: i64,
     /// The row's key.
     pub key: Vec<Value>,
     /// The row, or none if the cloud does not have it.
@@ -243,7 +243,7 @@ pub struct Page {
     /// The cursor that the rows bring this file to.
     pub cursor: Option<Cursor>,
     /// The table whose snapshot the page belongs to, and the last key in the cloud's text.
-    pub snapshot: Option<(usize, Vec<String>)>,
+    pub snapshot: Option<(i64, Vec<String>)>,
     /// Look-ups that the cloud answered with nothing, so that they are not asked again.
     pub absent: Vec<Lookup>,
 }
@@ -251,8 +251,8 @@ pub struct Page {
 /// Rows to fetch from the cloud by the values of some columns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lookup {
-    /// The index into the tables.
-    pub table: usize,
+    /// The table's id.
+    pub table: i64,
     /// The columns by index.
     pub columns: Vec<usize>,
     /// Their values.
@@ -311,6 +311,8 @@ pub struct Store {
     write: Connection,
     apply: Connection,
     tables: Vec<Table>,
+    /// Counts the changes of `tables`: rows are lists of values, which mean nothing under other columns.
+    generation: u64,
     schema_version: i64,
     data_version: i64,
     /// The last key that a round took from each table, so that every entry has its turn.
@@ -394,6 +396,7 @@ impl Store {
             write,
             apply,
             tables: vec![],
+            generation: 0,
             schema_version: -1,
             data_version: -1,
             sweep: HashMap::new(),
@@ -410,9 +413,14 @@ impl Store {
         Ok((store, notices))
     }
 
-    /// The tracked tables, in the order in which rounds and pages name them.
-    pub fn tables(&self) -> &[Table] {
-        &self.tables
+    /// The tracked tables, parents first, and the number of their generation.
+    pub fn tables(&mut self) -> Result<(u64, Vec<Table>)> {
+        self.track()?;
+        Ok((self.generation, self.tables.clone()))
+    }
+
+    fn table(&self, id: i64) -> Option<&Table> {
+        self.tables.iter().find(|table| table.id == id)
     }
 
     /// Runs several callers' statements in one transaction, each caller's in a savepoint of its own, and answers
@@ -470,7 +478,10 @@ impl Store {
 
     fn remember(&mut self, tables: Vec<Table>) -> Result<()> {
         self.schema_version = schema_version(&self.write)?;
-        self.tables = tables;
+        if self.tables != tables {
+            self.generation += 1;
+            self.tables = tables;
+        }
         Ok(())
     }
 

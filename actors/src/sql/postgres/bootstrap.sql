@@ -12,12 +12,14 @@ CREATE TABLE IF NOT EXISTS tidewater.identity (
 INSERT INTO tidewater.identity DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 -- The ledger and the fence. `session` changes with each settlement: statements of an older session that still
--- sit in somebody's buffers find no row to update. `round` is the last round that took effect.
+-- sit in somebody's buffers find no row to update. `round` is the last round that took effect, `left_out` the rows
+-- that it did not carry, because somebody else had changed them.
 CREATE TABLE IF NOT EXISTS tidewater.devices (
     id            uuid PRIMARY KEY,
     session       uuid NOT NULL,
     round         uuid,
     round_number  bigint NOT NULL DEFAULT 0,
+    left_out      text[] NOT NULL DEFAULT '{}',
     registered_at timestamptz NOT NULL DEFAULT now(),
     seen_at       timestamptz NOT NULL DEFAULT now()
 );
