@@ -1,1 +1,18 @@
-//! The test bench.
+//! The test bench: what Tidewater's integration tests stand on.
+//!
+//! - [`postgres`]: a throwaway PostgreSQL server that leaves nothing behind, however the tests end.
+//! - [`shell`]: foreign writers, SQLite's own shell and Python's `sqlite3`.
+//! - [`wait`]: waiting for a condition, with a deadline and a last state to report.
+
+// A bench that cannot be set up has nobody to hand an error to: it says why and ends the test. What its
+// background threads have to say goes to the test's error output.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+pub mod postgres;
+pub mod shell;
+
+pub mod wait;
+
+mod port;
+
+pub use postgres::{Database, Postgres};
