@@ -1,6 +1,7 @@
 //! The test bench: what Tidewater's integration tests stand on.
 //!
 //! - [`postgres`]: a throwaway PostgreSQL server that leaves nothing behind, however the tests end.
+//! - [`fault_proxy`]: a stand-in for the Cloud SQL Auth Proxy that can be broken on purpose.
 //! - [`shell`]: foreign writers, SQLite's own shell and Python's `sqlite3`.
 //! - [`wait`]: waiting for a condition, with a deadline and a last state to report.
 
@@ -8,6 +9,7 @@
 // background threads have to say goes to the test's error output.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+pub mod fault_proxy;
 pub mod postgres;
 pub mod shell;
 
@@ -15,4 +17,5 @@ pub mod wait;
 
 mod port;
 
+pub use fault_proxy::{FaultProxy, Mode, Stats, Trigger};
 pub use postgres::{Database, Postgres};
