@@ -800,7 +800,7 @@ mod tests {
         proxy.stop();
         assert!(!works(&client).await);
         assert_eq!((proxy.accepted(), proxy.live(), proxy.stats().listening), (2, 0, false));
-        for _ in 0..20 {
+        for _ in 0..5 {
             assert!(database.config_via(proxy.port()).connect(NoTls).await.is_err());
             proxy.start();
             assert!(works(&database.connect_via(proxy.port()).await).await);
@@ -863,26 +863,26 @@ mod tests {
     async fn delays_a_round_trip_and_not_throughput() {
         let (proxy, database) = bench().await;
         let client = database.connect_via(proxy.port()).await;
-        proxy.set_mode(Mode::Delay(Duration::from_millis(100)));
+        proxy.set_mode(Mode::Delay(Duration::from_millis(200)));
         let started = Instant::now();
         client.simple_query("SELECT 1").await.unwrap();
         let one = started.elapsed();
-        assert!(one >= Duration::from_millis(100) && one < Duration::from_millis(400), "{one:?}");
-        // Twenty at once, and 20 MB, take about as long as one.
+        assert!(one >= Duration::from_millis(200) && one < Duration::from_millis(2000), "{one:?}");
+        // Twenty at once, and 4 MB, take about as long as one: one after the other it would be 4 s.
         let started = Instant::now();
         let mut pending = Vec::new();
         let client = Arc::new(client);
         for _ in 0..20 {
             let client = Arc::clone(&client);
             pending.push(tokio::spawn(async move {
-                client.simple_query("SELECT repeat('x', 1000000)").await.unwrap();
+                client.simple_query("SELECT repeat('x', 200000)").await.unwrap();
             }));
         }
         for query in pending {
             query.await.unwrap();
         }
         let all = started.elapsed();
-        assert!(all >= Duration::from_millis(100) && all < Duration::from_millis(1500), "{all:?}");
+        assert!(all >= Duration::from_millis(200) && all < Duration::from_millis(3000), "{all:?}");
     }
 
     #[tokio::test]
@@ -950,7 +950,7 @@ mod tests {
     #[tokio::test]
     async fn committed_there_and_not_acknowledged_here() {
         let (proxy, database) = bench().await;
-        for round in 1..=20 {
+        for round in 1..=8 {
             let mut client = database.connect_via(proxy.port()).await;
             let trigger = proxy.hold_when_client_sends(b"COMMIT");
             let transaction = client.transaction().await.unwrap();
