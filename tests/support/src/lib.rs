@@ -1,1 +1,25 @@
-//! The test bench.
+//! The test bench: what Tidewater's integration tests stand on.
+//!
+//! - [`postgres`]: a throwaway PostgreSQL server that leaves nothing behind, however the tests end.
+//! - [`fault_proxy`]: a stand-in for the Cloud SQL Auth Proxy that can be broken on purpose.
+//! - [`shell`]: foreign writers, SQLite's own shell and Python's `sqlite3`.
+//! - [`shop`]: a shop's schema and as much of its data as wanted, the same for the same seed.
+//! - [`compare`]: whether SQLite and PostgreSQL hold the same, value by value, by code of its own.
+//! - [`wait`]: waiting for a condition, with a deadline and a last state to report.
+
+// A bench that cannot be set up has nobody to hand an error to: it says why and ends the test. What its
+// background threads have to say goes to the test's error output.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+pub mod compare;
+pub mod fault_proxy;
+pub mod postgres;
+pub mod shell;
+pub mod shop;
+
+pub mod wait;
+
+mod port;
+
+pub use fault_proxy::{FaultProxy, Mode, Stats, Trigger};
+pub use postgres::{Database, Postgres};
