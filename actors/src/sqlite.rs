@@ -84,12 +84,18 @@ pub enum StoreError {
     /// Reading or writing the file failed.
     #[error("the SQLite file cannot be accessed: {0}")]
     Io(String),
+    /// The tables are not those any more that the caller speaks of; it has to look again.
+    #[error("the schema changed meanwhile")]
+    SchemaChanged,
+    /// A round is in flight that has to be settled first.
+    #[error("another round is in flight")]
+    InFlight,
 }
 
 impl StoreError {
     /// Whether the same call can succeed later without anything being changed in it.
     pub fn retry_helps(&self) -> bool {
-        matches!(self, Self::Busy(_) | Self::Full(_) | Self::Io(_))
+        matches!(self, Self::Busy(_) | Self::Full(_) | Self::Io(_) | Self::SchemaChanged | Self::InFlight)
     }
 }
 
@@ -166,6 +172,8 @@ pub struct Noted {
     pub number: i64,
     /// The tables as they were when the round was noted.
     pub tables: Vec<Table>,
+    /// Their generation.
+    pub generation: u64,
     /// Whether these entries were refused before and the rest of the journal has been tried since.
     pub last_chance: bool,
 }
@@ -419,10 +427,6 @@ impl Store {
         Ok((self.generation, self.tables.clone()))
     }
 
-    fn table(&self, id: i64) -> Option<&Table> {
-        self.tables.iter().find(|table| table.id == id)
-    }
-
     /// Runs several callers' statements in one transaction, each caller's in a savepoint of its own, and answers
     /// each after the commit. One caller's error rolls that caller back alone.
     pub fn write_group(&mut self, callers: &[&[Statement]]) -> Vec<Result<Written>> {
@@ -499,19 +503,25 @@ impl Store {
     ///
     /// Entries that were refused wait until nothing else does: who occupies a unique value may leave it in a
     /// later window.
-    pub fn note_round(&mut self, rows_max: usize) -> Result<Option<Noted>> {
+    ///
+    /// # Errors
+    /// [`StoreError::SchemaChanged`] when the tables are no longer those of `generation`.
+    pub fn note_round(&mut self, rows_max: usize, generation: u64, eligible: &[i64]) -> Result<Option<Noted>> {
         self.track()?;
-        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if let Some((id, number)) = round(&tx)? {
-            // Another round is under way; it has to be settled first (S3).
-            return Ok(Some(Noted { id, number, tables: self.tables.clone(), last_chance: false }));
+        if generation != self.generation {
+            return Err(StoreError::SchemaChanged);
         }
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if round(&tx)?.is_some() {
+            return Err(StoreError::InFlight);
+        }
+        let tables: Vec<&Table> = self.tables.iter().filter(|table| eligible.contains(&table.id)).collect();
         let mut sweep = self.sweep.clone();
         let mut taken = 0;
         let mut last_chance = false;
         for refused in [false, true] {
-            for at in 0..self.tables.len() {
-                let table = &self.tables[(self.first_table + at) % self.tables.len()];
+            for at in 0..tables.len() {
+                let table = tables[(self.first_table + at) % tables.len()];
                 taken += take(&tx, table, rows_max - taken, refused, &mut sweep)?;
                 if taken >= rows_max {
                     break;
@@ -525,8 +535,8 @@ impl Store {
         if taken == 0 {
             return Ok(None);
         }
-        close_under_foreign_keys(&tx, &self.tables)?;
-        for table in &self.tables {
+        close_under_foreign_keys(&tx, &tables)?;
+        for table in &tables {
             absorb_parked(&tx, table)?;
         }
         let id = uuid::Uuid::new_v4().to_string();
@@ -535,8 +545,8 @@ impl Store {
         tx.execute("UPDATE _tidewater_clock SET epoch = epoch + 1", [])?;
         tx.commit()?;
         self.sweep = sweep;
-        self.first_table = (self.first_table + 1) % self.tables.len().max(1);
-        Ok(Some(Noted { id, number, tables: self.tables.clone(), last_chance }))
+        self.first_table = self.first_table.wrapping_add(1);
+        Ok(Some(Noted { id, number, tables: self.tables.clone(), generation: self.generation, last_chance }))
     }
 
     /// The round whose outcome is not known yet.
@@ -544,18 +554,25 @@ impl Store {
         round(&self.write)
     }
 
-    /// The round took effect: what was in flight is cleared, the rows that left it are merged with the cloud's and
-    /// wait again.
-    pub fn acknowledge(&mut self, hits: &[Hit]) -> Result<()> {
+    /// The round took effect. What was in flight is cleared, except for the rows that left the round: those in `hits`
+    /// are merged with the cloud's, those in `left_out` (by their names in the ledger, [`ledger_name`]) wait again as
+    /// they were.
+    pub fn acknowledge(&mut self, hits: &[Hit], generation: u64, left_out: &[String]) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let Some((id, number)) = round(&tx)? else { return Ok(()) };
         for hit in hits {
-            let table = &self.tables[hit.table];
+            let Some(table) = self.tables.iter().find(|table| table.id == hit.table) else { continue };
             let Some(flight) = take_entry(&tx, table, FLIGHT, &hit.key)? else { continue };
             let entry = match take_entry(&tx, table, JOURNAL, &hit.key)? {
                 Some(fresh) => combine(flight, fresh),
                 None => flight,
             };
+            if generation != self.generation {
+                // The cloud's row is a list of values under columns that are not ours any more: the next round meets
+                // it again.
+                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
+                continue;
+            }
             let local = read_row(&tx, table, &hit.key)?;
             // Columns that only the cloud changed come with the feed entry that made this a hit.
             let Merged { entry, losses, .. } = merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
@@ -563,6 +580,23 @@ impl Store {
                 put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
             }
             log_losses(&tx, table, &hit.key, &losses)?;
+        }
+        if !left_out.is_empty() {
+            for table in &self.tables {
+                let sql =
+                    format!("SELECT {} FROM {}", list(key_columns(table), |k| k), ident(&side_table(FLIGHT, table)));
+                for key in query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))? {
+                    if !left_out.contains(&ledger_name(table, &key)) {
+                        continue;
+                    }
+                    let Some(flight) = take_entry(&tx, table, FLIGHT, &key)? else { continue };
+                    let entry = match take_entry(&tx, table, JOURNAL, &key)? {
+                        Some(fresh) => combine(flight, fresh),
+                        None => flight,
+                    };
+                    put_entry(&tx, table, JOURNAL, &key, &entry)?;
+                }
+            }
         }
         let mut flushed = 0;
         let mut retried = false;
@@ -593,8 +627,8 @@ impl Store {
     /// wait until the rest of the journal has been tried.
     pub fn put_back(&mut self, refused: &[Refusal]) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for (at, table) in self.tables.iter().enumerate() {
-            for refusal in refused.iter().filter(|refusal| refusal.table == at) {
+        for table in &self.tables {
+            for refusal in refused.iter().filter(|refusal| refusal.table == table.id) {
                 let sql = format!(
                     "UPDATE {} SET refused = ?1 WHERE {}",
                     ident(&side_table(FLIGHT, table)),
@@ -615,7 +649,7 @@ impl Store {
     pub fn park(&mut self, refusals: &[Refusal]) -> Result<Option<(String, i64)>> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for refusal in refusals {
-            let table = &self.tables[refusal.table];
+            let Some(table) = self.tables.iter().find(|table| table.id == refusal.table) else { continue };
             let Some(entry) = take_entry(&tx, table, FLIGHT, &refusal.key)? else { continue };
             put_entry(&tx, table, PARKED, &refusal.key, &entry)?;
             let sql = format!(
@@ -648,7 +682,10 @@ impl Store {
     ///
     /// # Errors
     /// Nothing of the page is applied then, and the cursor stays.
-    pub fn apply(&mut self, page: &Page) -> Result<Applied> {
+    pub fn apply(&mut self, page: &Page, generation: u64) -> Result<Applied> {
+        if generation != self.generation {
+            return Err(StoreError::SchemaChanged);
+        }
         let outcome = self.try_apply(page);
         // Our own commit is not somebody else's.
         self.foreign_commit()?;
@@ -657,6 +694,9 @@ impl Store {
 
     fn try_apply(&mut self, page: &Page) -> Result<Applied> {
         let tx = self.apply.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if schema_version(&tx)? != self.schema_version {
+            return Err(StoreError::SchemaChanged);
+        }
         let mut applier = Applier { tx: &tx, tables: &self.tables, page, changed: 0, conflicts: 0, aside: 0 };
         let missing = applier.run()?;
         let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
@@ -670,7 +710,7 @@ impl Store {
             let last = serde_json::Value::from(last.clone()).to_string();
             tx.execute(
                 "UPDATE _tidewater_tables SET snapshot = 'paging', snapshot_after = ?1 WHERE id = ?2",
-                params![last, self.tables[*table].id],
+                params![last, table],
             )?;
         }
         let total = meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
@@ -681,10 +721,10 @@ impl Store {
 
     /// How far a table's snapshot has come: `None` before its first page, the last key's text after one.
     /// The outer `None`: it is complete.
-    pub fn snapshot_position(&self, table: usize) -> Result<Option<Option<Vec<String>>>> {
+    pub fn snapshot_position(&self, table: i64) -> Result<Option<Option<Vec<String>>>> {
         let (state, after): (String, Option<String>) = self.write.query_row(
             "SELECT snapshot, snapshot_after FROM _tidewater_tables WHERE id = ?1",
-            [self.tables[table].id],
+            [table],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
         if state == "done" {
@@ -694,8 +734,8 @@ impl Store {
     }
 
     /// Begins a table's snapshot anew: the keys that the cloud shows from now on are remembered.
-    pub fn begin_snapshot(&mut self, table: usize) -> Result<()> {
-        let table = &self.tables[table];
+    pub fn begin_snapshot(&mut self, table: i64) -> Result<()> {
+        let Some(table) = self.tables.iter().find(|t| t.id == table) else { return Err(StoreError::SchemaChanged) };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let seen = ident(&side_table(SEEN, table));
         let keys = list(key_columns(table), |k| k);
@@ -713,8 +753,8 @@ impl Store {
 
     /// Rows here that the snapshot did not show and that are not pending: candidates for deletion, to be looked up
     /// once more. Ends the snapshot when there are none.
-    pub fn snapshot_leftovers(&mut self, table: usize, limit: usize) -> Result<Vec<Vec<Value>>> {
-        let table = &self.tables[table];
+    pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Vec<Vec<Value>>> {
+        let Some(table) = self.tables.iter().find(|t| t.id == table) else { return Err(StoreError::SchemaChanged) };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let in_side = |kind: &str| {
             let keys = all(table.key_names().iter().enumerate(), |(at, k)| format!("s.k{at} = t.{}", ident(k)));
@@ -740,14 +780,17 @@ impl Store {
     /// The keys whose rows came from the cloud and could not be stored here, to be tried again.
     pub fn set_aside(&self) -> Result<Vec<Lookup>> {
         let mut lookups = vec![];
-        for (at, table) in self.tables.iter().enumerate() {
+        for table in &self.tables {
             let sql = format!(
                 "SELECT {} FROM {}",
                 list(key_columns(table), |k| k),
                 ident(&side_table(ASIDE, table))
             );
             let keys = query(&self.write, &sql, &[], |row| values(row, 0, table.key.len()))?;
-            lookups.extend(keys.into_iter().map(|values| Lookup { table: at, columns: table.key.clone(), values }));
+            let table = (table.id, &table.key);
+            lookups.extend(
+                keys.into_iter().map(|values| Lookup { table: table.0, columns: table.1.clone(), values }),
+            );
         }
         Ok(lookups)
     }
@@ -789,6 +832,24 @@ impl Store {
         Ok(())
     }
 
+    /// The feed's history is not the one any more that the cursor belongs to: every table is compared anew.
+    pub fn forget_cursor(&mut self) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
+        tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag')", [])?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// Compares one table with the cloud anew.
+    pub fn compare_anew(&mut self, table: i64) -> Result<()> {
+        self.write.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+            [table],
+        )?;
+        Ok(())
+    }
+
     /// History changed under this file. It starts over as a new device: every table is compared with the cloud
     /// anew. With `resend`, everything here counts as pending again, because the cloud lost what it had
     /// acknowledged. Nothing is deleted by this itself.
@@ -811,6 +872,11 @@ impl Store {
         tx.commit()?;
         Ok(())
     }
+}
+
+/// How the ledger names a row that left its round.
+pub fn ledger_name(table: &Table, key: &[Value]) -> String {
+    format!("{}{}", table.name, json_array(key))
 }
 
 fn lost() -> StoreError {
@@ -1346,12 +1412,13 @@ fn take(
 }
 
 /// Pending parents of the window's rows come along, to any depth.
-fn close_under_foreign_keys(conn: &Connection, tables: &[Table]) -> Result<()> {
+fn close_under_foreign_keys(conn: &Connection, tables: &[&Table]) -> Result<()> {
     loop {
         let mut moved = 0;
-        for child in tables {
+        for child in tables.iter().copied() {
             for key in &child.foreign_keys {
-                let Some(parent) = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&key.parent)) else { continue };
+                let parent = tables.iter().copied().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
+                let Some(parent) = parent else { continue };
                 let journal = ident(&side_table(JOURNAL, parent));
                 let flight = ident(&side_table(FLIGHT, parent));
                 let keys = list(key_columns(parent), |k| k);
@@ -1444,8 +1511,9 @@ impl Applier<'_> {
                 .collect();
         let mut missing: Vec<Lookup> = vec![];
         let mut collided = vec![];
+        let tables = self.tables;
         for pulled in &self.page.rows {
-            let table = &self.tables[pulled.table];
+            let table = tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
             self.forget_aside(table, &pulled.key)?;
             if pulled.row.is_some() && paging.contains(&table.id) {
                 let sql = format!(
@@ -1485,6 +1553,10 @@ impl Applier<'_> {
         Ok(missing)
     }
 
+    fn table(&self, id: i64) -> Result<&'_ Table> {
+        self.tables.iter().find(|table| table.id == id).ok_or(StoreError::SchemaChanged)
+    }
+
     /// The pending entry of a row, wherever it waits. A parked row that the cloud changed is tried again.
     fn take_pending(&self, table: &Table, key: &[Value]) -> Result<Option<Entry>> {
         let parked = take_entry(self.tx, table, PARKED, key)?;
@@ -1503,12 +1575,13 @@ impl Applier<'_> {
         local: Option<&[Value]>,
         missing: &mut Vec<Lookup>,
     ) -> Result<bool> {
-        let table = &self.tables[pulled.table];
+        let tables = self.tables;
+        let table = tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
         let done = match (action, &pulled.row) {
             (Local::Keep, _) => return Ok(true),
             (Local::Delete, _) => {
                 if let Some(local) = local {
-                    if self.children_allow_delete(pulled.table, &pulled.key, local, missing)? {
+                    if self.children_allow_delete(table, &pulled.key, local, missing)? {
                         let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
                         self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
                         self.changed += 1;
@@ -1563,13 +1636,13 @@ impl Applier<'_> {
         self.tx.execute_batch("SAVEPOINT tidewater_untangle")?;
         let mut outcome = Ok(());
         for pulled in collided {
-            let table = &self.tables[pulled.table];
+            let table = self.table(pulled.table)?;
             let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
             self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
         }
         for pulled in collided {
             if let (Some(cloud), Ok(())) = (&pulled.row, &outcome) {
-                outcome = self.insert(&self.tables[pulled.table], cloud).map(|_| ());
+                outcome = self.insert(self.table(pulled.table)?, cloud).map(|_| ());
             }
         }
         match outcome {
@@ -1594,7 +1667,7 @@ impl Applier<'_> {
     }
 
     fn put_aside(&mut self, pulled: &PulledRow, reason: &str) -> Result<()> {
-        let table = &self.tables[pulled.table];
+        let table = self.table(pulled.table)?;
         let sql = format!(
             "INSERT INTO {0} VALUES ({1}, ?{2}) ON CONFLICT DO UPDATE SET reason = excluded.reason",
             ident(&side_table(ASIDE, table)),
@@ -1619,13 +1692,12 @@ impl Applier<'_> {
     /// is on record.
     fn children_allow_delete(
         &mut self,
-        at: usize,
+        parent: &Table,
         key: &[Value],
         local: &[Value],
         missing: &mut Vec<Lookup>,
     ) -> Result<bool> {
-        let parent = &self.tables[at];
-        for (child_at, child) in self.tables.iter().enumerate() {
+        for child in self.tables {
             for foreign in child.foreign_keys.iter().filter(|f| f.parent.eq_ignore_ascii_case(&parent.name)) {
                 let referred: Option<Vec<Value>> = foreign
                     .parent_columns
@@ -1644,16 +1716,16 @@ impl Applier<'_> {
                     ))
                 );
                 for child_key in query(self.tx, &sql, &referred, |row| values(row, 0, child.key.len()))? {
-                    if child_at == at && child_key == key {
+                    if child.id == parent.id && child_key == key {
                         continue;
                     }
-                    let in_page = self.page.rows.iter().any(|p| p.table == child_at && p.key == child_key);
+                    let in_page = self.page.rows.iter().any(|p| p.table == child.id && p.key == child_key);
                     if self.is_pending(child, &child_key)? {
                         self.resurrect(parent, key, local)?;
                         return Ok(false);
                     }
                     if !in_page {
-                        missing.push(Lookup { table: child_at, columns: child.key.clone(), values: child_key });
+                        missing.push(Lookup { table: child.id, columns: child.key.clone(), values: child_key });
                     }
                 }
             }
@@ -1691,7 +1763,8 @@ impl Applier<'_> {
     /// Every parent of an applied row is here, or is asked for, or is known to be nowhere: then the row is set
     /// aside, because SQLite would hold it without its parent.
     fn check_parents(&mut self, pulled: &PulledRow, missing: &mut Vec<Lookup>) -> Result<()> {
-        let table = &self.tables[pulled.table];
+        let tables = self.tables;
+        let table = tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
         if table.foreign_keys.is_empty() || pulled.row.is_none() {
             return Ok(());
         }
@@ -1709,10 +1782,10 @@ impl Applier<'_> {
             if self.tx.prepare_cached(&sql)?.exists(params_from_iter(&values))? {
                 continue;
             }
-            let parent = self.tables.iter().position(|t| t.name.eq_ignore_ascii_case(&foreign.parent));
-            let lookup = parent.and_then(|at| {
-                let columns = foreign.parent_columns.iter().map(|p| self.tables[at].column(p)).collect::<Option<_>>()?;
-                Some(Lookup { table: at, columns, values })
+            let parent = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&foreign.parent));
+            let lookup = parent.and_then(|parent| {
+                let columns = foreign.parent_columns.iter().map(|p| parent.column(p)).collect::<Option<_>>()?;
+                Some(Lookup { table: parent.id, columns, values })
             });
             match lookup {
                 Some(lookup) if !self.page.absent.contains(&lookup) => missing.push(lookup),
