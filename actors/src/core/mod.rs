@@ -3,4 +3,6 @@
 //! Nothing here does I/O, reads a clock, draws a random number, or names actix, tokio, rusqlite or
 //! PostgreSQL's driver; `tests/architecture.rs` greps for it.
 
+pub mod availability;
+pub mod backoff;
 pub mod failure;
