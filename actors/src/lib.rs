@@ -1,4 +1,5 @@
 //! The machine of tidewater: actors, their messages, and the pure state machines inside them.
 
+pub mod circuit_breaker;
 pub mod core;
 pub mod messages;

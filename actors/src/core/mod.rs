@@ -5,4 +5,5 @@
 
 pub mod availability;
 pub mod backoff;
+pub mod circuit;
 pub mod failure;
