@@ -2,4 +2,5 @@
 
 pub mod circuit_breaker;
 pub mod core;
+pub mod endpoint;
 pub mod messages;
