@@ -4,3 +4,4 @@ pub mod circuit_breaker;
 pub mod core;
 pub mod endpoint;
 pub mod messages;
+pub mod proxy_watcher;
