@@ -48,8 +48,8 @@ impl Endpoint {
 
     /// Whether anything listens there.
     ///
-    /// Synchronous: reads what the system has in memory, 0.2 ms with few sockets open and about 1 ms per
-    /// thousand.
+    /// Synchronous: the system lists every TCP socket that it has. Measured (Linux, release build): 0.5 ms, and
+    /// 0.7 ms more for every thousand sockets; up to five times that without optimisation.
     pub fn look(&self) -> Listening {
         match self {
             Self::Unix { path } => match path.try_exists() {
