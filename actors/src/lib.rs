@@ -1,7 +1,10 @@
 //! The machine of tidewater: actors, their messages, and the pure state machines inside them.
 
+pub mod circuit_breaker;
 pub mod core;
+pub mod endpoint;
 pub mod messages;
-mod sql;
 pub mod postgres;
+pub mod proxy_watcher;
+mod sql;
 pub mod sqlite;

@@ -91,7 +91,9 @@ pub fn classify_sqlstate(sqlstate: &str, phase: Phase) -> FailureClass {
         "57P01" | "57P02" | "57P03" | "53300" => FailureClass::Busy,
         "28P01" | "28000" | "3D000" => FailureClass::Credentials,
         "40001" | "40P01" | "57P05" | "55P03" | "57014" | "25P03" | "25P02" => FailureClass::Transient,
-        code if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => FailureClass::Transient,
+        code if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => {
+            FailureClass::Transient
+        }
         // A read-only replica answered: nothing can be flushed there until somebody points us elsewhere.
         "25006" => FailureClass::Credentials,
         "42501" if phase != Phase::Round => FailureClass::Credentials,

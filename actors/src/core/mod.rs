@@ -3,6 +3,9 @@
 //! Nothing here does I/O, reads a clock, draws a random number, or names actix, tokio, rusqlite or
 //! PostgreSQL's driver; `tests/architecture.rs` greps for it.
 
+pub mod availability;
+pub mod backoff;
+pub mod circuit;
 pub mod failure;
 pub mod merge;
 pub mod schema;

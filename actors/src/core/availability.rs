@@ -1,0 +1,883 @@
+//! The watcher's mind: from evidence about the proxy to a status, a next step, and what people are told.
+//!
+//! Parts: [`Availability`], the machine, with its one transition function [`Availability::advance`];
+//! [`Event`] in, [`Effect`] out; [`Policy`], what it may do; [`Notice`], the log lines as data. The shell
+//! (`proxy_watcher`) performs the effects and feeds what comes of them back as events:
+//!
+//! ```text
+//! Woke, Asked, Reset ─▶ Look ─▶ Looked ─┬─ nothing listens ────▶ failure, no attempt made
+//!                                       └─ StartCheck ─▶ CheckEnded ─┬─ Ok  ─▶ Available
+//!                                                                    └─ Err ─▶ backoff, or later a pause
+//! ScheduleAt ─▶ Woke          the only clock: at any time one wake-up is armed
+//! Broadcast, Answer, Log      leave the machine and do not come back
+//! ```
+//!
+//! What holds, and is asserted below on long random histories too (P7 is DESIGN's promise, the rest makes it
+//! checkable):
+//!
+//! - **P7.1** At most one check is out, however many ask.
+//! - **P7.2** While paused and able to see that nothing listens, no connection is attempted; where
+//!   something listens or that cannot be seen, at most one per `max_retry_delay`.
+//! - **P7.3** While down, an attempt comes at most once per backoff step; the exceptions are a listener that
+//!   appears ([`FREE_APPEARANCES`], then with a backoff of their own) and a person (a forced check, a reset).
+//! - **P7.4** A retry that cannot help (wrong credentials, not ours) comes once per `max_retry_delay`.
+//! - **P7.5** A status or a class is logged when it changes, not when it is confirmed.
+//! - **W1** Every broadcast has a higher epoch than the one before, and differs from it.
+//! - **W2** It never sleeps for ever: whatever happened, a wake-up is armed.
+//! - **W3** An answer to a check that is not the one that is out changes nothing.
+//! - **W4** `Available` is only ever the result of a check that succeeded, never of an open port.
+//!
+//! Times are durations since an origin of the shell's choice, so nothing here reads a clock.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::backoff::Backoff;
+use crate::core::failure::{CloudFailure, FailureClass};
+use crate::messages::{AvailabilityChanged, Detection, ProxyReport, ProxyStatus};
+
+/// How often a listener that appears may cause a check at once before one of the checks succeeds. A proxy
+/// that is started, corrected and started again is seen at once each time; one that crashes in a loop is not
+/// dialled once a second.
+pub const FREE_APPEARANCES: u32 = 3;
+
+/// The most that a reconnect is held back when the listener came back, so that the processes of a machine do
+/// not all dial in the same instant.
+pub const RECONNECT_JITTER_MAX: Duration = Duration::from_millis(250);
+
+/// The share of a backoff wait that jitter may add once the proxy was up.
+const BACKOFF_JITTER_SHARE: f64 = 0.1;
+
+/// Shorter intervals than this are lifted to it: they would be a busy loop.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// Details come from servers; a log line does not get longer than this many characters of one.
+const DETAIL_CHARS_MAX: usize = 400;
+
+/// Where the process runs: decides whether a missing proxy is normal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Environment {
+    /// A missing proxy is normal; after some failures the checks pause.
+    #[default]
+    Development,
+    /// A missing proxy is a fault; the checks go on for ever.
+    Production,
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Development => "development",
+            Self::Production => "production",
+        })
+    }
+}
+
+/// Whether anything listens on the endpoint, found out without connecting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listening {
+    /// Something does.
+    Yes,
+    /// Nothing does.
+    No,
+    /// Cannot be seen from here: a remote host, or the system does not show its sockets.
+    CannotSee,
+}
+
+/// What the watcher may do, and when.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Decides whether it pauses, and in which words and levels it speaks.
+    pub environment: Environment,
+    /// Never pauses, and a missing proxy is a fault, in development too.
+    pub proxy_required: bool,
+    /// The waits between failed checks.
+    pub backoff: Backoff,
+    /// This many failures in a row mean local development, or deserve a warning where the proxy is expected.
+    pub give_up_after: u32,
+    /// Time between two checks while available.
+    pub health_interval: Duration,
+    /// A question that is not forced is answered from a success that is not older than this.
+    pub recently_verified: Duration,
+    /// Time between two looks for a listener while not available.
+    pub listen_interval: Duration,
+    /// A check that has not ended after this counts as not answering; longer than its own timeouts.
+    pub check_timeout: Duration,
+    /// The sentence that names what is missing for connecting at all; `None` when nothing is.
+    pub probe_missing: Option<String>,
+}
+
+impl Policy {
+    /// Where the proxy is expected its absence is a fault, and the watcher never gives up.
+    fn proxy_expected(&self) -> bool {
+        self.proxy_required || self.environment == Environment::Production
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The watcher started.
+    Started,
+    /// The answer to [`Effect::Look`].
+    Looked(Listening),
+    /// The time of the last [`Effect::ScheduleAt`] has come.
+    Woke,
+    /// The answer to [`Effect::StartCheck`]: who answered, or why nobody useful did.
+    CheckEnded {
+        /// The check's id.
+        id: u64,
+        /// How it ended.
+        result: Result<String, CloudFailure>,
+    },
+    /// Somebody wants to know; [`Effect::Answer`] follows, at once or when a check ends.
+    Asked {
+        /// What was verified a moment ago does not do.
+        force: bool,
+    },
+    /// Somebody wants it to start over.
+    Reset,
+    /// A real call ended.
+    TrafficEnded(Result<(), FailureClass>),
+}
+
+/// What the shell is to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Look whether anything listens and come back with [`Event::Looked`] before any other event.
+    Look,
+    /// Start a check (a real connection), come back with [`Event::CheckEnded`]. Drops one that is still running.
+    StartCheck {
+        /// To be named in the answer.
+        id: u64,
+    },
+    /// The check took too long: drop it, its answer is not awaited any more.
+    DropCheck,
+    /// Come back with [`Event::Woke`] at this time; replaces the wake-up before.
+    ScheduleAt(Duration),
+    /// Tell every subscriber.
+    Broadcast(AvailabilityChanged),
+    /// Tell everybody who asked.
+    Answer(Detection),
+    /// Write this line.
+    Log(Notice),
+}
+
+/// What a check was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Its time had come.
+    Schedule,
+    /// A listener appeared.
+    Appearance,
+    /// Somebody insisted: outside of the timeline, which it does not move when it fails.
+    Demand,
+}
+
+/// What is going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Activity {
+    Idle,
+    /// Looking, to check if it makes sense (`Some`), or only to see what is there.
+    Looking(Option<Cause>),
+    Checking {
+        id: u64,
+        cause: Cause,
+        deadline: Duration,
+    },
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Availability {
+    policy: Policy,
+    endpoint: String,
+
+    status: ProxyStatus,
+    class: Option<FailureClass>,
+    detail: String,
+    epoch: u64,
+    failures: u32,
+    paused: bool,
+    activity: Activity,
+    check_id: u64,
+
+    listening: Listening,
+    /// The last evidence that was evidence; a listener *appears* when this was `No`.
+    last_seen: Option<Listening>,
+    /// Checks because of appearances that failed, since the last success or reset.
+    appearances_failed: u32,
+    appearance_failed_at: Duration,
+    /// One failed check of the transient kind while available: asked again before an outage is announced.
+    in_doubt: bool,
+    was_up: bool,
+    explained: bool,
+    said_blind: bool,
+    warned_at: Option<Duration>,
+    suspected_at: Option<Duration>,
+    someone_asked: bool,
+
+    next_check: Option<Duration>,
+    next_cause: Cause,
+    next_look: Option<Duration>,
+    armed: Option<Duration>,
+
+    last_check: Option<Duration>,
+    last_success: Option<Duration>,
+
+    now: Duration,
+    jitter: f64,
+    out: Vec<Effect>,
+}
+
+impl Availability {
+    /// A machine that knows nothing yet. `endpoint` is how log lines name it; epochs go on after
+    /// `last_epoch`, so that subscribers who outlive a watcher are not deaf to its successor.
+    pub fn new(policy: Policy, endpoint: impl Into<String>, last_epoch: u64) -> Self {
+        Self {
+            policy,
+            endpoint: endpoint.into(),
+            status: ProxyStatus::Unknown,
+            class: None,
+            detail: "not checked yet".to_owned(),
+            epoch: last_epoch,
+            failures: 0,
+            paused: false,
+            activity: Activity::Idle,
+            check_id: 0,
+            listening: Listening::CannotSee,
+            last_seen: None,
+            appearances_failed: 0,
+            appearance_failed_at: Duration::ZERO,
+            in_doubt: false,
+            was_up: false,
+            explained: false,
+            said_blind: false,
+            warned_at: None,
+            suspected_at: None,
+            someone_asked: false,
+            next_check: None,
+            next_cause: Cause::Schedule,
+            next_look: None,
+            armed: None,
+            last_check: None,
+            last_success: None,
+            now: Duration::ZERO,
+            jitter: 0.0,
+            out: Vec::new(),
+        }
+    }
+
+    /// The transition function: what happened, when, and a random number from 0 to 1 that spreads a fleet.
+    pub fn advance(&mut self, event: Event, now: Duration, jitter: f64) -> Vec<Effect> {
+        self.now = now.max(self.now);
+        self.jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 };
+
+        match event {
+            Event::Started => self.started(),
+            Event::Looked(listening) => self.looked(listening),
+            Event::Woke => self.woke(),
+            Event::CheckEnded { id, result } => self.check_ended(id, result),
+            Event::Asked { force } => self.asked(force),
+            Event::Reset => self.reset(),
+            Event::TrafficEnded(outcome) => self.traffic_ended(outcome),
+        }
+
+        self.answer();
+        self.arm();
+        std::mem::take(&mut self.out)
+    }
+
+    /// What the last broadcast said; what a late subscriber is told.
+    pub fn current(&self) -> AvailabilityChanged {
+        AvailabilityChanged { epoch: self.epoch, status: self.status, class: self.class }
+    }
+
+    /// The status and the reason in words.
+    pub fn detection(&self) -> Detection {
+        Detection { status: self.status, detail: self.detail.clone() }
+    }
+
+    /// What `status` shows; the two times of day are the shell's to fill in.
+    pub fn report(&self) -> ProxyReport {
+        ProxyReport {
+            status: self.status,
+            endpoint: self.endpoint.clone(),
+            consecutive_failures: self.failures,
+            current_retry_delay: self.wait().as_secs_f64(),
+            should_retry: !self.paused || self.next_check.is_some(),
+            paused: self.paused,
+            environment: self.policy.environment.to_string(),
+            proxy_required: self.policy.proxy_required,
+            last_check: None,
+            last_success: None,
+            detail: self.detail.clone(),
+        }
+    }
+
+    /// When the last check ended.
+    pub fn last_check(&self) -> Option<Duration> {
+        self.last_check
+    }
+
+    /// When PostgreSQL last answered.
+    pub fn last_success(&self) -> Option<Duration> {
+        self.last_success
+    }
+
+    // --- events ------------------------------------------------------------------------------------------
+
+    fn started(&mut self) {
+        self.log(Notice::Initialized);
+        if self.epoch > 0 {
+            // A successor: whoever listens must not take its predecessor's word for what is now.
+            self.epoch += 1;
+            self.out.push(Effect::Broadcast(self.current()));
+        }
+        self.look(Some(Cause::Schedule));
+    }
+
+    fn looked(&mut self, listening: Listening) {
+        let Activity::Looking(purpose) = self.activity else { return };
+        self.activity = Activity::Idle;
+        let appeared = listening == Listening::Yes && self.last_seen == Some(Listening::No);
+        self.listening = listening;
+        if listening != Listening::CannotSee {
+            self.last_seen = Some(listening);
+        }
+        self.next_look = Some(self.now + self.look_interval());
+
+        match purpose {
+            Some(cause) => {
+                if appeared && self.appearances_failed < self.free_appearances() {
+                    self.start_over();
+                }
+                let cause = if appeared { Cause::Appearance } else { cause };
+                match (listening, self.policy.probe_missing.clone()) {
+                    (Listening::No, _) => {
+                        let detail = format!("Proxy not running on {}", self.endpoint);
+                        self.failed(cause, false, CloudFailure::new(FailureClass::NotRunning, detail));
+                    }
+                    (_, Some(missing)) => {
+                        self.failed(cause, false, CloudFailure::new(FailureClass::Credentials, missing));
+                    }
+                    (_, None) => self.start_check(cause),
+                }
+            }
+            None if appeared => self.listener_appeared(),
+            None => {}
+        }
+
+        if self.paused && self.next_check.is_none() && self.listening != Listening::No {
+            self.next_check = Some(self.now + self.policy.backoff.max());
+        }
+    }
+
+    fn woke(&mut self) {
+        self.armed = None;
+        match self.activity {
+            Activity::Checking { cause, deadline, .. } if self.now >= deadline => {
+                self.activity = Activity::Idle;
+                self.out.push(Effect::DropCheck);
+                let detail = format!("no answer within {} s", self.policy.check_timeout.as_secs_f64());
+                self.failed(cause, true, CloudFailure::new(FailureClass::NotAnswering, detail));
+            }
+            Activity::Checking { .. } | Activity::Looking(_) => {}
+            Activity::Idle if self.next_check.is_some_and(|at| self.now >= at) => self.check_is_due(),
+            Activity::Idle if self.next_look.is_some_and(|at| self.now >= at) => self.look(None),
+            Activity::Idle => {}
+        }
+    }
+
+    fn check_ended(&mut self, id: u64, result: Result<String, CloudFailure>) {
+        match self.activity {
+            Activity::Checking { id: out, cause, .. } if out == id => {
+                self.activity = Activity::Idle;
+                match result {
+                    Ok(who) => self.succeeded(who),
+                    Err(failure) => self.failed(cause, true, failure),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn asked(&mut self, force: bool) {
+        self.someone_asked = true;
+        if self.activity != Activity::Idle {
+            return;
+        }
+        let verified_recently =
+            self.last_success.is_some_and(|at| self.now - at <= self.policy.recently_verified);
+        match self.status {
+            ProxyStatus::Available if verified_recently && !force => {}
+            ProxyStatus::Available => self.start_check(Cause::Schedule),
+            // Not even a person may hammer a login that was refused: accounts get locked. `reset` is the way.
+            _ if self.is_blocked() && self.policy.probe_missing.is_none() => {}
+            _ if force => self.look(Some(Cause::Demand)),
+            // The schedule decides when to connect; looking costs nothing and may find that the wait is over.
+            _ => self.look(None),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.log(Notice::Reset);
+        self.start_over();
+        self.appearances_failed = 0;
+        self.next_check = Some(self.now);
+        self.next_cause = Cause::Schedule;
+        match &mut self.activity {
+            Activity::Checking { cause, .. } => *cause = Cause::Schedule,
+            Activity::Looking(purpose) => *purpose = Some(Cause::Schedule),
+            Activity::Idle => self.check_is_due(),
+        }
+    }
+
+    fn traffic_ended(&mut self, outcome: Result<(), FailureClass>) {
+        // A call that ends after the outage was announced began before it: it says nothing about now.
+        if self.status != ProxyStatus::Available {
+            return;
+        }
+        match outcome {
+            Ok(()) => {
+                self.last_success = Some(self.now);
+                self.in_doubt = false;
+                self.next_check = Some(self.now + self.policy.health_interval);
+            }
+            Err(class) if class.concerns_link() && self.activity == Activity::Idle => {
+                // At once, but a burst of failed calls is one suspicion, and so are serialization failures.
+                let spacing = at_least_min(self.policy.listen_interval);
+                let at = self.suspected_at.map_or(self.now, |before| self.now.max(before + spacing));
+                self.next_check = Some(self.next_check.map_or(at, |next| next.min(at)));
+                if at <= self.now {
+                    self.suspected_at = Some(self.now);
+                    self.check_is_due();
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    // --- steps -------------------------------------------------------------------------------------------
+
+    fn check_is_due(&mut self) {
+        if self.status == ProxyStatus::Available {
+            // The pool's own connection is better evidence than the socket table.
+            self.start_check(Cause::Schedule);
+        } else if self.may_pause() {
+            self.pause();
+        } else {
+            self.look(Some(self.next_cause));
+        }
+    }
+
+    fn may_pause(&self) -> bool {
+        !self.policy.proxy_expected()
+            && !self.paused
+            && self.failures >= self.policy.give_up_after
+            && self.class.is_some_and(counts_as_absent)
+    }
+
+    fn pause(&mut self) {
+        self.paused = true;
+        self.log(Notice::AssumingDevelopment { failures: self.failures });
+        self.log(Notice::Paused);
+        self.next_look = Some(self.now + self.look_interval());
+        self.next_check = self.next_check_while_paused();
+    }
+
+    fn next_check_while_paused(&self) -> Option<Duration> {
+        // A pause is not blindness: only where a listener would be seen to appear is looking enough. Behind
+        // a listener that does not answer, as behind no sight at all, recovery shows only to who connects.
+        (self.listening != Listening::No).then(|| self.now + self.policy.backoff.max())
+    }
+
+    fn listener_appeared(&mut self) {
+        let max = self.policy.backoff.max();
+        if self.now.saturating_sub(self.appearance_failed_at) >= max {
+            self.appearances_failed = 0;
+        }
+        let earliest = match self.appearances_failed.checked_sub(self.free_appearances()) {
+            None => {
+                self.start_over();
+                let spread = if self.was_up { self.jitter } else { 0.0 };
+                self.now + RECONNECT_JITTER_MAX.mul_f64(spread)
+            }
+            // It flaps: neither at once nor from the beginning of the timeline.
+            Some(_) if self.is_blocked() => self.appearance_failed_at + max,
+            Some(beyond) => self.appearance_failed_at + self.policy.backoff.wait(beyond + 1),
+        };
+        let at = earliest.max(self.now);
+        if self.next_check.is_none_or(|next| at < next) {
+            self.next_check = Some(at);
+            self.next_cause = Cause::Appearance;
+        }
+        if at <= self.now {
+            self.start_or_refuse(Cause::Appearance);
+        }
+    }
+
+    /// Who refused us once may be another server now, but is not asked again and again.
+    fn free_appearances(&self) -> u32 {
+        if self.is_blocked() { 1 } else { FREE_APPEARANCES }
+    }
+
+    /// After evidence that is fresh already: no second look.
+    fn start_or_refuse(&mut self, cause: Cause) {
+        match self.policy.probe_missing.clone() {
+            Some(missing) => {
+                self.failed(cause, false, CloudFailure::new(FailureClass::Credentials, missing));
+            }
+            None => self.start_check(cause),
+        }
+    }
+
+    fn start_over(&mut self) {
+        self.failures = 0;
+        self.paused = false;
+    }
+
+    fn look(&mut self, purpose: Option<Cause>) {
+        self.activity = Activity::Looking(purpose);
+        self.out.push(Effect::Look);
+    }
+
+    fn start_check(&mut self, cause: Cause) {
+        self.check_id += 1;
+        let deadline = self.now + at_least_min(self.policy.check_timeout);
+        self.activity = Activity::Checking { id: self.check_id, cause, deadline };
+        self.out.push(Effect::StartCheck { id: self.check_id });
+    }
+
+    fn succeeded(&mut self, who: String) {
+        self.start_over();
+        self.appearances_failed = 0;
+        self.in_doubt = false;
+        self.was_up = true;
+        self.warned_at = None;
+        self.last_check = Some(self.now);
+        self.last_success = Some(self.now);
+        self.next_check = Some(self.now + at_least_min(self.policy.health_interval));
+        self.next_cause = Cause::Schedule;
+        self.next_look = None;
+        self.detail = one_line(&who);
+        if self.change_to(ProxyStatus::Available, None) {
+            self.log(Notice::Reconnected);
+        }
+    }
+
+    fn failed(&mut self, cause: Cause, attempted: bool, failure: CloudFailure) {
+        let was_available = self.status == ProxyStatus::Available;
+        if was_available && failure.class == FailureClass::Transient && !self.in_doubt {
+            // A pooled connection that had gone stale is not an outage: a second one decides.
+            self.in_doubt = true;
+            self.start_check(cause);
+            return;
+        }
+        self.in_doubt = false;
+        self.last_check = Some(self.now);
+
+        let class = match failure.class {
+            // Whatever went wrong with a check behind an open port: no useful answer came.
+            FailureClass::Transient | FailureClass::DataRefused => FailureClass::NotAnswering,
+            class => class,
+        };
+        if was_available {
+            // What is seen next is compared with this: a proxy that is back a moment later has appeared.
+            let seen = if class == FailureClass::NotRunning { Listening::No } else { Listening::Yes };
+            self.last_seen = Some(seen);
+            if self.listening != Listening::CannotSee {
+                self.listening = seen;
+            }
+            self.next_look = Some(self.now + self.look_interval());
+        }
+        if cause == Cause::Appearance && attempted {
+            self.appearances_failed = self.appearances_failed.saturating_add(1);
+            self.appearance_failed_at = self.now;
+        }
+
+        let same_kind = self.class.is_none_or(|before| counts_as_absent(before) == counts_as_absent(class));
+        let timeline_stands = cause == Cause::Demand
+            && same_kind
+            && !was_available
+            && self.next_check.map_or(self.paused, |at| at > self.now);
+        if !timeline_stands {
+            self.failures = if same_kind { self.failures.saturating_add(1) } else { 1 };
+        }
+        self.detail = self.detail_of(class, &failure);
+        let changed = self.change_to(status_of(class), Some(class));
+        self.paused &= counts_as_absent(class);
+        if !timeline_stands {
+            self.next_cause = Cause::Schedule;
+            self.next_check = if self.paused {
+                self.next_check_while_paused()
+            } else {
+                Some(self.now + self.jittered_wait())
+            };
+        }
+
+        if changed {
+            self.explain(class, &failure);
+        }
+        self.warn_of_long_absence(class);
+    }
+
+    /// Makes it the current state; false when it was already. Every change is broadcast under a new epoch.
+    fn change_to(&mut self, status: ProxyStatus, class: Option<FailureClass>) -> bool {
+        if (self.status, self.class) == (status, class) {
+            return false;
+        }
+        self.status = status;
+        self.class = class;
+        self.epoch += 1;
+        self.out.push(Effect::Broadcast(self.current()));
+        true
+    }
+
+    // --- words -------------------------------------------------------------------------------------------
+
+    fn explain(&mut self, class: FailureClass, failure: &CloudFailure) {
+        let endpoint = self.endpoint.clone();
+        let detail = one_line(&failure.detail);
+        let remedy = failure.remedy.as_deref().map(one_line);
+        match class {
+            FailureClass::NotRunning => {
+                let expected = self.policy.proxy_expected();
+                self.log(Notice::NotRunning { endpoint, expected });
+                self.log(Notice::SqliteOnly { expected });
+                if !expected && !self.explained && !self.was_up {
+                    self.log(Notice::NotDetected);
+                    self.log(Notice::ThisIsNormal);
+                }
+                self.explained = true;
+            }
+            FailureClass::Credentials if self.policy.probe_missing.is_some() => {
+                self.log(Notice::SettingsMissing { detail });
+            }
+            FailureClass::Credentials => self.log(Notice::Refused { endpoint, detail, remedy }),
+            FailureClass::NotOurs => self.log(Notice::NotOurs { endpoint, detail, remedy }),
+            FailureClass::Busy => self.log(Notice::Busy { endpoint, detail }),
+            FailureClass::CheckFailed => self.log(Notice::CheckFailed { endpoint, detail }),
+            FailureClass::NotAnswering | FailureClass::Transient | FailureClass::DataRefused => {
+                self.log(Notice::NotAnswering { endpoint, detail });
+            }
+        }
+        if self.listening == Listening::CannotSee && !self.said_blind && counts_as_absent(class) {
+            self.said_blind = true;
+            let endpoint = self.endpoint.clone();
+            self.log(Notice::CannotSee { endpoint, probe_interval_max: self.policy.backoff.max() });
+        }
+    }
+
+    fn warn_of_long_absence(&mut self, class: FailureClass) {
+        let due = self.warned_at.is_none_or(|at| self.now - at >= self.policy.backoff.max());
+        if self.policy.proxy_expected()
+            && counts_as_absent(class)
+            && self.failures >= self.policy.give_up_after
+            && due
+        {
+            self.warned_at = Some(self.now);
+            self.log(Notice::StillUnavailable { attempts: self.failures });
+        }
+    }
+
+    fn detail_of(&self, class: FailureClass, failure: &CloudFailure) -> String {
+        let detail = match class {
+            FailureClass::NotRunning => format!("Proxy not running on {}", self.endpoint),
+            _ => one_line(&failure.detail),
+        };
+        match &failure.remedy {
+            Some(remedy) => format!("{detail} - {}", one_line(remedy)),
+            None => detail,
+        }
+    }
+
+    fn log(&mut self, notice: Notice) {
+        self.out.push(Effect::Log(notice));
+    }
+
+    // --- time --------------------------------------------------------------------------------------------
+
+    /// The wait after the failures so far.
+    fn wait(&self) -> Duration {
+        if self.is_blocked() { self.policy.backoff.max() } else { self.policy.backoff.wait(self.failures) }
+    }
+
+    /// Never before the proxy was up once: the documented start-up timeline holds to the second.
+    fn jittered_wait(&self) -> Duration {
+        let wait = self.wait();
+        let spread =
+            if self.was_up { wait.mul_f64(BACKOFF_JITTER_SHARE * self.jitter) } else { Duration::ZERO };
+        (wait + spread).min(self.policy.backoff.max())
+    }
+
+    /// Without sight a look only finds out whether sight is back.
+    fn look_interval(&self) -> Duration {
+        at_least_min(match self.listening {
+            Listening::CannotSee => self.policy.backoff.initial(),
+            Listening::Yes | Listening::No => self.policy.listen_interval,
+        })
+    }
+
+    fn is_blocked(&self) -> bool {
+        matches!(self.class, Some(FailureClass::Credentials | FailureClass::NotOurs))
+    }
+
+    fn answer(&mut self) {
+        if self.someone_asked && self.activity == Activity::Idle {
+            self.someone_asked = false;
+            self.out.push(Effect::Answer(self.detection()));
+        }
+    }
+
+    /// Arms the earliest wake-up. One that is armed too early stays: waking up for nothing is cheaper than
+    /// re-arming a timer with every successful call.
+    fn arm(&mut self) {
+        let wake = match self.activity {
+            Activity::Looking(_) => return,
+            Activity::Checking { deadline, .. } => Some(deadline),
+            Activity::Idle => [self.next_check, self.next_look].into_iter().flatten().min(),
+        };
+        if let Some(at) = wake
+            && self.armed.is_none_or(|armed| at < armed)
+        {
+            self.armed = Some(at);
+            self.out.push(Effect::ScheduleAt(at));
+        }
+    }
+}
+
+/// How loud a line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// How things are.
+    Info,
+    /// Somebody may want to act.
+    Warning,
+    /// Nothing gets better unless somebody acts.
+    Error,
+}
+
+/// A log line. Its `Display` is the whole text; users grep for these, so the text is fixed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is the line that `Display` gives for it")]
+pub enum Notice {
+    Initialized,
+    NotRunning { endpoint: String, expected: bool },
+    SqliteOnly { expected: bool },
+    NotDetected,
+    ThisIsNormal,
+    AssumingDevelopment { failures: u32 },
+    Paused,
+    StillUnavailable { attempts: u32 },
+    Reconnected,
+    Reset,
+    NotAnswering { endpoint: String, detail: String },
+    Busy { endpoint: String, detail: String },
+    Refused { endpoint: String, detail: String, remedy: Option<String> },
+    NotOurs { endpoint: String, detail: String, remedy: Option<String> },
+    SettingsMissing { detail: String },
+    CheckFailed { endpoint: String, detail: String },
+    CannotSee { endpoint: String, probe_interval_max: Duration },
+}
+
+impl Notice {
+    /// How loud the line is.
+    pub fn level(&self) -> Level {
+        match self {
+            Self::NotRunning { expected: true, .. } | Self::SqliteOnly { expected: true } => Level::Warning,
+            Self::Initialized
+            | Self::NotRunning { .. }
+            | Self::SqliteOnly { .. }
+            | Self::NotDetected
+            | Self::ThisIsNormal
+            | Self::AssumingDevelopment { .. }
+            | Self::Paused
+            | Self::Reconnected
+            | Self::Reset
+            | Self::Busy { .. }
+            | Self::CannotSee { .. } => Level::Info,
+            Self::StillUnavailable { .. }
+            | Self::NotAnswering { .. }
+            | Self::SettingsMissing { .. }
+            | Self::CheckFailed { .. } => Level::Warning,
+            Self::Refused { .. } | Self::NotOurs { .. } => Level::Error,
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Initialized => f.write_str("🔍 Cloud SQL Proxy Detector initialized"),
+            Self::NotRunning { endpoint, .. } => write!(f, "ℹ️  Proxy not running on {endpoint}"),
+            Self::SqliteOnly { .. } => f.write_str("   Using SQLite-only mode (Cloud SQL unavailable)"),
+            Self::NotDetected => {
+                f.write_str("ℹ️  Cloud SQL Proxy not detected in local development environment")
+            }
+            Self::ThisIsNormal => f.write_str("   This is normal - using SQLite-only mode"),
+            Self::AssumingDevelopment { failures } => {
+                write!(f, "After {failures} failures - assuming local development")
+            }
+            Self::Paused => f.write_str("Health checks now paused"),
+            Self::StillUnavailable { attempts } => {
+                write!(f, "⚠️  Proxy unavailable after {attempts} attempts")
+            }
+            Self::Reconnected => f.write_str("✅ CloudSQL reconnected - warming cache and syncing"),
+            Self::Reset => f.write_str("🔄 Proxy detector reset"),
+            Self::NotAnswering { endpoint, detail } => {
+                write!(
+                    f,
+                    "⚠️  Proxy is up on {endpoint} but the Cloud SQL instance does not answer ({detail})"
+                )
+            }
+            Self::Busy { endpoint, detail } => {
+                write!(f, "ℹ️  Cloud SQL behind {endpoint} takes no connections right now ({detail})")
+            }
+            Self::Refused { endpoint, detail, remedy } => {
+                write!(f, "❌ Cloud SQL behind {endpoint} refuses us: {detail}")?;
+                remedy.iter().try_for_each(|remedy| write!(f, " - {remedy}"))
+            }
+            Self::NotOurs { endpoint, detail, remedy } => {
+                write!(f, "❌ Not syncing with what answers on {endpoint}: {detail}")?;
+                remedy.iter().try_for_each(|remedy| write!(f, " - {remedy}"))
+            }
+            Self::SettingsMissing { detail } => write!(f, "⚠️  {detail}"),
+            Self::CheckFailed { endpoint, detail } => {
+                write!(f, "⚠️  Cannot check the proxy on {endpoint} ({detail})")
+            }
+            Self::CannotSee { endpoint, probe_interval_max } => write!(
+                f,
+                "ℹ️  Cannot see from here whether anything listens on {endpoint} - a proxy that starts is noticed \
+                 at the next check, at most {} s later",
+                probe_interval_max.as_secs_f64()
+            ),
+        }
+    }
+}
+
+/// Whether such failures in a row can mean that there is no proxy to expect here. A refused login or a check
+/// that could not even be made cannot.
+fn counts_as_absent(class: FailureClass) -> bool {
+    !matches!(class, FailureClass::Credentials | FailureClass::NotOurs | FailureClass::CheckFailed)
+}
+
+fn status_of(class: FailureClass) -> ProxyStatus {
+    if class == FailureClass::CheckFailed { ProxyStatus::Unknown } else { ProxyStatus::Unavailable }
+}
+
+fn at_least_min(interval: Duration) -> Duration {
+    interval.max(INTERVAL_MIN)
+}
+
+/// A server's words on one line of bounded length.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(DETAIL_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+#[path = "availability_tests.rs"]
+mod tests;

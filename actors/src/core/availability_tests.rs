@@ -1,0 +1,678 @@
+//! The machine in virtual time: a world that says what listens and who answers, and a log of what came out.
+
+use super::*;
+
+const DEV_LINES: [&str; 5] = [
+    "🔍 Cloud SQL Proxy Detector initialized",
+    "ℹ️  Proxy not running on 127.0.0.1:5432",
+    "   Using SQLite-only mode (Cloud SQL unavailable)",
+    "ℹ️  Cloud SQL Proxy not detected in local development environment",
+    "   This is normal - using SQLite-only mode",
+];
+
+fn policy() -> Policy {
+    Policy {
+        environment: Environment::Development,
+        proxy_required: false,
+        backoff: Backoff::try_new(Duration::from_secs(10), Duration::from_secs(600)).unwrap(),
+        give_up_after: 5,
+        health_interval: Duration::from_secs(10),
+        recently_verified: Duration::from_secs(2),
+        listen_interval: Duration::from_secs(1),
+        check_timeout: Duration::from_secs(10),
+        probe_missing: None,
+    }
+}
+
+fn production() -> Policy {
+    Policy { environment: Environment::Production, ..policy() }
+}
+
+fn failure(class: FailureClass) -> CloudFailure {
+    CloudFailure::new(class, "it said no")
+}
+
+/// The world around a machine.
+struct World {
+    machine: Availability,
+    now: Duration,
+    armed: Option<Duration>,
+    listening: Listening,
+    /// What a check finds; `None` leaves it without an answer.
+    answer: Option<Result<String, CloudFailure>>,
+    jitter: f64,
+    out: Option<u64>,
+    attempts: Vec<Duration>,
+    looks: usize,
+    lines: Vec<(Duration, Level, String)>,
+    broadcasts: Vec<AvailabilityChanged>,
+    answers: Vec<Detection>,
+}
+
+impl World {
+    fn new(policy: Policy, listening: Listening) -> Self {
+        Self {
+            machine: Availability::new(policy, "127.0.0.1:5432", 0),
+            now: Duration::ZERO,
+            armed: None,
+            listening,
+            answer: Some(Ok("PostgreSQL 15".to_owned())),
+            jitter: 0.0,
+            out: None,
+            attempts: Vec::new(),
+            looks: 0,
+            lines: Vec::new(),
+            broadcasts: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    fn started(policy: Policy, listening: Listening) -> Self {
+        let mut world = Self::new(policy, listening);
+        world.feed(Event::Started);
+        world
+    }
+
+    fn failing(policy: Policy, class: FailureClass) -> Self {
+        let mut world = Self::new(policy, Listening::Yes);
+        world.answer = Some(Err(failure(class)));
+        world.feed(Event::Started);
+        world
+    }
+
+    fn up() -> Self {
+        let world = Self::started(policy(), Listening::Yes);
+        assert_eq!(world.machine.status, ProxyStatus::Available);
+        world
+    }
+
+    fn feed(&mut self, event: Event) {
+        let mut events = std::collections::VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for effect in self.machine.advance(event, self.now, self.jitter) {
+                match effect {
+                    Effect::Look => {
+                        self.looks += 1;
+                        events.push_front(Event::Looked(self.listening));
+                    }
+                    Effect::StartCheck { id } => {
+                        assert_eq!(self.out, None, "P7.1");
+                        self.out = Some(id);
+                        self.attempts.push(self.now);
+                        if let Some(result) = self.answer.clone() {
+                            events.push_back(Event::CheckEnded { id, result });
+                        }
+                    }
+                    Effect::DropCheck => self.out = None,
+                    Effect::ScheduleAt(at) => self.armed = Some(at),
+                    Effect::Broadcast(change) => {
+                        if let Some(last) = self.broadcasts.last() {
+                            assert!(change.epoch > last.epoch, "W1");
+                            assert_ne!((change.status, change.class), (last.status, last.class), "W1");
+                        }
+                        self.broadcasts.push(change);
+                    }
+                    Effect::Answer(detection) => self.answers.push(detection),
+                    Effect::Log(notice) => self.lines.push((self.now, notice.level(), notice.to_string())),
+                }
+            }
+            // The answer that is fed next belongs to the check that is out until then.
+            if let Some(Event::CheckEnded { .. }) = events.front() {
+                self.out = None;
+            }
+        }
+        assert!(self.armed.is_some(), "W2");
+    }
+
+    fn run_until(&mut self, seconds: f64) {
+        let end = Duration::from_secs_f64(seconds);
+        while let Some(at) = self.armed.filter(|at| *at <= end) {
+            self.now = at.max(self.now);
+            self.armed = None;
+            self.feed(Event::Woke);
+        }
+        self.now = end;
+    }
+
+    fn attempts_s(&self) -> Vec<f64> {
+        self.attempts.iter().map(Duration::as_secs_f64).collect()
+    }
+
+    fn texts(&self) -> Vec<&str> {
+        self.lines.iter().map(|(_, _, text)| text.as_str()).collect()
+    }
+
+    fn texts_since(&self, count: usize) -> Vec<&str> {
+        self.texts().split_off(count)
+    }
+}
+
+/// The times at which a machine's failure count grows, with the count.
+fn failures_over_time(world: &mut World, until_s: u64) -> Vec<(u64, u32)> {
+    let mut seen = vec![(0, world.machine.failures)];
+    for second in 1..=until_s {
+        world.run_until(second as f64);
+        if seen.last().is_some_and(|(_, count)| *count != world.machine.failures) {
+            seen.push((second, world.machine.failures));
+        }
+    }
+    seen
+}
+
+/// The documented run in development: five failures, each wait twice the last, then a pause and not one
+/// attempt; four lines at the first failure, two at the pause, nothing in between.
+#[test]
+fn development_without_a_proxy_follows_the_documented_timeline() {
+    let mut world = World::started(policy(), Listening::No);
+    assert_eq!(world.texts(), DEV_LINES, "at once");
+    assert_eq!(failures_over_time(&mut world, 309), [(0, 1), (10, 2), (30, 3), (70, 4), (150, 5)]);
+    assert_eq!(world.texts(), DEV_LINES);
+    world.run_until(310.0);
+    assert_eq!(
+        world.texts_since(5),
+        ["After 5 failures - assuming local development", "Health checks now paused"]
+    );
+    world.run_until(100_000.0);
+    assert_eq!(world.lines.len(), 7);
+    assert!(world.attempts.is_empty());
+    assert!(world.lines.iter().all(|(_, level, _)| *level == Level::Info));
+    assert_eq!(world.broadcasts.len(), 1);
+    let report = world.machine.report();
+    assert!(report.paused && !report.should_retry);
+    assert_eq!((report.consecutive_failures, report.current_retry_delay), (5, 160.0));
+}
+
+/// Production, and a required proxy anywhere, never gives up; it warns at the fifth failure and then at most
+/// once per longest delay.
+#[test]
+fn where_the_proxy_is_expected_it_never_gives_up() {
+    for policy in [production(), Policy { proxy_required: true, ..policy() }] {
+        let mut world = World::started(policy, Listening::No);
+        assert_eq!(world.texts(), DEV_LINES[..3]);
+        assert!(world.lines[1..].iter().all(|(_, level, _)| *level == Level::Warning));
+        let timeline = failures_over_time(&mut world, 1_900);
+        assert_eq!(
+            timeline,
+            [(0, 1), (10, 2), (30, 3), (70, 4), (150, 5), (310, 6), (630, 7), (1230, 8), (1830, 9)]
+        );
+        let warnings: Vec<_> = world.lines[3..].iter().map(|(at, _, text)| (at.as_secs(), &**text)).collect();
+        assert_eq!(
+            warnings,
+            [
+                (150, "⚠️  Proxy unavailable after 5 attempts"),
+                (1230, "⚠️  Proxy unavailable after 8 attempts"),
+                (1830, "⚠️  Proxy unavailable after 9 attempts")
+            ]
+        );
+        assert!(world.attempts.is_empty());
+        assert!(!world.machine.report().paused);
+    }
+}
+
+/// A listener that appears ends a pause within a second, and everything resumes by itself.
+#[test]
+fn a_listener_that_appears_ends_a_pause() {
+    let mut world = World::started(policy(), Listening::No);
+    world.run_until(1_000.5);
+    world.listening = Listening::Yes;
+    world.run_until(1_001.5);
+    assert_eq!(world.attempts.len(), 1);
+    assert_eq!(world.machine.status, ProxyStatus::Available);
+    assert_eq!(world.texts_since(7), ["✅ CloudSQL reconnected - warming cache and syncing"]);
+    assert!(!world.machine.report().paused);
+}
+
+/// The same in the middle of a wait, which would have gone on for more than a minute.
+#[test]
+fn a_listener_that_appears_ends_a_backoff_wait() {
+    let mut world = World::started(production(), Listening::No);
+    world.run_until(80.2);
+    world.listening = Listening::Yes;
+    world.run_until(81.2);
+    assert_eq!(world.attempts_s(), [81.0]);
+    assert_eq!(world.machine.status, ProxyStatus::Available);
+}
+
+/// An open port is not an answer (W4), and it is not asked more often than the backoff says.
+#[test]
+fn a_listener_that_does_not_answer_is_unavailable() {
+    let mut world = World::failing(production(), FailureClass::NotAnswering);
+    world.run_until(1_300.0);
+    assert_eq!(world.attempts_s(), [0.0, 10.0, 30.0, 70.0, 150.0, 310.0, 630.0, 1_230.0]);
+    assert_eq!(
+        world.texts()[1],
+        "⚠️  Proxy is up on 127.0.0.1:5432 but the Cloud SQL instance does not answer (it said no)"
+    );
+    assert_eq!(world.lines.iter().filter(|(_, _, text)| text.contains("does not answer")).count(), 1);
+    assert!(world.broadcasts.iter().all(|change| change.status == ProxyStatus::Unavailable));
+}
+
+/// In development behind a listener that stays, nothing would ever *appear*: the pause is one probe per longest
+/// delay, so that an instance that comes back is noticed.
+#[test]
+fn a_pause_behind_a_silent_listener_still_notices_the_instance() {
+    let mut world = World::failing(policy(), FailureClass::NotAnswering);
+    world.run_until(2_000.0);
+    assert_eq!(world.attempts_s(), [0.0, 10.0, 30.0, 70.0, 150.0, 910.0, 1_510.0]);
+    assert!(world.machine.report().paused && world.machine.report().should_retry);
+    world.answer = Some(Ok("PostgreSQL".to_owned()));
+    world.run_until(2_110.0);
+    assert_eq!(world.machine.status, ProxyStatus::Available);
+}
+
+/// Where nothing can be seen, that is said once, and a pause is one probe per longest delay.
+#[test]
+fn a_blind_pause_probes_once_per_longest_delay() {
+    let mut world = World::new(policy(), Listening::CannotSee);
+    world.answer = Some(Err(failure(FailureClass::NotRunning)));
+    world.feed(Event::Started);
+    world.run_until(3_000.0);
+    assert_eq!(world.attempts_s(), [0.0, 10.0, 30.0, 70.0, 150.0, 910.0, 1_510.0, 2_110.0, 2_710.0]);
+    assert_eq!(world.lines.iter().filter(|(_, _, text)| text.contains("Cannot see")).count(), 1);
+    assert_eq!(world.texts()[..5], DEV_LINES);
+}
+
+/// Sight that is lost during a pause turns it into a slow probe; it does not sleep for ever.
+#[test]
+fn losing_sight_during_a_pause_does_not_end_all_checks() {
+    let mut world = World::started(policy(), Listening::No);
+    world.run_until(400.0);
+    assert_eq!(world.machine.next_check, None);
+    world.listening = Listening::CannotSee;
+    world.run_until(402.0);
+    assert!(world.machine.next_check.is_some());
+    world.run_until(1_010.0);
+    assert_eq!(world.attempts.len(), 1);
+}
+
+/// An outage is announced once with its own words; five failures later development pauses again.
+#[test]
+fn an_outage_prints_two_lines_and_pauses_after_five_failures() {
+    let mut world = World::up();
+    world.run_until(100.0);
+    let checks = world.attempts.len();
+    assert_eq!(checks, 11, "every ten seconds");
+    world.listening = Listening::No;
+    world.answer = Some(Err(failure(FailureClass::NotRunning)));
+    world.run_until(110.0 + 309.0);
+    assert_eq!(world.attempts.len(), checks + 1, "the one that found it out");
+    assert_eq!(world.texts_since(2), DEV_LINES[1..3]);
+    world.run_until(110.0 + 310.0);
+    assert_eq!(world.texts_since(4).len(), 2);
+    assert!(world.machine.paused);
+}
+
+/// A proxy that is restarted between two looks has appeared all the same.
+#[test]
+fn a_quick_restart_of_the_proxy_is_seen() {
+    let mut world = World::up();
+    world.answer = Some(Err(failure(FailureClass::NotRunning)));
+    world.run_until(5.0);
+    world.feed(Event::TrafficEnded(Err(FailureClass::NotRunning)));
+    assert_eq!(world.machine.status, ProxyStatus::Unavailable);
+    world.answer = Some(Ok("PostgreSQL".to_owned()));
+    world.run_until(6.0);
+    assert_eq!(world.machine.status, ProxyStatus::Available);
+}
+
+/// A proxy that crashes in a loop is dialled a few times at once, then with a backoff, and logged as little.
+#[test]
+fn a_flapping_listener_does_not_cause_a_flood() {
+    let mut world = World::started(production(), Listening::No);
+    world.answer = Some(Err(failure(FailureClass::NotAnswering)));
+    for second in 1..=3_600 {
+        world.listening = if second % 2 == 0 { Listening::Yes } else { Listening::No };
+        world.run_until(f64::from(second) + 0.5);
+    }
+    assert!(world.attempts.len() <= 40, "{} attempts: {:?}", world.attempts.len(), world.attempts_s());
+    assert!(world.attempts.len() >= 5);
+    let per_minute = world.lines.len() as f64 / 60.0;
+    assert!(per_minute < 1.0, "{per_minute} lines a minute");
+}
+
+/// One line per transition when the proxy really goes up and down.
+#[test]
+fn every_transition_has_its_line_and_no_more() {
+    let mut world = World::up();
+    for round in 1..=50_u32 {
+        let from = f64::from(round) * 40.0;
+        world.listening = Listening::No;
+        world.answer = Some(Err(failure(FailureClass::NotRunning)));
+        world.run_until(from);
+        world.listening = Listening::Yes;
+        world.answer = Some(Ok("PostgreSQL".to_owned()));
+        world.run_until(from + 20.0);
+        assert_eq!(world.machine.status, ProxyStatus::Available);
+    }
+    assert_eq!(world.lines.len(), 2 + 50 * 3);
+    assert_eq!(world.broadcasts.len(), 1 + 50 * 2);
+}
+
+/// A wrong password is tried once per longest delay, whatever people ask; only a reset asks at once.
+#[test]
+fn refused_credentials_are_never_hammered() {
+    for class in [FailureClass::Credentials, FailureClass::NotOurs] {
+        let mut world = World::failing(policy(), class);
+        for second in 1..=1_250 {
+            world.run_until(f64::from(second));
+            world.feed(Event::Asked { force: second % 2 == 0 });
+        }
+        assert_eq!(world.attempts_s(), [0.0, 600.0, 1_200.0]);
+        assert_eq!(world.answers.len(), 1_250);
+        assert_eq!(world.lines.len(), 2);
+        assert_eq!(world.lines[1].1, Level::Error);
+        assert!(!world.machine.report().paused);
+        world.feed(Event::Reset);
+        assert_eq!(world.attempts.len(), 4);
+    }
+}
+
+/// A proxy that flaps in front of a wrong password does not get the account locked either.
+#[test]
+fn a_flapping_listener_does_not_hammer_refused_credentials() {
+    let mut world = World::failing(production(), FailureClass::Credentials);
+    for second in 1..=3_600 {
+        world.listening = if second % 2 == 0 { Listening::Yes } else { Listening::No };
+        world.run_until(f64::from(second) + 0.5);
+    }
+    assert!(world.attempts.len() <= 14, "{:?}", world.attempts_s());
+}
+
+/// A check that says nothing about the proxy makes the status unknown, warns once, and never pauses.
+#[test]
+fn a_check_that_itself_fails_says_nothing_about_the_proxy() {
+    let mut world = World::failing(policy(), FailureClass::CheckFailed);
+    world.run_until(5_000.0);
+    assert_eq!(world.machine.status, ProxyStatus::Unknown);
+    assert_eq!(world.lines.len(), 2);
+    assert!(!world.machine.paused);
+    assert!(world.attempts.len() < 20);
+}
+
+/// A server that is starting is waited for, with one line.
+#[test]
+fn a_busy_server_is_waited_for() {
+    let mut world = World::failing(policy(), FailureClass::Busy);
+    world.run_until(25.0);
+    assert_eq!((world.lines.len(), world.lines[1].1), (2, Level::Info));
+    world.answer = Some(Ok("PostgreSQL".to_owned()));
+    world.run_until(30.0);
+    assert_eq!(world.machine.status, ProxyStatus::Available);
+}
+
+/// Without a database nothing is dialled; when something listens, one line names what is missing.
+#[test]
+fn without_a_database_one_line_names_what_is_missing() {
+    let missing = Some("CLOUD_SQL_DATABASE is not set".to_owned());
+    let mut world = World::started(Policy { probe_missing: missing.clone(), ..policy() }, Listening::No);
+    world.run_until(1_000.0);
+    assert_eq!(world.lines.len(), 7, "as documented");
+    world.listening = Listening::Yes;
+    world.run_until(10_000.0);
+    assert_eq!(world.texts_since(7), ["⚠️  CLOUD_SQL_DATABASE is not set"]);
+    assert_eq!(world.lines[7].1, Level::Warning);
+    assert_eq!(world.machine.class, Some(FailureClass::Credentials));
+    assert!(world.attempts.is_empty());
+
+    let world = World::started(Policy { probe_missing: missing, ..policy() }, Listening::Yes);
+    assert_eq!(world.texts(), [DEV_LINES[0], "⚠️  CLOUD_SQL_DATABASE is not set"]);
+}
+
+/// Reset forgets the failures and checks at once; the documented timeline starts again.
+#[test]
+fn reset_starts_over() {
+    let mut world = World::started(policy(), Listening::No);
+    world.run_until(1_000.0);
+    world.feed(Event::Reset);
+    assert_eq!(world.texts_since(7), ["🔄 Proxy detector reset"]);
+    let report = world.machine.report();
+    assert_eq!((report.consecutive_failures, report.current_retry_delay, report.paused), (1, 10.0, false));
+    world.run_until(1_000.0 + 309.0);
+    assert!(!world.machine.paused);
+    world.run_until(1_000.0 + 310.0);
+    assert!(world.machine.paused);
+}
+
+/// However many ask, one check is out, and all get its answer.
+#[test]
+fn forced_checks_share_one_check() {
+    let mut world = World::up();
+    world.answer = None;
+    world.feed(Event::Asked { force: true });
+    let id = world.out.unwrap();
+    for _ in 0..10 {
+        world.feed(Event::Asked { force: true });
+        world.feed(Event::Reset);
+    }
+    assert_eq!((world.attempts.len(), world.answers.len()), (2, 0));
+    world.out = None;
+    world.feed(Event::CheckEnded { id, result: Ok("again".to_owned()) });
+    let expected = Detection { status: ProxyStatus::Available, detail: "again".to_owned() };
+    assert_eq!(world.answers, [expected]);
+}
+
+/// What was verified a moment ago is not verified again, unless somebody insists.
+#[test]
+fn a_recent_success_answers_at_once() {
+    let mut world = World::up();
+    world.run_until(2.0);
+    world.feed(Event::Asked { force: false });
+    assert_eq!((world.attempts.len(), world.answers.len()), (1, 1));
+    world.feed(Event::Asked { force: true });
+    assert_eq!((world.attempts.len(), world.answers.len()), (2, 2));
+    world.run_until(4.1);
+    world.feed(Event::Asked { force: false });
+    assert_eq!((world.attempts.len(), world.answers.len()), (3, 3));
+}
+
+/// Questions do not connect while it is down (P7.3), a forced one does and leaves the timeline alone.
+#[test]
+fn questions_do_not_disturb_the_timeline() {
+    let mut world = World::failing(policy(), FailureClass::NotAnswering);
+    for second in 1..=9 {
+        world.run_until(f64::from(second));
+        world.feed(Event::Asked { force: false });
+    }
+    assert_eq!((world.attempts.len(), world.answers.len()), (1, 9));
+    world.feed(Event::Asked { force: true });
+    assert_eq!((world.attempts.len(), world.machine.failures), (2, 1));
+    world.run_until(30.0);
+    assert_eq!(world.attempts_s(), [0.0, 9.0, 10.0, 30.0]);
+    assert_eq!(world.machine.failures, 3);
+}
+
+/// W3: the answer to a check that timed out, and answers to nothing at all, change nothing.
+#[test]
+fn stale_answers_are_ignored() {
+    let mut world = World::new(policy(), Listening::Yes);
+    world.answer = None;
+    world.feed(Event::Started);
+    let late = world.out.unwrap();
+    world.run_until(10.0);
+    assert_eq!(world.machine.class, Some(FailureClass::NotAnswering));
+    let before = (world.broadcasts.len(), world.lines.len());
+    for id in [late, late + 1, 0, u64::MAX] {
+        world.feed(Event::CheckEnded { id, result: Ok("too late".to_owned()) });
+    }
+    world.feed(Event::TrafficEnded(Ok(())));
+    assert_eq!(world.machine.status, ProxyStatus::Unavailable);
+    assert_eq!((world.broadcasts.len(), world.lines.len()), before);
+}
+
+/// Traffic that succeeds is a check; a link failure asks at once, but a burst of them asks once.
+#[test]
+fn traffic_counts() {
+    let mut world = World::up();
+    for tenth in 1..1_000_u32 {
+        world.run_until(f64::from(tenth) / 10.0);
+        world.feed(Event::TrafficEnded(Ok(())));
+    }
+    assert_eq!(world.attempts.len(), 1);
+    for hundredth in 0..100_u32 {
+        world.run_until(100.0 + f64::from(hundredth) / 100.0);
+        world.feed(Event::TrafficEnded(Err(FailureClass::Transient)));
+        world.feed(Event::TrafficEnded(Err(FailureClass::DataRefused)));
+    }
+    assert_eq!(world.attempts_s(), [0.0, 100.0]);
+}
+
+/// One stale pooled connection is not an outage; two failures are.
+#[test]
+fn a_broken_pooled_connection_is_asked_twice() {
+    let mut world = World::up();
+    world.answer = None;
+    world.run_until(10.0);
+    let first = world.out.take().unwrap();
+    world.feed(Event::CheckEnded { id: first, result: Err(failure(FailureClass::Transient)) });
+    let second = world.out.take().unwrap();
+    assert_eq!(world.machine.status, ProxyStatus::Available);
+    world.feed(Event::CheckEnded { id: second, result: Err(failure(FailureClass::Transient)) });
+    assert_eq!(world.machine.class, Some(FailureClass::NotAnswering));
+}
+
+/// Jitter never touches the start-up timeline; once the proxy was up it spreads the waits, and a reconnect
+/// by a quarter of a second at most.
+#[test]
+fn jitter_comes_only_after_the_proxy_was_up() {
+    let mut world = World::new(policy(), Listening::No);
+    world.jitter = 1.0;
+    world.feed(Event::Started);
+    assert_eq!(failures_over_time(&mut world, 309), [(0, 1), (10, 2), (30, 3), (70, 4), (150, 5)]);
+    world.listening = Listening::Yes;
+    world.run_until(311.0);
+    assert_eq!(world.attempts_s(), [311.0]);
+
+    world.listening = Listening::No;
+    world.answer = Some(Err(failure(FailureClass::NotRunning)));
+    world.run_until(321.0);
+    assert_eq!(world.machine.next_check, Some(Duration::from_secs(332)));
+    world.listening = Listening::Yes;
+    world.answer = Some(Ok("PostgreSQL".to_owned()));
+    world.run_until(322.25);
+    assert_eq!(world.attempts_s().last(), Some(&322.25));
+    assert_eq!(world.machine.status, ProxyStatus::Available);
+}
+
+/// A successor's first broadcast is newer than anything that its predecessor said.
+#[test]
+fn a_successor_goes_on_with_the_epochs() {
+    let mut machine = Availability::new(policy(), "127.0.0.1:5432", 41);
+    let effects = machine.advance(Event::Started, Duration::ZERO, 0.0);
+    let expected = AvailabilityChanged { epoch: 42, status: ProxyStatus::Unknown, class: None };
+    assert!(effects.contains(&Effect::Broadcast(expected)));
+}
+
+/// A server's words never break the log into lines.
+#[test]
+fn details_stay_on_one_line() {
+    let mut world = World::new(policy(), Listening::Yes);
+    world.answer = Some(Err(
+        CloudFailure::new(FailureClass::Credentials, "a\nb\r\n c".repeat(1_000)).with_remedy("do\nthis")
+    ));
+    world.feed(Event::Started);
+    assert!(!world.texts()[1].contains('\n') && world.texts()[1].chars().count() < 600);
+}
+
+/// All invariants, on long random histories of everything that can happen.
+#[test]
+fn random_histories_keep_the_invariants() {
+    use FailureClass::*;
+    let classes = [NotRunning, NotAnswering, Busy, Credentials, NotOurs, DataRefused, Transient, CheckFailed];
+    for seed in 1..=300_u64 {
+        println!("seed {seed}");
+        let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut next = |bound: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % bound
+        };
+        let policy = match next(4) {
+            0 => production(),
+            1 => Policy { proxy_required: true, ..policy() },
+            2 => Policy { probe_missing: Some("no database".to_owned()), ..policy() },
+            _ => policy(),
+        };
+        let has_probe = policy.probe_missing.is_none();
+        let mut world = World::new(policy, Listening::No);
+        world.feed(Event::Started);
+        for _ in 0..600 {
+            world.jitter = next(101) as f64 / 100.0;
+            let attempts = world.attempts.len();
+            let changes = world.broadcasts.len();
+            let lines = world.lines.len();
+            let mut person = false;
+            match next(12) {
+                0..=2 => {
+                    let seen = [Listening::Yes, Listening::No, Listening::CannotSee];
+                    world.listening = seen[next(3) as usize];
+                }
+                3 | 4 => {
+                    world.answer = match next(4) {
+                        0 => Some(Ok("PostgreSQL".to_owned())),
+                        1 => None,
+                        _ => Some(Err(failure(classes[next(8) as usize]))),
+                    }
+                }
+                5 => {
+                    let outcome = if next(2) == 0 { Ok(()) } else { Err(classes[next(8) as usize]) };
+                    world.feed(Event::TrafficEnded(outcome));
+                }
+                6 if next(4) == 0 => {
+                    person = true;
+                    world.feed(Event::Reset);
+                }
+                7 => {
+                    person = true;
+                    world.feed(Event::Asked { force: next(2) == 0 });
+                }
+                8 => {
+                    let id = if next(2) == 0 { world.out.take().unwrap_or(u64::MAX) } else { next(50) };
+                    // Either the check that is out, or a stale answer that must change nothing.
+                    if world.machine.activity_id() == Some(id) {
+                        world.out = None;
+                    }
+                    let status = world.machine.status;
+                    let stale = world.machine.activity_id() != Some(id);
+                    world.feed(Event::CheckEnded { id, result: Ok("PostgreSQL".to_owned()) });
+                    assert!(!stale || world.machine.status == status, "W3");
+                }
+                _ => {
+                    let seconds = world.now.as_secs_f64() + next(40_000) as f64 / 1_000.0;
+                    let quiet = world.machine.paused && world.listening == Listening::No;
+                    let silent = quiet && world.machine.listening == Listening::No && world.out.is_none();
+                    let due = world.machine.next_check;
+                    world.run_until(seconds);
+                    assert!(!silent || due.is_some() || world.attempts.len() == attempts, "P7.2");
+                }
+            }
+            assert!(has_probe || world.attempts.is_empty(), "nothing to connect to");
+            assert!(world.armed.is_some(), "W2");
+            if world.broadcasts.len() == changes && !person {
+                let noise = world.lines.len() - lines;
+                assert!(noise <= 2, "P7.5: {:?}", world.texts_since(lines));
+            }
+            assert_eq!(world.machine.current().status, world.machine.status);
+            assert!(!(world.machine.paused && world.machine.status == ProxyStatus::Available));
+            assert!(world.machine.failures == 0 || world.machine.status != ProxyStatus::Available);
+        }
+        // P7.3: the whole history, people and traffic included, stays far below one attempt per second.
+        let rate = world.attempts.len() as f64 / world.now.as_secs_f64();
+        assert!(rate < 0.5, "{rate} attempts a second");
+
+        // Whatever happened: with a proxy that answers it finds its way back within the longest delay.
+        world.listening = Listening::Yes;
+        world.answer = Some(Ok("PostgreSQL".to_owned()));
+        world.run_until(world.now.as_secs_f64() + 700.0);
+        assert_eq!(world.machine.status == ProxyStatus::Available, has_probe, "never stuck");
+    }
+}
+
+impl Availability {
+    fn activity_id(&self) -> Option<u64> {
+        match self.activity {
+            Activity::Checking { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+}
