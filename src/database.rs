@@ -365,7 +365,8 @@ impl Plan {
         let writer_arbiter = Arbiter::new();
         let shutdown = self.settings.supervisor.shutdown;
         let log = self.log.clone();
-        let (children, given_up) = self.start(store, readers.clone(), &writer_arbiter);
+        let (children, given_up, supervisor) = self.children(store, readers.clone(), &writer_arbiter);
+        supervisor.launch().await;
         // The watcher's answer comes after its first look, so that the log tells things in the documented order.
         let _ = children.watcher.ask(GetProxyReport).await;
         info!(log, "✅ SQLite initialized (WAL mode enabled)");
@@ -391,12 +392,13 @@ impl Plan {
         Ok((store, readers, lock))
     }
 
-    fn start(
+    /// The four actors as the supervisor's children, in the order in which they start.
+    fn children(
         self,
         store: Store,
         readers: Readers,
         writer_arbiter: &Arbiter,
-    ) -> (Children, watch::Receiver<Option<GaveUp>>) {
+    ) -> (Children, watch::Receiver<Option<GaveUp>>, Supervisor) {
         let Self { settings, store: store_options, watcher: watcher_options, circuit, cloud, gate, log } = self;
         let children = Children {
             watcher: Handle::new("ProxyWatcher"),
@@ -469,7 +471,6 @@ impl Plan {
         supervisor.add(&children.syncer, here, move || {
             Ok(CloudSyncer::new(parts.clone(), options, syncer_log.clone()))
         });
-        supervisor.start();
-        (children, given_up)
+        (children, given_up, supervisor)
     }
 }

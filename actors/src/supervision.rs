@@ -191,6 +191,16 @@ struct ChildEnded(usize);
 #[rtype(result = "()")]
 struct StartChild(usize);
 
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Launched;
+
+impl Handler<Launched> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Launched, _: &mut Self::Context) {}
+}
+
 impl Supervisor {
     /// A supervisor without children, and the word that it has given up, once it has.
     pub fn new(intensity: Intensity, log: Logger) -> (Self, watch::Receiver<Option<GaveUp>>) {
@@ -229,6 +239,13 @@ impl Supervisor {
                 *gone.slot.restarts.lock().unwrap_or_else(PoisonError::into_inner) += 1;
             }),
         });
+    }
+
+    /// Starts every child, in order, in the current arbiter's supervisor, and returns when their handles are filled.
+    pub async fn launch(self) {
+        let addr = self.start();
+        // Its mailbox is read after `started` has run; an error would mean that this arbiter is ending.
+        let _ = addr.send(Launched).await;
     }
 
     fn start_child(&mut self, at: usize, ctx: &mut Context<Self>) {
