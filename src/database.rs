@@ -29,7 +29,9 @@ use tidewater_actors::messages::{
 };
 use tidewater_actors::postgres::{Cloud, CloudOptions};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
-use tidewater_actors::sqlite::{FileLock, Readers, Statement, StatementResult, Store, StoreOptions, lock_file};
+use tidewater_actors::sqlite::{
+    FileLock, Readers, Statement, StatementResult, Store, StoreOptions, lock_file,
+};
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{GaveUp, Handle, Intensity, Supervisor};
 use tokio::sync::{oneshot, watch};
@@ -299,9 +301,11 @@ impl Plan {
         let proxy = &settings.proxy;
         let host = proxy.host.to_string();
         let endpoint = Endpoint::new(&host, proxy.port);
-        let backoff = Backoff::try_new(proxy.retry_delay, proxy.max_retry_delay).map_err(|error| bad(&error))?;
-        let open_time = Backoff::try_new(settings.circuit.open, proxy.max_retry_delay.max(settings.circuit.open))
-            .map_err(|error| bad(&error))?;
+        let backoff =
+            Backoff::try_new(proxy.retry_delay, proxy.max_retry_delay).map_err(|error| bad(&error))?;
+        let open_time =
+            Backoff::try_new(settings.circuit.open, proxy.max_retry_delay.max(settings.circuit.open))
+                .map_err(|error| bad(&error))?;
         let cloud = &settings.cloud;
         let cloud_options = match (&cloud.database, &cloud.user) {
             (Some(database), Some(user)) => Some(CloudOptions {
@@ -399,7 +403,8 @@ impl Plan {
         readers: Readers,
         writer_arbiter: &Arbiter,
     ) -> (Children, watch::Receiver<Option<GaveUp>>, Supervisor) {
-        let Self { settings, store: store_options, watcher: watcher_options, circuit, cloud, gate, log } = self;
+        let Self { settings, store: store_options, watcher: watcher_options, circuit, cloud, gate, log } =
+            self;
         let children = Children {
             watcher: Handle::new("ProxyWatcher"),
             breaker: Handle::new("CircuitBreaker"),
@@ -408,20 +413,25 @@ impl Plan {
             subscribers: Subscribers::default(),
         };
         let child_log = |name: &'static str| log.new(o!("actor" => name));
-        let intensity =
-            Intensity { restarts_max: settings.supervisor.restarts_max, within: settings.supervisor.restarts_within };
+        let intensity = Intensity {
+            restarts_max: settings.supervisor.restarts_max,
+            within: settings.supervisor.restarts_within,
+        };
         let (mut supervisor, given_up) = Supervisor::new(intensity, log.clone());
         let here = Arbiter::current();
 
         let probe = cloud.clone().map(|cloud| Arc::new(cloud) as Arc<dyn Probe>);
         let (family, watcher_log) = (children.clone(), child_log("ProxyWatcher"));
         supervisor.add(&children.watcher, here.clone(), move || {
-            let mut subscribers: Vec<_> = [family.breaker.recipient(), family.syncer.recipient()].into_iter().flatten().collect();
-            subscribers.extend(family.subscribers.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+            let mut subscribers: Vec<_> =
+                [family.breaker.recipient(), family.syncer.recipient()].into_iter().flatten().collect();
+            subscribers
+                .extend(family.subscribers.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
             Ok(ProxyWatcher::new(watcher_options.clone(), probe.clone(), subscribers, watcher_log.clone()))
         });
 
-        let (family, breaker_gate, breaker_log) = (children.clone(), gate.clone(), child_log("CircuitBreaker"));
+        let (family, breaker_gate, breaker_log) =
+            (children.clone(), gate.clone(), child_log("CircuitBreaker"));
         supervisor.add(&children.breaker, here.clone(), move || {
             if let Some(watcher) = family.watcher.recipient() {
                 breaker_gate.tell_watcher(&watcher);

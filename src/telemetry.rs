@@ -252,11 +252,7 @@ mod tests {
             let log = log.new(o!("actor" => "syncer"));
             info!(log, "flushed"; "rows" => 3, "took_ms" => 1.5);
         });
-        assert!(
-            lines[0].ends_with(" | INFO | flushed | rows=3 | took_ms=1.5"),
-            "{}",
-            lines[0]
-        );
+        assert!(lines[0].ends_with(" | INFO | flushed | rows=3 | took_ms=1.5"), "{}", lines[0]);
     }
 
     /// A message or value with a line break cannot forge a second line.

@@ -27,17 +27,18 @@ use crate::core::schema::{CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{Misfit, Value, from_cloud, from_text, to_cloud, to_text};
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetLink,
-    GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, JournalGrew, NoteRound, ParkRows,
-    ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport,
-    WaitSynced,
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
+    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, JournalGrew,
+    NoteRound, ParkRows, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe,
+    SyncError, SyncNow, SyncReport, WaitSynced,
 };
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
-    Applied, Cursor, Hit, Link, Lookup, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError, ledger_name,
+    Applied, Cursor, Hit, Link, Lookup, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError,
+    ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Handle, Unanswered};
@@ -157,10 +158,11 @@ impl CloudSyncer {
             syncer: ctx.address().downgrade(),
             log: self.log.clone(),
         };
-        let running = actix::fut::wrap_future::<_, Self>(cycle.run()).map(move |(memory, ended), syncer, ctx| {
-            syncer.running = None;
-            syncer.ended(number, memory, ended, ctx);
-        });
+        let running =
+            actix::fut::wrap_future::<_, Self>(cycle.run()).map(move |(memory, ended), syncer, ctx| {
+                syncer.running = None;
+                syncer.ended(number, memory, ended, ctx);
+            });
         self.running = Some(ctx.spawn(running));
     }
 
@@ -176,7 +178,9 @@ impl CloudSyncer {
         self.say(&ended);
         let answer = match &ended {
             Ok(()) => Ok(()),
-            Err(trouble) if self.machine.state() == State::Blocked => Err(SyncError::Blocked(trouble.to_string())),
+            Err(trouble) if self.machine.state() == State::Blocked => {
+                Err(SyncError::Blocked(trouble.to_string()))
+            }
             Err(trouble) => Err(SyncError::Failed(trouble.to_string())),
         };
         for (first, waiting) in std::mem::take(&mut self.asked) {
@@ -307,7 +311,9 @@ impl Handler<WaitSynced> for CloudSyncer {
         let (answer, answered) = oneshot::channel();
         self.receipts.push((epoch, answer));
         self.settle_receipts();
-        Box::pin(async { answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the syncer stopped".into()))) })
+        Box::pin(async {
+            answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the syncer stopped".into())))
+        })
     }
 }
 
@@ -318,14 +324,18 @@ impl Handler<SyncNow> for CloudSyncer {
         let (answer, answered) = oneshot::channel();
         self.advance(Event::Asked, ctx);
         match self.machine.state() {
-            State::Offline => return Box::pin(async { Err(SyncError::Offline("the proxy is not available".into())) }),
+            State::Offline => {
+                return Box::pin(async { Err(SyncError::Offline("the proxy is not available".into())) });
+            }
             State::Blocked if self.running.is_none() => {
                 let why = self.trouble.clone().unwrap_or_else(|| "see the log".into());
                 return Box::pin(async { Err(SyncError::Blocked(why)) });
             }
             _ => self.asked.push((self.cycles_begun, answer)),
         }
-        Box::pin(async { answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the cycle was cut off".into()))) })
+        Box::pin(async {
+            answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the cycle was cut off".into())))
+        })
     }
 }
 
@@ -578,7 +588,12 @@ impl Cycle {
         for (at, row) in found {
             present.insert(at);
             let row = ready.local_row(row);
-            rows.push(PulledRow { table: ready.table.id, key: ready.key_of(&row), row: Some(row), seen: seen[at] });
+            rows.push(PulledRow {
+                table: ready.table.id,
+                key: ready.key_of(&row),
+                row: Some(row),
+                seen: seen[at],
+            });
         }
         for (at, text) in texts.iter().enumerate().filter(|(at, _)| !present.contains(at)) {
             if let Some(key) = ready.local_key(text) {
@@ -601,10 +616,16 @@ impl Cycle {
             match self.ask(ApplyPage { page: page.clone(), generation }).await? {
                 Applied::Done { conflicts, aside, .. } => {
                     if conflicts > 0 {
-                        info!(self.log, "conflicts: {conflicts} row(s) were changed here and in the cloud; see the conflict log");
+                        info!(
+                            self.log,
+                            "conflicts: {conflicts} row(s) were changed here and in the cloud; see the conflict log"
+                        );
                     }
                     if aside > 0 {
-                        warn!(self.log, "⚠️  {aside} row(s) of the cloud cannot be stored here yet; tried again with every pull");
+                        warn!(
+                            self.log,
+                            "⚠️  {aside} row(s) of the cloud cannot be stored here yet; tried again with every pull"
+                        );
                     }
                     return Ok(());
                 }
@@ -650,7 +671,8 @@ impl Cycle {
             }
         }
         if !new {
-            let known = page.rows.iter().any(|pulled| pulled.table == ready.table.id && pulled.key == lookup.values);
+            let known =
+                page.rows.iter().any(|pulled| pulled.table == ready.table.id && pulled.key == lookup.values);
             if by_key && !known {
                 // Known by its key, and not there: deleted in the cloud as well.
                 let key = lookup.values.clone();
@@ -661,7 +683,12 @@ impl Cycle {
         Ok(())
     }
 
-    async fn retry_set_aside(&self, session: &CloudSession, generation: u64, tables: &[ReadyTable]) -> Step<()> {
+    async fn retry_set_aside(
+        &self,
+        session: &CloudSession,
+        generation: u64,
+        tables: &[ReadyTable],
+    ) -> Step<()> {
         let lookups = self.ask(GetSetAside).await?;
         if lookups.is_empty() {
             return Ok(());
@@ -689,7 +716,12 @@ impl Cycle {
             loop {
                 session.begin_read().await?;
                 let found = session
-                    .page(&ready.table, &ready.cloud, after.as_deref(), i64::try_from(limit).unwrap_or(i64::MAX))
+                    .page(
+                        &ready.table,
+                        &ready.cloud,
+                        after.as_deref(),
+                        i64::try_from(limit).unwrap_or(i64::MAX),
+                    )
                     .await?;
                 let Some(last) = found.last() else {
                     session.end_read().await?;
@@ -742,7 +774,9 @@ impl Cycle {
         loop {
             let rows_max = self.options.window_rows_max;
             let eligible = eligible.clone();
-            let Some(noted) = self.ask(NoteRound { rows_max, generation, eligible }).await? else { return Ok(()) };
+            let Some(noted) = self.ask(NoteRound { rows_max, generation, eligible }).await? else {
+                return Ok(());
+            };
             self.carry(session, link, &tables, &pairs, noted).await?;
             self.tell_receipts();
         }
@@ -764,7 +798,8 @@ impl Cycle {
         })
         .await
         .map_err(|error| StoreError::Io(error.to_string()))??;
-        let conflicts: Vec<ConflictRow> = conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
+        let conflicts: Vec<ConflictRow> =
+            conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
         let mut window = Window::encode(tables, &noted, rows);
         let mut id = noted.id.clone();
         if !window.refusals.is_empty() {
@@ -794,16 +829,18 @@ impl Cycle {
                             Hit { table, key, row: hit.row.map(|row| ready.local_row(row)), seen: hit.seen }
                         })
                         .collect();
-                    self.ask(AcknowledgeRound { hits, generation: noted.generation, left_out: vec![] }).await?;
+                    self.ask(AcknowledgeRound { hits, generation: noted.generation, left_out: vec![] })
+                        .await?;
                     link.last_round = Some(id);
                     return Ok(());
                 }
                 RoundOutcome::Refused(refused) => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked.
-                    let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) = refused
-                        .into_iter()
-                        .partition(|r| noted.last_chance || !matches!(r.sqlstate.as_str(), "23503" | "23505"));
+                    let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
+                        refused.into_iter().partition(|r| {
+                            noted.last_chance || !matches!(r.sqlstate.as_str(), "23503" | "23505")
+                        });
                     if !park.is_empty() {
                         let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
                         id = self.park(&noted, refusals).await?.unwrap_or(id);
@@ -821,12 +858,17 @@ impl Cycle {
 
     async fn park(&self, noted: &Noted, refusals: Vec<Refusal>) -> Step<Option<String>> {
         let first = refusals.first().map(|refusal| {
-            let table = noted.tables.iter().find(|table| table.id == refusal.table).map_or("?", |t| t.name.as_str());
+            let table =
+                noted.tables.iter().find(|table| table.id == refusal.table).map_or("?", |t| t.name.as_str());
             format!("{} in table {table}: {}", crate::core::value::json_array(&refusal.key), refusal.message)
         });
         let count = refusals.len();
         let round = self.ask(ParkRows(refusals)).await?;
-        warn!(self.log, "⚠️  {count} row(s) are refused by the cloud and parked, everything else goes on; first: {}", first.unwrap_or_default());
+        warn!(
+            self.log,
+            "⚠️  {count} row(s) are refused by the cloud and parked, everything else goes on; first: {}",
+            first.unwrap_or_default()
+        );
         Ok(round.map(|(id, _)| id))
     }
 
@@ -928,13 +970,22 @@ impl ReadyTable {
             }
             Change::Delete => Op::Delete,
         };
-        let key = self.table.key.iter().zip(&row.key).map(|(c, value)| carried(*c, value)).collect::<Result<_, _>>()?;
+        let key = self
+            .table
+            .key
+            .iter()
+            .zip(&row.key)
+            .map(|(c, value)| carried(*c, value))
+            .collect::<Result<_, _>>()?;
         let name = ledger_name(&self.table, &row.key);
         Ok(Some(RoundItem { table: at, key, values, op, seen: row.entry.seen, name }))
     }
 
     fn local_row(&self, row: Vec<crate::core::value::CloudValue>) -> Vec<Value> {
-        row.into_iter().zip(&self.cloud.columns).map(|(value, column)| from_cloud(value, &column.kind)).collect()
+        row.into_iter()
+            .zip(&self.cloud.columns)
+            .map(|(value, column)| from_cloud(value, &column.kind))
+            .collect()
     }
 
     fn key_of(&self, row: &[Value]) -> Vec<Value> {
@@ -952,7 +1003,8 @@ impl ReadyTable {
     }
 
     fn row_json(&self, row: &[Value]) -> String {
-        let fields = self.table.columns.iter().zip(row).map(|(column, value)| (column.name.clone(), value.to_json()));
+        let fields =
+            self.table.columns.iter().zip(row).map(|(column, value)| (column.name.clone(), value.to_json()));
         serde_json::Value::Object(fields.collect()).to_string()
     }
 }

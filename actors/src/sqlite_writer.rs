@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 
 use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetLink, GetSetAside,
-    GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, NoteRound, ParkRows, PutBackRound, RememberCloud,
-    RememberCloudTable, StartOver, Stored, Write,
+    GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, NoteRound, ParkRows, PutBackRound,
+    RememberCloud, RememberCloudTable, StartOver, Stored, Write,
 };
 use crate::sqlite::{Notice, Statement, Store, StoreError, Written};
 
@@ -136,7 +136,9 @@ impl Handler<Write> for SqliteWriter {
             self.commit_is_due = true;
             ctx.notify(Commit);
         }
-        Box::pin(async { answered.await.unwrap_or_else(|_| Err(StoreError::Io("the writer stopped".into()))) })
+        Box::pin(async {
+            answered.await.unwrap_or_else(|_| Err(StoreError::Io("the writer stopped".into())))
+        })
     }
 }
 
