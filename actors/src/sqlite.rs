@@ -1707,16 +1707,16 @@ impl Applier<'_> {
         let done = match (action, &pulled.row) {
             (Local::Keep, _) => return Ok(true),
             (Local::Delete, _) => {
-                if let Some(local) = local {
-                    if self.children_allow_delete(table, &pulled.key, local, missing)? {
-                        let sql = format!(
-                            "DELETE FROM {} AS t WHERE {}",
-                            ident(&table.name),
-                            row_is(table, "t", param)
-                        );
-                        self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
-                        self.changed += 1;
-                    }
+                if let Some(local) = local
+                    && self.children_allow_delete(table, &pulled.key, local, missing)?
+                {
+                    let sql = format!(
+                        "DELETE FROM {} AS t WHERE {}",
+                        ident(&table.name),
+                        row_is(table, "t", param)
+                    );
+                    self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
+                    self.changed += 1;
                 }
                 return Ok(true);
             }
