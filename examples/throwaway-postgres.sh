@@ -13,7 +13,7 @@ server=""
 as=""
 if [ "$(id -u)" -eq 0 ]; then
     chown postgres "$folder"
-    as="runuser -u postgres --"
+    as="setpriv --reuid=postgres --regid=postgres --clear-groups"
 fi
 finish() {
     [ -z "$server" ] || kill -INT "$server" 2>/dev/null || true

@@ -288,7 +288,7 @@ impl Database {
             .map_err(|error| Error::Thread(error.to_string()))?;
         match tokio::time::timeout(within, ended).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::Failed(format!("the actors did not end within {} s", within.as_secs_f64()))),
+            Err(_) => Err(Error::StillBusy(within.as_secs_f64())),
         }
     }
 

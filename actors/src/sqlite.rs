@@ -808,8 +808,7 @@ impl Store {
         };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let in_side = |kind: &str| {
-            let keys =
-                all(table.key_names().iter().enumerate(), |(at, k)| format!("s.k{at} = t.{}", ident(k)));
+            let keys = all(table.key_names().iter().enumerate(), |(at, k)| side_key("s", at, "t", k));
             format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys})", ident(&side_table(kind, table)))
         };
         let sql = format!(
@@ -1329,6 +1328,12 @@ fn key_is(table: &Table, first_parameter: usize) -> String {
     all(0..table.key.len(), |at| format!("k{at} = ?{}", at + first_parameter))
 }
 
+/// A side table's key against the table's own, so that the side table's index serves: its columns have no affinity, and
+/// the `+` keeps the other operand's from being applied to them (<https://www.sqlite.org/datatype3.html>, section 4.2).
+fn side_key(side: &str, at: usize, row: &str, key: &str) -> String {
+    format!("{side}.k{at} = +{row}.{}", ident(key))
+}
+
 /// The table's row with exactly this key: found by its index, whose collation may be laxer, then compared by bytes.
 fn row_is(table: &Table, row: &str, key: impl Fn(usize) -> String) -> String {
     all(table.key_names().iter().enumerate(), |(at, name)| {
@@ -1554,10 +1559,8 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table]) -> Result<()> 
                     )),
                     child = ident(&child.name),
                     refers = refers(child, key, "c", "p"),
-                    parent_row = all(parent.key_names().iter().enumerate(), |(at, k)| format!(
-                        "j.k{at} = p.{}",
-                        ident(k)
-                    )),
+                    parent_row =
+                        all(parent.key_names().iter().enumerate(), |(at, k)| side_key("j", at, "p", k)),
                     parent = ident(&parent.name),
                 );
                 let came = conn.prepare_cached(&sql)?.execute([])?;
