@@ -108,11 +108,12 @@ impl Cloud {
             .connect_timeout(options.timeout)
             .keepalives(true)
             .keepalives_idle(Duration::from_secs(10))
-            // Everything that shapes the text of a value; plans made for the arrays' real lengths; and the server's
-            // own bounds on a statement and on a transaction whose client was cut off: its locks stand in the way.
+            // Everything that shapes the text of a value; statements that see what committed before them; plans made
+            // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
+            // client was cut off: its locks stand in the way.
             .options(format!(
                 "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
-                 -c bytea_output=hex -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
+                 -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
                  -c idle_in_transaction_session_timeout={}",
                 options.statement_timeout.as_millis(),
                 options.statement_timeout.as_millis() * 2
@@ -531,7 +532,7 @@ impl CloudSession {
         if identity.is_none() {
             self.batch(
                 &format!(
-                    "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
+                    "BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
                     include_str!("sql/postgres/bootstrap.sql")
                 ),
                 Phase::Setup,
@@ -753,7 +754,7 @@ impl CloudSession {
     /// inner error is PostgreSQL's refusal.
     async fn ddl(&self, sql: &str) -> Result<std::result::Result<(), CloudFailure>> {
         let sql = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '10s'; \
+            "BEGIN; SET LOCAL lock_timeout = '10s'; \
              SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{sql};\nCOMMIT;"
         );
         match self.batch(&sql, Phase::Round).await {
@@ -903,7 +904,7 @@ impl CloudSession {
         let device = parse_uuid(frame.device)?;
         self.batch(
             &format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT set_config('tidewater.device', '{device}', true); \
+                "BEGIN; SELECT set_config('tidewater.device', '{device}', true); \
                  SET CONSTRAINTS ALL DEFERRED"
             ),
             Phase::Pull,

@@ -171,8 +171,15 @@ impl Device {
         self.conn.feed_page(&self.cursor, 1_000_000, &self.id).await.unwrap()
     }
 
-    /// The feed beyond the cursor as `key` or `own`, and the cursor moves behind it.
-    async fn pull(&mut self) -> Vec<String> {
+    /// The feed beyond the cursor as `key` or `own`, and the cursor moves behind it. Other tests' transactions on the
+    /// same server hold the horizon: what has committed by now is waited for.
+    async fn pull(&mut self, plain: &Client) -> Vec<String> {
+        let xid = one(plain, "SELECT pg_current_xact_id()").await;
+        let begun = Instant::now();
+        while one(plain, &format!("SELECT pg_snapshot_xmin(pg_current_snapshot()) > '{xid}'::xid8")).await != "t" {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the horizon does not move");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let entries = self.feed().await;
         if let Some(last) = entries.last() {
             self.cursor = last.cursor.clone();
@@ -378,7 +385,7 @@ async fn existing_tables_are_taken_as_they_are() {
     let mut expected = row.to_vec();
     expected[3] = text("12.50");
     assert_eq!(fetched, vec![(0, expected)]);
-    assert_eq!(device.pull().await, ["own"], "nothing was stored other than sent");
+    assert_eq!(device.pull(&plain).await, ["own"], "nothing was stored other than sent");
     // A long text, an unknown word, a number too large: each its own row's trouble.
     let mut long = row.clone();
     (long[0], long[2]) = (Int(8), text("much too long for ten"));
@@ -462,7 +469,7 @@ async fn a_table_of_another_owner_is_pushed_only() {
     let mut device = Device::new(&cloud(&role), &tracked(ITEM)).await;
     assert!(device.tables[0].1.feed, "{:?}", device.notes);
     plain.batch_execute("INSERT INTO item VALUES (2)").await.unwrap();
-    assert_eq!(device.pull().await, ["2"]);
+    assert_eq!(device.pull(&plain).await, ["2"]);
 }
 
 /// A partitioned table works, and writes straight into a partition, a move between partitions and a partition that
@@ -477,17 +484,17 @@ async fn partitions_are_covered() {
     assert_eq!(device.round(&items).await, []);
     let items = [device.update("log", &["note"], &[Int(1), Int(1), text("c")]), device.delete("log", &[Int(2), Int(2), Null])];
     assert_eq!(device.round(&items).await, []);
-    assert_eq!(device.pull().await, ["own"; 4]);
+    assert_eq!(device.pull(&plain).await, ["own"; 4]);
     plain.batch_execute("INSERT INTO log_2 VALUES (5, 2)").await.unwrap();
-    assert_eq!(device.pull().await, ["5/2"]);
+    assert_eq!(device.pull(&plain).await, ["5/2"]);
     plain.batch_execute("UPDATE log SET place = 2 WHERE id = 1").await.unwrap();
-    let mut moved = device.pull().await;
+    let mut moved = device.pull(&plain).await;
     moved.sort();
     assert_eq!(moved, ["1/1", "1/2"]);
     plain.batch_execute("CREATE TABLE log_3 PARTITION OF log FOR VALUES IN (3)").await.unwrap();
     let mut device = Device::new(&cloud(&database), &tracked(sqlite)).await;
     plain.batch_execute("INSERT INTO log_3 VALUES (6, 3); TRUNCATE log_3").await.unwrap();
-    assert_eq!(device.pull().await, ["6/3", "whole table"]);
+    assert_eq!(device.pull(&plain).await, ["6/3", "whole table"]);
     assert!(device.feed().await.is_empty());
     plain.batch_execute("INSERT INTO log VALUES (7, 3)").await.unwrap();
     assert_eq!(device.feed().await[0].table_oid, device.tables[0].1.oid);
@@ -539,7 +546,7 @@ async fn two_rounds_after_the_same_one_are_one() {
 async fn every_wire_type_crosses_unchanged() {
     let sqlite = "CREATE TABLE w (id INTEGER PRIMARY KEY, i INTEGER, r REAL, t TEXT, b BLOB, f BOOLEAN, m NUMERIC(20,4), x NUMERIC,
                   d DATE, ts DATETIME, j JSON, u UUID)";
-    let (_database, _plain, mut device) = bench(sqlite, "").await;
+    let (_database, plain, mut device) = bench(sqlite, "").await;
     let full = |id: i64, i, r, t: &str, b: &[u8], f, m: &str, x: &str| {
         vec![Int(id), Int(i), Float(r), text(t), Bytes(b.to_vec()), Bool(f), text(m), text(x), text("0001-01-01"),
              text("9999-12-31 23:59:59.999999"), text("{ \"b\":1,\"a\" : [2.50] }"), text("6f2c1c2e-3c4b-4f7e-9d35-0242ac120002")]
@@ -553,7 +560,7 @@ async fn every_wire_type_crosses_unchanged() {
     ];
     let items: Vec<_> = expected.iter().map(|row| device.insert("w", row)).collect();
     assert_eq!(device.round(&items).await, []);
-    assert!(device.pull().await.iter().all(|entry| entry == "own"));
+    assert!(device.pull(&plain).await.iter().all(|entry| entry == "own"));
     expected[1][7] = text(&format!("1{}", "0".repeat(300)));
     let (table, cloud_table) = &device.tables[0];
     let page = device.conn.page(table, cloud_table, None, 10).await.unwrap();
@@ -636,7 +643,7 @@ async fn a_held_horizon_does_not_hold_rounds() {
     let name = new_id();
     other.batch_execute(&format!("BEGIN; CREATE TABLE held (a int); PREPARE TRANSACTION '{name}'")).await.unwrap();
     plain.batch_execute("UPDATE item SET n = 1").await.unwrap();
-    assert!(!device.pull().await.contains(&"1".to_owned()), "the horizon is held");
+    assert!(device.feed().await.iter().all(|entry| entry.key.is_none()), "the horizon is held");
     let mut item = device.update("item", &["name"], &[Int(1), text("b"), Int(0)]);
     let hits = device.round(&[item.clone()]).await;
     assert_eq!(hits[0].row, Some(vec![Int(1), text("a"), Int(1)]));
@@ -711,8 +718,8 @@ async fn a_deadlock_is_transient() {
     device.reconnect(&cloud(&database)).await;
     let items: Vec<_> = (1..=2).map(|id| device.insert("item", &[Int(id), text("a"), Int(0)])).collect();
     device.round(&items).await;
-    device.pull().await;
-    let other = database.connect().await;
+    device.pull(&plain).await;
+    let other = database.connect_as_admin().await;
     other.batch_execute("SET deadlock_timeout = '10s'; BEGIN; UPDATE item SET n = 1 WHERE id = 2").await.unwrap();
     let items: Vec<_> = (1..=2).map(|id| device.update("item", &["name"], &[Int(id), text("b"), Int(0)])).collect();
     let theirs = async {
@@ -772,7 +779,7 @@ async fn exactly_the_guilty_rows_are_refused() {
         CREATE TABLE t (id int8 PRIMARY KEY, owner int8 REFERENCES owner (id), v varchar(2000) NOT NULL, u text UNIQUE DEFERRABLE, n int8 CHECK (n > 0), d date);
         CREATE INDEX ON t ((repeat(v, n::int)));
         ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY;
-        CREATE POLICY p ON t USING (true) WITH CHECK (v <> 'hidden');
+        CREATE POLICY p ON t USING (true) WITH CHECK (v IS DISTINCT FROM 'hidden');
         CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             IF TG_OP = 'DELETE' THEN IF old.v = 'stays' THEN RETURN NULL; END IF; RETURN old; END IF;
             IF new.v = 'raise' THEN RAISE 'no'; END IF;
@@ -898,4 +905,593 @@ async fn conflicts_are_logged_with_the_round() {
     let id = new_id();
     device.conn.round(device.frame(&id), &[], &[row]).await.unwrap();
     assert_eq!(rows(&plain, "SELECT tbl, key, col, base, local, cloud, kept FROM tidewater.conflicts").await, ["item|[1]|n|NULL|\"\\u0000\"|2|local"]);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Cuts
+// ---------------------------------------------------------------------------------------------------------
+
+/// A device whose connections go through a proxy.
+async fn bench_behind_proxy() -> (Database, Client, FaultProxy, Cloud, Device) {
+    let database = Postgres::shared().create_database().await;
+    let plain = database.connect().await;
+    let proxy = FaultProxy::started(Postgres::shared().address());
+    let cloud = Cloud::new(options(&database, proxy.port())).unwrap();
+    let device = Device::new(&cloud, &tracked(ITEM)).await;
+    (database, plain, proxy, cloud, device)
+}
+
+/// A COMMIT whose answer is cut is an error here and has happened there: the ledger tells.
+#[tokio::test]
+async fn a_commit_without_an_answer_is_in_the_ledger() {
+    let (_database, plain, proxy, cloud, mut device) = bench_behind_proxy().await;
+    let items = [device.insert("item", &[Int(1), text("one"), Null])];
+    let id = new_id();
+    let trigger = proxy.hold_when_client_sends(b"COMMIT");
+    let failure = device.conn.round(device.frame(&id), &items, &[]).await.unwrap_err();
+    assert_eq!(failure.class, FailureClass::Transient, "{failure:?}");
+    assert!(trigger.is_triggered());
+    assert_eq!(device.reconnect(&cloud).await.round, Some(id));
+    assert_eq!(rows(&plain, "SELECT id FROM item").await, ["1"]);
+}
+
+/// Wherever a round is cut, in either direction: afterwards the ledger and the data agree, all or nothing.
+#[tokio::test]
+async fn a_cut_anywhere_leaves_all_or_nothing() {
+    let (_database, plain, proxy, cloud, mut device) = bench_behind_proxy().await;
+    let items =
+        [device.insert("item", &[Int(-1), text("a"), Null]), device.insert("item", &[Int(-2), text("a"), Null])];
+    device.round(&items).await;
+    device.reconnect(&cloud).await;
+    let (mut happened, mut not) = (0, 0);
+    for to_server in [true, false] {
+        let mut bytes = 0;
+        let mut n: i64 = if to_server { 1 } else { 1_000_000 };
+        loop {
+            n += 1;
+            let items = [
+                device.insert("item", &[Int(n), text("new"), Int(n)]),
+                device.update("item", &["n"], &[Int(-1), Null, Int(n)]),
+            ];
+            let id = new_id();
+            if to_server {
+                proxy.cut_client_to_server_after(bytes);
+            } else {
+                proxy.cut_server_to_client_after(bytes);
+            }
+            let ended = device.conn.round(device.frame(&id), &items, &[]).await;
+            proxy.clear_hooks();
+            let Err(failure) = ended else {
+                device.previous = Some(id);
+                break;
+            };
+            assert!(matches!(failure.class, FailureClass::Transient | FailureClass::NotAnswering), "{failure:?}");
+            let ledger = device.reconnect(&cloud).await;
+            let sql = format!(
+                "SELECT (SELECT count(*) FROM item WHERE id = {n}), (SELECT count(*) FROM item WHERE id = -1 AND n = {n})"
+            );
+            let there = one(&plain, &sql).await;
+            if ledger.round.as_ref() == Some(&id) {
+                assert_eq!(there, "1|1");
+                happened += 1;
+                device.previous = Some(id);
+            } else {
+                assert_eq!(ledger.round, device.previous);
+                assert_eq!(there, "0|0");
+                not += 1;
+            }
+            bytes += 13;
+        }
+    }
+    assert!(happened > 0 && not > 50, "{happened} {not}");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The feed
+// ---------------------------------------------------------------------------------------------------------
+
+/// Every way of writing by plain SQL is in the feed, by roles without rights on our schema, with triggers off
+/// for replication, through cascades; a changed key is there with both.
+#[tokio::test]
+async fn plain_sql_is_seen_however_it_writes() {
+    let sqlite = "CREATE TABLE p (a INTEGER, b TEXT, n INTEGER, PRIMARY KEY (b, a));
+                  CREATE TABLE c (id INTEGER PRIMARY KEY, a INTEGER, b TEXT,
+                                  FOREIGN KEY (b, a) REFERENCES p (b, a) ON DELETE CASCADE ON UPDATE CASCADE)";
+    let (database, plain, mut device) = bench(sqlite, "").await;
+    let role = other_role(&database).await;
+    let grant = format!("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON p, c TO {}", role.user);
+    plain.batch_execute(&grant).await.unwrap();
+    let writer = role.connect().await;
+    for (sql, expected) in [
+        ("INSERT INTO p VALUES (1, 'x', 1), (2, 'y', 1)", vec!["x/1", "y/2"]),
+        ("UPDATE p SET n = 2 WHERE a = 1", vec!["x/1"]),
+        ("UPDATE p SET n = 2 WHERE a = 77", vec![]),
+        ("INSERT INTO p VALUES (1, 'x', 1), (3, 'z', 1) ON CONFLICT (b, a) DO UPDATE SET n = 5", vec!["x/1", "z/3"]),
+        ("INSERT INTO c VALUES (7, 1, 'x')", vec!["7"]),
+        ("UPDATE p SET a = 9 WHERE a = 1", vec!["7", "x/1", "x/9"]),
+        ("DELETE FROM p WHERE a = 9", vec!["7", "x/9"]),
+        (
+            "BEGIN; INSERT INTO p VALUES (4, 'q'); SAVEPOINT s; INSERT INTO p VALUES (5, 'q'); ROLLBACK TO s;
+             INSERT INTO p VALUES (6, 'q'); COMMIT",
+            vec!["q/4", "q/6"],
+        ),
+        (
+            "MERGE INTO p USING (VALUES (4), (8)) AS v(a) ON p.a = v.a AND p.b = 'q'
+             WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (v.a, 'q')",
+            vec!["q/4", "q/8"],
+        ),
+        (
+            "WITH gone AS (DELETE FROM p WHERE a = 8 RETURNING *) INSERT INTO p SELECT 10, b FROM gone",
+            vec!["q/10", "q/8"],
+        ),
+        ("TRUNCATE p, c", vec!["whole table", "whole table"]),
+    ] {
+        writer.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let mut seen = device.pull(&plain).await;
+        seen.sort();
+        assert_eq!(seen, expected, "{sql}");
+    }
+    let copy = writer.copy_in::<_, &[u8]>("COPY p FROM STDIN").await.unwrap();
+    let mut copy = std::pin::pin!(copy);
+    futures_util::SinkExt::send(&mut copy, &b"11\tcopied\t1\n"[..]).await.unwrap();
+    copy.as_mut().finish().await.unwrap();
+    assert_eq!(device.pull(&plain).await, ["copied/11"]);
+    let admin = database.connect_as_admin().await;
+    admin.batch_execute("SET session_replication_role = replica; UPDATE p SET n = 0").await.unwrap();
+    assert_eq!(device.pull(&plain).await, ["copied/11"]);
+}
+
+/// What a round writes as sent is its own echo; whatever it caused beyond that makes all of it news.
+#[tokio::test]
+async fn only_an_exact_echo_is_our_own() {
+    let sqlite = "CREATE TABLE plain (id INTEGER PRIMARY KEY, v TEXT, n INTEGER);
+                  CREATE TABLE child (id INTEGER PRIMARY KEY, plain INTEGER REFERENCES plain (id) ON DELETE CASCADE);
+                  CREATE TABLE touch (id INTEGER PRIMARY KEY, v TEXT, at TEXT);
+                  CREATE TABLE lower (id INTEGER PRIMARY KEY, v TEXT);
+                  CREATE TABLE doc (id INTEGER PRIMARY KEY, v TEXT);
+                  CREATE TABLE scale (id INTEGER PRIMARY KEY, v NUMERIC)";
+    let postgres = "CREATE TABLE touch (id int8 PRIMARY KEY, v text, at text);
+        CREATE TABLE lower (id int8 PRIMARY KEY, v text);
+        CREATE TABLE doc (id int8 PRIMARY KEY, v jsonb);
+        CREATE TABLE scale (id int8 PRIMARY KEY, v numeric(10,2));
+        CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN new.at := 'now'; RETURN new; END $$;
+        CREATE TRIGGER touch BEFORE UPDATE ON touch FOR EACH ROW EXECUTE FUNCTION touch();
+        CREATE FUNCTION low() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN new.v := lower(new.v); RETURN new; END $$;
+        CREATE TRIGGER lower BEFORE INSERT OR UPDATE ON lower FOR EACH ROW EXECUTE FUNCTION low()";
+    let (_database, plain, mut device) = bench(sqlite, postgres).await;
+    for (what, table, id, v, own) in [
+        ("as sent", "plain", 1, text("a"), true),
+        ("a number's scale", "scale", 1, text("1.5"), true),
+        ("a rounded number", "scale", 2, text("1.555"), false),
+        ("a trigger changes nothing", "lower", 1, text("abc"), true),
+        ("a trigger changes the value", "lower", 2, text("ABC"), false),
+        ("canonical jsonb", "doc", 1, text("{\"a\": 1}"), true),
+        ("other jsonb", "doc", 2, text("{\"a\":1}"), false),
+        ("a trigger for updates only", "touch", 1, text("a"), true),
+    ] {
+        let width = device.tables.iter().find(|(t, _)| t.name == table).unwrap().0.columns.len();
+        let mut values = vec![Null; width];
+        (values[0], values[1]) = (Int(id), v);
+        // Another table's row in the same round shares the fate.
+        let items = [device.insert(table, &values), device.insert("child", &[Int(fastrand::i64(..)), Null])];
+        assert_eq!(device.round(&items).await, [], "{what}");
+        let seen = device.pull(&plain).await;
+        assert!(seen.len() == 2 && seen.iter().all(|entry| (entry == "own") == own), "{what}: {seen:?}");
+    }
+    let items = [device.update("touch", &["v"], &[Int(1), text("b"), Null])];
+    device.round(&items).await;
+    assert_eq!(device.pull(&plain).await, ["1"], "a trigger changed a column that was not sent");
+    let items = [device.update("doc", &["v"], &[Int(1), text("[ ]")])];
+    device.round(&items).await;
+    assert_eq!(device.pull(&plain).await, ["1"]);
+    plain.batch_execute("INSERT INTO child VALUES (5, 1)").await.unwrap();
+    device.pull(&plain).await;
+    let items = [device.delete("plain", &[Int(1), Null, Null])];
+    assert_eq!(device.round(&items).await, []);
+    let mut seen = device.pull(&plain).await;
+    seen.sort();
+    assert_eq!(seen, ["1", "5"], "a cascade");
+    let items = [device.insert("plain", &[Int(2), Null, Null]), device.insert("plain", &[Int(3), Null, Null])];
+    device.round(&items).await;
+    let items = [
+        device.delete("plain", &[Int(2), Null, Null]),
+        device.update("plain", &["n"], &[Int(3), Null, Int(1)]),
+        device.delete("plain", &[Int(99), Null, Null]),
+    ];
+    assert_eq!(device.round(&items).await, [], "a delete of a row that is gone is no error");
+    assert_eq!(device.pull(&plain).await, ["own"; 4]);
+}
+
+/// Transactions that commit in another order than they began: nothing is passed over.
+#[tokio::test]
+async fn the_cursor_never_passes_an_open_transaction() {
+    let (database, plain, mut device) = bench(ITEM, "").await;
+    let (early, late) = (database.connect().await, database.connect().await);
+    early.batch_execute("BEGIN; INSERT INTO item VALUES (1)").await.unwrap();
+    late.batch_execute("BEGIN; INSERT INTO item VALUES (2); COMMIT").await.unwrap();
+    assert!(device.feed().await.is_empty());
+    early.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(device.pull(&plain).await, ["1", "2"]);
+    assert!(device.conn.cursor_is_there(&device.cursor).await.unwrap());
+    let other = Cursor { tag: device.cursor.tag.map(|tag| tag ^ 1), ..device.cursor.clone() };
+    assert!(!device.conn.cursor_is_there(&other).await.unwrap());
+}
+
+/// Keys in the feed look the same whatever the writing session's settings, and find their rows again.
+#[tokio::test]
+async fn keys_are_independent_of_the_writers_settings() {
+    let sqlite = "CREATE TABLE k (ts DATETIME, tz TEXT, d DATE, f REAL, b BLOB, u UUID, t TEXT, l BOOLEAN, v TEXT,
+                                  PRIMARY KEY (ts, tz, d, f, b, u, t, l))";
+    let postgres = "CREATE TABLE k (ts timestamp, tz timestamptz, d date, f float8, b bytea, u uuid, t text, l bool,
+                                    v text, PRIMARY KEY (ts, tz, d, f, b, u, t, l))";
+    let (_database, plain, mut device) = bench(sqlite, postgres).await;
+    plain
+        .batch_execute(
+            "SET datestyle = 'German, DMY'; SET timezone = 'Asia/Tokyo'; SET bytea_output = 'escape';
+             SET extra_float_digits = -5; SET intervalstyle = 'iso_8601'",
+        )
+        .await
+        .unwrap();
+    plain
+        .batch_execute(
+            "INSERT INTO k VALUES ('2024-02-03 04:05:06.7', '2024-02-03 04:05:06+00', '2024-02-03',
+             0.1::float8 + 0.2::float8, '\\x00ff5c', '6f2c1c2e-3c4b-4f7e-9d35-0242ac120002', 'a/b', true, 'x')",
+        )
+        .await
+        .unwrap();
+    device.pull(&plain).await;
+    let start = Cursor { xid: "0".into(), id: 0, tag: None };
+    let key = device.conn.feed_page(&start, 10, &device.id).await.unwrap()[0].key.clone().unwrap();
+    assert_eq!(
+        key,
+        [
+            "2024-02-03 04:05:06.7",
+            "2024-02-03 04:05:06+00",
+            "2024-02-03",
+            "0.30000000000000004",
+            "\\x00ff5c",
+            "6f2c1c2e-3c4b-4f7e-9d35-0242ac120002",
+            "a/b",
+            "true"
+        ]
+    );
+    let (table, cloud_table) = &device.tables[0];
+    assert_eq!(device.conn.fetch(table, cloud_table, &table.key, &[key]).await.unwrap().len(), 1);
+}
+
+/// Paging in key order meets every row exactly once, whatever the key's type and its collation.
+#[tokio::test]
+async fn paging_meets_every_row_once() {
+    let uuids = ["6f2c1c2e-3c4b-4f7e-9d35-0242ac120002", "00000000-0000-0000-0000-000000000000"];
+    let times = ["2024-01-01", "0001-01-01", "infinity", "-infinity", "2024-01-01 00:00:00.000001"];
+    let floats = ["NaN", "Infinity", "-Infinity", "0.1", "5e-324", "1e300", "0.30000000000000004", "-0.0"];
+    for (kind, sqlite_kind, values) in [
+        ("text COLLATE \"en-x-icu\"", "TEXT", &["a", "B", "b", "A", "ä", "-a", " a", "", "é", "''q"][..]),
+        ("bytea", "BLOB", &["", "\\x00", "\\xff", "\\x0001", "\\x5c"]),
+        ("uuid", "UUID", &uuids),
+        ("timestamp", "DATETIME", &times),
+        ("float8", "REAL", &floats),
+        ("numeric", "NUMERIC", &["1", "1e300", "-0.001", "1e-20"]),
+        ("bool", "BOOLEAN", &["true", "false"]),
+    ] {
+        let sqlite = format!("CREATE TABLE k (n INTEGER, k {sqlite_kind}, PRIMARY KEY (k, n))");
+        let mut postgres = format!("CREATE TABLE k (n int8, k {kind}, PRIMARY KEY (k, n));");
+        for value in values {
+            postgres += &format!("INSERT INTO k SELECT n, '{value}' FROM generate_series(-1, 1) n;");
+        }
+        let (_database, _plain, device) = bench(&sqlite, &postgres).await;
+        let (table, cloud_table) = &device.tables[0];
+        let expected = values.len() * 3;
+        device.conn.begin_read().await.unwrap();
+        let mut seen: Vec<Vec<String>> = vec![];
+        loop {
+            let page = device.conn.page(table, cloud_table, seen.last().map(Vec::as_slice), 2).await.unwrap();
+            if page.is_empty() {
+                break;
+            }
+            seen.extend(page.iter().map(|row| {
+                let key: Vec<CloudValue> = table.key.iter().map(|c| row[*c].clone()).collect();
+                tidewater_actors::postgres::key_text(&key)
+            }));
+            assert!(seen.len() <= expected, "{kind}");
+        }
+        device.conn.end_read().await.unwrap();
+        let mut distinct = seen.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!((seen.len(), distinct.len()), (expected, expected), "{kind}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// What failures mean
+// ---------------------------------------------------------------------------------------------------------
+
+/// A cloud behind an address where something else is.
+fn cloud_at(database: &Database, port: u16) -> Cloud {
+    Cloud::new(CloudOptions { timeout: Duration::from_millis(400), ..options(database, port) }).unwrap()
+}
+
+/// Answers each connection with these bytes, after having read something, and closes or keeps it.
+fn answering(bytes: &'static [u8], closes: bool) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut kept = vec![];
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
+            let _ = std::io::Write::write_all(&mut stream, bytes);
+            if !closes {
+                kept.push(stream);
+            }
+        }
+    });
+    port
+}
+
+/// Every way of not reaching a PostgreSQL has the class that says what to do, within the timeout.
+#[tokio::test]
+async fn each_kind_of_silence_has_its_class() {
+    let database = Postgres::shared().create_database().await;
+    let proxy = FaultProxy::reserve(Postgres::shared().address());
+    let cloud = cloud_at(&database, proxy.port());
+    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotRunning);
+    proxy.start();
+    proxy.set_mode(Mode::AcceptThenClose);
+    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotAnswering);
+    proxy.set_mode(Mode::Swallow);
+    let begun = Instant::now();
+    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotAnswering);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    proxy.set_mode(Mode::Forward);
+    cloud.check().await.unwrap();
+    // A live pooled connection that falls silent: found out, at the latest, after twice the timeout.
+    proxy.set_mode(Mode::Swallow);
+    let begun = Instant::now();
+    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotAnswering);
+    assert!(begun.elapsed() < Duration::from_millis(1200), "{:?}", begun.elapsed());
+    proxy.set_mode(Mode::Forward);
+    cloud.check().await.unwrap();
+    proxy.stop();
+    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotRunning);
+    for (bytes, closes) in [
+        (&b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"[..], true),
+        (b"\0\0\0\0garbage of the binary kind", true),
+        (b"N", true),
+        (b"220 mail.example ESMTP ready\r\n", true),
+    ] {
+        let failure = cloud_at(&database, answering(bytes, closes)).check().await.unwrap_err();
+        assert_eq!(failure.class, FailureClass::NotOurs, "{:?}: {failure:?}", String::from_utf8_lossy(bytes));
+    }
+    let failure = cloud_at(&database, answering(b"SSH-2.0-OpenSSH_9.2\r\n", false)).check().await.unwrap_err();
+    assert_eq!(failure.class, FailureClass::NotAnswering, "{failure:?}");
+    let options = CloudOptions { host: "/nowhere/at/all".into(), ..options(&database, 5432) };
+    assert_eq!(Cloud::new(options).unwrap().check().await.unwrap_err().class, FailureClass::NotRunning);
+}
+
+/// What PostgreSQL itself says at the door has its class, a remedy where one helps, and never shows the password.
+#[tokio::test]
+async fn each_refusal_at_the_door_has_its_class() {
+    let database = Postgres::shared().create_database().await;
+    let secret = "hunter2-very-secret";
+    let at = |change: &dyn Fn(&mut CloudOptions)| {
+        let mut options = options(&database, database.port);
+        change(&mut options);
+        Cloud::new(options).unwrap()
+    };
+    let admin = database.connect_as_admin().await;
+    let barred = other_role(&database).await;
+    admin.batch_execute(&format!("ALTER ROLE {} NOLOGIN", barred.user)).await.unwrap();
+    let stranger = other_role(&database).await;
+    admin.batch_execute(&format!("REVOKE CONNECT ON DATABASE {} FROM {}", database.name, stranger.user)).await.unwrap();
+    let full = other_role(&database).await;
+    admin.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT 1", full.user)).await.unwrap();
+    let _only = full.connect().await;
+    for (cloud, class, code, remedy) in [
+        (at(&|o| o.password = Some(secret.into())), FailureClass::Credentials, Some("28P01"), "CLOUD_SQL_PASSWORD"),
+        (at(&|o| o.password = None), FailureClass::Credentials, None, "CLOUD_SQL_PASSWORD"),
+        (at(&|o| o.database = "nowhere".into()), FailureClass::Credentials, Some("3D000"), "nowhere"),
+        (at(&|o| o.user = barred.user.clone()), FailureClass::Credentials, Some("28000"), "LOGIN"),
+        (at(&|o| o.user = stranger.user.clone()), FailureClass::Credentials, Some("42501"), "GRANT CONNECT"),
+        (at(&|o| o.user = full.user.clone()), FailureClass::Busy, Some("53300"), ""),
+    ] {
+        let failure = cloud.check().await.unwrap_err();
+        assert_eq!((failure.class, failure.sqlstate.as_deref()), (class, code), "{failure:?}");
+        assert!(failure.remedy.clone().unwrap_or_default().contains(remedy), "{failure:?}");
+        let shown = format!("{cloud:?} {failure:?} {failure}");
+        assert!(!shown.contains(secret) && !shown.contains(&database.password), "{shown}");
+    }
+}
+
+/// A connection killed in the middle of a transaction is transient, or the server's own word that it stops.
+#[tokio::test]
+async fn a_killed_connection_is_no_ones_bad_data() {
+    let (database, plain, mut device) = bench(ITEM, "").await;
+    device.conn.begin_read().await.unwrap();
+    plain
+        .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()")
+        .await
+        .unwrap();
+    let failure = device.conn.horizon().await.unwrap_err();
+    assert!(matches!(failure.class, FailureClass::Transient | FailureClass::Busy), "{failure:?}");
+    device.reconnect(&cloud(&database)).await;
+    let items = [device.insert("item", &[Int(1), Null, Null])];
+    assert_eq!(device.round(&items).await, []);
+}
+
+/// C3: a session dropped in the middle of a transaction is closed, one that is released is used again, and so is the
+/// check's.
+#[tokio::test]
+async fn only_clean_connections_return_to_the_pool() {
+    let (_database, plain, proxy, cloud, device) = bench_behind_proxy().await;
+    device.conn.release();
+    let dialled = proxy.accepted();
+    for _ in 0..3 {
+        cloud.check().await.unwrap();
+        cloud.connect().await.unwrap().release();
+    }
+    assert_eq!(proxy.accepted(), dialled);
+    let session = cloud.connect().await.unwrap();
+    session.begin_read().await.unwrap();
+    drop(session);
+    proxy.wait_for_async("the connection to be closed", Duration::from_secs(5), |stats| stats.live == 0).await;
+    let begun = Instant::now();
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tidewater-test' AND datname = current_database()";
+    while one(&plain, sql).await != "0" {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cloud.check().await.unwrap();
+    assert_eq!(proxy.accepted(), dialled + 1);
+    // Dropped while a statement runs: closed as well.
+    let session = cloud.connect().await.unwrap();
+    let device = Device::new(&cloud, &tracked(ITEM)).await;
+    let blocker = "BEGIN; LOCK TABLE tidewater.devices";
+    plain.batch_execute(blocker).await.unwrap();
+    let settling = tokio::time::timeout(Duration::from_millis(50), async move {
+        let result = session.settle(&device.id, &device.session).await;
+        session.release();
+        result
+    });
+    assert!(settling.await.is_err());
+    plain.batch_execute("COMMIT").await.unwrap();
+    cloud.check().await.unwrap();
+}
+
+/// The server's own bound ends a statement that waits too long, and a transaction whose client went silent does
+/// not keep its locks.
+#[tokio::test]
+async fn waits_are_bounded() {
+    let (database, plain, mut device) = bench(ITEM, "").await;
+    let items = [device.insert("item", &[Int(1), Null, Null])];
+    device.round(&items).await;
+    let short = Cloud::new(CloudOptions { statement_timeout: Duration::from_millis(200), ..options(&database, database.port) }).unwrap();
+    let other = database.connect().await;
+    other.batch_execute("BEGIN; UPDATE item SET n = 1").await.unwrap();
+    device.reconnect(&short).await;
+    let items = [device.update("item", &["n"], &[Int(1), Null, Int(2)])];
+    assert_eq!(device.try_round(&items).await.unwrap_err().class, FailureClass::Transient);
+    other.batch_execute("ROLLBACK").await.unwrap();
+    let idle = short.connect().await.unwrap();
+    idle.begin_read().await.unwrap();
+    let begun = Instant::now();
+    while one(&plain, "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()").await != "0" {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let failure = idle.horizon().await.unwrap_err();
+    assert_eq!(failure.class, FailureClass::Transient, "{failure:?}");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Everything at once
+// ---------------------------------------------------------------------------------------------------------
+
+/// Two devices and plain SQL write one table in random histories, with what leaves a round tried again as the cloud's
+/// row asks for: at the end the table is what the last accepted writes of each column say.
+#[tokio::test]
+async fn random_histories_end_as_the_model_says() {
+    use std::collections::BTreeMap;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (database, plain, first) = bench(ITEM, "").await;
+    let second = Device::new(&cloud(&database), &tracked(ITEM)).await;
+    let mut devices = [first, second];
+    let mut model: BTreeMap<i64, (Option<String>, Option<i64>)> = BTreeMap::new();
+    for step in 0..150 {
+        let who = random.usize(..3);
+        let ids: Vec<i64> = (0..8).filter(|_| random.u8(..3) == 0).collect();
+        if who == 2 {
+            for id in ids {
+                let sql = match random.u8(..3) {
+                    0 => format!("INSERT INTO item VALUES ({id}, 's{step}', {step}) ON CONFLICT (id) DO UPDATE SET n = {step}"),
+                    1 => format!("UPDATE item SET name = 's{step}' WHERE id = {id}"),
+                    _ => format!("DELETE FROM item WHERE id = {id}"),
+                };
+                plain.batch_execute(&sql).await.unwrap();
+                match &sql[..6] {
+                    "INSERT" => {
+                        let row = model.entry(id).or_insert((Some(format!("s{step}")), None));
+                        row.1 = Some(step);
+                    }
+                    "UPDATE" => {
+                        if let Some(row) = model.get_mut(&id) {
+                            row.0 = Some(format!("s{step}"));
+                        }
+                    }
+                    _ => drop(model.remove(&id)),
+                }
+            }
+            continue;
+        }
+        let device = &mut devices[who];
+        if random.u8(..4) == 0 {
+            device.pull(&plain).await;
+        }
+        // What this device wants of each row, and how it asks for it first.
+        let mut wanted: Vec<RoundItem> = ids
+            .iter()
+            .map(|id| {
+                let values = [Int(*id), text(&format!("d{who}-{step}")), Int(step * 10 + 1)];
+                match random.u8(..4) {
+                    0 => device.insert("item", &values),
+                    1 => device.update("item", &["name"], &values),
+                    2 => device.update("item", &["n", "name"], &values),
+                    _ => device.delete("item", &values),
+                }
+            })
+            .collect();
+        for attempt in 0.. {
+            assert!(attempt < 4, "it does not come to an end: {wanted:?}");
+            let hits = device.round(&wanted).await;
+            let mut again = vec![];
+            for (at, item) in wanted.iter().enumerate() {
+                let hit = hits.iter().find(|hit| hit.item == at);
+                let Int(id) = item.key[0] else { unreachable!() };
+                match hit {
+                    // The cloud's row decides between insert and update; a deleted one comes back whole.
+                    Some(hit) => {
+                        let mut item = item.clone();
+                        assert_eq!(hit.row.is_some(), model.contains_key(&id), "{hit:?}");
+                        item.seen = hit.seen;
+                        item.op = match (&item.op, &hit.row) {
+                            (Op::Delete, _) => Op::Delete,
+                            (_, None) => Op::Insert,
+                            (Op::Insert, Some(_)) => Op::Update(vec![1, 2]),
+                            (op, Some(_)) => op.clone(),
+                        };
+                        again.push(item);
+                    }
+                    None => {
+                        let CloudValue::Text(name) = &item.values[1] else { unreachable!() };
+                        let Int(n) = item.values[2] else { unreachable!() };
+                        match &item.op {
+                            Op::Insert => drop(model.insert(id, (Some(name.clone()), Some(n)))),
+                            Op::Delete => drop(model.remove(&id)),
+                            Op::Update(columns) => {
+                                let row = model.get_mut(&id).expect("only rows that are there are updated");
+                                row.0 = Some(name.clone());
+                                if columns.contains(&2) {
+                                    row.1 = Some(n);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            if again.is_empty() {
+                break;
+            }
+            wanted = again;
+        }
+    }
+    let expected: Vec<String> = model
+        .iter()
+        .map(|(id, (name, n))| {
+            format!("{id}|{}|{}", name.as_deref().unwrap_or("NULL"), n.map_or("NULL".into(), |n| n.to_string()))
+        })
+        .collect();
+    assert_eq!(rows(&plain, "SELECT * FROM item ORDER BY id").await, expected);
 }
