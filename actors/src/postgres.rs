@@ -121,8 +121,11 @@ impl Cloud {
         if let Some(password) = &options.password {
             config.password(password);
         }
-        let manager =
-            Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
+        let manager = Manager::from_config(
+            config,
+            NoTls,
+            ManagerConfig { recycling_method: RecyclingMethod::Verified },
+        );
         let pool = Pool::builder(manager)
             .max_size(options.pool_max.max(2))
             .runtime(Runtime::Tokio1)
@@ -176,7 +179,9 @@ impl Cloud {
                 FailureClass::NotOurs,
                 format!("another database answers: this file belongs to {expected}, it is {found}"),
             )
-            .with_remedy("point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with")),
+            .with_remedy(
+                "point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with",
+            )),
             _ => Ok(()),
         }
     }
@@ -187,14 +192,11 @@ impl Cloud {
     /// With the class that says what to do. Bounded by the timeout of the options.
     pub async fn connect(&self) -> Result<CloudSession> {
         match bounded(self.options.timeout * 2, async { Ok(self.pool.get().await) }).await? {
-            Ok(client) => {
-                Ok(CloudSession { client: Client(Some(client)), cloud: self.clone() })
-            }
+            Ok(client) => Ok(CloudSession { client: Client(Some(client)), cloud: self.clone() }),
             Err(PoolError::Backend(error)) => Err(self.explain(&error, Phase::Startup)),
-            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Wait)) => Err(CloudFailure::new(
-                FailureClass::CheckFailed,
-                "every connection of the pool is in use",
-            )),
+            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Wait)) => {
+                Err(CloudFailure::new(FailureClass::CheckFailed, "every connection of the pool is in use"))
+            }
             Err(PoolError::Timeout(_)) => Err(silent(self.options.timeout)),
             Err(error) => Err(CloudFailure::new(FailureClass::CheckFailed, error.to_string())),
         }
@@ -210,7 +212,8 @@ impl Cloud {
             failure.remedy = self.remedy(sqlstate, server.message());
             return failure;
         }
-        let io_kind = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+        let io_kind =
+            error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
         let text = match error.source() {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
@@ -225,15 +228,27 @@ impl Cloud {
                 | io::ErrorKind::BrokenPipe
                 | io::ErrorKind::UnexpectedEof,
             ) => {
-                if starting { FailureClass::NotAnswering } else { FailureClass::Transient }
+                if starting {
+                    FailureClass::NotAnswering
+                } else {
+                    FailureClass::Transient
+                }
             }
-            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) if starting => FailureClass::NotOurs,
+            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) if starting => {
+                FailureClass::NotOurs
+            }
             // The codec's words for an answer that ended before the length that its first bytes seemed to say.
-            Some(io::ErrorKind::Other) if starting && text.contains("bytes remaining") => FailureClass::NotOurs,
+            Some(io::ErrorKind::Other) if starting && text.contains("bytes remaining") => {
+                FailureClass::NotOurs
+            }
             Some(_) if starting => FailureClass::CheckFailed,
             Some(_) => FailureClass::Transient,
             None if error.is_closed() => {
-                if starting { FailureClass::NotAnswering } else { FailureClass::Transient }
+                if starting {
+                    FailureClass::NotAnswering
+                } else {
+                    FailureClass::Transient
+                }
             }
             // The driver's words for a password that is missing, or a login method that it does not know.
             None if text.contains("password") || text.contains("authentication") => FailureClass::Credentials,
@@ -255,7 +270,9 @@ impl Cloud {
         let (user, database) = (&self.options.user, &self.options.database);
         Some(match sqlstate {
             "28P01" => format!("check CLOUD_SQL_USER ({user}) and CLOUD_SQL_PASSWORD"),
-            "28000" => format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user)),
+            "28000" => {
+                format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user))
+            }
             "3D000" => format!("create database {database}, or check CLOUD_SQL_DATABASE"),
             "42501" => self.missing_grant(message),
             "3F000" => format!("create schema {}, or set cloud.schema", self.options.schema),
@@ -300,7 +317,10 @@ struct Client(Option<Object>);
 
 impl std::ops::Deref for Client {
     type Target = Object;
-    #[expect(clippy::expect_used, reason = "emptied only by `finish`, which consumes the session, and by drop")]
+    #[expect(
+        clippy::expect_used,
+        reason = "emptied only by `finish`, which consumes the session, and by drop"
+    )]
     fn deref(&self) -> &Object {
         self.0.as_ref().expect("a session has its connection until it ends")
     }
@@ -524,7 +544,8 @@ impl CloudSession {
     /// # Errors
     /// [`FailureClass::Credentials`] with the grant that is missing, [`FailureClass::NotOurs`] for another cloud.
     pub async fn bootstrap(&self) -> Result<String> {
-        let there = self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
+        let there =
+            self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
         let mut identity = None;
         if there.first().is_some_and(|row| row.get(0)) {
             identity = self.read_identity().await?;
@@ -553,7 +574,8 @@ impl CloudSession {
     /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.
     pub async fn settle(&self, device: &str, session: &str) -> Result<Ledger> {
         let (device, session) = (parse_uuid(device)?, parse_uuid(session)?);
-        let rows = self.query(include_str!("sql/postgres/settle.sql"), &[&device, &session], Phase::Setup).await?;
+        let rows =
+            self.query(include_str!("sql/postgres/settle.sql"), &[&device, &session], Phase::Setup).await?;
         let row = rows.first().ok_or_else(|| unexpected("the ledger did not answer"))?;
         Ok(Ledger {
             round: row.get::<_, Option<Uuid>>(0).map(|id| id.to_string()),
@@ -565,7 +587,8 @@ impl CloudSession {
 
     /// The feed's horizon: everything below it has committed or never will.
     pub async fn horizon(&self) -> Result<Cursor> {
-        let rows = self.query("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[], Phase::Pull).await?;
+        let rows =
+            self.query("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[], Phase::Pull).await?;
         let xid = rows.first().map(|row| row.get(0)).ok_or_else(|| unexpected("no snapshot"))?;
         // An entry's own number starts at 1.
         Ok(Cursor { xid, id: 0, tag: None })
@@ -613,7 +636,8 @@ impl CloudSession {
         if missing.is_empty() {
             return Ok(refusals);
         }
-        let definition = |at: &usize| cloud::create_table(&tables[*at], schema, &referenced_columns(&tables[*at], tables));
+        let definition =
+            |at: &usize| cloud::create_table(&tables[*at], schema, &referenced_columns(&tables[*at], tables));
         let foreign_keys = |at: &usize| cloud::foreign_keys(&tables[*at], tables, schema);
         let everything: Vec<String> =
             missing.iter().map(definition).chain(missing.iter().flat_map(foreign_keys)).collect();
@@ -664,7 +688,8 @@ impl CloudSession {
         let missing: Vec<usize> =
             (0..table.columns.len()).filter(|c| !found.contains_key(&table.columns[*c].name)).collect();
         if !missing.is_empty() {
-            let names = missing.iter().map(|c| table.columns[*c].name.as_str()).collect::<Vec<_>>().join(", ");
+            let names =
+                missing.iter().map(|c| table.columns[*c].name.as_str()).collect::<Vec<_>>().join(", ");
             if !self.cloud.options.add_columns {
                 return Ok(Prepared::NotYet(format!(
                     "its cloud table lacks the column {names}; add it, or set cloud.add_columns to auto"
@@ -674,7 +699,9 @@ impl CloudSession {
                 // Rows that are there have no value for it, so the cloud cannot demand one.
                 let definition = cloud::column_definition(table, c, false);
                 let target = cloud::qualified(&self.cloud.options.schema, &table.name);
-                if let Err(refusal) = self.ddl(&format!("ALTER TABLE {target} ADD COLUMN {definition}")).await? {
+                if let Err(refusal) =
+                    self.ddl(&format!("ALTER TABLE {target} ADD COLUMN {definition}")).await?
+                {
                     let refusal = said(&refusal);
                     return Ok(Prepared::NotYet(format!("the column {names} cannot be added: {refusal}")));
                 }
@@ -683,7 +710,9 @@ impl CloudSession {
         }
         let demanded: Vec<&str> = found
             .iter()
-            .filter(|(name, found)| found.demanded && !table.columns.iter().any(|column| column.name == **name))
+            .filter(|(name, found)| {
+                found.demanded && !table.columns.iter().any(|column| column.name == **name)
+            })
             .map(|(name, _)| name.as_str())
             .collect();
         if !demanded.is_empty() {
@@ -718,7 +747,11 @@ impl CloudSession {
     }
 
     /// Installs the feed's triggers of a table and its partitions where they are not all there as they should be.
-    async fn cover(&self, table: &Table, cloud_table: &CloudTable) -> Result<std::result::Result<(), CloudFailure>> {
+    async fn cover(
+        &self,
+        table: &Table,
+        cloud_table: &CloudTable,
+    ) -> Result<std::result::Result<(), CloudFailure>> {
         let events = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
         let names: Vec<String> = events.iter().map(|event| cloud::feed_trigger(event)).collect();
         let rows = self
@@ -832,7 +865,8 @@ impl CloudSession {
     ) -> Result<Vec<Vec<CloudValue>>> {
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&limit];
         params.extend(after.into_iter().flatten().map(|text| text as &(dyn ToSql + Sync)));
-        let rows = self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
+        let rows =
+            self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
         rows.iter().map(|row| decode(row, cloud_table)).collect()
     }
 
@@ -921,7 +955,10 @@ impl CloudSession {
         if fenced == 1 {
             return Ok(());
         }
-        Err(CloudFailure::new(FailureClass::Transient, "another session of this device has settled meanwhile"))
+        Err(CloudFailure::new(
+            FailureClass::Transient,
+            "another session of this device has settled meanwhile",
+        ))
     }
 
     /// Locks what the round changes and finds the rows that somebody else changed, or deleted, since our cursor.
@@ -938,7 +975,8 @@ impl CloudSession {
         let mut touched: BTreeMap<usize, i64> = BTreeMap::new();
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
-            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let keys =
+                arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
             let params = as_params(&keys);
             // A key that the cloud's type does not know, or a missing right on the table, is the rows' trouble.
             let sql = cloud::lock(table, cloud_table);
@@ -958,7 +996,8 @@ impl CloudSession {
         // A statement of its own, after all the locks: what committed before them is seen.
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
-            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let keys =
+                arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
             let seen: Vec<i64> = members.iter().map(|at| items[*at].seen).collect();
             let mut params = as_params(&keys);
             params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
@@ -987,7 +1026,8 @@ impl CloudSession {
         let hits = self.read_hits(frame, items, &touched).await?;
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
-            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let keys =
+                arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
             let seen: Vec<i64> = members.iter().map(|at| items[*at].seen).collect();
             let mut params = as_params(&keys);
             params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
@@ -1010,11 +1050,13 @@ impl CloudSession {
         let mut hits: Vec<CloudHit> =
             touched.iter().map(|(item, seen)| CloudHit { item: *item, row: None, seen: *seen }).collect();
         for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
-            let members: Vec<usize> = (0..hits.len()).filter(|at| items[hits[*at].item].table == table_at).collect();
+            let members: Vec<usize> =
+                (0..hits.len()).filter(|at| items[hits[*at].item].table == table_at).collect();
             if members.is_empty() {
                 continue;
             }
-            let keys: Vec<Vec<String>> = members.iter().map(|at| key_text(&items[hits[*at].item].key)).collect();
+            let keys: Vec<Vec<String>> =
+                members.iter().map(|at| key_text(&items[hits[*at].item].key)).collect();
             for (at, row) in self.fetch_rows(table, cloud_table, &table.key, &keys, true).await? {
                 hits[members[at]].row = Some(row);
             }
@@ -1043,7 +1085,9 @@ impl CloudSession {
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
-        for members in order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op) {
+        for members in
+            order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
+        {
             let first = &items[members[0]];
             if first.op == Op::Update(vec![]) {
                 continue;
@@ -1142,7 +1186,11 @@ impl CloudSession {
     /// Takes a round in parts, by bisection with savepoints in one transaction, and answers with what was accepted
     /// and with the rows that are refused on top of all that. Rows that a unique value or a parent stands against
     /// may only need what was accepted after them, or each other.
-    async fn take_in_parts(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<(Taken, Vec<CloudRefusal>)> {
+    async fn take_in_parts(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+    ) -> Result<(Taken, Vec<CloudRefusal>)> {
         let mut taken = Taken::default();
         let mut guilty = vec![];
         let mut again = vec![];
@@ -1221,7 +1269,8 @@ impl CloudSession {
                 Ok(None)
             }
             Err(Trouble::Refused { sqlstate, message, constraint }) => {
-                self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
+                self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull)
+                    .await?;
                 let item = members.first().copied().unwrap_or_default();
                 Ok(Some(CloudRefusal { item, sqlstate, message, constraint }))
             }
@@ -1309,7 +1358,12 @@ impl From<&Row> for FoundColumn {
             "uuid" => CloudType::Uuid,
             _ => CloudType::Other(cast.clone()),
         };
-        Self { column: CloudColumn { kind, cast }, generated: row.get("generated"), demanded: row.get("demanded"), table_oid: row.get("table_oid") }
+        Self {
+            column: CloudColumn { kind, cast },
+            generated: row.get("generated"),
+            demanded: row.get("demanded"),
+            table_oid: row.get("table_oid"),
+        }
     }
 }
 
@@ -1362,10 +1416,14 @@ fn arrays<'a>(
                     values.map(|v| if let CloudValue::Bool(b) = v { Some(*b) } else { None }).collect(),
                 ),
                 Wire::Text => Array::Text(
-                    values.map(|v| if let CloudValue::Text(t) = v { Some(t.as_str()) } else { None }).collect(),
+                    values
+                        .map(|v| if let CloudValue::Text(t) = v { Some(t.as_str()) } else { None })
+                        .collect(),
                 ),
                 Wire::Bytea => Array::Bytes(
-                    values.map(|v| if let CloudValue::Bytes(b) = v { Some(b.as_slice()) } else { None }).collect(),
+                    values
+                        .map(|v| if let CloudValue::Bytes(b) = v { Some(b.as_slice()) } else { None })
+                        .collect(),
                 ),
             }
         })
@@ -1403,12 +1461,18 @@ fn decode(row: &Row, cloud_table: &CloudTable) -> Result<Vec<CloudValue>> {
             let at = c + 1;
             let kind = row.columns().get(at).map(|column| column.type_().clone());
             let value = match (cloud_table.columns[c].kind.wire(), kind) {
-                (Wire::Int8, Some(Type::INT8)) => row.try_get::<_, Option<i64>>(at).map(|v| v.map(CloudValue::Int)),
+                (Wire::Int8, Some(Type::INT8)) => {
+                    row.try_get::<_, Option<i64>>(at).map(|v| v.map(CloudValue::Int))
+                }
                 (Wire::Float8, Some(Type::FLOAT8)) => {
                     row.try_get::<_, Option<f64>>(at).map(|v| v.map(CloudValue::Float))
                 }
-                (Wire::Bool, Some(Type::BOOL)) => row.try_get::<_, Option<bool>>(at).map(|v| v.map(CloudValue::Bool)),
-                (Wire::Text, Some(Type::TEXT)) => row.try_get::<_, Option<String>>(at).map(|v| v.map(CloudValue::Text)),
+                (Wire::Bool, Some(Type::BOOL)) => {
+                    row.try_get::<_, Option<bool>>(at).map(|v| v.map(CloudValue::Bool))
+                }
+                (Wire::Text, Some(Type::TEXT)) => {
+                    row.try_get::<_, Option<String>>(at).map(|v| v.map(CloudValue::Text))
+                }
                 (Wire::Bytea, Some(Type::BYTEA)) => {
                     row.try_get::<_, Option<Vec<u8>>>(at).map(|v| v.map(CloudValue::Bytes))
                 }

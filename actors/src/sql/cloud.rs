@@ -34,7 +34,11 @@ fn sent(cloud: &CloudTable, columns: &[usize], as_text: bool, first_parameter: u
         "sent AS MATERIALIZED (SELECT {}, ord FROM unnest({}) WITH ORDINALITY AS raw({}, ord))",
         list(columns.iter().enumerate(), |(at, c)| {
             let CloudColumn { kind, cast } = &cloud.columns[*c];
-            let raw = if !as_text && is_compared_as_text(kind) { format!(", c{at} AS r{at}") } else { String::new() };
+            let raw = if !as_text && is_compared_as_text(kind) {
+                format!(", c{at} AS r{at}")
+            } else {
+                String::new()
+            };
             format!("c{at}::{cast} AS c{at}{raw}")
         }),
         list(columns.iter().enumerate(), parameter),
@@ -90,7 +94,8 @@ pub(crate) fn insert(table: &Table, cloud: &CloudTable) -> String {
         returned = list(&columns, |c| format!("{} AS c{c}", name(table, *c))),
         first_key = format_args!("c{}", key[0]),
         same_key = all(key, |c| is_as_sent(cloud, *c, &format!("done.c{c}"), *c, "=")),
-        unchanged = all(&columns, |c| is_as_sent(cloud, *c, &format!("done.c{c}"), *c, "IS NOT DISTINCT FROM")),
+        unchanged =
+            all(&columns, |c| is_as_sent(cloud, *c, &format!("done.c{c}"), *c, "IS NOT DISTINCT FROM")),
     )
 }
 
@@ -119,7 +124,8 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
          SELECT sent.ord, done.ord IS NOT NULL AS done \
          FROM sent LEFT JOIN done ON done.ord = sent.ord WHERE done.ord IS NULL OR NOT done.unchanged",
         sent = sent(cloud, &all_columns, false, 1),
-        assignments = list(columns.iter().enumerate(), |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)),
+        assignments =
+            list(columns.iter().enumerate(), |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)),
         same_key = key_is_sent(table, "t"),
     )
 }
@@ -198,7 +204,9 @@ pub(crate) fn page(table: &Table, cloud: &CloudTable, first: bool) -> String {
     let after = if first {
         String::new()
     } else {
-        let last = list(table.key.iter().enumerate(), |(at, c)| format!("${}::text::{}", at + 2, cloud.columns[*c].cast));
+        let last = list(table.key.iter().enumerate(), |(at, c)| {
+            format!("${}::text::{}", at + 2, cloud.columns[*c].cast)
+        });
         format!("WHERE ({key}) > ({last})")
     };
     format!(
@@ -230,13 +238,15 @@ fn key_is_sent(table: &Table, of: &str) -> String {
 /// Unique constraints are deferrable, so that values can change places within a round, except where a foreign
 /// key refers to them, which PostgreSQL does not allow.
 pub(crate) fn create_table(table: &Table, schema: &str, referenced: &[Vec<usize>]) -> String {
-    let mut parts: Vec<String> = (0..table.columns.len()).map(|c| column_definition(table, c, true)).collect();
+    let mut parts: Vec<String> =
+        (0..table.columns.len()).map(|c| column_definition(table, c, true)).collect();
     parts.push(format!("PRIMARY KEY ({})", list(&table.key, |c| name(table, *c))));
     for unique in table.uniques.iter().filter(|unique| unique.declared) {
         let columns: Vec<usize> = unique.columns.iter().map(|(c, _)| *c).collect();
         // A foreign key may name the columns in another order.
-        let is_referenced =
-            referenced.iter().any(|key| key.len() == columns.len() && key.iter().all(|c| columns.contains(c)));
+        let is_referenced = referenced
+            .iter()
+            .any(|key| key.len() == columns.len() && key.iter().all(|c| columns.contains(c)));
         let deferrable = if is_referenced { "" } else { " DEFERRABLE" };
         parts.push(format!("UNIQUE ({}){deferrable}", list(&columns, |c| name(table, *c))));
     }
