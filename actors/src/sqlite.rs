@@ -24,13 +24,16 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, ToSql, TransactionBehavior, params, params_from_iter,
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, ToSql, TransactionBehavior, params,
+    params_from_iter,
 };
 
 use crate::core::merge::{Entry, Local, Loss, Merged, merge};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{Value, json_array};
-use crate::sql::capture::{self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table};
+use crate::sql::capture::{
+    self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
+};
 use crate::sql::{all, ident, list};
 
 /// Where the file is and how it is used.
@@ -73,7 +76,9 @@ pub enum StoreError {
     #[error("the SQLite file cannot be written: {0}")]
     ReadOnly(String),
     /// The file's contents are damaged.
-    #[error("the SQLite file is damaged: {0}; restore a backup, or recover it with the sqlite3 shell's .recover")]
+    #[error(
+        "the SQLite file is damaged: {0}; restore a backup, or recover it with the sqlite3 shell's .recover"
+    )]
     Damaged(String),
     /// The statement is of a kind that callers may not run, because it would touch other callers' transaction.
     #[error("{0} is not allowed in a write: the writer owns the transaction and its connection")]
@@ -363,7 +368,9 @@ fn open_error(path: &Path, error: &std::io::Error) -> StoreError {
     let remedy = match error.kind() {
         ErrorKind::NotFound => "create its folder, or name another file with TIDEWATER_DATABASE",
         ErrorKind::PermissionDenied => "give this user the right to read and write it and its folder",
-        ErrorKind::ReadOnlyFilesystem => "the disk is read-only: name a file elsewhere with TIDEWATER_DATABASE",
+        ErrorKind::ReadOnlyFilesystem => {
+            "the disk is read-only: name a file elsewhere with TIDEWATER_DATABASE"
+        }
         ErrorKind::StorageFull => "free some space on this disk",
         _ => "name another file with TIDEWATER_DATABASE",
     };
@@ -387,15 +394,20 @@ impl Store {
             StoreError::ReadOnly(reason) | StoreError::Io(reason) => StoreError::Open {
                 path: path.display().to_string(),
                 reason,
-                remedy: "SQLite needs to write the file and its -wal and -shm companions in the same folder".into(),
+                remedy: "SQLite needs to write the file and its -wal and -shm companions in the same folder"
+                    .into(),
             },
             other => other,
         };
         let write = connect(options).map_err(explain)?;
         write.pragma_update(None, "foreign_keys", true).map_err(explain)?;
-        let encoding: String = write.pragma_query_value(None, "encoding", |row| row.get(0)).map_err(explain)?;
+        let encoding: String =
+            write.pragma_query_value(None, "encoding", |row| row.get(0)).map_err(explain)?;
         if encoding != "UTF-8" {
-            notices.push(Notice(format!("{} is encoded in {encoding}; it works, a little slower", path.display())));
+            notices.push(Notice(format!(
+                "{} is encoded in {encoding}; it works, a little slower",
+                path.display()
+            )));
         }
         let apply = connect(options).map_err(explain)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map_err(explain)?;
@@ -506,7 +518,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::SchemaChanged`] when the tables are no longer those of `generation`.
-    pub fn note_round(&mut self, rows_max: usize, generation: u64, eligible: &[i64]) -> Result<Option<Noted>> {
+    pub fn note_round(
+        &mut self,
+        rows_max: usize,
+        generation: u64,
+        eligible: &[i64],
+    ) -> Result<Option<Noted>> {
         self.track()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
@@ -541,7 +558,13 @@ impl Store {
         }
         let id = uuid::Uuid::new_v4().to_string();
         let number = meta::<i64>(&tx, "round_number")?.unwrap_or(0) + 1;
-        tx.execute("INSERT INTO _tidewater_round (one, id, number) VALUES (1, ?1, ?2)", params![id, number])?;
+        // The conflicts that the round tells the cloud of: those that it has not heard of, in order, a bounded number.
+        tx.execute(
+            "INSERT INTO _tidewater_round (one, id, number, conflicts_upto) SELECT 1, ?1, ?2, max(id) FROM \
+             (SELECT id FROM _tidewater_conflicts WHERE id > coalesce((SELECT value FROM _tidewater_meta \
+             WHERE key = 'conflicts_told'), 0) ORDER BY id LIMIT 500)",
+            params![id, number],
+        )?;
         tx.execute("UPDATE _tidewater_clock SET epoch = epoch + 1", [])?;
         tx.commit()?;
         self.sweep = sweep;
@@ -575,7 +598,8 @@ impl Store {
             }
             let local = read_row(&tx, table, &hit.key)?;
             // Columns that only the cloud changed come with the feed entry that made this a hit.
-            let Merged { entry, losses, .. } = merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
+            let Merged { entry, losses, .. } =
+                merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
             if let Some(entry) = entry {
                 put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
             }
@@ -583,8 +607,11 @@ impl Store {
         }
         if !left_out.is_empty() {
             for table in &self.tables {
-                let sql =
-                    format!("SELECT {} FROM {}", list(key_columns(table), |k| k), ident(&side_table(FLIGHT, table)));
+                let sql = format!(
+                    "SELECT {} FROM {}",
+                    list(key_columns(table), |k| k),
+                    ident(&side_table(FLIGHT, table))
+                );
                 for key in query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))? {
                     if !left_out.contains(&ledger_name(table, &key)) {
                         continue;
@@ -603,7 +630,9 @@ impl Store {
         for table in &self.tables {
             let flight = ident(&side_table(FLIGHT, table));
             retried |= tx
-                .query_row(&format!("SELECT 1 FROM {flight} WHERE refused IS NOT NULL LIMIT 1"), [], |_| Ok(()))
+                .query_row(&format!("SELECT 1 FROM {flight} WHERE refused IS NOT NULL LIMIT 1"), [], |_| {
+                    Ok(())
+                })
                 .optional()?
                 .is_some();
             flushed += tx.execute(&format!("DELETE FROM {flight}"), [])?;
@@ -614,10 +643,16 @@ impl Store {
                 unpark(&tx, table, Some("23503"))?;
             }
         }
+        tx.execute(
+            "INSERT INTO _tidewater_meta SELECT 'conflicts_told', conflicts_upto FROM _tidewater_round \
+             WHERE conflicts_upto IS NOT NULL ON CONFLICT DO UPDATE SET value = excluded.value",
+            [],
+        )?;
         tx.execute("DELETE FROM _tidewater_round", [])?;
         set_meta(&tx, "last_round", &id)?;
         set_meta(&tx, "round_number", number)?;
-        let total = meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
+        let total =
+            meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_flushed", total)?;
         tx.commit()?;
         Ok(())
@@ -639,6 +674,17 @@ impl Store {
                 tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
             }
             merge_back(&tx, table)?;
+        }
+        tx.execute("DELETE FROM _tidewater_round", [])?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// Nothing of the round differs from what the cloud has: it ends without having been one.
+    pub fn dissolve(&mut self) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for table in &self.tables {
+            tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
         tx.commit()?;
@@ -713,7 +759,8 @@ impl Store {
                 params![last, table],
             )?;
         }
-        let total = meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
+        let total =
+            meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_warmed", total)?;
         tx.commit()?;
         Ok(Applied::Done { changed, conflicts, aside })
@@ -735,7 +782,9 @@ impl Store {
 
     /// Begins a table's snapshot anew: the keys that the cloud shows from now on are remembered.
     pub fn begin_snapshot(&mut self, table: i64) -> Result<()> {
-        let Some(table) = self.tables.iter().find(|t| t.id == table) else { return Err(StoreError::SchemaChanged) };
+        let Some(table) = self.tables.iter().find(|t| t.id == table) else {
+            return Err(StoreError::SchemaChanged);
+        };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let seen = ident(&side_table(SEEN, table));
         let keys = list(key_columns(table), |k| k);
@@ -754,10 +803,13 @@ impl Store {
     /// Rows here that the snapshot did not show and that are not pending: candidates for deletion, to be looked up
     /// once more. Ends the snapshot when there are none.
     pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Vec<Vec<Value>>> {
-        let Some(table) = self.tables.iter().find(|t| t.id == table) else { return Err(StoreError::SchemaChanged) };
+        let Some(table) = self.tables.iter().find(|t| t.id == table) else {
+            return Err(StoreError::SchemaChanged);
+        };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let in_side = |kind: &str| {
-            let keys = all(table.key_names().iter().enumerate(), |(at, k)| format!("s.k{at} = t.{}", ident(k)));
+            let keys =
+                all(table.key_names().iter().enumerate(), |(at, k)| format!("s.k{at} = t.{}", ident(k)));
             format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys})", ident(&side_table(kind, table)))
         };
         let sql = format!(
@@ -769,7 +821,10 @@ impl Store {
         );
         let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
         if keys.is_empty() {
-            tx.execute("UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL WHERE id = ?1", [table.id])?;
+            tx.execute(
+                "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL WHERE id = ?1",
+                [table.id],
+            )?;
             tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", ident(&side_table(SEEN, table))))?;
             self.schema_version = schema_version(&tx)?;
             tx.commit()?;
@@ -788,9 +843,11 @@ impl Store {
             );
             let keys = query(&self.write, &sql, &[], |row| values(row, 0, table.key.len()))?;
             let table = (table.id, &table.key);
-            lookups.extend(
-                keys.into_iter().map(|values| Lookup { table: table.0, columns: table.1.clone(), values }),
-            );
+            lookups.extend(keys.into_iter().map(|values| Lookup {
+                table: table.0,
+                columns: table.1.clone(),
+                values,
+            }));
         }
         Ok(lookups)
     }
@@ -837,6 +894,25 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
         tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag')", [])?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// Remembers which cloud table belongs to a tracked one. A table that was dropped and made again there, or that was
+    /// out of reach for a while, is compared anew: the feed cannot tell what happened to it.
+    pub fn remember_cloud_table(&mut self, table: i64, oid: Option<u32>) -> Result<()> {
+        let key = format!("oid_{table}");
+        let before = meta::<i64>(&self.write, &key)?;
+        let now = oid.map(i64::from);
+        if before == now {
+            return Ok(());
+        }
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+            [table],
+        )?;
+        set_meta(&tx, &key, now)?;
         tx.commit()?;
         Ok(())
     }
@@ -931,6 +1007,25 @@ impl Readers {
     pub fn read_round(&self, noted: &Noted) -> Result<Vec<Vec<RoundRow>>> {
         let conn = self.pool.get().map_err(|error| StoreError::Busy(error.to_string()))?;
         noted.tables.iter().map(|table| read_flight(&conn, table)).collect()
+    }
+
+    /// The conflicts that the round in flight tells the cloud of: table, key, column, base, local, cloud, kept.
+    pub fn read_conflicts(&self) -> Result<Vec<[Option<String>; 7]>> {
+        self.read(|conn| {
+            conn.prepare_cached(
+                "SELECT table_name, key, column, base, local, cloud, kept FROM _tidewater_conflicts WHERE id > \
+                 coalesce((SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told'), 0) \
+                 AND id <= (SELECT conflicts_upto FROM _tidewater_round) ORDER BY id",
+            )?
+            .query_map([], |row| {
+                let mut fields: [Option<String>; 7] = Default::default();
+                for (at, field) in fields.iter_mut().enumerate() {
+                    *field = row.get(at)?;
+                }
+                Ok(fields)
+            })?
+            .collect()
+        })
     }
 
     /// Numbers for `status`.
@@ -1172,22 +1267,36 @@ fn forbidden(sql: &str) -> Option<String> {
             break;
         }
     }
-    let word: String = rest.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_uppercase();
-    const WORDS: [&str; 10] =
-        ["BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM", "PRAGMA"];
+    let word: String =
+        rest.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_uppercase();
+    const WORDS: [&str; 10] = [
+        "BEGIN",
+        "COMMIT",
+        "END",
+        "ROLLBACK",
+        "SAVEPOINT",
+        "RELEASE",
+        "ATTACH",
+        "DETACH",
+        "VACUUM",
+        "PRAGMA",
+    ];
     WORDS.contains(&word.as_str()).then_some(word)
 }
 
 fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Option<T>> {
     Ok(conn
         .prepare_cached("SELECT value FROM _tidewater_meta WHERE key = ?1")?
-        .query_row([key], |row| row.get(0))
-        .optional()?)
+        .query_row([key], |row| row.get::<_, Option<T>>(0))
+        .optional()?
+        .flatten())
 }
 
 fn set_meta(conn: &Connection, key: &str, value: impl ToSql) -> Result<()> {
-    conn.prepare_cached("INSERT INTO _tidewater_meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value")?
-        .execute(params![key, value])?;
+    conn.prepare_cached(
+        "INSERT INTO _tidewater_meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value",
+    )?
+    .execute(params![key, value])?;
     Ok(())
 }
 
@@ -1303,7 +1412,13 @@ fn combine(older: Entry, fresher: Entry) -> Entry {
 }
 
 /// [`combine`] for a whole table, in SQL: the older entries of `from` go into `into`, and are gone from `from`.
-fn merge_entries(conn: &Connection, table: &Table, from: &str, into: &str, where_clause: &str) -> Result<usize> {
+fn merge_entries(
+    conn: &Connection,
+    table: &Table,
+    from: &str,
+    into: &str,
+    where_clause: &str,
+) -> Result<usize> {
     let columns = entry_columns(table);
     let refused = if from == FLIGHT && into == JOURNAL { ", refused" } else { "" };
     let mut updates = vec![
@@ -1383,8 +1498,10 @@ fn take(
             ))?
             .execute(params_from_iter(after.iter().flatten()))?;
         if moved > 0 {
-            conn.prepare_cached(&format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"))?
-                .execute([])?;
+            conn.prepare_cached(&format!(
+                "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
+            ))?
+            .execute([])?;
         }
         taken += moved;
         if taken >= limit {
@@ -1431,15 +1548,22 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table]) -> Result<()> 
                     names = list(&columns, |c| c.clone()),
                     from_journal = list(&columns, |c| format!("j.{c}")),
                     child_flight = ident(&side_table(FLIGHT, child)),
-                    child_row = all(child.key_names().iter().enumerate(), |(at, k)| format!("c.{} = f.k{at}", ident(k))),
+                    child_row = all(child.key_names().iter().enumerate(), |(at, k)| format!(
+                        "c.{} = f.k{at}",
+                        ident(k)
+                    )),
                     child = ident(&child.name),
                     refers = refers(child, key, "c", "p"),
-                    parent_row = all(parent.key_names().iter().enumerate(), |(at, k)| format!("j.k{at} = p.{}", ident(k))),
+                    parent_row = all(parent.key_names().iter().enumerate(), |(at, k)| format!(
+                        "j.k{at} = p.{}",
+                        ident(k)
+                    )),
                     parent = ident(&parent.name),
                 );
                 let came = conn.prepare_cached(&sql)?.execute([])?;
                 if came > 0 {
-                    let sql = format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})");
+                    let sql =
+                        format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})");
                     conn.prepare_cached(&sql)?.execute([])?;
                 }
                 moved += came;
@@ -1506,14 +1630,17 @@ impl Applier<'_> {
     /// Answers with what is missing before the page can hold under foreign keys.
     fn run(&mut self) -> Result<Vec<Lookup>> {
         let paging: HashSet<i64> =
-            query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| row.get(0))?
-                .into_iter()
-                .collect();
+            query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
+                row.get(0)
+            })?
+            .into_iter()
+            .collect();
         let mut missing: Vec<Lookup> = vec![];
         let mut collided = vec![];
         let tables = self.tables;
         for pulled in &self.page.rows {
-            let table = tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
+            let table =
+                tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
             self.forget_aside(table, &pulled.key)?;
             if pulled.row.is_some() && paging.contains(&table.id) {
                 let sql = format!(
@@ -1580,12 +1707,16 @@ impl Applier<'_> {
         let done = match (action, &pulled.row) {
             (Local::Keep, _) => return Ok(true),
             (Local::Delete, _) => {
-                if let Some(local) = local {
-                    if self.children_allow_delete(table, &pulled.key, local, missing)? {
-                        let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
-                        self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
-                        self.changed += 1;
-                    }
+                if let Some(local) = local
+                    && self.children_allow_delete(table, &pulled.key, local, missing)?
+                {
+                    let sql = format!(
+                        "DELETE FROM {} AS t WHERE {}",
+                        ident(&table.name),
+                        row_is(table, "t", param)
+                    );
+                    self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
+                    self.changed += 1;
                 }
                 return Ok(true);
             }
@@ -1725,7 +1856,11 @@ impl Applier<'_> {
                         return Ok(false);
                     }
                     if !in_page {
-                        missing.push(Lookup { table: child.id, columns: child.key.clone(), values: child_key });
+                        missing.push(Lookup {
+                            table: child.id,
+                            columns: child.key.clone(),
+                            values: child_key,
+                        });
                     }
                 }
             }
@@ -1777,20 +1912,29 @@ impl Applier<'_> {
             let sql = format!(
                 "SELECT 1 FROM {} AS t WHERE {}",
                 ident(&foreign.parent),
-                all(foreign.parent_columns.iter().enumerate(), |(at, p)| format!("t.{} = ?{}", ident(p), at + 1))
+                all(foreign.parent_columns.iter().enumerate(), |(at, p)| format!(
+                    "t.{} = ?{}",
+                    ident(p),
+                    at + 1
+                ))
             );
             if self.tx.prepare_cached(&sql)?.exists(params_from_iter(&values))? {
                 continue;
             }
             let parent = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&foreign.parent));
             let lookup = parent.and_then(|parent| {
-                let columns = foreign.parent_columns.iter().map(|p| parent.column(p)).collect::<Option<_>>()?;
+                let columns =
+                    foreign.parent_columns.iter().map(|p| parent.column(p)).collect::<Option<_>>()?;
                 Some(Lookup { table: parent.id, columns, values })
             });
             match lookup {
                 Some(lookup) if !self.page.absent.contains(&lookup) => missing.push(lookup),
                 _ => {
-                    let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
+                    let sql = format!(
+                        "DELETE FROM {} AS t WHERE {}",
+                        ident(&table.name),
+                        row_is(table, "t", param)
+                    );
                     if !self.is_pending(table, &pulled.key)? {
                         self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
                         self.put_aside(pulled, &format!("its parent in {} is nowhere", foreign.parent))?;
@@ -1973,7 +2117,8 @@ fn resolve_parents(tables: &mut [Table]) {
 
 /// Gives a table its number, its journal and its triggers, and finds out whether it was ever without them.
 fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
-    let key_json = serde_json::Value::from(table.key_names().iter().map(|k| (*k).to_owned()).collect::<Vec<_>>());
+    let key_json =
+        serde_json::Value::from(table.key_names().iter().map(|k| (*k).to_owned()).collect::<Vec<_>>());
     let key_json = key_json.to_string();
     let remembered: Option<(i64, String)> = tx
         .query_row("SELECT id, key FROM _tidewater_tables WHERE name = ?1", [&table.name], |row| {
@@ -1989,14 +2134,14 @@ fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
             // Another primary key is another journal. What waited under the old one cannot be told apart by the new
             // one, but every row is about to be pending.
             drop_triggers(tx, &table.name)?;
-            tx.execute(
-                "UPDATE _tidewater_tables SET name = name || '#' || id WHERE id = ?1",
-                [id],
-            )?;
+            tx.execute("UPDATE _tidewater_tables SET name = name || '#' || id WHERE id = ?1", [id])?;
         }
     }
     if new {
-        tx.execute("INSERT INTO _tidewater_tables (name, key) VALUES (?1, ?2)", params![table.name, key_json])?;
+        tx.execute(
+            "INSERT INTO _tidewater_tables (name, key) VALUES (?1, ?2)",
+            params![table.name, key_json],
+        )?;
         table.id = tx.last_insert_rowid();
     }
     tx.execute_batch(&capture::create_side_tables(table))?;
@@ -2036,7 +2181,10 @@ fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
         // Rows that were there before, and whatever happened while nobody looked: all of it is compared with the
         // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions.
         tx.execute(&capture::journal_everything(table), [])?;
-        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1", [table.id])?;
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+            [table.id],
+        )?;
     }
     if !new && state == Triggers::Gap {
         return Ok(vec![Notice(format!(

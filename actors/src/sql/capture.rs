@@ -61,7 +61,10 @@ pub(crate) fn create_side_tables(table: &Table) -> String {
     for (kind, extra) in [
         (JOURNAL, ", refused TEXT"),
         (FLIGHT, ", refused TEXT"),
-        (PARKED, ", sqlstate TEXT, message TEXT NOT NULL, \"constraint\" TEXT, row_values TEXT, parked_at TEXT NOT NULL"),
+        (
+            PARKED,
+            ", sqlstate TEXT, message TEXT NOT NULL, \"constraint\" TEXT, row_values TEXT, parked_at TEXT NOT NULL",
+        ),
     ] {
         let name = ident(&side_table(kind, table));
         sql += &format!(
@@ -201,22 +204,30 @@ fn whole_row(table: &Table, row: &str, source: &str, whole: u8) -> String {
 fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
     let mut sets: Vec<Vec<(usize, Option<&str>)>> = vec![table.key.iter().map(|c| (*c, None)).collect()];
     sets.extend(
-        table.uniques.iter().map(|u| u.columns.iter().map(|(c, collation)| (*c, Some(collation.as_str()))).collect()),
+        table
+            .uniques
+            .iter()
+            .map(|u| u.columns.iter().map(|(c, collation)| (*c, Some(collation.as_str()))).collect()),
     );
     sets.into_iter()
         .map(|set| {
             let collides = all(set, |(c, collation)| {
                 let name = ident(&table.columns[c].name);
-                let collate = collation.map_or(String::new(), |collation| format!(" COLLATE {}", ident(collation)));
+                let collate =
+                    collation.map_or(String::new(), |collation| format!(" COLLATE {}", ident(collation)));
                 format!("evicted.{name}{collate} = NEW.{name}")
             });
             let present = all(table.key_names(), |k| format!("evicted.{} IS NOT NULL", ident(k)));
             let other = if update {
-                format!(" AND NOT ({})", all(table.key_names(), |k| format!("evicted.{0} IS OLD.{0}", ident(k))))
+                format!(
+                    " AND NOT ({})",
+                    all(table.key_names(), |k| format!("evicted.{0} IS OLD.{0}", ident(k)))
+                )
             } else {
                 String::new()
             };
-            let source = format!("FROM {} AS evicted WHERE {collides} AND {present}{other}", ident(&table.name));
+            let source =
+                format!("FROM {} AS evicted WHERE {collides} AND {present}{other}", ident(&table.name));
             whole_row(table, "evicted", &source, 0)
         })
         .collect()
@@ -231,7 +242,9 @@ fn unique_columns(table: &Table) -> Vec<usize> {
 }
 
 fn differs(column: &str) -> String {
-    format!("(OLD.{column} IS NOT NEW.{column} COLLATE BINARY OR typeof(OLD.{column}) <> typeof(NEW.{column}))")
+    format!(
+        "(OLD.{column} IS NOT NEW.{column} COLLATE BINARY OR typeof(OLD.{column}) <> typeof(NEW.{column}))"
+    )
 }
 
 fn same(column: &str) -> String {
