@@ -483,6 +483,10 @@ impl From<CloudFailure> for Trouble {
 /// How many prepared statements a pooled connection keeps. Each set of changed columns makes one of its own.
 const STATEMENTS_MAX: usize = 500;
 
+/// How many guilty rows are found in one transaction, which holds locks meanwhile: the rest is found by the rounds
+/// that follow.
+const GUILTY_MAX: usize = 100;
+
 /// How many rows that stand in each other's way are tried in pairs: this many make 276 attempts.
 const PAIRS_MAX: usize = 24;
 
@@ -1206,6 +1210,10 @@ impl CloudSession {
                 again.push(refusal);
             } else {
                 guilty.push(refusal);
+                if guilty.len() == GUILTY_MAX {
+                    // Whether the others are, only what has not been tried yet could tell.
+                    return Ok((taken, guilty));
+                }
             }
         }
         // Together; else one by one, in alternating directions, because chains of them have one; else in pairs.
