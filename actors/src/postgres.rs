@@ -1175,6 +1175,14 @@ impl CloudSession {
             Ok(Err(error)) => {
                 let failure = self.cloud.explain(&error, Phase::Round);
                 match error.as_db_error() {
+                    // Said of our own statement, not of somebody's trigger: the table is not what it was prepared as.
+                    // No row is to blame; the next settlement prepares it anew.
+                    Some(server)
+                        if matches!(server.code().code(), "42P01" | "42703" | "3F000")
+                            && server.where_().is_none() =>
+                    {
+                        Err(Trouble::Failed(CloudFailure { class: FailureClass::Transient, ..failure }))
+                    }
                     Some(server) if failure.class == FailureClass::DataRefused => Err(Trouble::Refused {
                         sqlstate: server.code().code().to_owned(),
                         message: server.message().to_owned(),

@@ -441,6 +441,7 @@ async fn what_does_not_fit_is_reported() {
     for (postgres, expected) in [
         ("CREATE TABLE item (id int8 PRIMARY KEY, name text)", "lacks the column n"),
         ("CREATE TABLE item (id int8, name text, n int8 PRIMARY KEY)", "another primary key (n)"),
+        ("CREATE TABLE item (id int8 PRIMARY KEY DEFERRABLE, name text, n int8)", "another primary key ()"),
         ("CREATE TABLE item (id int8, name text, n int8)", "another primary key ()"),
         (
             "CREATE TABLE item (id int8 PRIMARY KEY, name text, n int8, owner text NOT NULL)",
@@ -978,6 +979,22 @@ async fn two_keys_that_are_one_in_the_cloud_are_refused() {
     let refused = device.refused(&items).await;
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].1, "21000");
+}
+
+/// A table that was dropped or altered after it was prepared is nobody's bad data: prepared anew, the round goes
+/// through.
+#[tokio::test]
+async fn a_table_that_changed_blames_no_row() {
+    let (database, plain, mut device) = bench(ITEM, "").await;
+    let items = [device.insert("item", &[Int(1), Null, Null])];
+    for change in ["DROP TABLE item", "ALTER TABLE item RENAME COLUMN n TO m"] {
+        plain.batch_execute(change).await.unwrap();
+        assert_eq!(device.try_round(&items).await.unwrap_err().class, FailureClass::Transient, "{change}");
+        device.reconnect(&cloud(&database)).await;
+        device.tables = Device::new(&cloud(&database), &tracked(ITEM)).await.tables;
+        assert_eq!(device.round(&items).await, [], "{change}");
+        plain.batch_execute("DELETE FROM item").await.unwrap();
+    }
 }
 
 /// An enumeration as a key: one that the cloud does not know is that row's trouble in an update and a delete too.
