@@ -1092,7 +1092,7 @@ async fn a_commit_without_an_answer_is_in_the_ledger() {
     let trigger = proxy.hold_when_client_sends(b"COMMIT");
     let failure = device.conn.round(device.frame(&id), &items, &[]).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Transient, "{failure:?}");
-    assert!(trigger.is_triggered());
+    trigger.triggered(Duration::from_secs(5)).await;
     assert_eq!(device.reconnect(&cloud).await.round, Some(id));
     assert_eq!(rows(&plain, "SELECT id FROM item").await, ["1"]);
 }
