@@ -8,7 +8,9 @@
 //! _tidewater_seen_N      during a snapshot only: the keys that the cloud has
 //!
 //! entry   known 0: the cloud has no such row; 1: it has, and b<id> holds the value before the change
-//!         whole 1: columns that the triggers do not know may have changed
+//!         whole 1: columns that the triggers do not know may have changed; with known 0, after a time without
+//!                  triggers: the cloud may have the row all the same, so that deleting it here is sent
+//!               2: the row was deleted, beyond doubt
 //!         d<id> 1: the column with that stable id is dirty
 //! ```
 //!
@@ -88,16 +90,17 @@ pub(crate) fn add_column(table: &Table, column: &Column) -> String {
         .concat()
 }
 
-/// Every present row becomes pending, as if it had just been inserted.
-pub(crate) fn journal_everything(table: &Table) -> String {
+/// Every present row becomes pending, as if it had just been inserted. With `known_perhaps`, the cloud may have these
+/// rows, whatever the columns that changed unseen.
+pub(crate) fn journal_everything(table: &Table, known_perhaps: bool) -> String {
     let name = ident(&side_table(JOURNAL, table));
     let keys = list(key_columns(table), |k| k);
     let own = list(table.key_names(), ident);
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
-    let epoch = EPOCH;
+    let (epoch, whole) = (EPOCH, u8::from(known_perhaps));
     format!(
-        "INSERT INTO {name} ({keys}, known, stamp, epoch) SELECT {own}, 0, {NOW}, {epoch} FROM {} WHERE {present} \
-         ON CONFLICT DO NOTHING",
+        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, {whole}, {NOW}, {epoch} FROM {} \
+         WHERE {present} ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
         ident(&table.name),
     )
 }
@@ -122,8 +125,9 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
     let collisions = colliding_rows(table, false);
     trigger("evict_insert", "BEFORE INSERT", "", &collisions.concat());
     let collisions = colliding_rows(table, true);
-    let settable = list(unique_columns(table), |c| ident(&table.columns[c].name));
-    trigger("evict_update", &format!("BEFORE UPDATE OF {settable}"), "", &collisions.concat());
+    // Not `UPDATE OF`, which does not see a key that is set by its other name, rowid.
+    let moves = unique_columns(table).iter().map(|c| same(&ident(&table.columns[*c].name))).collect::<Vec<_>>();
+    trigger("evict_update", "BEFORE UPDATE", &format!("WHEN NOT ({})", moves.join(" AND ")), &collisions.concat());
 
     let inserted = format!(
         "INSERT INTO {} ({keys}, known, stamp, epoch) SELECT {}, 0, {NOW}, {EPOCH} WHERE {}\n  \
@@ -131,9 +135,14 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
         ident(&side_table(JOURNAL, table)),
         list(table.key_names(), |k| format!("NEW.{}", ident(k))),
         key_is_set("NEW"),
-        list(std::iter::once(LIFTED.to_owned()).chain(data.iter().map(|c| format!("d{} = 1", c.id))), |s| s),
+        list(
+            [LIFTED.to_owned(), "whole = min(whole, 1)".to_owned()]
+                .into_iter()
+                .chain(data.iter().map(|c| format!("d{} = 1", c.id))),
+            |s| s
+        ),
     );
-    let deleted = whole_row(table, "OLD", &format!("WHERE {}", key_is_set("OLD")), 0);
+    let deleted = whole_row(table, "OLD", &format!("WHERE {}", key_is_set("OLD")), 2);
     trigger("insert", "AFTER INSERT", "", &inserted);
     trigger("delete", "AFTER DELETE", "", &deleted);
     trigger("rekey", "AFTER UPDATE", &format!("WHEN NOT ({same_key})"), &format!("{deleted}{inserted}"));
@@ -182,6 +191,9 @@ fn whole_row(table: &Table, row: &str, source: &str, whole: u8) -> String {
     let mut values: Vec<String> = table.key_names().iter().map(|k| format!("{row}.{}", ident(k))).collect();
     values.extend(["1".into(), whole.to_string(), NOW.into(), EPOCH.into()]);
     let mut updates = vec![LIFTED.to_owned(), "whole = max(whole, excluded.whole)".to_owned()];
+    if whole == 2 {
+        updates.push("known = max(known, whole = 1)".to_owned());
+    }
     for column in data {
         columns.extend([format!("d{}", column.id), format!("b{}", column.id)]);
         values.extend(["1".into(), format!("{row}.{}", ident(&column.name))]);
@@ -206,9 +218,16 @@ fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
     sets.into_iter()
         .map(|set| {
             let collides = all(set, |(c, collation)| {
-                let name = ident(&table.columns[c].name);
+                let column = &table.columns[c];
+                let name = ident(&column.name);
                 let collate = collation.map_or(String::new(), |collation| format!(" COLLATE {}", ident(collation)));
-                format!("evicted.{name}{collate} = NEW.{name}")
+                // `REPLACE` puts a default where a column refuses NULL, after this trigger.
+                match &column.default {
+                    Some(default) if column.not_null => {
+                        format!("evicted.{name}{collate} = coalesce(NEW.{name}, {default})")
+                    }
+                    _ => format!("evicted.{name}{collate} = NEW.{name}"),
+                }
             });
             let present = all(table.key_names(), |k| format!("evicted.{} IS NOT NULL", ident(k)));
             let other = if update {
