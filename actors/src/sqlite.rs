@@ -329,6 +329,10 @@ pub struct Store {
     sweep: HashMap<i64, Vec<Value>>,
     /// The table with which the next round begins, for the same reason.
     first_table: usize,
+    /// Found while somebody's write was tracked, for the next caller of [`Store::track`].
+    untold: Vec<Notice>,
+    /// What has been said is not said again.
+    told: HashSet<String>,
 }
 
 /// Keeps other supervisors away from the file for as long as it lives.
@@ -411,6 +415,8 @@ impl Store {
             data_version: -1,
             sweep: HashMap::new(),
             first_table: 0,
+            untold: vec![],
+            told: HashSet::new(),
         };
         let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
         tx.execute_batch(include_str!("sql/sqlite/meta.sql")).map_err(explain)?;
@@ -425,7 +431,7 @@ impl Store {
 
     /// The tracked tables, parents first, and the number of their generation.
     pub fn tables(&mut self) -> Result<(u64, Vec<Table>)> {
-        self.track()?;
+        self.look()?;
         Ok((self.generation, self.tables.clone()))
     }
 
@@ -445,6 +451,7 @@ impl Store {
     }
 
     fn try_group(&mut self, callers: &[&[Statement]]) -> Result<Vec<Result<Written>>> {
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut results = Vec::with_capacity(callers.len());
         for caller in callers {
@@ -462,27 +469,37 @@ impl Store {
         let epoch = epoch(&tx)?;
         // New tables get their journal in the transaction that creates them: no row of theirs escapes it.
         let changed = schema_version(&tx)? != self.schema_version;
-        let tracked = if changed { Some(track(&tx)?) } else { None };
+        let tracked = if changed { Some(track(&tx, Missing::IsGap)?) } else { None };
         // Inside the transaction: what somebody else changes right after it has to be noticed.
         let version = schema_version(&tx)?;
         tx.commit()?;
-        if let Some((tables, _)) = tracked {
+        if let Some((tables, notices)) = tracked {
             self.remember(tables, version);
+            self.untold.extend(notices);
         }
         Ok(results.into_iter().map(|result| Ok(Written { epoch, results: result? })).collect())
     }
 
     /// Brings journals and triggers up to date with the schema, if it changed.
     pub fn track(&mut self) -> Result<Vec<Notice>> {
+        self.look()?;
+        let mut notices = std::mem::take(&mut self.untold);
+        // A table that stays local does so after every change of the schema; what happened may happen again.
+        notices.retain(|notice| !notice.0.contains(STAYS_LOCAL) || self.told.insert(notice.0.clone()));
+        Ok(notices)
+    }
+
+    fn look(&mut self) -> Result<()> {
         if schema_version(&self.write)? == self.schema_version {
-            return Ok(vec![]);
+            return Ok(());
         }
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (tables, notices) = track(&tx)?;
+        let (tables, notices) = track(&tx, Missing::IsGap)?;
         let version = schema_version(&tx)?;
         tx.commit()?;
         self.remember(tables, version);
-        Ok(notices)
+        self.untold.extend(notices);
+        Ok(())
     }
 
     fn remember(&mut self, tables: Vec<Table>, version: i64) {
@@ -511,7 +528,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::SchemaChanged`] when the tables are no longer those of `generation`.
     pub fn note_round(&mut self, rows_max: usize, generation: u64, eligible: &[i64]) -> Result<Option<Noted>> {
-        self.track()?;
+        self.look()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
         }
@@ -563,7 +580,7 @@ impl Store {
     /// are merged with the cloud's, those in `left_out` (by their names in the ledger, [`ledger_name`]) wait again as
     /// they were.
     pub fn acknowledge(&mut self, hits: &[Hit], generation: u64, left_out: &[String]) -> Result<()> {
-        self.track()?;
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let Some((id, number)) = round(&tx)? else { return Ok(()) };
         for hit in hits {
@@ -632,7 +649,7 @@ impl Store {
     /// The round did not take effect: its entries wait again, under what was dirtied meanwhile. Rows named here
     /// wait until the rest of the journal has been tried.
     pub fn put_back(&mut self, refused: &[Refusal]) -> Result<()> {
-        self.track()?;
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in &self.tables {
             for refusal in refused.iter().filter(|refusal| refusal.table == table.id) {
@@ -654,7 +671,7 @@ impl Store {
 
     /// Parks refused rows, durably; the rest of the round goes on under an id of its own, which is the answer.
     pub fn park(&mut self, refusals: &[Refusal]) -> Result<Option<(String, i64)>> {
-        self.track()?;
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for refusal in refusals {
             let Some(table) = self.tables.iter().find(|table| table.id == refusal.table) else { continue };
@@ -1151,6 +1168,23 @@ fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
     if let Some(word) = forbidden(&statement.sql) {
         return Err(StoreError::Forbidden(word));
     }
+    if first_word(&statement.sql) == "ALTER" {
+        return alter(conn, statement);
+    }
+    execute(conn, statement)
+}
+
+/// SQLite does not drop a column that a trigger reads. Ours step aside meanwhile; no row changes.
+fn alter(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
+    for table in &track(conn, Missing::IsGap)?.0 {
+        drop_triggers(conn, &table.name)?;
+    }
+    let result = execute(conn, statement)?;
+    track(conn, Missing::IsOurDoing)?;
+    Ok(result)
+}
+
+fn execute(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
     let before = conn.total_changes();
     let mut prepared = conn.prepare_cached(&statement.sql)?;
     let columns = prepared.column_count();
@@ -1171,6 +1205,14 @@ fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
 /// The first word of a statement, if it is one that would end or leave the shared transaction, or change the
 /// connection under everybody.
 fn forbidden(sql: &str) -> Option<String> {
+    const WORDS: [&str; 10] =
+        ["BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM", "PRAGMA"];
+    let word = first_word(sql);
+    WORDS.contains(&word.as_str()).then_some(word)
+}
+
+/// The first word of a statement in capitals, after comments and empty statements.
+fn first_word(sql: &str) -> String {
     let mut rest = sql;
     loop {
         rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == '\u{feff}');
@@ -1179,13 +1221,9 @@ fn forbidden(sql: &str) -> Option<String> {
         } else if let Some(comment) = rest.strip_prefix("/*") {
             rest = comment.split_once("*/").map_or("", |(_, after)| after);
         } else {
-            break;
+            return rest.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_uppercase();
         }
     }
-    let word: String = rest.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_uppercase();
-    const WORDS: [&str; 10] =
-        ["BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM", "PRAGMA"];
-    WORDS.contains(&word.as_str()).then_some(word)
 }
 
 fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Option<T>> {
@@ -1858,8 +1896,17 @@ fn differing(table: &Table, local: &[Value], cloud: &[Value]) -> Local {
 // Tracking
 // ---------------------------------------------------------------------------------------------------------
 
+/// What it means that a table is without its triggers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// Rows may have changed unseen.
+    IsGap,
+    /// Nothing: they were taken off within this transaction, and no row changed since.
+    IsOurDoing,
+}
+
 /// Reads the schema and gives every table that can be tracked its journal and its triggers.
-fn track(tx: &Connection) -> Result<(Vec<Table>, Vec<Notice>)> {
+fn track(tx: &Connection, missing: Missing) -> Result<(Vec<Table>, Vec<Notice>)> {
     let mut notices = vec![];
     let mut tables = vec![];
     let names = query(
@@ -1875,13 +1922,13 @@ fn track(tx: &Connection) -> Result<(Vec<Table>, Vec<Notice>)> {
             Err(reason) => {
                 // Triggers of a table that was tracked once would go on filling a journal that nobody reads.
                 drop_triggers(tx, &name)?;
-                notices.push(Notice(format!("table {name} stays local: {reason}")));
+                notices.push(Notice(format!("table {name} {STAYS_LOCAL}: {reason}")));
             }
         }
     }
     resolve_parents(&mut tables);
     for table in &mut tables {
-        notices.extend(equip(tx, table)?);
+        notices.extend(equip(tx, table, missing)?);
     }
     notices.extend(park_untracked(tx, &tables)?);
     // The order is part of the protocol between store and syncer within one schema version: parents first.
@@ -2027,7 +2074,7 @@ fn resolve_parents(tables: &mut [Table]) {
 }
 
 /// Gives a table its number, its journal and its triggers, and finds out whether it was ever without them.
-fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
+fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Notice>> {
     let key_json = serde_json::Value::from(table.key_names().iter().map(|k| (*k).to_owned()).collect::<Vec<_>>());
     let key_json = key_json.to_string();
     let remembered: Option<(i64, String)> = tx
@@ -2082,7 +2129,10 @@ fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
             }
         };
     }
-    let state = trigger_state(tx, table)?;
+    let state = match (trigger_state(tx, table)?, missing) {
+        (Triggers::Gap, Missing::IsOurDoing) => Triggers::Outdated,
+        (state, _) => state,
+    };
     if state != Triggers::Ours {
         drop_triggers(tx, &table.name)?;
         for (_, sql) in capture::triggers(table) {
@@ -2156,14 +2206,16 @@ fn park_untracked(tx: &Connection, tables: &[Table]) -> Result<Vec<Notice>> {
         let parked = park_all(tx, id, UNTRACKED)?;
         if parked > 0 {
             notices.push(Notice(format!(
-                "table {name} is gone or stays local; {parked} of its changes that the cloud has not seen are parked"
+                "table {name} is not synced any more; {parked} of its changes that the cloud has not seen are parked"
             )));
         }
     }
     Ok(notices)
 }
 
-const UNTRACKED: &str = "the table is gone or stays local";
+const STAYS_LOCAL: &str = "stays local";
+
+const UNTRACKED: &str = "the table is not synced any more";
 
 /// Parks everything that waits under a table's number.
 fn park_all(tx: &Connection, id: i64, message: &str) -> Result<usize> {

@@ -71,7 +71,8 @@ impl Bench {
     /// A program that knows nothing of us.
     fn foreign(&self) -> Connection {
         let conn = Connection::open(self.path()).unwrap();
-        conn.busy_timeout(Duration::from_secs(10)).unwrap();
+        // The bundled library is built with foreign keys on; other programs have them off.
+        conn.execute_batch("PRAGMA busy_timeout = 10000; PRAGMA foreign_keys = off; PRAGMA synchronous = off").unwrap();
         conn
     }
 
@@ -672,11 +673,11 @@ fn automatic_ids() {
     let mut bench = Bench::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a UNIQUE); INSERT INTO t VALUES (-1, 'minus')");
     bench.check();
     let written = bench.ok("INSERT INTO t (a) VALUES ('x')");
-    assert_eq!((written.results[0].last_insert_rowid, written.results[0].rows_changed), (1, 1));
+    assert_eq!((written.results[0].last_insert_rowid, written.results[0].rows_changed), (0, 1));
     let written = bench.ok("INSERT INTO t (a) VALUES ('y'), ('z') RETURNING id, a");
-    assert_eq!(written.results[0].rows, [[int(2), Value::from("y")], [int(3), Value::from("z")]]);
+    assert_eq!(written.results[0].rows, [[int(1), Value::from("y")], [int(2), Value::from("z")]]);
     assert_eq!(written.results[0].rows_changed, 2);
-    let written = bench.ok("UPDATE t SET a = a || '!' WHERE id > 0 RETURNING a");
+    let written = bench.ok("UPDATE t SET a = a || '!' WHERE id >= 0 RETURNING a");
     assert_eq!(written.results[0].rows.len(), 3);
     assert_eq!(bench.ok("UPDATE t SET a = 1 WHERE id = 99").results[0].rows_changed, 0);
     assert_eq!(bench.ok("DELETE FROM t").results[0].rows_changed, 4);
@@ -885,7 +886,10 @@ fn renamed_and_dropped_columns() {
     bench.loose = true;
     bench.check();
     bench.loose = false;
-    bench.foreign_sql("UPDATE t SET bb = 7, c = 7 WHERE id = 1; ALTER TABLE t DROP COLUMN bb; UPDATE t SET a = 7 WHERE id = 2");
+    bench.foreign_sql("UPDATE t SET bb = 7, c = 7 WHERE id = 1");
+    // SQLite refuses to drop a column that a trigger reads: through us it goes, ours step aside.
+    bench.ok("ALTER TABLE t DROP COLUMN bb");
+    bench.foreign_sql("UPDATE t SET a = 7 WHERE id = 2");
     assert_eq!(bench.check(), ["update t 1 c", "update t 2 a"]);
     // The name comes back, the old values do not.
     bench.foreign_sql("ALTER TABLE t ADD COLUMN bb DEFAULT 3");
