@@ -2102,7 +2102,6 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         tx.execute("INSERT INTO _tidewater_tables (name, key) VALUES (?1, ?2)", params![table.name, key_json])?;
         table.id = tx.last_insert_rowid();
     }
-    tx.execute_batch(&capture::create_side_tables(table))?;
     let renamed = forget_columns(tx, table)?;
     for at in 0..table.columns.len() {
         let id: Option<i64> = tx
@@ -2122,12 +2121,16 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
                     |row| row.get(0),
                 )?;
                 table.columns[at].id = id;
-                if !table.is_key(at) {
+                if !new && !table.is_key(at) {
                     tx.execute_batch(&capture::add_column(table, &table.columns[at]))?;
                 }
                 id
             }
         };
+    }
+    if new {
+        // With all their columns at once: adding them one by one takes seconds for hundreds.
+        tx.execute_batch(&capture::create_side_tables(table))?;
     }
     let state = match (trigger_state(tx, table)?, missing) {
         (Triggers::Gap, Missing::IsOurDoing) => Triggers::Outdated,

@@ -54,11 +54,16 @@ pub(crate) fn entry_columns(table: &Table) -> Vec<String> {
     columns
 }
 
-/// Creates the side tables where they are missing.
+/// Creates a new table's side tables.
 pub(crate) fn create_side_tables(table: &Table) -> String {
     let keys = list(key_columns(table), |k| k);
-    let entry = "known INTEGER NOT NULL, whole INTEGER NOT NULL DEFAULT 0, stamp INTEGER, epoch INTEGER, \
-                 seen INTEGER NOT NULL DEFAULT 0";
+    let mut entry = "known INTEGER NOT NULL, whole INTEGER NOT NULL DEFAULT 0, stamp INTEGER, epoch INTEGER, \
+                     seen INTEGER NOT NULL DEFAULT 0"
+        .to_owned();
+    for c in table.data_columns() {
+        let id = table.columns[c].id;
+        entry += &format!(", d{id} INTEGER NOT NULL DEFAULT 0, b{id}");
+    }
     let mut sql = String::new();
     for (kind, extra) in [
         (JOURNAL, ", refused TEXT"),
