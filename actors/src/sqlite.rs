@@ -1073,10 +1073,9 @@ fn check_file(path: &Path) -> Result<Vec<Notice>> {
         Ok(metadata) if !metadata.is_file() => {
             Err(broken("this is not an ordinary file", "name another one with TIDEWATER_DATABASE"))
         }
-        Ok(metadata) => {
-            private_file(path, true).map_err(|error| open_error(path, &error))?;
-            Ok(open_to_others(path, &metadata))
-        }
+        // An existing file is not opened here: closing it again would take away the locks of every connection that this
+        // process has to it, and the next program to leave would delete the log under them.
+        Ok(metadata) => Ok(open_to_others(path, &metadata)),
         Err(_) => {
             private_file(path, true).map_err(|error| open_error(path, &error))?;
             Ok(vec![])
@@ -1285,7 +1284,8 @@ fn entry_from(table: &Table, row: &Row<'_>, first: usize) -> rusqlite::Result<En
     let width = table.columns.len();
     let mut entry = Entry {
         known: row.get(first)?,
-        whole: row.get(first + 1)?,
+        // A deletion says nothing about a row that the cloud never had.
+        whole: row.get::<_, i64>(first + 1)? == 1 || row.get(first)? && row.get(first + 1)?,
         stamp: row.get::<_, Option<i64>>(first + 2)?.unwrap_or(0),
         epoch: row.get::<_, Option<i64>>(first + 3)?.unwrap_or(0),
         seen: row.get(first + 4)?,
@@ -1343,8 +1343,11 @@ fn put_entry(conn: &Connection, table: &Table, kind: &str, key: &[Value], entry:
 fn combine(older: Entry, fresher: Entry) -> Entry {
     let mut both = older;
     // What the cloud has perhaps is known since.
-    both.known |= both.whole && fresher.known;
-    both.whole |= fresher.whole;
+    if both.known {
+        both.whole |= fresher.whole;
+    } else {
+        both.known = both.whole && fresher.known;
+    }
     both.stamp = both.stamp.max(fresher.stamp);
     both.epoch = both.epoch.min(fresher.epoch);
     both.seen = both.seen.max(fresher.seen);
@@ -1363,8 +1366,10 @@ fn merge_entries(conn: &Connection, table: &Table, from: &str, into: &str, where
     let refused = if from == FLIGHT && into == JOURNAL { ", refused" } else { "" };
     let mut updates = vec![
         // What the cloud has perhaps is known since.
-        "known = max(excluded.known, excluded.whole AND known)".to_owned(),
-        "whole = max(whole, excluded.whole)".into(),
+        "known = max(excluded.known, excluded.whole = 1 AND known)".to_owned(),
+        "whole = CASE WHEN whole = 2 THEN 2 WHEN excluded.known THEN max(whole, min(excluded.whole, 1)) \
+         ELSE excluded.whole = 1 END"
+            .into(),
         "stamp = max(stamp, excluded.stamp)".into(),
         "epoch = min(epoch, excluded.epoch)".into(),
         "seen = max(seen, excluded.seen)".into(),

@@ -82,17 +82,37 @@ pub(crate) fn create_side_tables(table: &Table) -> String {
     sql
 }
 
-/// Adds a column's dirty flag and base to the tables that hold entries.
+/// Adds a column's dirty flag and base to the tables that hold entries. Those that are there count the column as
+/// changed from its default: they may have collected changes before the triggers knew it.
 pub(crate) fn add_column(table: &Table, column: &Column) -> String {
     let id = column.id;
     [JOURNAL, FLIGHT, PARKED]
         .map(|kind| {
             let name = ident(&side_table(kind, table));
+            let base = literal_default(column).unwrap_or_else(|| "NULL".into());
             format!(
-                "ALTER TABLE {name} ADD COLUMN d{id} INTEGER NOT NULL DEFAULT 0;\nALTER TABLE {name} ADD COLUMN b{id};\n"
+                "ALTER TABLE {name} ADD COLUMN d{id} INTEGER NOT NULL DEFAULT 0;\nALTER TABLE {name} ADD COLUMN b{id};\n\
+                 UPDATE {name} SET d{id} = 1, b{id} = {base} WHERE known OR whole;\n"
             )
         })
         .concat()
+}
+
+/// A column's default, if it is a constant. A bare or double-quoted word is a text there, and a column elsewhere.
+fn literal_default(column: &Column) -> Option<String> {
+    let text = column.default.as_deref()?.trim();
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let upper = text.to_ascii_uppercase();
+    if text.starts_with(|c: char| c == '\'' || c == '.' || c == '-' || c == '+' || c.is_ascii_digit())
+        || upper.starts_with("X'")
+        || ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"].contains(&upper.as_str())
+    {
+        return Some(text.to_owned());
+    }
+    if let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        return Some(quoted(&inner.replace("\"\"", "\"")));
+    }
+    text.chars().all(|c| c.is_alphanumeric() || c == '_').then(|| quoted(text))
 }
 
 /// Every present row becomes pending, as if it had just been inserted. With `known_perhaps`, the cloud may have these
@@ -129,10 +149,20 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
 
     let collisions = colliding_rows(table, false);
     trigger("evict_insert", "BEFORE INSERT", "", &collisions.concat());
+    // What leaves its key and what comes to another is journaled before foreign-key actions reach the row, which they
+    // do before any AFTER trigger; the AFTER triggers below make it certain.
+    let leaves = whole_row(table, "OLD", &format!("WHERE {} AND NOT ({same_key})", key_is_set("OLD")), 0);
+    let comes = format!(
+        "INSERT INTO {} ({keys}, known, stamp, epoch) SELECT {}, 0, {NOW}, {EPOCH} WHERE {} AND NOT ({same_key})\n  \
+         ON CONFLICT ({keys}) DO UPDATE SET known = known;\n",
+        ident(&side_table(JOURNAL, table)),
+        list(table.key_names(), |k| format!("NEW.{}", ident(k))),
+        key_is_set("NEW"),
+    );
     let collisions = colliding_rows(table, true);
     // Not `UPDATE OF`, which does not see a key that is set by its other name, rowid.
     let moves = unique_columns(table).iter().map(|c| same(&ident(&table.columns[*c].name))).collect::<Vec<_>>();
-    trigger("evict_update", "BEFORE UPDATE", &format!("WHEN NOT ({})", moves.join(" AND ")), &collisions.concat());
+    trigger("evict_update", "BEFORE UPDATE", &format!("WHEN NOT ({})", moves.join(" AND ")), &format!("{leaves}{}{comes}", collisions.concat()));
 
     let inserted = format!(
         "INSERT INTO {} ({keys}, known, stamp, epoch) SELECT {}, 0, {NOW}, {EPOCH} WHERE {}\n  \
@@ -141,7 +171,7 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
         list(table.key_names(), |k| format!("NEW.{}", ident(k))),
         key_is_set("NEW"),
         list(
-            [LIFTED.to_owned(), "whole = min(whole, 1)".to_owned()]
+            [LIFTED.to_owned(), "whole = CASE whole WHEN 2 THEN known ELSE whole END".to_owned()]
                 .into_iter()
                 .chain(data.iter().map(|c| format!("d{} = 1", c.id))),
             |s| s
@@ -160,7 +190,8 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
     };
     let unexplained = whole_row(table, "OLD", "WHERE true", 1);
     let when = |what: &str| format!("WHEN {} AND {same_key} AND {what}", key_is_set("NEW"));
-    trigger("unexplained", "AFTER UPDATE", &when(&format!("NOT ({any})")), &unexplained);
+    // Before, for the same reason: a foreign-key action that comes back to the row must not pass for its first change.
+    trigger("unexplained", "BEFORE UPDATE", &when(&format!("NOT ({any})")), &unexplained);
     if !data.is_empty() {
         let updated = format!(
             "INSERT INTO {} ({keys}, known, stamp, epoch, {}) SELECT {}, 1, {NOW}, {EPOCH}, {} WHERE true\n  \
@@ -174,7 +205,7 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
             }),
             list(std::iter::once(LIFTED.to_owned()).chain(data.iter().map(|c| first_base_wins(c))), |s| s),
         );
-        trigger("update", "AFTER UPDATE", &when(&format!("({any})")), &updated);
+        trigger("update", "BEFORE UPDATE", &when(&format!("({any})")), &updated);
     }
     triggers
 }
@@ -195,9 +226,11 @@ fn whole_row(table: &Table, row: &str, source: &str, whole: u8) -> String {
     columns.extend(["known", "whole", "stamp", "epoch"].map(String::from));
     let mut values: Vec<String> = table.key_names().iter().map(|k| format!("{row}.{}", ident(k))).collect();
     values.extend(["1".into(), whole.to_string(), NOW.into(), EPOCH.into()]);
-    let mut updates = vec![LIFTED.to_owned(), "whole = max(whole, excluded.whole)".to_owned()];
-    if whole == 2 {
-        updates.push("known = max(known, whole = 1)".to_owned());
+    let mut updates = vec![LIFTED.to_owned()];
+    if whole == 1 {
+        updates.push("whole = CASE WHEN known THEN max(whole, 1) ELSE whole END".to_owned());
+    } else {
+        updates.extend(["known = max(known, whole = 1)".to_owned(), "whole = max(whole, excluded.whole)".to_owned()]);
     }
     for column in data {
         columns.extend([format!("d{}", column.id), format!("b{}", column.id)]);
@@ -227,7 +260,7 @@ fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
                 let name = ident(&column.name);
                 let collate = collation.map_or(String::new(), |collation| format!(" COLLATE {}", ident(collation)));
                 // `REPLACE` puts a default where a column refuses NULL, after this trigger.
-                match &column.default {
+                match literal_default(column) {
                     Some(default) if column.not_null => {
                         format!("evicted.{name}{collate} = coalesce(NEW.{name}, {default})")
                     }
