@@ -192,7 +192,10 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
     let when = |what: &str| format!("WHEN {} AND {same_key} AND {what}", key_is_set("NEW"));
     // Before, for the same reason: a foreign-key action that comes back to the row must not pass for its first change.
     trigger("unexplained", "BEFORE UPDATE", &when(&format!("NOT ({any})")), &unexplained);
-    if !data.is_empty() {
+    if data.is_empty() {
+        // For its name: a table without it has a gap.
+        trigger("update", "BEFORE UPDATE", "WHEN 0", "SELECT 0;");
+    } else {
         let updated = format!(
             "INSERT INTO {} ({keys}, known, stamp, epoch, {}) SELECT {}, 1, {NOW}, {EPOCH}, {} WHERE true\n  \
              ON CONFLICT ({keys}) DO UPDATE SET {};\n",
