@@ -24,13 +24,16 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, ToSql, TransactionBehavior, params, params_from_iter,
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, ToSql, TransactionBehavior, params,
+    params_from_iter,
 };
 
 use crate::core::merge::{Entry, Local, Loss, Merged, merge};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{Value, json_array};
-use crate::sql::capture::{self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table};
+use crate::sql::capture::{
+    self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
+};
 use crate::sql::{all, ident, list};
 
 /// Where the file is and how it is used.
@@ -73,7 +76,9 @@ pub enum StoreError {
     #[error("the SQLite file cannot be written: {0}")]
     ReadOnly(String),
     /// The file's contents are damaged.
-    #[error("the SQLite file is damaged: {0}; restore a backup, or recover it with the sqlite3 shell's .recover")]
+    #[error(
+        "the SQLite file is damaged: {0}; restore a backup, or recover it with the sqlite3 shell's .recover"
+    )]
     Damaged(String),
     /// The statement is of a kind that callers may not run, because it would touch other callers' transaction.
     #[error("{0} is not allowed in a write: the writer owns the transaction and its connection")]
@@ -369,7 +374,9 @@ fn open_error(path: &Path, error: &std::io::Error) -> StoreError {
     let remedy = match error.kind() {
         ErrorKind::NotFound => "create its folder, or name another file with TIDEWATER_DATABASE",
         ErrorKind::PermissionDenied => "give this user the right to read and write it and its folder",
-        ErrorKind::ReadOnlyFilesystem => "the disk is read-only: name a file elsewhere with TIDEWATER_DATABASE",
+        ErrorKind::ReadOnlyFilesystem => {
+            "the disk is read-only: name a file elsewhere with TIDEWATER_DATABASE"
+        }
         ErrorKind::StorageFull => "free some space on this disk",
         _ => "name another file with TIDEWATER_DATABASE",
     };
@@ -393,15 +400,20 @@ impl Store {
             StoreError::ReadOnly(reason) | StoreError::Io(reason) => StoreError::Open {
                 path: path.display().to_string(),
                 reason,
-                remedy: "SQLite needs to write the file and its -wal and -shm companions in the same folder".into(),
+                remedy: "SQLite needs to write the file and its -wal and -shm companions in the same folder"
+                    .into(),
             },
             other => other,
         };
         let write = connect(options).map_err(explain)?;
         write.pragma_update(None, "foreign_keys", true).map_err(explain)?;
-        let encoding: String = write.pragma_query_value(None, "encoding", |row| row.get(0)).map_err(explain)?;
+        let encoding: String =
+            write.pragma_query_value(None, "encoding", |row| row.get(0)).map_err(explain)?;
         if encoding != "UTF-8" {
-            notices.push(Notice(format!("{} is encoded in {encoding}; it works, a little slower", path.display())));
+            notices.push(Notice(format!(
+                "{} is encoded in {encoding}; it works, a little slower",
+                path.display()
+            )));
         }
         let apply = connect(options).map_err(explain)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map_err(explain)?;
@@ -527,7 +539,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::SchemaChanged`] when the tables are no longer those of `generation`.
-    pub fn note_round(&mut self, rows_max: usize, generation: u64, eligible: &[i64]) -> Result<Option<Noted>> {
+    pub fn note_round(
+        &mut self,
+        rows_max: usize,
+        generation: u64,
+        eligible: &[i64],
+    ) -> Result<Option<Noted>> {
         self.look()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
@@ -568,7 +585,14 @@ impl Store {
         tx.commit()?;
         self.sweep = sweep;
         self.first_table = self.first_table.wrapping_add(1);
-        Ok(Some(Noted { id, number, tables: self.tables.clone(), generation: self.generation, last_chance, schema_version: self.schema_version }))
+        Ok(Some(Noted {
+            id,
+            number,
+            tables: self.tables.clone(),
+            generation: self.generation,
+            last_chance,
+            schema_version: self.schema_version,
+        }))
     }
 
     /// The round whose outcome is not known yet.
@@ -598,7 +622,8 @@ impl Store {
             }
             let local = read_row(&tx, table, &hit.key)?;
             // Columns that only the cloud changed come with the feed entry that made this a hit.
-            let Merged { entry, losses, .. } = merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
+            let Merged { entry, losses, .. } =
+                merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
             if let Some(entry) = entry {
                 put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
             }
@@ -606,8 +631,11 @@ impl Store {
         }
         if !left_out.is_empty() {
             for table in &self.tables {
-                let sql =
-                    format!("SELECT {} FROM {}", list(key_columns(table), |k| k), ident(&side_table(FLIGHT, table)));
+                let sql = format!(
+                    "SELECT {} FROM {}",
+                    list(key_columns(table), |k| k),
+                    ident(&side_table(FLIGHT, table))
+                );
                 for key in query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))? {
                     if !left_out.contains(&ledger_name(table, &key)) {
                         continue;
@@ -626,7 +654,9 @@ impl Store {
         for table in &self.tables {
             let flight = ident(&side_table(FLIGHT, table));
             retried |= tx
-                .query_row(&format!("SELECT 1 FROM {flight} WHERE refused IS NOT NULL LIMIT 1"), [], |_| Ok(()))
+                .query_row(&format!("SELECT 1 FROM {flight} WHERE refused IS NOT NULL LIMIT 1"), [], |_| {
+                    Ok(())
+                })
                 .optional()?
                 .is_some();
             flushed += tx.execute(&format!("DELETE FROM {flight}"), [])?;
@@ -640,7 +670,8 @@ impl Store {
         tx.execute("DELETE FROM _tidewater_round", [])?;
         set_meta(&tx, "last_round", &id)?;
         set_meta(&tx, "round_number", number)?;
-        let total = meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
+        let total =
+            meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_flushed", total)?;
         tx.commit()?;
         Ok(())
@@ -736,7 +767,8 @@ impl Store {
                 params![last, table],
             )?;
         }
-        let total = meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
+        let total =
+            meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_warmed", total)?;
         tx.commit()?;
         Ok(Applied::Done { changed, conflicts, aside })
@@ -758,7 +790,9 @@ impl Store {
 
     /// Begins a table's snapshot anew: the keys that the cloud shows from now on are remembered.
     pub fn begin_snapshot(&mut self, table: i64) -> Result<()> {
-        let Some(table) = self.tables.iter().find(|t| t.id == table) else { return Err(StoreError::SchemaChanged) };
+        let Some(table) = self.tables.iter().find(|t| t.id == table) else {
+            return Err(StoreError::SchemaChanged);
+        };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
         let seen = ident(&side_table(SEEN, table));
@@ -779,11 +813,14 @@ impl Store {
     /// Rows here that the snapshot did not show and that are not pending: candidates for deletion, to be looked up
     /// once more. Ends the snapshot when there are none.
     pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Vec<Vec<Value>>> {
-        let Some(table) = self.tables.iter().find(|t| t.id == table) else { return Err(StoreError::SchemaChanged) };
+        let Some(table) = self.tables.iter().find(|t| t.id == table) else {
+            return Err(StoreError::SchemaChanged);
+        };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
         let in_side = |kind: &str| {
-            let keys = all(table.key_names().iter().enumerate(), |(at, k)| format!("s.k{at} = t.{}", ident(k)));
+            let keys =
+                all(table.key_names().iter().enumerate(), |(at, k)| format!("s.k{at} = t.{}", ident(k)));
             format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys})", ident(&side_table(kind, table)))
         };
         let sql = format!(
@@ -795,7 +832,10 @@ impl Store {
         );
         let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
         if keys.is_empty() {
-            tx.execute("UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL WHERE id = ?1", [table.id])?;
+            tx.execute(
+                "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL WHERE id = ?1",
+                [table.id],
+            )?;
             tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", ident(&side_table(SEEN, table))))?;
             let version = schema_version(&tx)?;
             tx.commit()?;
@@ -815,9 +855,11 @@ impl Store {
             );
             let keys = query(&self.write, &sql, &[], |row| values(row, 0, table.key.len()))?;
             let table = (table.id, &table.key);
-            lookups.extend(
-                keys.into_iter().map(|values| Lookup { table: table.0, columns: table.1.clone(), values }),
-            );
+            lookups.extend(keys.into_iter().map(|values| Lookup {
+                table: table.0,
+                columns: table.1.clone(),
+                values,
+            }));
         }
         Ok(lookups)
     }
@@ -1204,8 +1246,18 @@ fn execute(conn: &Connection, statement: &Statement) -> Result<StatementResult> 
 /// The first word of a statement, if it is one that would end or leave the shared transaction, or change the
 /// connection under everybody.
 fn forbidden(sql: &str) -> Option<String> {
-    const WORDS: [&str; 10] =
-        ["BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "VACUUM", "PRAGMA"];
+    const WORDS: [&str; 10] = [
+        "BEGIN",
+        "COMMIT",
+        "END",
+        "ROLLBACK",
+        "SAVEPOINT",
+        "RELEASE",
+        "ATTACH",
+        "DETACH",
+        "VACUUM",
+        "PRAGMA",
+    ];
     let word = first_word(sql);
     WORDS.contains(&word.as_str()).then_some(word)
 }
@@ -1220,7 +1272,11 @@ fn first_word(sql: &str) -> String {
         } else if let Some(comment) = rest.strip_prefix("/*") {
             rest = comment.split_once("*/").map_or("", |(_, after)| after);
         } else {
-            return rest.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_uppercase();
+            return rest
+                .chars()
+                .take_while(char::is_ascii_alphabetic)
+                .collect::<String>()
+                .to_ascii_uppercase();
         }
     }
 }
@@ -1233,8 +1289,10 @@ fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Opt
 }
 
 fn set_meta(conn: &Connection, key: &str, value: impl ToSql) -> Result<()> {
-    conn.prepare_cached("INSERT INTO _tidewater_meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value")?
-        .execute(params![key, value])?;
+    conn.prepare_cached(
+        "INSERT INTO _tidewater_meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value",
+    )?
+    .execute(params![key, value])?;
     Ok(())
 }
 
@@ -1361,7 +1419,13 @@ fn combine(older: Entry, fresher: Entry) -> Entry {
 }
 
 /// [`combine`] for a whole table, in SQL: the older entries of `from` go into `into`, and are gone from `from`.
-fn merge_entries(conn: &Connection, table: &Table, from: &str, into: &str, where_clause: &str) -> Result<usize> {
+fn merge_entries(
+    conn: &Connection,
+    table: &Table,
+    from: &str,
+    into: &str,
+    where_clause: &str,
+) -> Result<usize> {
     let columns = entry_columns(table);
     let refused = if from == FLIGHT && into == JOURNAL { ", refused" } else { "" };
     let mut updates = vec![
@@ -1444,8 +1508,10 @@ fn take(
             ))?
             .execute(params_from_iter(after.iter().flatten()))?;
         if moved > 0 {
-            conn.prepare_cached(&format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"))?
-                .execute([])?;
+            conn.prepare_cached(&format!(
+                "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
+            ))?
+            .execute([])?;
         }
         taken += moved;
         if taken >= limit {
@@ -1492,15 +1558,22 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table]) -> Result<()> 
                     names = list(&columns, |c| c.clone()),
                     from_journal = list(&columns, |c| format!("j.{c}")),
                     child_flight = ident(&side_table(FLIGHT, child)),
-                    child_row = all(child.key_names().iter().enumerate(), |(at, k)| format!("c.{} = f.k{at}", ident(k))),
+                    child_row = all(child.key_names().iter().enumerate(), |(at, k)| format!(
+                        "c.{} = f.k{at}",
+                        ident(k)
+                    )),
                     child = ident(&child.name),
                     refers = refers(child, key, "c", "p"),
-                    parent_row = all(parent.key_names().iter().enumerate(), |(at, k)| format!("j.k{at} = p.{}", ident(k))),
+                    parent_row = all(parent.key_names().iter().enumerate(), |(at, k)| format!(
+                        "j.k{at} = p.{}",
+                        ident(k)
+                    )),
                     parent = ident(&parent.name),
                 );
                 let came = conn.prepare_cached(&sql)?.execute([])?;
                 if came > 0 {
-                    let sql = format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})");
+                    let sql =
+                        format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})");
                     conn.prepare_cached(&sql)?.execute([])?;
                 }
                 moved += came;
@@ -1567,15 +1640,18 @@ impl<'a> Applier<'a> {
     /// Answers with what is missing before the page can hold under foreign keys.
     fn run(&mut self) -> Result<Vec<Lookup>> {
         let paging: HashSet<i64> =
-            query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| row.get(0))?
-                .into_iter()
-                .collect();
+            query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
+                row.get(0)
+            })?
+            .into_iter()
+            .collect();
         let mut missing: Vec<Lookup> = vec![];
         let mut collided = vec![];
         let mut deleted = vec![];
         let tables = self.tables;
         for pulled in &self.page.rows {
-            let table = tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
+            let table =
+                tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
             self.forget_aside(table, &pulled.key)?;
             if pulled.row.is_some() && paging.contains(&table.id) {
                 let sql = format!(
@@ -1809,7 +1885,11 @@ impl<'a> Applier<'a> {
                         return Ok(false);
                     }
                     if !in_page {
-                        missing.push(Lookup { table: child.id, columns: child.key.clone(), values: child_key });
+                        missing.push(Lookup {
+                            table: child.id,
+                            columns: child.key.clone(),
+                            values: child_key,
+                        });
                     }
                 }
             }
@@ -1861,20 +1941,29 @@ impl<'a> Applier<'a> {
             let sql = format!(
                 "SELECT 1 FROM {} AS t WHERE {}",
                 ident(&foreign.parent),
-                all(foreign.parent_columns.iter().enumerate(), |(at, p)| format!("t.{} = ?{}", ident(p), at + 1))
+                all(foreign.parent_columns.iter().enumerate(), |(at, p)| format!(
+                    "t.{} = ?{}",
+                    ident(p),
+                    at + 1
+                ))
             );
             if self.tx.prepare_cached(&sql)?.exists(params_from_iter(&values))? {
                 continue;
             }
             let parent = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&foreign.parent));
             let lookup = parent.and_then(|parent| {
-                let columns = foreign.parent_columns.iter().map(|p| parent.column(p)).collect::<Option<_>>()?;
+                let columns =
+                    foreign.parent_columns.iter().map(|p| parent.column(p)).collect::<Option<_>>()?;
                 Some(Lookup { table: parent.id, columns, values })
             });
             match lookup {
                 Some(lookup) if !self.page.absent.contains(&lookup) => missing.push(lookup),
                 _ => {
-                    let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
+                    let sql = format!(
+                        "DELETE FROM {} AS t WHERE {}",
+                        ident(&table.name),
+                        row_is(table, "t", param)
+                    );
                     if !self.is_pending(table, &pulled.key)? {
                         self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
                         self.put_aside(pulled, &format!("its parent in {} is nowhere", foreign.parent))?;
@@ -2080,7 +2169,8 @@ fn resolve_parents(tables: &mut [Table]) {
 
 /// Gives a table its number, its journal and its triggers, and finds out whether it was ever without them.
 fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Notice>> {
-    let key_json = serde_json::Value::from(table.key_names().iter().map(|k| (*k).to_owned()).collect::<Vec<_>>());
+    let key_json =
+        serde_json::Value::from(table.key_names().iter().map(|k| (*k).to_owned()).collect::<Vec<_>>());
     let key_json = key_json.to_string();
     let remembered: Option<(i64, String)> = tx
         .query_row("SELECT id, key FROM _tidewater_tables WHERE name = ?1", [&table.name], |row| {
@@ -2098,13 +2188,18 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
             drop_triggers(tx, &table.name)?;
             let journal = ident(&format!("_tidewater_{JOURNAL}_{id}"));
             let flight = ident(&format!("_tidewater_{FLIGHT}_{id}"));
-            tx.execute_batch(&format!("DELETE FROM {journal} WHERE whole < 2; DELETE FROM {flight} WHERE whole < 2;"))?;
+            tx.execute_batch(&format!(
+                "DELETE FROM {journal} WHERE whole < 2; DELETE FROM {flight} WHERE whole < 2;"
+            ))?;
             park_all(tx, id, "the table has another primary key since")?;
             tx.execute("UPDATE _tidewater_tables SET name = name || '#' || id WHERE id = ?1", [id])?;
         }
     }
     if new {
-        tx.execute("INSERT INTO _tidewater_tables (name, key) VALUES (?1, ?2)", params![table.name, key_json])?;
+        tx.execute(
+            "INSERT INTO _tidewater_tables (name, key) VALUES (?1, ?2)",
+            params![table.name, key_json],
+        )?;
         table.id = tx.last_insert_rowid();
     }
     let renamed = forget_columns(tx, table)?;
@@ -2156,7 +2251,10 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions. A renamed
         // column is one that the cloud does not have, whatever is in it.
         tx.execute(&capture::journal_everything(table, !new), [])?;
-        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1", [table.id])?;
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+            [table.id],
+        )?;
     }
     if !new && state == Triggers::Gap {
         return Ok(vec![Notice(format!(
@@ -2178,9 +2276,13 @@ fn forget_columns(tx: &Connection, table: &Table) -> Result<bool> {
     let gone: Vec<i64> =
         remembered.iter().filter(|(_, name)| table.column(name).is_none()).map(|(id, _)| *id).collect();
     for id in &gone {
-        tx.execute("UPDATE _tidewater_columns SET gone = 1 WHERE table_id = ?1 AND id = ?2", params![table.id, id])?;
+        tx.execute(
+            "UPDATE _tidewater_columns SET gone = 1 WHERE table_id = ?1 AND id = ?2",
+            params![table.id, id],
+        )?;
     }
-    let came = table.columns.iter().any(|c| !remembered.iter().any(|(_, name)| name.eq_ignore_ascii_case(&c.name)));
+    let came =
+        table.columns.iter().any(|c| !remembered.iter().any(|(_, name)| name.eq_ignore_ascii_case(&c.name)));
     Ok(!gone.is_empty() && came)
 }
 

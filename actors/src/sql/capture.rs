@@ -57,9 +57,10 @@ pub(crate) fn entry_columns(table: &Table) -> Vec<String> {
 /// Creates a new table's side tables.
 pub(crate) fn create_side_tables(table: &Table) -> String {
     let keys = list(key_columns(table), |k| k);
-    let mut entry = "known INTEGER NOT NULL, whole INTEGER NOT NULL DEFAULT 0, stamp INTEGER, epoch INTEGER, \
+    let mut entry =
+        "known INTEGER NOT NULL, whole INTEGER NOT NULL DEFAULT 0, stamp INTEGER, epoch INTEGER, \
                      seen INTEGER NOT NULL DEFAULT 0"
-        .to_owned();
+            .to_owned();
     for c in table.data_columns() {
         let id = table.columns[c].id;
         entry += &format!(", d{id} INTEGER NOT NULL DEFAULT 0, b{id}");
@@ -68,7 +69,10 @@ pub(crate) fn create_side_tables(table: &Table) -> String {
     for (kind, extra) in [
         (JOURNAL, ", refused TEXT"),
         (FLIGHT, ", refused TEXT"),
-        (PARKED, ", sqlstate TEXT, message TEXT NOT NULL, \"constraint\" TEXT, row_values TEXT, parked_at TEXT NOT NULL"),
+        (
+            PARKED,
+            ", sqlstate TEXT, message TEXT NOT NULL, \"constraint\" TEXT, row_values TEXT, parked_at TEXT NOT NULL",
+        ),
     ] {
         let name = ident(&side_table(kind, table));
         sql += &format!(
@@ -105,7 +109,8 @@ fn literal_default(column: &Column) -> Option<String> {
     let upper = text.to_ascii_uppercase();
     if text.starts_with(|c: char| c == '\'' || c == '.' || c == '-' || c == '+' || c.is_ascii_digit())
         || upper.starts_with("X'")
-        || ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"].contains(&upper.as_str())
+        || ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"]
+            .contains(&upper.as_str())
     {
         return Some(text.to_owned());
     }
@@ -161,8 +166,14 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
     );
     let collisions = colliding_rows(table, true);
     // Not `UPDATE OF`, which does not see a key that is set by its other name, rowid.
-    let moves = unique_columns(table).iter().map(|c| same(&ident(&table.columns[*c].name))).collect::<Vec<_>>();
-    trigger("evict_update", "BEFORE UPDATE", &format!("WHEN NOT ({})", moves.join(" AND ")), &format!("{leaves}{}{comes}", collisions.concat()));
+    let moves =
+        unique_columns(table).iter().map(|c| same(&ident(&table.columns[*c].name))).collect::<Vec<_>>();
+    trigger(
+        "evict_update",
+        "BEFORE UPDATE",
+        &format!("WHEN NOT ({})", moves.join(" AND ")),
+        &format!("{leaves}{}{comes}", collisions.concat()),
+    );
 
     let inserted = format!(
         "INSERT INTO {} ({keys}, known, stamp, epoch) SELECT {}, 0, {NOW}, {EPOCH} WHERE {}\n  \
@@ -233,7 +244,10 @@ fn whole_row(table: &Table, row: &str, source: &str, whole: u8) -> String {
     if whole == 1 {
         updates.push("whole = CASE WHEN known THEN max(whole, 1) ELSE whole END".to_owned());
     } else {
-        updates.extend(["known = max(known, whole = 1)".to_owned(), "whole = max(whole, excluded.whole)".to_owned()]);
+        updates.extend([
+            "known = max(known, whole = 1)".to_owned(),
+            "whole = max(whole, excluded.whole)".to_owned(),
+        ]);
     }
     for column in data {
         columns.extend([format!("d{}", column.id), format!("b{}", column.id)]);
@@ -254,14 +268,18 @@ fn whole_row(table: &Table, row: &str, source: &str, whole: u8) -> String {
 fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
     let mut sets: Vec<Vec<(usize, Option<&str>)>> = vec![table.key.iter().map(|c| (*c, None)).collect()];
     sets.extend(
-        table.uniques.iter().map(|u| u.columns.iter().map(|(c, collation)| (*c, Some(collation.as_str()))).collect()),
+        table
+            .uniques
+            .iter()
+            .map(|u| u.columns.iter().map(|(c, collation)| (*c, Some(collation.as_str()))).collect()),
     );
     sets.into_iter()
         .map(|set| {
             let collides = all(set, |(c, collation)| {
                 let column = &table.columns[c];
                 let name = ident(&column.name);
-                let collate = collation.map_or(String::new(), |collation| format!(" COLLATE {}", ident(collation)));
+                let collate =
+                    collation.map_or(String::new(), |collation| format!(" COLLATE {}", ident(collation)));
                 // `REPLACE` puts a default where a column refuses NULL, after this trigger.
                 match literal_default(column) {
                     Some(default) if column.not_null => {
@@ -272,11 +290,15 @@ fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
             });
             let present = all(table.key_names(), |k| format!("evicted.{} IS NOT NULL", ident(k)));
             let other = if update {
-                format!(" AND NOT ({})", all(table.key_names(), |k| format!("evicted.{0} IS OLD.{0}", ident(k))))
+                format!(
+                    " AND NOT ({})",
+                    all(table.key_names(), |k| format!("evicted.{0} IS OLD.{0}", ident(k)))
+                )
             } else {
                 String::new()
             };
-            let source = format!("FROM {} AS evicted WHERE {collides} AND {present}{other}", ident(&table.name));
+            let source =
+                format!("FROM {} AS evicted WHERE {collides} AND {present}{other}", ident(&table.name));
             whole_row(table, "evicted", &source, 0)
         })
         .collect()
@@ -291,7 +313,9 @@ fn unique_columns(table: &Table) -> Vec<usize> {
 }
 
 fn differs(column: &str) -> String {
-    format!("(OLD.{column} IS NOT NEW.{column} COLLATE BINARY OR typeof(OLD.{column}) <> typeof(NEW.{column}))")
+    format!(
+        "(OLD.{column} IS NOT NEW.{column} COLLATE BINARY OR typeof(OLD.{column}) <> typeof(NEW.{column}))"
+    )
 }
 
 fn same(column: &str) -> String {
