@@ -1317,10 +1317,6 @@ fn history(seed: u64) {
         foreign.execute_batch(&pragmas).unwrap();
         let shell = rng.usize(0..20) == 0;
         for step in 0..rng.usize(5..40) {
-            if std::env::var("DBG").is_ok() {
-                let t = std::env::var("DBG").unwrap();
-                log += &format!("   J {}\n", bench.all(&format!("SELECT k0, known, whole, (SELECT count(*) FROM _tidewater_round) FROM _tidewater_journal_{t}")));
-            }
             match rng.usize(0..24) {
                 0..=6 => {
                     let callers: Vec<Vec<Statement>> = (0..rng.usize(1..4))
