@@ -7,6 +7,9 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`settings`] | every knob, its layers, its bounds; `config/*.toml` are compiled in |
+//! | [`Database`] | the facade: open, write, read, synced, subscribe, shutdown |
+//! | [`run`](run()) | the same as a process, with the control socket |
+//! | [`Error`] | what can go wrong, and whether a retry helps |
 //! | [`cli`] | flags, verbs, exit statuses, the status page |
 //! | [`control`] | the Unix socket beside the database, over which a verb reaches the supervisor |
 //! | [`signals`] | SIGINT and SIGTERM, for the binary |
@@ -16,6 +19,18 @@
 
 pub mod cli;
 pub mod control;
+mod database;
+mod error;
+mod run;
 pub mod settings;
 pub mod signals;
 pub mod telemetry;
+
+pub use database::{Committed, Database, Receipt};
+pub use error::Error;
+pub use run::run;
+/// The `Connection` that [`Database::read`] hands out is this version's.
+pub use rusqlite;
+pub use tidewater_actors::core::value::Value;
+pub use tidewater_actors::messages::{AvailabilityChanged, Detection, ProxyStatus, StatusSummary, SyncError};
+pub use tidewater_actors::sqlite::{Statement, StatementResult, StoreError};

@@ -108,8 +108,8 @@ impl<W: Write> Drain for TextDrain<W> {
     type Ok = ();
     type Err = io::Error;
 
-    fn log(&self, record: &Record<'_>, context: &OwnedKVList) -> io::Result<()> {
-        let line = text_line(local_now(), self.colour, record, context);
+    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> io::Result<()> {
+        let line = text_line(local_now(), self.colour, record);
         let mut writer = self.writer.borrow_mut();
         // One call per line, so that lines of several processes on one terminal do not mix.
         writer.write_all(line.as_bytes())?;
@@ -117,7 +117,7 @@ impl<W: Write> Drain for TextDrain<W> {
     }
 }
 
-fn text_line(now: OffsetDateTime, colour: bool, record: &Record<'_>, context: &OwnedKVList) -> String {
+fn text_line(now: OffsetDateTime, colour: bool, record: &Record<'_>) -> String {
     let time = now.format(format_description!("[hour]:[minute]:[second]")).unwrap_or_default();
     let name = level_name(record.level());
     let mut line = match colour_of(record.level()).filter(|_| colour) {
@@ -125,9 +125,9 @@ fn text_line(now: OffsetDateTime, colour: bool, record: &Record<'_>, context: &O
         None => format!("{time} | {name} | "),
     };
     push_escaped(&mut line, &record.msg().to_string());
-    // The event's own first, then the logger's.
+    // The event's pairs only. The logger's own (which actor speaks) are for machines, in the JSON format: people grep
+    // for whole lines, whose text is fixed.
     push_pairs(&mut line, |pairs| record.kv().serialize(record, pairs));
-    push_pairs(&mut line, |pairs| context.serialize(record, pairs));
     line.push('\n');
     line
 }
@@ -252,11 +252,7 @@ mod tests {
             let log = log.new(o!("actor" => "syncer"));
             info!(log, "flushed"; "rows" => 3, "took_ms" => 1.5);
         });
-        assert!(
-            lines[0].ends_with(" | INFO | flushed | rows=3 | took_ms=1.5 | actor=syncer"),
-            "{}",
-            lines[0]
-        );
+        assert!(lines[0].ends_with(" | INFO | flushed | rows=3 | took_ms=1.5"), "{}", lines[0]);
     }
 
     /// A message or value with a line break cannot forge a second line.

@@ -1,6 +1,7 @@
 //! The machine of tidewater: actors, their messages, and the pure state machines inside them.
 
 pub mod circuit_breaker;
+pub mod cloud_syncer;
 pub mod core;
 pub mod endpoint;
 pub mod messages;
@@ -8,3 +9,5 @@ pub mod postgres;
 pub mod proxy_watcher;
 mod sql;
 pub mod sqlite;
+pub mod sqlite_writer;
+pub mod supervision;

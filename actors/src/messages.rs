@@ -12,10 +12,17 @@
 //! Commands are imperative, facts are in the past tense. Messages are hints (P6): each may be lost at the cost
 //! of latency, because whoever starts anew reads SQLite.
 
+use std::sync::Arc;
+
 use actix::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::core::failure::FailureClass;
+use crate::core::schema::Table;
+use crate::core::value::Value;
+use crate::sqlite::{
+    Applied, Cursor, Hit, Link, Lookup, Noted, Page, Refusal, Statement, StoreError, Written,
+};
 
 // ---------------------------------------------------------------------------------------------------------
 // Control plane
@@ -131,4 +138,253 @@ pub struct CircuitReport {
     pub consecutive_failures: u32,
     /// Why it is open, where it is.
     pub reason: Option<String>,
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Data plane: the writer
+// ---------------------------------------------------------------------------------------------------------
+
+/// The writer's answer to most messages.
+pub type Stored<T> = Result<T, StoreError>;
+
+/// Runs statements as one unit, durably: the answer comes after the fsync.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<Written>")]
+pub struct Write(pub Vec<Statement>);
+
+/// The tracked tables and the number of their generation.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<(u64, Vec<Table>)>")]
+pub struct GetTables;
+
+/// What the file remembers of the link, and the round whose outcome is not known, by id and number.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<(Link, Option<(String, i64)>)>")]
+pub struct GetLink;
+
+/// Moves the next window of the journal in flight.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<Option<Noted>>")]
+pub struct NoteRound {
+    /// The most rows, their pending parents not counted.
+    pub rows_max: usize,
+    /// The generation of the tables that the sender knows.
+    pub generation: u64,
+    /// The ids of the tables whose cloud side is ready.
+    pub eligible: Vec<i64>,
+}
+
+/// The round took effect.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct AcknowledgeRound {
+    /// Rows that left it, with the cloud's rows.
+    pub hits: Vec<Hit>,
+    /// The generation of the tables that the hits' rows belong to.
+    pub generation: u64,
+    /// Rows that left it, by their names in the ledger, when a crash took the rest.
+    pub left_out: Vec<String>,
+}
+
+/// The round did not take effect.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct PutBackRound {
+    /// Rows that wait until the rest of the journal has been tried.
+    pub refused: Vec<Refusal>,
+}
+
+/// Nothing of the round has to be sent.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct DissolveRound;
+
+/// Parks refused rows; the rest of the round goes on under the id in the answer.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<Option<(String, i64)>>")]
+pub struct ParkRows(pub Vec<Refusal>);
+
+/// Applies a page of the cloud's rows, with its cursor, in one transaction.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<Applied>")]
+pub struct ApplyPage {
+    /// The page.
+    pub page: Arc<Page>,
+    /// The generation of the tables that its rows belong to.
+    pub generation: u64,
+}
+
+/// How far a table's snapshot has come; `None` when it is complete.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<Option<Option<Vec<String>>>>")]
+pub struct GetSnapshotPosition(pub i64);
+
+/// Begins a table's snapshot.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct BeginSnapshot(pub i64);
+
+/// Rows that a table's snapshot did not show; none ends it.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<Vec<Vec<Value>>>")]
+pub struct GetSnapshotLeftovers {
+    /// The table's id.
+    pub table: i64,
+    /// The most rows.
+    pub limit: usize,
+}
+
+/// Remembers the cloud table of a tracked one, or that there is none that can be used; where it is another one than
+/// before, the table is compared anew.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct RememberCloudTable {
+    /// The table's id.
+    pub table: i64,
+    /// PostgreSQL's number of the cloud table.
+    pub oid: Option<u32>,
+}
+
+/// The cloud table was emptied, or changed in a way that the feed cannot tell: it is compared anew.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct CompareAnew(pub i64);
+
+/// Rows of the cloud that could not be stored yet.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<Vec<Lookup>>")]
+pub struct GetSetAside;
+
+/// The cloud that this file belongs to from now on.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct RememberCloud(pub String);
+
+/// Fixes the feed's cursor, or forgets it: then every table is compared anew.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct FixCursor(pub Option<Cursor>);
+
+/// History changed under this file: it starts over as a new device.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct StartOver {
+    /// Everything here counts as pending again.
+    pub resend: bool,
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Data plane: the syncer
+// ---------------------------------------------------------------------------------------------------------
+
+/// There are new entries in the journal. A hint.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct JournalGrew;
+
+/// Waits until everything that was dirty at an epoch, or before, is in the cloud.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Result<(), SyncError>")]
+pub struct WaitSynced {
+    /// The receipt's epoch.
+    pub epoch: i64,
+}
+
+/// Runs a cycle now and answers when it ended.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Result<(), SyncError>")]
+pub struct SyncNow;
+
+/// Why something that needs the cloud did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SyncError {
+    /// The cloud is not available now. What was written is safe and goes out by itself later.
+    #[error("Cloud SQL is not available: {0}")]
+    Offline(String),
+    /// The cloud is reachable, but must not be synced with.
+    #[error("the sync is blocked: {0}")]
+    Blocked(String),
+    /// A row of the write is refused by PostgreSQL and parked.
+    #[error("a row of this write, or of one before it, is refused by PostgreSQL and parked")]
+    Parked,
+    /// The cycle failed; the next one follows by itself.
+    #[error("the sync failed: {0}")]
+    Failed(String),
+    /// The local file could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SyncError {
+    /// Whether waiting and asking again can help.
+    pub fn retry_helps(&self) -> bool {
+        match self {
+            Self::Offline(_) | Self::Failed(_) => true,
+            Self::Blocked(_) | Self::Parked => false,
+            Self::Store(error) => error.retry_helps(),
+        }
+    }
+}
+
+/// Asks the syncer what it is doing.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "SyncReport")]
+pub struct GetSyncReport;
+
+// ---------------------------------------------------------------------------------------------------------
+// `status --json`
+// ---------------------------------------------------------------------------------------------------------
+
+/// The syncer's part of `status --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct SyncReport {
+    /// `offline`, `blocked`, `warming`, `flushing` or `idle`.
+    pub state: String,
+    /// Why, where it is blocked or the last cycle failed.
+    pub detail: Option<String>,
+    /// Rows that the cloud has not seen, parked ones excluded.
+    pub pending: u64,
+    /// Rows that the cloud refuses.
+    pub parked: u64,
+    /// Values that lost a conflict.
+    pub conflicts: u64,
+    /// Rows that went to the cloud, since the file was made.
+    pub rows_flushed: u64,
+    /// Rows that came from it.
+    pub rows_warmed: u64,
+}
+
+/// The file's part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct SqliteReport {
+    /// Where it is.
+    pub path: String,
+    /// `wal`.
+    pub journal_mode: String,
+}
+
+/// One actor's part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ActorReport {
+    /// Its name.
+    pub name: String,
+    /// `running` or `restarting`.
+    pub state: String,
+    /// How often it was restarted.
+    pub restarts: u32,
+}
+
+/// Everything: `status --json`, and `Database::status_summary`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct StatusSummary {
+    /// The watcher's.
+    pub proxy: ProxyReport,
+    /// The breaker's.
+    pub circuit: CircuitReport,
+    /// The syncer's.
+    pub sync: SyncReport,
+    /// The file's.
+    pub sqlite: SqliteReport,
+    /// The actors'.
+    pub actors: Vec<ActorReport>,
 }

@@ -117,8 +117,11 @@ impl Cloud {
         if let Some(password) = &options.password {
             config.password(password);
         }
-        let manager =
-            Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Verified });
+        let manager = Manager::from_config(
+            config,
+            NoTls,
+            ManagerConfig { recycling_method: RecyclingMethod::Verified },
+        );
         let pool = Pool::builder(manager)
             .max_size(options.pool_max.max(2))
             .runtime(Runtime::Tokio1)
@@ -170,7 +173,9 @@ impl Cloud {
                 FailureClass::NotOurs,
                 format!("another database answers: this file belongs to {expected}, it is {found}"),
             )
-            .with_remedy("point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with")),
+            .with_remedy(
+                "point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with",
+            )),
             _ => Ok(()),
         }
     }
@@ -181,14 +186,11 @@ impl Cloud {
     /// With the class that says what to do. Bounded by the timeout of the options.
     pub async fn connect(&self) -> Result<CloudSession> {
         match bounded(self.options.timeout * 2, async { Ok(self.pool.get().await) }).await? {
-            Ok(client) => {
-                Ok(CloudSession { client: Client(Some(client)), cloud: self.clone() })
-            }
+            Ok(client) => Ok(CloudSession { client: Client(Some(client)), cloud: self.clone() }),
             Err(PoolError::Backend(error)) => Err(self.explain(&error, Phase::Startup)),
-            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Wait)) => Err(CloudFailure::new(
-                FailureClass::CheckFailed,
-                "every connection of the pool is in use",
-            )),
+            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Wait)) => {
+                Err(CloudFailure::new(FailureClass::CheckFailed, "every connection of the pool is in use"))
+            }
             Err(PoolError::Timeout(_)) => Err(silent(self.options.timeout)),
             Err(error) => Err(CloudFailure::new(FailureClass::CheckFailed, error.to_string())),
         }
@@ -204,7 +206,8 @@ impl Cloud {
             failure.remedy = self.remedy(sqlstate);
             return failure;
         }
-        let io_kind = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+        let io_kind =
+            error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
         let text = match error.source() {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
@@ -219,13 +222,23 @@ impl Cloud {
                 | io::ErrorKind::BrokenPipe
                 | io::ErrorKind::UnexpectedEof,
             ) => {
-                if starting { FailureClass::NotAnswering } else { FailureClass::Transient }
+                if starting {
+                    FailureClass::NotAnswering
+                } else {
+                    FailureClass::Transient
+                }
             }
-            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) if starting => FailureClass::NotOurs,
+            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) if starting => {
+                FailureClass::NotOurs
+            }
             Some(_) if starting => FailureClass::CheckFailed,
             Some(_) => FailureClass::Transient,
             None if error.is_closed() => {
-                if starting { FailureClass::NotAnswering } else { FailureClass::Transient }
+                if starting {
+                    FailureClass::NotAnswering
+                } else {
+                    FailureClass::Transient
+                }
             }
             // The driver's words for a password that is missing, or a login method that it does not know.
             None if text.contains("password") || text.contains("authentication") => FailureClass::Credentials,
@@ -247,7 +260,9 @@ impl Cloud {
         let (user, database) = (&self.options.user, &self.options.database);
         Some(match sqlstate {
             "28P01" => format!("check CLOUD_SQL_USER ({user}) and CLOUD_SQL_PASSWORD"),
-            "28000" => format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user)),
+            "28000" => {
+                format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user))
+            }
             "3D000" => format!("create database {database}, or check CLOUD_SQL_DATABASE"),
             "42501" => format!(
                 "grant it: GRANT CONNECT, CREATE ON DATABASE {} TO {}; GRANT USAGE, CREATE ON SCHEMA {} TO {}",
@@ -276,7 +291,10 @@ struct Client(Option<Object>);
 
 impl std::ops::Deref for Client {
     type Target = Object;
-    #[expect(clippy::expect_used, reason = "emptied only by `finish`, which consumes the session, and by drop")]
+    #[expect(
+        clippy::expect_used,
+        reason = "emptied only by `finish`, which consumes the session, and by drop"
+    )]
     fn deref(&self) -> &Object {
         self.0.as_ref().expect("a session has its connection until it ends")
     }
@@ -491,7 +509,8 @@ impl CloudSession {
     /// # Errors
     /// [`FailureClass::Credentials`] with the grant that is missing, [`FailureClass::NotOurs`] for another cloud.
     pub async fn bootstrap(&self) -> Result<String> {
-        let there = self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
+        let there =
+            self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
         if !there.first().is_some_and(|row| row.get(0)) {
             self.batch(
                 &format!(
@@ -511,7 +530,8 @@ impl CloudSession {
     /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.
     pub async fn settle(&self, device: &str, session: &str) -> Result<Ledger> {
         let (device, session) = (parse_uuid(device)?, parse_uuid(session)?);
-        let rows = self.query(include_str!("sql/postgres/settle.sql"), &[&device, &session], Phase::Setup).await?;
+        let rows =
+            self.query(include_str!("sql/postgres/settle.sql"), &[&device, &session], Phase::Setup).await?;
         let row = rows.first().ok_or_else(|| unexpected("the ledger did not answer"))?;
         Ok(Ledger {
             round: row.get::<_, Option<Uuid>>(0).map(|id| id.to_string()),
@@ -523,7 +543,8 @@ impl CloudSession {
 
     /// The feed's horizon: everything below it has committed or never will.
     pub async fn horizon(&self) -> Result<Cursor> {
-        let rows = self.query("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[], Phase::Pull).await?;
+        let rows =
+            self.query("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[], Phase::Pull).await?;
         let xid = rows.first().map(|row| row.get(0)).ok_or_else(|| unexpected("no snapshot"))?;
         // An entry's own number starts at 1.
         Ok(Cursor { xid, id: 0, tag: None })
@@ -562,7 +583,10 @@ impl CloudSession {
         for at in &created {
             for sql in cloud::foreign_keys(&tables[*at], tables, schema) {
                 if let Err(refusal) = self.ddl(&sql).await? {
-                    notes.push(format!("table {}: a foreign key is not kept in the cloud: {refusal}", tables[*at].name));
+                    notes.push(format!(
+                        "table {}: a foreign key is not kept in the cloud: {refusal}",
+                        tables[*at].name
+                    ));
                 }
             }
         }
@@ -581,7 +605,8 @@ impl CloudSession {
         let missing: Vec<usize> =
             (0..table.columns.len()).filter(|c| !found.contains_key(&table.columns[*c].name)).collect();
         if !missing.is_empty() {
-            let names = missing.iter().map(|c| table.columns[*c].name.as_str()).collect::<Vec<_>>().join(", ");
+            let names =
+                missing.iter().map(|c| table.columns[*c].name.as_str()).collect::<Vec<_>>().join(", ");
             if !self.cloud.options.add_columns {
                 return Ok(Prepared::NotYet(format!(
                     "its cloud table lacks the column {names}; add it, or set cloud.add_columns to auto"
@@ -591,7 +616,9 @@ impl CloudSession {
                 // Rows that are there have no value for it, so the cloud cannot demand one.
                 let definition = cloud::column_definition(table, c).replace(" NOT NULL", "");
                 let target = cloud::qualified(&self.cloud.options.schema, &table.name);
-                if let Err(refusal) = self.ddl(&format!("ALTER TABLE {target} ADD COLUMN {definition}")).await? {
+                if let Err(refusal) =
+                    self.ddl(&format!("ALTER TABLE {target} ADD COLUMN {definition}")).await?
+                {
                     return Ok(Prepared::NotYet(format!("the column {names} cannot be added: {refusal}")));
                 }
             }
@@ -634,7 +661,11 @@ impl CloudSession {
     }
 
     /// Installs the feed's triggers of a table where they are not all there.
-    async fn cover(&self, table: &Table, cloud_table: &CloudTable) -> Result<std::result::Result<(), String>> {
+    async fn cover(
+        &self,
+        table: &Table,
+        cloud_table: &CloudTable,
+    ) -> Result<std::result::Result<(), String>> {
         let events = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
         let names: Vec<String> = events.iter().map(|event| cloud::feed_trigger(event)).collect();
         let rows = self
@@ -648,7 +679,8 @@ impl CloudSession {
             return Ok(Ok(()));
         }
         let target = cloud::qualified(&cloud_table.schema, &cloud_table.name);
-        let drops: String = names.iter().map(|name| format!("DROP TRIGGER IF EXISTS {name} ON {target};\n")).collect();
+        let drops: String =
+            names.iter().map(|name| format!("DROP TRIGGER IF EXISTS {name} ON {target};\n")).collect();
         self.ddl(&format!("{drops}{}", cloud::feed(table, cloud_table))).await
     }
 
@@ -666,7 +698,9 @@ impl CloudSession {
     /// Runs DDL in a transaction of its own, under the lock that keeps devices from tripping over each other. The
     /// inner error is PostgreSQL's refusal.
     async fn ddl(&self, sql: &str) -> Result<std::result::Result<(), String>> {
-        let sql = format!("BEGIN; SET LOCAL lock_timeout = '10s'; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{sql};\nCOMMIT;");
+        let sql = format!(
+            "BEGIN; SET LOCAL lock_timeout = '10s'; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{sql};\nCOMMIT;"
+        );
         match self.batch(&sql, Phase::Round).await {
             Ok(()) => Ok(Ok(())),
             Err(failure) if failure.class == FailureClass::DataRefused => {
@@ -743,7 +777,8 @@ impl CloudSession {
     ) -> Result<Vec<Vec<CloudValue>>> {
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&limit];
         params.extend(after.into_iter().flatten().map(|text| text as &(dyn ToSql + Sync)));
-        let rows = self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
+        let rows =
+            self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
         rows.iter().map(|row| decode(row, cloud_table)).collect()
     }
 
@@ -804,7 +839,9 @@ impl CloudSession {
         // Both are UUIDs of ours; quoting them is a formality.
         let device = parse_uuid(frame.device)?;
         self.batch(
-            &format!("BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"),
+            &format!(
+                "BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"
+            ),
             Phase::Pull,
         )
         .await?;
@@ -819,7 +856,10 @@ impl CloudSession {
         if fenced == 1 {
             return Ok(());
         }
-        Err(CloudFailure::new(FailureClass::Transient, "another session of this device has settled meanwhile"))
+        Err(CloudFailure::new(
+            FailureClass::Transient,
+            "another session of this device has settled meanwhile",
+        ))
     }
 
     /// Locks what the round changes and finds the rows that somebody else changed, or deleted, since our cursor.
@@ -831,7 +871,8 @@ impl CloudSession {
         let mut touched: BTreeMap<usize, i64> = BTreeMap::new();
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
-            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let keys =
+                arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
             let params = as_params(&keys);
             let locked = self.query(&cloud::lock(table, cloud_table), &params, Phase::Pull).await?;
             let present: HashSet<usize> = locked.iter().map(|row| members[position(row)]).collect();
@@ -844,7 +885,8 @@ impl CloudSession {
         // A statement of its own, after all the locks: what committed before them is seen.
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
-            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let keys =
+                arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
             let seen: Vec<i64> = members.iter().map(|at| items[*at].seen).collect();
             let mut params = as_params(&keys);
             params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
@@ -873,7 +915,8 @@ impl CloudSession {
         let hits = self.read_hits(frame, items, &touched).await?;
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
-            let keys = arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+            let keys =
+                arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
             let seen: Vec<i64> = members.iter().map(|at| items[*at].seen).collect();
             let mut params = as_params(&keys);
             params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
@@ -896,11 +939,13 @@ impl CloudSession {
         let mut hits: Vec<CloudHit> =
             touched.iter().map(|(item, seen)| CloudHit { item: *item, row: None, seen: *seen }).collect();
         for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
-            let members: Vec<usize> = (0..hits.len()).filter(|at| items[hits[*at].item].table == table_at).collect();
+            let members: Vec<usize> =
+                (0..hits.len()).filter(|at| items[hits[*at].item].table == table_at).collect();
             if members.is_empty() {
                 continue;
             }
-            let keys: Vec<Vec<String>> = members.iter().map(|at| key_text(&items[hits[*at].item].key)).collect();
+            let keys: Vec<Vec<String>> =
+                members.iter().map(|at| key_text(&items[hits[*at].item].key)).collect();
             for (at, row) in self.fetch_rows(table, cloud_table, &table.key, &keys, true).await? {
                 hits[members[at]].row = Some(row);
             }
@@ -928,7 +973,9 @@ impl CloudSession {
         order: &[usize],
     ) -> std::result::Result<Ran, Trouble> {
         let mut ran = Ran::default();
-        for members in order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op) {
+        for members in
+            order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
+        {
             let first = &items[members[0]];
             let (table, cloud_table) = &frame.tables[first.table];
             let rows = members.len();
@@ -952,17 +999,19 @@ impl CloudSession {
             let params = as_params(&arrays);
             let mut changed = rows as u64;
             if first.op == Op::Delete {
-                changed = self.attempt(async {
-                    let statement = self.client.prepare_cached(&sql).await?;
-                    self.client.execute(&statement, &params).await
-                })
-                .await?;
+                changed = self
+                    .attempt(async {
+                        let statement = self.client.prepare_cached(&sql).await?;
+                        self.client.execute(&statement, &params).await
+                    })
+                    .await?;
             } else {
-                let answers = self.attempt(async {
-                    let statement = self.client.prepare_cached(&sql).await?;
-                    self.client.query(&statement, &params).await
-                })
-                .await?;
+                let answers = self
+                    .attempt(async {
+                        let statement = self.client.prepare_cached(&sql).await?;
+                        self.client.query(&statement, &params).await
+                    })
+                    .await?;
                 for row in answers {
                     if row.get::<_, bool>("done") {
                         ran.stored_otherwise = true;
@@ -1054,7 +1103,8 @@ impl CloudSession {
                 Ok(None)
             }
             Err(Trouble::Refused { sqlstate, message, constraint }) => {
-                self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
+                self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull)
+                    .await?;
                 let item = members.first().copied().unwrap_or_default();
                 Ok(Some(CloudRefusal { item, sqlstate, message, constraint }))
             }
@@ -1122,7 +1172,11 @@ impl From<&Row> for FoundColumn {
             "uuid" => CloudType::Uuid,
             _ => CloudType::Other(cast.clone()),
         };
-        Self { column: CloudColumn { kind, cast }, generated: row.get("generated"), table_oid: row.get("table_oid") }
+        Self {
+            column: CloudColumn { kind, cast },
+            generated: row.get("generated"),
+            table_oid: row.get("table_oid"),
+        }
     }
 }
 
@@ -1173,10 +1227,14 @@ fn arrays<'a>(
                     values.map(|v| if let CloudValue::Bool(b) = v { Some(*b) } else { None }).collect(),
                 ),
                 Wire::Text => Array::Text(
-                    values.map(|v| if let CloudValue::Text(t) = v { Some(t.as_str()) } else { None }).collect(),
+                    values
+                        .map(|v| if let CloudValue::Text(t) = v { Some(t.as_str()) } else { None })
+                        .collect(),
                 ),
                 Wire::Bytea => Array::Bytes(
-                    values.map(|v| if let CloudValue::Bytes(b) = v { Some(b.as_slice()) } else { None }).collect(),
+                    values
+                        .map(|v| if let CloudValue::Bytes(b) = v { Some(b.as_slice()) } else { None })
+                        .collect(),
                 ),
             }
         })
@@ -1214,12 +1272,18 @@ fn decode(row: &Row, cloud_table: &CloudTable) -> Result<Vec<CloudValue>> {
             let at = c + 1;
             let kind = row.columns().get(at).map(|column| column.type_().clone());
             let value = match (cloud_table.columns[c].kind.wire(), kind) {
-                (Wire::Int8, Some(Type::INT8)) => row.try_get::<_, Option<i64>>(at).map(|v| v.map(CloudValue::Int)),
+                (Wire::Int8, Some(Type::INT8)) => {
+                    row.try_get::<_, Option<i64>>(at).map(|v| v.map(CloudValue::Int))
+                }
                 (Wire::Float8, Some(Type::FLOAT8)) => {
                     row.try_get::<_, Option<f64>>(at).map(|v| v.map(CloudValue::Float))
                 }
-                (Wire::Bool, Some(Type::BOOL)) => row.try_get::<_, Option<bool>>(at).map(|v| v.map(CloudValue::Bool)),
-                (Wire::Text, Some(Type::TEXT)) => row.try_get::<_, Option<String>>(at).map(|v| v.map(CloudValue::Text)),
+                (Wire::Bool, Some(Type::BOOL)) => {
+                    row.try_get::<_, Option<bool>>(at).map(|v| v.map(CloudValue::Bool))
+                }
+                (Wire::Text, Some(Type::TEXT)) => {
+                    row.try_get::<_, Option<String>>(at).map(|v| v.map(CloudValue::Text))
+                }
                 (Wire::Bytea, Some(Type::BYTEA)) => {
                     row.try_get::<_, Option<Vec<u8>>>(at).map(|v| v.map(CloudValue::Bytes))
                 }

@@ -347,3 +347,10 @@ fn random_share() -> f64 {
 #[cfg(test)]
 #[path = "proxy_watcher_tests.rs"]
 mod tests;
+
+impl Probe for crate::postgres::Cloud {
+    fn check(&self) -> ProbeFuture {
+        let cloud = self.clone();
+        Box::pin(async move { crate::postgres::Cloud::check(&cloud).await })
+    }
+}

@@ -580,7 +580,13 @@ impl Store {
         }
         let id = uuid::Uuid::new_v4().to_string();
         let number = meta::<i64>(&tx, "round_number")?.unwrap_or(0) + 1;
-        tx.execute("INSERT INTO _tidewater_round (one, id, number) VALUES (1, ?1, ?2)", params![id, number])?;
+        // The conflicts that the round tells the cloud of: those that it has not heard of, in order, a bounded number.
+        tx.execute(
+            "INSERT INTO _tidewater_round (one, id, number, conflicts_upto) SELECT 1, ?1, ?2, max(id) FROM \
+             (SELECT id FROM _tidewater_conflicts WHERE id > coalesce((SELECT value FROM _tidewater_meta \
+             WHERE key = 'conflicts_told'), 0) ORDER BY id LIMIT 500)",
+            params![id, number],
+        )?;
         tx.execute("UPDATE _tidewater_clock SET epoch = epoch + 1", [])?;
         tx.commit()?;
         self.sweep = sweep;
@@ -667,6 +673,11 @@ impl Store {
                 unpark(&tx, table, Some("23503"))?;
             }
         }
+        tx.execute(
+            "INSERT INTO _tidewater_meta SELECT 'conflicts_told', conflicts_upto FROM _tidewater_round \
+             WHERE conflicts_upto IS NOT NULL ON CONFLICT DO UPDATE SET value = excluded.value",
+            [],
+        )?;
         tx.execute("DELETE FROM _tidewater_round", [])?;
         set_meta(&tx, "last_round", &id)?;
         set_meta(&tx, "round_number", number)?;
@@ -694,6 +705,17 @@ impl Store {
                 tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
             }
             merge_back(&tx, table)?;
+        }
+        tx.execute("DELETE FROM _tidewater_round", [])?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// Nothing of the round differs from what the cloud has: it ends without having been one.
+    pub fn dissolve(&mut self) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for table in &self.tables {
+            tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
         tx.commit()?;
@@ -910,6 +932,25 @@ impl Store {
         Ok(())
     }
 
+    /// Remembers which cloud table belongs to a tracked one. A table that was dropped and made again there, or that was
+    /// out of reach for a while, is compared anew: the feed cannot tell what happened to it.
+    pub fn remember_cloud_table(&mut self, table: i64, oid: Option<u32>) -> Result<()> {
+        let key = format!("oid_{table}");
+        let before = meta::<i64>(&self.write, &key)?;
+        let now = oid.map(i64::from);
+        if before == now {
+            return Ok(());
+        }
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+            [table],
+        )?;
+        set_meta(&tx, &key, now)?;
+        tx.commit()?;
+        Ok(())
+    }
+
     /// Compares one table with the cloud anew.
     pub fn compare_anew(&mut self, table: i64) -> Result<()> {
         self.write.execute(
@@ -1006,6 +1047,25 @@ impl Readers {
         let tx = conn.unchecked_transaction()?;
         same_schema(&tx, noted.schema_version)?;
         noted.tables.iter().map(|table| read_flight(&tx, table)).collect()
+    }
+
+    /// The conflicts that the round in flight tells the cloud of: table, key, column, base, local, cloud, kept.
+    pub fn read_conflicts(&self) -> Result<Vec<[Option<String>; 7]>> {
+        self.read(|conn| {
+            conn.prepare_cached(
+                "SELECT table_name, key, column, base, local, cloud, kept FROM _tidewater_conflicts WHERE id > \
+                 coalesce((SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told'), 0) \
+                 AND id <= (SELECT conflicts_upto FROM _tidewater_round) ORDER BY id",
+            )?
+            .query_map([], |row| {
+                let mut fields: [Option<String>; 7] = Default::default();
+                for (at, field) in fields.iter_mut().enumerate() {
+                    *field = row.get(at)?;
+                }
+                Ok(fields)
+            })?
+            .collect()
+        })
     }
 
     /// Numbers for `status`.
@@ -1284,8 +1344,9 @@ fn first_word(sql: &str) -> String {
 fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Option<T>> {
     Ok(conn
         .prepare_cached("SELECT value FROM _tidewater_meta WHERE key = ?1")?
-        .query_row([key], |row| row.get(0))
-        .optional()?)
+        .query_row([key], |row| row.get::<_, Option<T>>(0))
+        .optional()?
+        .flatten())
 }
 
 fn set_meta(conn: &Connection, key: &str, value: impl ToSql) -> Result<()> {

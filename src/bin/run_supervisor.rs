@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
-use slog::{Logger, debug};
+use slog::Logger;
 use tidewater::cli::{Cli, Exit, StatusArgs, Verb, render_status};
 use tidewater::control::{ControlClient, ControlError, Request};
 use tidewater::settings::Settings;
-use tidewater::{signals, telemetry};
+use tidewater::{Error, signals, telemetry};
 
 /// `status` asks every actor; one that is stuck is reported, not waited for.
 const STATUS_WAIT: Duration = Duration::from_secs(10);
@@ -37,13 +37,14 @@ fn supervise(settings: Settings, log: Logger) -> Exit {
         Ok(shutdown) => shutdown,
         Err(error) => return complain(&format!("signals cannot be watched: {error}"), Exit::Failed),
     };
-    debug!(log, "starting"; "database" => %settings.sqlite.path.display());
-    actix_rt::System::new().block_on(async move {
-        // WIRING: the next line becomes the call of `tidewater::run(settings, log, shutdown)`.
-        let signal = shutdown.await;
-        debug!(log, "asked to end"; "signal" => %signal);
-        Exit::Success
-    })
+    let shutdown = async {
+        shutdown.await;
+    };
+    match actix_rt::System::new().block_on(tidewater::run(settings, log, shutdown)) {
+        Ok(()) => Exit::Success,
+        Err(error @ Error::Failed(_)) => complain(&error, Exit::BudgetSpent),
+        Err(error) => complain(&error, Exit::Failed),
+    }
 }
 
 fn status(socket: &Path, args: &StatusArgs) -> Exit {

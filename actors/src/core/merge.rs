@@ -281,8 +281,9 @@ mod tests {
         let table = table();
         let values = [1, 2];
         let bases = [None, Some(1), Some(2)];
-        let rows: Vec<Option<Vec<Value>>> =
-            std::iter::once(None).chain(values.iter().flat_map(|a| values.map(|b| Some(row(*a, b))))).collect();
+        let rows: Vec<Option<Vec<Value>>> = std::iter::once(None)
+            .chain(values.iter().flat_map(|a| values.map(|b| Some(row(*a, b)))))
+            .collect();
         for known in [false, true] {
             for (a, b) in bases.iter().flat_map(|a| bases.map(|b| (*a, b))) {
                 for (local, cloud) in rows.iter().flat_map(|l| rows.iter().map(move |c| (l, c))) {

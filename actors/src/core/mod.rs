@@ -9,4 +9,5 @@ pub mod circuit;
 pub mod failure;
 pub mod merge;
 pub mod schema;
+pub mod sync;
 pub mod value;

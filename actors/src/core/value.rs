@@ -49,9 +49,8 @@ impl Value {
             Value::Null => serde_json::Value::Null,
             Value::Integer(i) => (*i).into(),
             // JSON has no infinities; their names do.
-            Value::Real(r) => {
-                serde_json::Number::from_f64(*r).map_or_else(|| r.to_string().into(), serde_json::Value::Number)
-            }
+            Value::Real(r) => serde_json::Number::from_f64(*r)
+                .map_or_else(|| r.to_string().into(), serde_json::Value::Number),
             Value::Text(text) => text.as_str().into(),
             Value::Blob(bytes) => serde_json::json!({ "blob": hex(bytes) }),
             Value::Malformed(bytes) => serde_json::json!({ "malformed_text": hex(bytes) }),
@@ -191,7 +190,9 @@ impl CloudType {
     pub fn for_declared(declared: &str) -> CloudType {
         let upper = declared.to_ascii_uppercase();
         let (name, arguments) = match upper.split_once('(') {
-            Some((name, rest)) => (name.trim(), rest.trim_end_matches(|c: char| c == ')' || c.is_whitespace())),
+            Some((name, rest)) => {
+                (name.trim(), rest.trim_end_matches(|c: char| c == ')' || c.is_whitespace()))
+            }
             None => (upper.trim(), ""),
         };
         match name {
@@ -287,7 +288,9 @@ pub fn to_cloud(value: &Value, to: &CloudType) -> Result<CloudValue, Misfit> {
         }
         (CloudType::Uuid, Value::Text(text)) if is_uuid(text) => CloudValue::Text(text.clone()),
         // PostgreSQL has no NUL character in text.
-        (CloudType::Text | CloudType::Json | CloudType::Other(_), Value::Text(text)) if !text.contains('\0') => {
+        (CloudType::Text | CloudType::Json | CloudType::Other(_), Value::Text(text))
+            if !text.contains('\0') =>
+        {
             CloudValue::Text(text.clone())
         }
         _ => return Err(misfit()),
@@ -382,7 +385,8 @@ fn is_date(text: &str) -> bool {
     if bytes.len() != 10 || bytes[4] != b'-' || bytes[7] != b'-' {
         return false;
     }
-    let (Some(year), Some(month), Some(day)) = (digits(&bytes[..4]), digits(&bytes[5..7]), digits(&bytes[8..]))
+    let (Some(year), Some(month), Some(day)) =
+        (digits(&bytes[..4]), digits(&bytes[5..7]), digits(&bytes[8..]))
     else {
         return false;
     };
@@ -427,9 +431,9 @@ fn is_uuid(text: &str) -> bool {
 }
 
 fn digits(bytes: &[u8]) -> Option<u32> {
-    bytes.iter().try_fold(0, |number: u32, byte| {
-        byte.is_ascii_digit().then(|| number * 10 + u32::from(byte - b'0'))
-    })
+    bytes
+        .iter()
+        .try_fold(0, |number: u32, byte| byte.is_ascii_digit().then(|| number * 10 + u32::from(byte - b'0')))
 }
 
 #[cfg(test)]

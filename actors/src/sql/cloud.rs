@@ -67,8 +67,7 @@ pub(crate) fn insert(table: &Table, cloud: &CloudTable) -> String {
         returned = list(&columns, |c| format!("{} AS c{c}", name(table, *c))),
         first_key = format_args!("c{}", key[0]),
         same_key = all(key, |c| format!("done.c{c} = sent.c{c}")),
-        unchanged =
-            all(&columns, |c| unchanged(cloud, *c, &format!("done.c{c}"), &format!("sent.c{c}"))),
+        unchanged = all(&columns, |c| unchanged(cloud, *c, &format!("done.c{c}"), &format!("sent.c{c}"))),
     )
 }
 
@@ -84,7 +83,8 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
          FROM sent LEFT JOIN done ON done.ord = sent.ord WHERE done.ord IS NULL OR NOT done.unchanged",
         sent = sent(cloud, &all_columns, false, 1),
         target = qualified(&cloud.schema, &cloud.name),
-        assignments = list(columns.iter().enumerate(), |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)),
+        assignments =
+            list(columns.iter().enumerate(), |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)),
         same_key = key_is_sent(table),
         unchanged = all(columns.iter().enumerate(), |(at, c)| unchanged(
             cloud,
@@ -157,7 +157,9 @@ pub(crate) fn page(table: &Table, cloud: &CloudTable, first: bool) -> String {
     let after = if first {
         String::new()
     } else {
-        let last = list(table.key.iter().enumerate(), |(at, c)| format!("${}::text::{}", at + 2, cloud.columns[*c].cast));
+        let last = list(table.key.iter().enumerate(), |(at, c)| {
+            format!("${}::text::{}", at + 2, cloud.columns[*c].cast)
+        });
         format!("WHERE ({key}) > ({last})")
     };
     format!(
@@ -274,7 +276,7 @@ pub(crate) fn feed(table: &Table, cloud: &CloudTable) -> String {
            INSERT INTO tidewater.changes (tbl, key, origin) SELECT TG_RELID, {key}, device FROM old_rows;\n\
          ELSIF TG_OP = 'UPDATE' THEN\n  \
            INSERT INTO tidewater.changes (tbl, key, origin)\n  \
-           SELECT TG_RELID, both.key, device FROM (SELECT {key} AS key FROM new_rows UNION SELECT {key} FROM old_rows) AS both;\n\
+           SELECT TG_RELID, keys.key, device FROM (SELECT {key} AS key FROM new_rows UNION SELECT {key} FROM old_rows) AS keys;\n\
          ELSE\n  \
            INSERT INTO tidewater.changes (tbl, origin) VALUES (TG_RELID, device);\n\
          END IF;\n\

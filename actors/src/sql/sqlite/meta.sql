@@ -30,9 +30,10 @@ CREATE TABLE IF NOT EXISTS _tidewater_columns (
 
 -- The round in flight: there is a row exactly while its outcome is not known.
 CREATE TABLE IF NOT EXISTS _tidewater_round (
-    one    INTEGER PRIMARY KEY CHECK (one = 1),
-    id     TEXT NOT NULL,
-    number INTEGER NOT NULL
+    one            INTEGER PRIMARY KEY CHECK (one = 1),
+    id             TEXT NOT NULL,
+    number         INTEGER NOT NULL,
+    conflicts_upto INTEGER  -- the last of the conflicts that the round tells the cloud of
 ) STRICT;
 
 -- Values that lost, with the values that won.

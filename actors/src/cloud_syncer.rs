@@ -1,0 +1,1018 @@
+//! The syncer: takes the journal to the cloud and brings home what others wrote.
+//!
+//! ```text
+//! AvailabilityChanged, JournalGrew, SyncNow, timer ─▶ core::sync ─▶ Start, Cancel, Wake
+//!
+//! a cycle   permit ─▶ connect ─▶ settle ─▶ prepare ─▶ pull ─▶ flush ─▶ pull ─▶ permit back
+//!   settle    new session; what became of the round in flight; has history changed?
+//!   pull      snapshots of new tables; the feed up to the horizon ─▶ ApplyPage ─▶ SqliteWriter
+//!   flush     NoteRound ─▶ read and encode ─▶ PostgreSQL ─▶ AcknowledgeRound | ParkRows | PutBackRound
+//! ```
+//!
+//! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; [`Cycle`], one run from connect to release. A
+//! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use actix::prelude::*;
+use slog::{Logger, debug, error, info, warn};
+use tokio::sync::oneshot;
+
+use crate::circuit_breaker::{CircuitOpen, Gate};
+use crate::core::failure::{CloudFailure, FailureClass};
+use crate::core::merge::{Change, change};
+use crate::core::schema::{CloudTable, Table};
+use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
+use crate::core::value::{Misfit, Value, from_cloud, from_text, to_cloud, to_text};
+use crate::messages::{
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
+    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, JournalGrew,
+    NoteRound, ParkRows, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe,
+    SyncError, SyncNow, SyncReport, WaitSynced,
+};
+use crate::postgres::{
+    Cloud, CloudRefusal, CloudSession, ConflictRow, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
+};
+use crate::proxy_watcher::ProxyWatcher;
+use crate::sqlite::{
+    Applied, Cursor, Hit, Link, Lookup, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError,
+    ledger_name,
+};
+use crate::sqlite_writer::SqliteWriter;
+use crate::supervision::{Handle, Unanswered};
+
+/// How the syncer works.
+#[derive(Debug, Clone, Copy)]
+pub struct SyncOptions {
+    /// The most rows of a round.
+    pub window_rows_max: usize,
+    /// The most rows of a page.
+    pub page_rows_max: usize,
+    /// Debounce, pull interval and retries.
+    pub pace: Pace,
+}
+
+/// What the syncer works with. All of it outlives the actor.
+#[derive(Debug, Clone)]
+pub struct SyncParts {
+    /// The cloud, unless none is configured.
+    pub cloud: Option<Cloud>,
+    /// Lets calls through, or not.
+    pub gate: Gate,
+    /// The one who writes.
+    pub writer: Handle<SqliteWriter>,
+    /// The one who announces.
+    pub watcher: Handle<ProxyWatcher>,
+    /// Connections for reading.
+    pub readers: Readers,
+    /// What has been said once and need not be said again.
+    pub said: Arc<Mutex<HashSet<String>>>,
+}
+
+/// The actor.
+#[derive(Debug)]
+pub struct CloudSyncer {
+    parts: SyncParts,
+    options: SyncOptions,
+    machine: Syncing,
+    memory: Memory,
+    doing: Arc<AtomicU8>,
+    running: Option<SpawnHandle>,
+    timer: Option<SpawnHandle>,
+    /// Who waits for the end of a cycle, with the number of the first one that counts.
+    asked: Vec<(u64, oneshot::Sender<Result<(), SyncError>>)>,
+    /// Who waits for an epoch to be in the cloud.
+    receipts: Vec<(i64, oneshot::Sender<Result<(), SyncError>>)>,
+    cycles_begun: u64,
+    trouble: Option<String>,
+    log: Logger,
+}
+
+/// What one cycle leaves to the next, as long as none of them was cut off.
+#[derive(Debug, Default)]
+struct Memory {
+    /// The session that settled.
+    session: Option<String>,
+    /// The tables with their cloud sides, for one generation.
+    prepared: Option<(u64, Vec<ReadyTable>)>,
+}
+
+#[derive(Debug, Clone)]
+struct ReadyTable {
+    table: Table,
+    cloud: CloudTable,
+}
+
+const WARMING: u8 = 0;
+const FLUSHING: u8 = 1;
+
+impl CloudSyncer {
+    /// A syncer that waits for the cloud.
+    pub fn new(parts: SyncParts, options: SyncOptions, log: Logger) -> Self {
+        Self {
+            parts,
+            options,
+            machine: Syncing::new(options.pace),
+            memory: Memory::default(),
+            doing: Arc::default(),
+            running: None,
+            timer: None,
+            asked: vec![],
+            receipts: vec![],
+            cycles_begun: 0,
+            trouble: None,
+            log,
+        }
+    }
+
+    fn advance(&mut self, event: Event, ctx: &mut Context<Self>) {
+        for effect in self.machine.advance(event) {
+            match effect {
+                Effect::Start { cycle } => self.start(cycle, ctx),
+                Effect::Cancel => {
+                    if let Some(running) = self.running.take() {
+                        ctx.cancel_future(running);
+                    }
+                    self.memory = Memory::default();
+                }
+                Effect::Wake { wait, after } => {
+                    if let Some(timer) = self.timer.take() {
+                        ctx.cancel_future(timer);
+                    }
+                    self.timer = Some(ctx.notify_later(Woke(wait), after));
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, number: u64, ctx: &mut Context<Self>) {
+        self.cycles_begun = number;
+        self.doing.store(WARMING, Ordering::Relaxed);
+        let cycle = Cycle {
+            parts: self.parts.clone(),
+            options: self.options,
+            memory: std::mem::take(&mut self.memory),
+            doing: self.doing.clone(),
+            syncer: ctx.address().downgrade(),
+            log: self.log.clone(),
+        };
+        let running =
+            actix::fut::wrap_future::<_, Self>(cycle.run()).map(move |(memory, ended), syncer, ctx| {
+                syncer.running = None;
+                syncer.ended(number, memory, ended, ctx);
+            });
+        self.running = Some(ctx.spawn(running));
+    }
+
+    fn ended(&mut self, cycle: u64, memory: Memory, ended: Result<(), Trouble>, ctx: &mut Context<Self>) {
+        let outcome = match &ended {
+            Ok(()) => Outcome::Done,
+            Err(Trouble::Cloud(failure)) => Outcome::Failed(failure.class),
+            Err(Trouble::Open(_)) => Outcome::Failed(FailureClass::Transient),
+            Err(Trouble::Store(_) | Trouble::Unanswered(_)) => Outcome::Interrupted,
+        };
+        // After trouble the next cycle settles, and looks at the cloud's tables, anew.
+        self.memory = if ended.is_ok() { memory } else { Memory::default() };
+        self.say(&ended);
+        let answer = match &ended {
+            Ok(()) => Ok(()),
+            Err(trouble) if self.machine.state() == State::Blocked => {
+                Err(SyncError::Blocked(trouble.to_string()))
+            }
+            Err(trouble) => Err(SyncError::Failed(trouble.to_string())),
+        };
+        for (first, waiting) in std::mem::take(&mut self.asked) {
+            if first > cycle {
+                self.asked.push((first, waiting));
+            } else {
+                // Who asked may have gone.
+                let _ = waiting.send(answer.clone());
+            }
+        }
+        self.advance(Event::Ended { cycle, outcome }, ctx);
+        self.settle_receipts();
+    }
+
+    /// One line when trouble begins and one when it ends; nothing while it lasts.
+    fn say(&mut self, ended: &Result<(), Trouble>) {
+        let now = ended.as_ref().err().map(ToString::to_string);
+        match (&self.trouble, &now, ended) {
+            (before, Some(now), _) if before.as_ref() == Some(now) => {}
+            (_, Some(_), Err(Trouble::Cloud(failure))) if !failure.class.retry_helps() => {
+                let remedy = failure.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
+                error!(self.log, "❌ Sync is blocked: {failure}{remedy}");
+            }
+            // The link's own troubles are the watcher's to tell.
+            (_, Some(_), Err(Trouble::Cloud(_) | Trouble::Open(_) | Trouble::Unanswered(_))) => {}
+            (_, Some(now), _) => warn!(self.log, "⚠️  Sync is interrupted: {now}"),
+            (Some(_), None, _) => debug!(self.log, "sync goes on"),
+            (None, None, _) => {}
+        }
+        self.trouble = now;
+    }
+
+    fn settle_receipts(&mut self) {
+        let readers = self.parts.readers.clone();
+        self.receipts.retain(|(_, waiting)| !waiting.is_closed());
+        for (epoch, waiting) in std::mem::take(&mut self.receipts) {
+            match readers.outstanding(epoch) {
+                Ok(Some(false)) => self.receipts.push((epoch, waiting)),
+                outstanding => {
+                    let _ = waiting.send(match outstanding {
+                        Ok(Some(_)) => Err(SyncError::Parked),
+                        Ok(None) => Ok(()),
+                        Err(error) => Err(error.into()),
+                    });
+                }
+            }
+        }
+    }
+
+    fn report(&self) -> SyncReport {
+        let state = match self.machine.state() {
+            State::Offline => "offline",
+            State::Blocked => "blocked",
+            State::Idle => "idle",
+            State::Working if self.doing.load(Ordering::Relaxed) == FLUSHING => "flushing",
+            State::Working => "warming",
+        };
+        let counts = self.parts.readers.counts().unwrap_or_default();
+        let total = |name| self.parts.readers.total(name).unwrap_or_default();
+        SyncReport {
+            state: state.to_owned(),
+            detail: self.trouble.clone(),
+            pending: counts.pending,
+            parked: counts.parked,
+            conflicts: counts.conflicts,
+            rows_flushed: total("rows_flushed"),
+            rows_warmed: total("rows_warmed"),
+        }
+    }
+}
+
+impl Actor for CloudSyncer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.parts.watcher.hint(Subscribe(ctx.address().recipient()));
+    }
+}
+
+impl Handler<AvailabilityChanged> for CloudSyncer {
+    type Result = ();
+
+    fn handle(&mut self, changed: AvailabilityChanged, ctx: &mut Self::Context) {
+        match changed.status {
+            ProxyStatus::Available if self.parts.cloud.is_some() => self.advance(Event::Available, ctx),
+            _ => self.advance(Event::Unavailable(changed.class), ctx),
+        }
+    }
+}
+
+impl Handler<JournalGrew> for CloudSyncer {
+    type Result = ();
+
+    fn handle(&mut self, _: JournalGrew, ctx: &mut Self::Context) {
+        self.advance(Event::Grew, ctx);
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Woke(u64);
+
+impl Handler<Woke> for CloudSyncer {
+    type Result = ();
+
+    fn handle(&mut self, Woke(wait): Woke, ctx: &mut Self::Context) {
+        self.advance(Event::Woke { wait }, ctx);
+    }
+}
+
+/// A round was acknowledged: receipts may have become due.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct RoundSettled;
+
+impl Handler<RoundSettled> for CloudSyncer {
+    type Result = ();
+
+    fn handle(&mut self, _: RoundSettled, _: &mut Self::Context) {
+        self.settle_receipts();
+    }
+}
+
+impl Handler<WaitSynced> for CloudSyncer {
+    type Result = ResponseFuture<Result<(), SyncError>>;
+
+    fn handle(&mut self, WaitSynced { epoch }: WaitSynced, _: &mut Self::Context) -> Self::Result {
+        let (answer, answered) = oneshot::channel();
+        self.receipts.push((epoch, answer));
+        self.settle_receipts();
+        Box::pin(async {
+            answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the syncer stopped".into())))
+        })
+    }
+}
+
+impl Handler<SyncNow> for CloudSyncer {
+    type Result = ResponseFuture<Result<(), SyncError>>;
+
+    fn handle(&mut self, _: SyncNow, ctx: &mut Self::Context) -> Self::Result {
+        let (answer, answered) = oneshot::channel();
+        self.advance(Event::Asked, ctx);
+        match self.machine.state() {
+            State::Offline => {
+                return Box::pin(async { Err(SyncError::Offline("the proxy is not available".into())) });
+            }
+            State::Blocked if self.running.is_none() => {
+                let why = self.trouble.clone().unwrap_or_else(|| "see the log".into());
+                return Box::pin(async { Err(SyncError::Blocked(why)) });
+            }
+            _ => self.asked.push((self.cycles_begun, answer)),
+        }
+        Box::pin(async {
+            answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the cycle was cut off".into())))
+        })
+    }
+}
+
+impl Handler<GetSyncReport> for CloudSyncer {
+    type Result = MessageResult<GetSyncReport>;
+
+    fn handle(&mut self, _: GetSyncReport, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.report())
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// A cycle
+// ---------------------------------------------------------------------------------------------------------
+
+/// Why a cycle ended early.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Cloud(#[from] CloudFailure),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    #[error("{0}")]
+    Open(CircuitOpen),
+}
+
+type Step<T> = Result<T, Trouble>;
+
+struct Cycle {
+    parts: SyncParts,
+    options: SyncOptions,
+    memory: Memory,
+    doing: Arc<AtomicU8>,
+    syncer: actix::WeakAddr<CloudSyncer>,
+    log: Logger,
+}
+
+impl Cycle {
+    async fn run(mut self) -> (Memory, Step<()>) {
+        let permit = match self.parts.gate.permit() {
+            Ok(permit) => permit,
+            Err(open) => return (self.memory, Err(Trouble::Open(open))),
+        };
+        let ended = self.steps().await;
+        match &ended {
+            Ok(()) => permit.finish(Ok(())),
+            Err(Trouble::Cloud(failure)) => permit.finish(Err(failure.class)),
+            // Our own troubles say nothing about the link.
+            Err(_) => drop(permit),
+        }
+        (self.memory, ended)
+    }
+
+    async fn steps(&mut self) -> Step<()> {
+        let Some(cloud) = self.parts.cloud.clone() else { return Ok(()) };
+        let session = cloud.connect().await?;
+        let link = self.settle(&cloud, &session).await?;
+        self.prepare(&session).await?;
+        let mut link = self.fix_cursor(&session, link).await?;
+        self.pull(&session, &mut link).await?;
+        self.doing.store(FLUSHING, Ordering::Relaxed);
+        self.flush(&session, &mut link).await?;
+        self.doing.store(WARMING, Ordering::Relaxed);
+        self.pull(&session, &mut link).await?;
+        session.release();
+        Ok(())
+    }
+
+    async fn ask<M, T>(&self, message: M) -> Step<T>
+    where
+        M: Message<Result = Result<T, StoreError>> + Send + 'static,
+        T: Send + 'static,
+        SqliteWriter: Handler<M>,
+        <SqliteWriter as Actor>::Context: actix::dev::ToEnvelope<SqliteWriter, M>,
+    {
+        Ok(self.parts.writer.ask(message).await??)
+    }
+
+    /// Says something once in the life of the process.
+    fn once(&self, text: String) {
+        let new = self.parts.said.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
+        if new {
+            warn!(self.log, "⚠️  {text}");
+        }
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // Settle and prepare
+    // -----------------------------------------------------------------------------------------------------
+
+    /// Finds out what became of the round in flight, if any. Only the first cycle of a connection has to ask.
+    async fn settle(&mut self, cloud: &Cloud, session: &CloudSession) -> Step<Link> {
+        let (mut link, in_flight) = self.ask(GetLink).await?;
+        cloud.expect_identity(link.cloud.clone());
+        if self.memory.session.is_some() && in_flight.is_none() {
+            return Ok(link);
+        }
+        let identity = session.bootstrap().await?;
+        if link.cloud.is_none() {
+            self.ask(RememberCloud(identity.clone())).await?;
+            cloud.expect_identity(Some(identity));
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        let ledger = session.settle(&link.device, &id).await?;
+        let flying = in_flight.as_ref().map(|(id, _)| id.as_str());
+        if flying.is_some() && ledger.round.as_deref() == flying {
+            self.ask(AcknowledgeRound { hits: vec![], generation: 0, left_out: ledger.left_out }).await?;
+        } else if ledger.round == link.last_round {
+            if flying.is_some() {
+                self.ask(PutBackRound { refused: vec![] }).await?;
+            }
+        } else {
+            // The ledger knows neither round (PROTOCOL section 6): the counter tells who is ahead.
+            let cloud_lost_rounds = ledger.number < link.round_number;
+            if cloud_lost_rounds {
+                warn!(
+                    self.log,
+                    "⚠️  The cloud was set back ({} of {} rounds): everything here is compared with it and sent again",
+                    ledger.number,
+                    link.round_number
+                );
+            } else {
+                warn!(
+                    self.log,
+                    "⚠️  This file was set back or copied ({} of {} rounds): it goes on as a new device",
+                    link.round_number,
+                    ledger.number
+                );
+            }
+            self.ask(StartOver { resend: cloud_lost_rounds }).await?;
+            (link, _) = self.ask(GetLink).await?;
+            session.settle(&link.device, &id).await?;
+        }
+        self.memory.session = Some(id);
+        self.memory.prepared = None;
+        (link, _) = self.ask(GetLink).await?;
+        self.tell_receipts();
+        Ok(link)
+    }
+
+    /// Looks at the cloud's side of every table, once per connection and per change of the schema here.
+    async fn prepare(&mut self, session: &CloudSession) -> Step<()> {
+        let (generation, tables) = self.ask(GetTables).await?;
+        if self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
+            return Ok(());
+        }
+        let (prepared, notes) = session.prepare(&tables).await?;
+        for note in notes {
+            self.once(note);
+        }
+        let mut ready = vec![];
+        for (table, prepared) in tables.into_iter().zip(prepared) {
+            let oid = match &prepared {
+                Prepared::Ready(cloud) => Some(cloud.oid),
+                Prepared::NotYet(_) => None,
+            };
+            self.ask(RememberCloudTable { table: table.id, oid }).await?;
+            match prepared {
+                Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud }),
+                Prepared::NotYet(reason) => {
+                    self.once(format!("table {} is not synced, its rows stay pending: {reason}", table.name));
+                }
+            }
+        }
+        self.memory.prepared = Some((generation, ready));
+        Ok(())
+    }
+
+    fn prepared(&self) -> Step<(u64, Vec<ReadyTable>)> {
+        self.memory.prepared.clone().ok_or(Trouble::Store(StoreError::SchemaChanged))
+    }
+
+    /// A cursor is fixed at the horizon before the first page is read, so that what is committed meanwhile is in the
+    /// feed beyond it.
+    async fn fix_cursor(&mut self, session: &CloudSession, mut link: Link) -> Step<Link> {
+        if let Some(cursor) = &link.cursor {
+            if session.cursor_is_there(cursor).await? {
+                return Ok(link);
+            }
+            warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
+            self.ask(FixCursor(None)).await?;
+        }
+        let horizon = session.horizon().await?;
+        self.ask(FixCursor(Some(horizon.clone()))).await?;
+        link.cursor = Some(horizon);
+        Ok(link)
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // Pull
+    // -----------------------------------------------------------------------------------------------------
+
+    async fn pull(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
+        let (generation, tables) = self.prepared()?;
+        self.retry_set_aside(session, generation, &tables).await?;
+        self.snapshots(session, generation, &tables).await?;
+        loop {
+            let Some(cursor) = link.cursor.clone() else { return Ok(()) };
+            session.begin_read().await?;
+            let limit = i64::try_from(self.options.page_rows_max).unwrap_or(i64::MAX);
+            let entries = session.feed_page(&cursor, limit, &link.device).await?;
+            let Some(last) = entries.last().map(|entry| entry.cursor.clone()) else {
+                session.end_read().await?;
+                return Ok(());
+            };
+            let mut wanted: BTreeMap<usize, HashMap<Vec<String>, i64>> = BTreeMap::new();
+            let mut emptied = HashSet::new();
+            for entry in entries.iter().filter(|entry| !entry.own) {
+                // A table that is not tracked here, or not yet: its snapshot will show it.
+                let Some(at) = tables.iter().position(|t| t.cloud.oid == entry.table_oid) else { continue };
+                match &entry.key {
+                    Some(key) => {
+                        let newest = wanted.entry(at).or_default().entry(key.clone()).or_default();
+                        *newest = (*newest).max(entry.cursor.id);
+                    }
+                    None => drop(emptied.insert(at)),
+                }
+            }
+            let mut rows = vec![];
+            for (at, keys) in wanted {
+                rows.extend(self.current_rows(session, &tables[at], keys).await?);
+            }
+            let page = Page { rows, cursor: Some(last.clone()), ..Page::default() };
+            for at in &emptied {
+                self.ask(CompareAnew(tables[*at].table.id)).await?;
+            }
+            self.apply(session, generation, &tables, page).await?;
+            session.end_read().await?;
+            link.cursor = Some(last);
+            self.snapshots(session, generation, &tables).await?;
+            if entries.len() < self.options.page_rows_max {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The rows that the feed names, as they are now: the feed says which, not what.
+    async fn current_rows(
+        &self,
+        session: &CloudSession,
+        ready: &ReadyTable,
+        keys: HashMap<Vec<String>, i64>,
+    ) -> Step<Vec<PulledRow>> {
+        let (texts, seen): (Vec<Vec<String>>, Vec<i64>) = keys.into_iter().unzip();
+        let found = session.fetch(&ready.table, &ready.cloud, &ready.table.key, &texts).await?;
+        let mut rows: Vec<PulledRow> = vec![];
+        let mut present = HashSet::new();
+        for (at, row) in found {
+            present.insert(at);
+            let row = ready.local_row(row);
+            rows.push(PulledRow {
+                table: ready.table.id,
+                key: ready.key_of(&row),
+                row: Some(row),
+                seen: seen[at],
+            });
+        }
+        for (at, text) in texts.iter().enumerate().filter(|(at, _)| !present.contains(at)) {
+            if let Some(key) = ready.local_key(text) {
+                rows.push(PulledRow { table: ready.table.id, key, row: None, seen: seen[at] });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Applies a page; what its foreign keys miss is fetched in the same snapshot of the cloud, until they hold.
+    async fn apply(
+        &self,
+        session: &CloudSession,
+        generation: u64,
+        tables: &[ReadyTable],
+        page: Page,
+    ) -> Step<()> {
+        let mut page = Arc::new(page);
+        loop {
+            match self.ask(ApplyPage { page: page.clone(), generation }).await? {
+                Applied::Done { conflicts, aside, .. } => {
+                    if conflicts > 0 {
+                        info!(
+                            self.log,
+                            "conflicts: {conflicts} row(s) were changed here and in the cloud; see the conflict log"
+                        );
+                    }
+                    if aside > 0 {
+                        warn!(
+                            self.log,
+                            "⚠️  {aside} row(s) of the cloud cannot be stored here yet; tried again with every pull"
+                        );
+                    }
+                    return Ok(());
+                }
+                Applied::Missing(lookups) => {
+                    let page = Arc::make_mut(&mut page);
+                    for lookup in lookups {
+                        self.look_up(session, tables, lookup, page).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn look_up(
+        &self,
+        session: &CloudSession,
+        tables: &[ReadyTable],
+        lookup: Lookup,
+        page: &mut Page,
+    ) -> Step<()> {
+        let Some(ready) = tables.iter().find(|ready| ready.table.id == lookup.table) else {
+            page.absent.push(lookup);
+            return Ok(());
+        };
+        let by_key = lookup.columns == ready.table.key;
+        let texts: Option<Vec<String>> = lookup
+            .columns
+            .iter()
+            .zip(&lookup.values)
+            .map(|(c, value)| to_cloud(value, &ready.cloud.columns[*c].kind).ok().and_then(|v| to_text(&v)))
+            .collect();
+        let found = match texts {
+            Some(texts) => session.fetch(&ready.table, &ready.cloud, &lookup.columns, &[texts]).await?,
+            None => vec![],
+        };
+        let mut new = false;
+        for (_, row) in found {
+            let row = ready.local_row(row);
+            let key = ready.key_of(&row);
+            if !page.rows.iter().any(|pulled| pulled.table == ready.table.id && pulled.key == key) {
+                new = true;
+                page.rows.push(PulledRow { table: ready.table.id, key, row: Some(row), seen: 0 });
+            }
+        }
+        if !new {
+            let known =
+                page.rows.iter().any(|pulled| pulled.table == ready.table.id && pulled.key == lookup.values);
+            if by_key && !known {
+                // Known by its key, and not there: deleted in the cloud as well.
+                let key = lookup.values.clone();
+                page.rows.push(PulledRow { table: ready.table.id, key, row: None, seen: 0 });
+            }
+            page.absent.push(lookup);
+        }
+        Ok(())
+    }
+
+    async fn retry_set_aside(
+        &self,
+        session: &CloudSession,
+        generation: u64,
+        tables: &[ReadyTable],
+    ) -> Step<()> {
+        let lookups = self.ask(GetSetAside).await?;
+        if lookups.is_empty() {
+            return Ok(());
+        }
+        session.begin_read().await?;
+        let mut page = Page::default();
+        for lookup in lookups {
+            self.look_up(session, tables, lookup, &mut page).await?;
+        }
+        page.absent.clear();
+        self.apply(session, generation, tables, page).await?;
+        session.end_read().await?;
+        Ok(())
+    }
+
+    /// Takes the tables that have not been compared with the cloud yet through it, page by page, in key order.
+    async fn snapshots(&self, session: &CloudSession, generation: u64, tables: &[ReadyTable]) -> Step<()> {
+        let limit = self.options.page_rows_max;
+        for ready in tables {
+            let table = ready.table.id;
+            let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
+            if after.is_none() {
+                self.ask(BeginSnapshot(table)).await?;
+            }
+            loop {
+                session.begin_read().await?;
+                let found = session
+                    .page(
+                        &ready.table,
+                        &ready.cloud,
+                        after.as_deref(),
+                        i64::try_from(limit).unwrap_or(i64::MAX),
+                    )
+                    .await?;
+                let Some(last) = found.last() else {
+                    session.end_read().await?;
+                    break;
+                };
+                let last: Vec<String> =
+                    ready.table.key.iter().map(|c| to_text(&last[*c]).unwrap_or_default()).collect();
+                let full = found.len() == limit;
+                let rows = found.into_iter().map(|row| {
+                    let row = ready.local_row(row);
+                    PulledRow { table, key: ready.key_of(&row), row: Some(row), seen: 0 }
+                });
+                let page =
+                    Page { rows: rows.collect(), snapshot: Some((table, last.clone())), ..Page::default() };
+                self.apply(session, generation, tables, page).await?;
+                session.end_read().await?;
+                after = Some(last);
+                if !full {
+                    break;
+                }
+            }
+            loop {
+                let keys = self.ask(GetSnapshotLeftovers { table, limit }).await?;
+                if keys.is_empty() {
+                    break;
+                }
+                session.begin_read().await?;
+                let mut page = Page::default();
+                for values in keys {
+                    let lookup = Lookup { table, columns: ready.table.key.clone(), values };
+                    self.look_up(session, tables, lookup, &mut page).await?;
+                }
+                page.absent.clear();
+                self.apply(session, generation, tables, page).await?;
+                session.end_read().await?;
+            }
+        }
+        Ok(())
+    }
+
+    // -----------------------------------------------------------------------------------------------------
+    // Flush
+    // -----------------------------------------------------------------------------------------------------
+
+    async fn flush(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
+        let (generation, tables) = self.prepared()?;
+        let eligible: Vec<i64> = tables.iter().map(|ready| ready.table.id).collect();
+        let pairs: Vec<(Table, CloudTable)> =
+            tables.iter().map(|ready| (ready.table.clone(), ready.cloud.clone())).collect();
+        loop {
+            let rows_max = self.options.window_rows_max;
+            let eligible = eligible.clone();
+            let Some(noted) = self.ask(NoteRound { rows_max, generation, eligible }).await? else {
+                return Ok(());
+            };
+            self.carry(session, link, &tables, &pairs, noted).await?;
+            self.tell_receipts();
+        }
+    }
+
+    /// Takes one noted round to its end: acknowledged, or put back, with the guilty rows parked.
+    async fn carry(
+        &self,
+        session: &CloudSession,
+        link: &mut Link,
+        tables: &[ReadyTable],
+        pairs: &[(Table, CloudTable)],
+        noted: Noted,
+    ) -> Step<()> {
+        let readers = self.parts.readers.clone();
+        let to_read = noted.clone();
+        let (rows, conflicts) = actix_rt::task::spawn_blocking(move || {
+            Ok::<_, StoreError>((readers.read_round(&to_read)?, readers.read_conflicts()?))
+        })
+        .await
+        .map_err(|error| StoreError::Io(error.to_string()))??;
+        let conflicts: Vec<ConflictRow> =
+            conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
+        let mut window = Window::encode(tables, &noted, rows);
+        let mut id = noted.id.clone();
+        if !window.refusals.is_empty() {
+            id = self.park(&noted, std::mem::take(&mut window.refusals)).await?.unwrap_or(id);
+        }
+        loop {
+            if window.items.is_empty() && conflicts.is_empty() {
+                self.ask(DissolveRound).await?;
+                return Ok(());
+            }
+            let default_cursor = Cursor::default();
+            let frame = RoundFrame {
+                device: &link.device,
+                session: self.memory.session.as_deref().unwrap_or_default(),
+                id: &id,
+                previous: link.last_round.as_deref(),
+                cursor: link.cursor.as_ref().unwrap_or(&default_cursor),
+                tables: pairs,
+            };
+            match session.round(frame, &window.items, &conflicts).await? {
+                RoundOutcome::Committed(hits) => {
+                    let hits = hits
+                        .into_iter()
+                        .map(|hit| {
+                            let (table, key) = window.origins[hit.item].clone();
+                            let ready = &tables[window.items[hit.item].table];
+                            Hit { table, key, row: hit.row.map(|row| ready.local_row(row)), seen: hit.seen }
+                        })
+                        .collect();
+                    self.ask(AcknowledgeRound { hits, generation: noted.generation, left_out: vec![] })
+                        .await?;
+                    link.last_round = Some(id);
+                    return Ok(());
+                }
+                RoundOutcome::Refused(refused) => {
+                    // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
+                    // journal: these wait for the rest of it before they are parked.
+                    let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
+                        refused.into_iter().partition(|r| {
+                            noted.last_chance || !matches!(r.sqlstate.as_str(), "23503" | "23505")
+                        });
+                    if !park.is_empty() {
+                        let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
+                        id = self.park(&noted, refusals).await?.unwrap_or(id);
+                    }
+                    if !wait.is_empty() {
+                        let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
+                        self.ask(PutBackRound { refused }).await?;
+                        return Ok(());
+                    }
+                    window.remove(&park);
+                }
+            }
+        }
+    }
+
+    async fn park(&self, noted: &Noted, refusals: Vec<Refusal>) -> Step<Option<String>> {
+        let first = refusals.first().map(|refusal| {
+            let table =
+                noted.tables.iter().find(|table| table.id == refusal.table).map_or("?", |t| t.name.as_str());
+            format!("{} in table {table}: {}", crate::core::value::json_array(&refusal.key), refusal.message)
+        });
+        let count = refusals.len();
+        let round = self.ask(ParkRows(refusals)).await?;
+        warn!(
+            self.log,
+            "⚠️  {count} row(s) are refused by the cloud and parked, everything else goes on; first: {}",
+            first.unwrap_or_default()
+        );
+        Ok(round.map(|(id, _)| id))
+    }
+
+    fn tell_receipts(&self) {
+        if let Some(syncer) = self.syncer.upgrade() {
+            syncer.do_send(RoundSettled);
+        }
+    }
+}
+
+/// A round's rows in wire form.
+struct Window {
+    items: Vec<RoundItem>,
+    /// By item: the table's id and the key, as SQLite has them.
+    origins: Vec<(i64, Vec<Value>)>,
+    /// By item: the row as JSON for people, made only when it is refused.
+    rows: Vec<Option<Vec<Value>>>,
+    /// Rows with a value that does not fit its column.
+    refusals: Vec<Refusal>,
+}
+
+impl Window {
+    fn encode(tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>) -> Self {
+        let mut window = Self { items: vec![], origins: vec![], rows: vec![], refusals: vec![] };
+        for (table, rows) in noted.tables.iter().zip(rows) {
+            let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
+            for row in rows {
+                match tables[at].item(at, &row) {
+                    Ok(Some(item)) => {
+                        window.items.push(item);
+                        window.origins.push((table.id, row.key));
+                        window.rows.push(row.row);
+                    }
+                    Ok(None) => {}
+                    Err(misfit) => window.refusals.push(Refusal {
+                        table: table.id,
+                        sqlstate: None,
+                        message: misfit.to_string(),
+                        constraint: None,
+                        values: row.row.as_deref().map(|values| tables[at].row_json(values)),
+                        key: row.key,
+                    }),
+                }
+            }
+        }
+        window
+    }
+
+    fn refusal(&self, tables: &[ReadyTable], refused: &CloudRefusal) -> Refusal {
+        let (table, key) = self.origins[refused.item].clone();
+        Refusal {
+            table,
+            key,
+            sqlstate: Some(refused.sqlstate.clone()),
+            message: refused.message.clone(),
+            constraint: refused.constraint.clone(),
+            values: self.rows[refused.item]
+                .as_deref()
+                .map(|values| tables[self.items[refused.item].table].row_json(values)),
+        }
+    }
+
+    fn remove(&mut self, refused: &[CloudRefusal]) {
+        let gone: HashSet<usize> = refused.iter().map(|refusal| refusal.item).collect();
+        let mut at = 0..self.items.len();
+        let mut keep = || at.next().is_some_and(|at| !gone.contains(&at));
+        self.items.retain(|_| keep());
+        let mut at = 0..self.origins.len();
+        self.origins.retain(|_| at.next().is_some_and(|at| !gone.contains(&at)));
+        let mut at = 0..self.rows.len();
+        self.rows.retain(|_| at.next().is_some_and(|at| !gone.contains(&at)));
+    }
+}
+
+impl ReadyTable {
+    /// The row in wire form, nothing if the cloud has it already, or what does not fit.
+    fn item(&self, at: usize, row: &RoundRow) -> Result<Option<RoundItem>, NamedMisfit> {
+        let change = change(&self.table, &row.entry, row.row.as_deref());
+        let stored = row.row.as_deref().unwrap_or(&[]);
+        let carried = |c: usize, value: &Value| {
+            to_cloud(value, &self.cloud.columns[c].kind)
+                .map_err(|misfit| NamedMisfit { column: self.table.columns[c].name.clone(), misfit })
+        };
+        let mut values = vec![crate::core::value::CloudValue::Null; self.table.columns.len()];
+        let op = match change {
+            Change::Nothing => return Ok(None),
+            Change::Insert => {
+                for (c, value) in stored.iter().enumerate() {
+                    values[c] = carried(c, value)?;
+                }
+                Op::Insert
+            }
+            Change::Update(changed) => {
+                let columns: Vec<usize> = (0..changed.len()).filter(|c| changed[*c]).collect();
+                for c in &columns {
+                    values[*c] = carried(*c, &stored[*c])?;
+                }
+                Op::Update(columns)
+            }
+            Change::Delete => Op::Delete,
+        };
+        let key = self
+            .table
+            .key
+            .iter()
+            .zip(&row.key)
+            .map(|(c, value)| carried(*c, value))
+            .collect::<Result<_, _>>()?;
+        let name = ledger_name(&self.table, &row.key);
+        Ok(Some(RoundItem { table: at, key, values, op, seen: row.entry.seen, name }))
+    }
+
+    fn local_row(&self, row: Vec<crate::core::value::CloudValue>) -> Vec<Value> {
+        row.into_iter()
+            .zip(&self.cloud.columns)
+            .map(|(value, column)| from_cloud(value, &column.kind))
+            .collect()
+    }
+
+    fn key_of(&self, row: &[Value]) -> Vec<Value> {
+        self.table.key.iter().map(|c| row[*c].clone()).collect()
+    }
+
+    fn local_key(&self, text: &[String]) -> Option<Vec<Value>> {
+        let parts = self.table.key.iter().zip(text);
+        parts
+            .map(|(c, text)| {
+                let kind = &self.cloud.columns[*c].kind;
+                from_text(text, kind).map(|value| from_cloud(value, kind))
+            })
+            .collect()
+    }
+
+    fn row_json(&self, row: &[Value]) -> String {
+        let fields =
+            self.table.columns.iter().zip(row).map(|(column, value)| (column.name.clone(), value.to_json()));
+        serde_json::Value::Object(fields.collect()).to_string()
+    }
+}
+
+/// A value that does not fit, with its column's name.
+#[derive(Debug, thiserror::Error)]
+#[error("column {column}: {misfit}")]
+struct NamedMisfit {
+    column: String,
+    misfit: Misfit,
+}

@@ -1,0 +1,352 @@
+//! When the syncer works, waits, or is quiet: the pure machine behind `CloudSyncer`.
+//!
+//! Work happens in cycles: settle, pull, flush, pull. At most one cycle is under way.
+//!
+//! - Y1: no cycle begins while the cloud is not available, and none is left running when it is lost.
+//! - Y2: whatever asks for work while a cycle runs is not forgotten: another cycle follows.
+//! - Y3: a failed cycle is tried again without anybody writing anything, after a wait that doubles up to a bound; where
+//!   a retry cannot help, only at the bound, when asked, or when the cloud comes back.
+//! - Y4: the end of an older cycle decides nothing.
+
+use std::time::Duration;
+
+use super::failure::FailureClass;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The cloud is available.
+    Available,
+    /// It is not.
+    Unavailable(Option<FailureClass>),
+    /// The journal grew, here or by another program.
+    Grew,
+    /// Somebody asked for a cycle.
+    Asked,
+    /// The wait that was asked for is over.
+    Woke {
+        /// The wait's number.
+        wait: u64,
+    },
+    /// A cycle ended.
+    Ended {
+        /// The cycle's number.
+        cycle: u64,
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// How a cycle ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything that waited when it began is done.
+    Done,
+    /// The cloud, or the link to it, failed.
+    Failed(FailureClass),
+    /// The local side could not go on: a locked file, a full disk, a schema that changed.
+    Interrupted,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Begin a cycle.
+    Start {
+        /// Its number.
+        cycle: u64,
+    },
+    /// End the cycle that runs, wherever it is.
+    Cancel,
+    /// Wake the machine; an older wait is void.
+    Wake {
+        /// The wait's number.
+        wait: u64,
+        /// How long.
+        after: Duration,
+    },
+}
+
+/// The times that the machine keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// From a new entry to the cycle that carries it: what comes within it goes along.
+    pub debounce: Duration,
+    /// Between two looks at the feed while nothing happens here.
+    pub pull_interval: Duration,
+    /// The wait after the first failure.
+    pub retry_delay: Duration,
+    /// The longest wait.
+    pub max_retry_delay: Duration,
+}
+
+/// What the machine is doing, for `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// The cloud is not available.
+    Offline,
+    /// It is reachable, but must not be synced with.
+    Blocked,
+    /// A cycle runs.
+    Working,
+    /// Nothing to do.
+    Idle,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Syncing {
+    pace: Pace,
+    available: bool,
+    blocked: bool,
+    running: Option<u64>,
+    again: bool,
+    /// A debounce is under way, which further entries do not prolong.
+    debouncing: bool,
+    failures: u32,
+    cycles: u64,
+    waits: u64,
+}
+
+impl Syncing {
+    /// A machine that waits for the cloud.
+    pub fn new(pace: Pace) -> Self {
+        Self {
+            pace,
+            available: false,
+            blocked: false,
+            running: None,
+            again: false,
+            debouncing: false,
+            failures: 0,
+            cycles: 0,
+            waits: 0,
+        }
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> State {
+        match (self.blocked, self.available, self.running) {
+            (true, ..) => State::Blocked,
+            (_, false, _) => State::Offline,
+            (_, _, Some(_)) => State::Working,
+            _ => State::Idle,
+        }
+    }
+
+    /// The one transition function.
+    pub fn advance(&mut self, event: Event) -> Vec<Effect> {
+        let effects = match event {
+            Event::Available => {
+                self.available = true;
+                self.blocked = false;
+                self.failures = 0;
+                self.start_or_remember()
+            }
+            Event::Unavailable(class) => {
+                self.available = false;
+                self.again = false;
+                self.debouncing = false;
+                self.waits += 1;
+                self.blocked = matches!(class, Some(FailureClass::Credentials | FailureClass::NotOurs));
+                match self.running.take() {
+                    Some(_) => vec![Effect::Cancel],
+                    None => vec![],
+                }
+            }
+            Event::Grew => match (self.available, self.running) {
+                (true, Some(_)) => {
+                    self.again = true;
+                    vec![]
+                }
+                // A failure's wait is not cut short by new entries: they change nothing about its cause.
+                (true, None) if self.failures == 0 && !self.debouncing => {
+                    self.debouncing = true;
+                    vec![self.wake(self.pace.debounce)]
+                }
+                _ => vec![],
+            },
+            Event::Asked if self.available => self.start_or_remember(),
+            Event::Asked => vec![],
+            Event::Woke { wait } if wait == self.waits && self.available && self.running.is_none() => {
+                self.start_or_remember()
+            }
+            Event::Woke { .. } => vec![],
+            Event::Ended { cycle, outcome } if self.running == Some(cycle) => {
+                self.running = None;
+                self.ended(outcome)
+            }
+            Event::Ended { .. } => vec![],
+        };
+        debug_assert!(self.available || self.running.is_none(), "Y1");
+        effects
+    }
+
+    fn ended(&mut self, outcome: Outcome) -> Vec<Effect> {
+        match outcome {
+            Outcome::Done => {
+                self.failures = 0;
+                self.blocked = false;
+                if std::mem::take(&mut self.again) {
+                    return self.start_or_remember();
+                }
+                vec![self.wake(self.pace.pull_interval)]
+            }
+            Outcome::Failed(class) if !class.retry_helps() => {
+                self.blocked = true;
+                self.failures += 1;
+                vec![self.wake(self.pace.max_retry_delay)]
+            }
+            Outcome::Failed(_) | Outcome::Interrupted => {
+                let doubled = 2u32.saturating_pow(self.failures.min(20));
+                self.failures += 1;
+                let after = self.pace.retry_delay.saturating_mul(doubled).min(self.pace.max_retry_delay);
+                vec![self.wake(after)]
+            }
+        }
+    }
+
+    fn start_or_remember(&mut self) -> Vec<Effect> {
+        self.debouncing = false;
+        if self.running.is_some() {
+            self.again = true;
+            return vec![];
+        }
+        self.cycles += 1;
+        self.waits += 1;
+        self.running = Some(self.cycles);
+        vec![Effect::Start { cycle: self.cycles }]
+    }
+
+    fn wake(&mut self, after: Duration) -> Effect {
+        self.waits += 1;
+        Effect::Wake { wait: self.waits, after }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: Pace = Pace {
+        debounce: Duration::from_millis(5),
+        pull_interval: Duration::from_secs(10),
+        retry_delay: Duration::from_secs(1),
+        max_retry_delay: Duration::from_secs(60),
+    };
+
+    fn started(effects: &[Effect]) -> Option<u64> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Start { cycle } => Some(*cycle),
+            _ => None,
+        })
+    }
+
+    fn wake(effects: &[Effect]) -> Option<(u64, Duration)> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Wake { wait, after } => Some((*wait, *after)),
+            _ => None,
+        })
+    }
+
+    /// Entries that come during a cycle are carried by the next one, at once.
+    #[test]
+    fn work_that_comes_meanwhile_is_not_forgotten() {
+        let mut machine = Syncing::new(PACE);
+        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        assert_eq!(machine.advance(Event::Grew), vec![]);
+        assert!(started(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).is_some());
+    }
+
+    /// A failed round is tried again although nobody writes anything, and the wait doubles up to its bound.
+    #[test]
+    fn a_failed_cycle_is_tried_again_by_itself() {
+        let mut machine = Syncing::new(PACE);
+        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        let mut waits = vec![];
+        for _ in 0..8 {
+            let outcome = Outcome::Failed(FailureClass::Transient);
+            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+            waits.push(after.as_secs());
+            assert_eq!(machine.advance(Event::Grew), vec![], "new entries do not cut the wait short");
+            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    /// Wrong credentials are tried again only at the bound, or when the cloud comes back.
+    #[test]
+    fn what_a_retry_cannot_help_is_not_hammered() {
+        let mut machine = Syncing::new(PACE);
+        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        let outcome = Outcome::Failed(FailureClass::Credentials);
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+        assert_eq!((after, machine.state()), (PACE.max_retry_delay, State::Blocked));
+        assert!(started(&machine.advance(Event::Available)).is_some());
+    }
+
+    /// The outage cancels the cycle, and neither its late end nor an old wait starts anything.
+    #[test]
+    fn late_answers_decide_nothing() {
+        let mut machine = Syncing::new(PACE);
+        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        assert_eq!(machine.advance(Event::Unavailable(Some(FailureClass::NotRunning))), vec![Effect::Cancel]);
+        assert_eq!(machine.advance(Event::Ended { cycle, outcome: Outcome::Done }), vec![]);
+        let next = started(&machine.advance(Event::Available)).unwrap();
+        assert_ne!(next, cycle);
+        assert_eq!(machine.advance(Event::Woke { wait: 0 }), vec![]);
+    }
+
+    /// Y1 and Y2 over random sequences, late and repeated answers included.
+    #[test]
+    fn the_invariants_hold_in_random_histories() {
+        for seed in 1..=2_000u64 {
+            let mut state = seed;
+            let mut random = |below: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state % below
+            };
+            let mut machine = Syncing::new(PACE);
+            let (mut running, mut available, mut owed) = (None, false, false);
+            let mut waits: Vec<u64> = vec![0];
+            for _ in 0..60 {
+                let event = match random(8) {
+                    0 => Event::Available,
+                    1 => Event::Unavailable(None),
+                    2 | 3 => Event::Grew,
+                    4 => Event::Asked,
+                    5 => Event::Woke { wait: waits[usize::try_from(random(waits.len() as u64)).unwrap()] },
+                    6 => Event::Ended { cycle: random(20), outcome: Outcome::Done },
+                    _ => match running {
+                        Some(cycle) => Event::Ended { cycle, outcome: Outcome::Done },
+                        None => Event::Grew,
+                    },
+                };
+                if event == Event::Available {
+                    available = true;
+                }
+                owed = owed || available && matches!(event, Event::Grew | Event::Asked);
+                if let Event::Unavailable(_) = event {
+                    (available, running, owed) = (false, None, false);
+                }
+                let ended = matches!(event, Event::Ended { cycle, .. } if running == Some(cycle));
+                if ended {
+                    running = None;
+                }
+                let effects = machine.advance(event);
+                if let Some(cycle) = started(&effects) {
+                    assert!(available, "Y1, seed {seed}");
+                    assert!(running.is_none(), "one cycle at a time, seed {seed}");
+                    running = Some(cycle);
+                    owed = false;
+                }
+                waits.extend(wake(&effects).map(|(wait, _)| wait));
+                if ended && available && running.is_none() {
+                    assert!(!owed && wake(&effects).is_some(), "Y2, seed {seed}");
+                }
+            }
+        }
+    }
+}

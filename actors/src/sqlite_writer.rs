@@ -1,0 +1,196 @@
+//! The writer: the one actor that writes the SQLite file, alone on its thread.
+//!
+//! ```text
+//! Write ─▶ the group that is forming ─▶ (mailbox empty, or the group full) ─▶ one transaction, one fsync ─▶ answers
+//!                                                                                     └─ JournalGrew ─▶ CloudSyncer
+//! NoteRound, AcknowledgeRound, ApplyPage … ─▶ one transaction each
+//! timer ─▶ has another program committed? ─▶ JournalGrew
+//! ```
+//!
+//! SQLite blocks, and may: nothing else lives in this arbiter. actix hands over the whole mailbox before it runs what
+//! an actor notified itself of, so the messages that wait while one group commits are the next group, without any
+//! timer (P1, and N callers cost one fsync).
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use slog::{Logger, error, info, warn};
+use tokio::sync::oneshot;
+
+use crate::messages::{
+    AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetLink, GetSetAside,
+    GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, NoteRound, ParkRows, PutBackRound,
+    RememberCloud, RememberCloudTable, StartOver, Stored, Write,
+};
+use crate::sqlite::{Notice, Statement, Store, StoreError, Written};
+
+/// How the writer works.
+#[derive(Debug, Clone, Copy)]
+pub struct WriterOptions {
+    /// The most messages that wait in the mailbox before senders wait.
+    pub queue_max: usize,
+    /// The most callers in one transaction.
+    pub group_max: usize,
+    /// Between two looks for other programs' commits.
+    pub foreign_poll: Duration,
+}
+
+/// The actor.
+#[derive(Debug)]
+pub struct SqliteWriter {
+    store: Store,
+    options: WriterOptions,
+    group: Vec<Caller>,
+    /// The group is going to be committed once the mailbox is empty.
+    commit_is_due: bool,
+    grew: Box<dyn Hint>,
+    log: Logger,
+}
+
+/// Whom to tell that the journal grew.
+pub trait Hint: Send + std::fmt::Debug {
+    /// Tells, or loses the hint.
+    fn journal_grew(&self);
+}
+
+impl<A> Hint for crate::supervision::Handle<A>
+where
+    A: Actor + Handler<JournalGrew>,
+    A::Context: actix::dev::ToEnvelope<A, JournalGrew>,
+{
+    fn journal_grew(&self) {
+        self.hint(JournalGrew);
+    }
+}
+
+#[derive(Debug)]
+struct Caller {
+    statements: Vec<Statement>,
+    answer: oneshot::Sender<Stored<Written>>,
+}
+
+impl SqliteWriter {
+    /// A writer for a store that is open.
+    pub fn new(store: Store, options: WriterOptions, grew: Box<dyn Hint>, log: Logger) -> Self {
+        Self { store, options, group: vec![], commit_is_due: false, grew, log }
+    }
+
+    fn commit(&mut self) {
+        self.commit_is_due = false;
+        let group = std::mem::take(&mut self.group);
+        if group.is_empty() {
+            return;
+        }
+        let statements: Vec<&[Statement]> = group.iter().map(|caller| caller.statements.as_slice()).collect();
+        let results = self.store.write_group(&statements);
+        self.grew.journal_grew();
+        for (caller, result) in group.into_iter().zip(results) {
+            // A caller that has gone meanwhile does not want to know.
+            let _ = caller.answer.send(result);
+        }
+    }
+
+    fn look_for_others(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_later(self.options.foreign_poll, Self::look_for_others);
+        match self.store.foreign_commit() {
+            Ok(false) => {}
+            Ok(true) => {
+                match self.store.track() {
+                    Ok(notices) => tell(&self.log, notices),
+                    // Another program may hold the lock; the next round looks again.
+                    Err(StoreError::Busy(_)) => {}
+                    Err(error) => error!(self.log, "tables cannot be tracked: {error}"),
+                }
+                self.grew.journal_grew();
+            }
+            Err(error) => error!(self.log, "the SQLite file cannot be read: {error}"),
+        }
+    }
+}
+
+/// Says what a person should know about the tables, each once per change of the schema.
+pub fn tell(log: &Logger, notices: Vec<Notice>) {
+    for Notice(text) in notices {
+        info!(log, "{text}");
+    }
+}
+
+impl Actor for SqliteWriter {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.options.queue_max);
+        ctx.run_later(self.options.foreign_poll, Self::look_for_others);
+    }
+}
+
+impl Handler<Write> for SqliteWriter {
+    type Result = ResponseFuture<Stored<Written>>;
+
+    fn handle(&mut self, Write(statements): Write, ctx: &mut Self::Context) -> Self::Result {
+        let (answer, answered) = oneshot::channel();
+        self.group.push(Caller { statements, answer });
+        if self.group.len() >= self.options.group_max {
+            self.commit();
+        } else if !self.commit_is_due {
+            self.commit_is_due = true;
+            ctx.notify(Commit);
+        }
+        Box::pin(async {
+            answered.await.unwrap_or_else(|_| Err(StoreError::Io("the writer stopped".into())))
+        })
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Commit;
+
+impl Handler<Commit> for SqliteWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: Commit, _: &mut Self::Context) {
+        self.commit();
+    }
+}
+
+/// Messages that are one call of the store. Writes that wait are committed first: they came first.
+macro_rules! store_calls {
+    ($($message:ty => $answer:ty, |$store:ident, $m:pat_param| $call:expr;)*) => {$(
+        impl Handler<$message> for SqliteWriter {
+            type Result = Stored<$answer>;
+
+            fn handle(&mut self, $m: $message, _: &mut Self::Context) -> Self::Result {
+                let $store = &mut self.store;
+                let result: Stored<$answer> = $call;
+                if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
+                    warn!(self.log, "{error}");
+                }
+                result
+            }
+        }
+    )*};
+}
+
+store_calls! {
+    GetTables => (u64, Vec<crate::core::schema::Table>), |store, _| store.tables();
+    GetLink => (crate::sqlite::Link, Option<(String, i64)>), |store, _| Ok((store.link()?, store.in_flight()?));
+    NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(m.rows_max, m.generation, &m.eligible);
+    AcknowledgeRound => (), |store, m| store.acknowledge(&m.hits, m.generation, &m.left_out);
+    PutBackRound => (), |store, m| store.put_back(&m.refused);
+    DissolveRound => (), |store, _| store.dissolve();
+    ParkRows => Option<(String, i64)>, |store, m| store.park(&m.0);
+    ApplyPage => crate::sqlite::Applied, |store, m| store.apply(&m.page, m.generation);
+    GetSnapshotPosition => Option<Option<Vec<String>>>, |store, m| store.snapshot_position(m.0);
+    BeginSnapshot => (), |store, m| store.begin_snapshot(m.0);
+    GetSnapshotLeftovers => Vec<Vec<crate::core::value::Value>>, |store, m| store.snapshot_leftovers(m.table, m.limit);
+    RememberCloudTable => (), |store, m| store.remember_cloud_table(m.table, m.oid);
+    CompareAnew => (), |store, m| store.compare_anew(m.0);
+    GetSetAside => Vec<crate::sqlite::Lookup>, |store, _| store.set_aside();
+    RememberCloud => (), |store, m| store.remember_cloud(&m.0);
+    FixCursor => (), |store, m| match &m.0 {
+        Some(cursor) => store.fix_cursor(cursor),
+        None => store.forget_cursor(),
+    };
+    StartOver => (), |store, m| store.start_over(m.resend);
+}

@@ -1,0 +1,493 @@
+//! The facade: what an app holds.
+//!
+//! ```text
+//! Database::open ─▶ a thread with an actix System of its own
+//!                     ├─ Supervisor, ProxyWatcher, CircuitBreaker, CloudSyncer   (this thread)
+//!                     └─ SqliteWriter                                           (an arbiter of its own)
+//! write, synced, subscribe, … ─▶ Handle ─▶ the living actor
+//! read ─▶ a read-only connection, on the caller's own thread
+//! ```
+//!
+//! The app's own actix System, or any other runtime, is not touched: everything here can be awaited from anywhere.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use actix::prelude::*;
+use slog::{Logger, info, o, warn};
+use tidewater_actors::circuit_breaker::{CircuitBreaker, Gate};
+use tidewater_actors::cloud_syncer::{CloudSyncer, SyncOptions, SyncParts};
+use tidewater_actors::core::availability;
+use tidewater_actors::core::backoff::Backoff;
+use tidewater_actors::core::circuit::CircuitPolicy;
+use tidewater_actors::core::sync::Pace;
+use tidewater_actors::endpoint::Endpoint;
+use tidewater_actors::messages::{
+    AvailabilityChanged, DetectProxy, Detection, GetCircuitReport, GetLink, GetProxyReport, GetSyncReport,
+    ResetDetector, SqliteReport, StatusSummary, Subscribe, SyncError, SyncNow, WaitSynced, Write,
+};
+use tidewater_actors::postgres::{Cloud, CloudOptions};
+use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
+use tidewater_actors::sqlite::{
+    FileLock, Readers, Statement, StatementResult, Store, StoreOptions, lock_file,
+};
+use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
+use tidewater_actors::supervision::{GaveUp, Handle, Intensity, Supervisor};
+use tokio::sync::{oneshot, watch};
+
+use crate::error::Error;
+use crate::settings::{AddColumns, Environment, Settings};
+
+/// A database: SQLite here, synced with Cloud SQL when that is there. Cheap to clone.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use tidewater::{Database, Statement, settings::Settings};
+///
+/// let settings = Settings::builder().set("sqlite.path", "notes.db").build()?;
+/// let log = slog::Logger::root(slog::Discard, slog::o!());
+/// let db = Database::open(settings, log).await?;
+/// db.write([Statement::new("CREATE TABLE IF NOT EXISTS note (id INTEGER PRIMARY KEY, body TEXT)")]).await?;
+/// let receipt = db.write([Statement::new("INSERT INTO note (body) VALUES (?1)").bind("hello")]).await?.receipt;
+/// let notes: i64 = db.read(|conn| conn.query_row("SELECT count(*) FROM note", [], |row| row.get(0)))?;
+/// println!("{notes} notes here");
+/// db.synced(&receipt).await?; // as long as it takes until the cloud has it
+/// db.shutdown().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+/// Proof of a durable write, and the handle to ask whether the cloud has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    epoch: i64,
+}
+
+/// What a write did. It is on the disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Committed {
+    /// For [`Database::synced`].
+    pub receipt: Receipt,
+    /// One per statement, in order.
+    pub results: Vec<StatementResult>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    children: Children,
+    readers: Readers,
+    sqlite: SqliteReport,
+    given_up: watch::Receiver<Option<GaveUp>>,
+    shutdown: Duration,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+#[derive(Debug)]
+struct Runtime {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+/// The addresses of the four actors, and the app's subscribers, who have to be told again when the watcher is new.
+#[derive(Debug, Clone)]
+struct Children {
+    watcher: Handle<ProxyWatcher>,
+    breaker: Handle<CircuitBreaker>,
+    writer: Handle<SqliteWriter>,
+    syncer: Handle<CloudSyncer>,
+    subscribers: Subscribers,
+}
+
+#[derive(Clone, Default)]
+struct Subscribers(Arc<Mutex<Vec<Recipient<AvailabilityChanged>>>>);
+
+impl Subscribers {
+    fn add(&self, recipient: Recipient<AvailabilityChanged>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(Recipient::connected);
+        known.push(recipient);
+    }
+
+    fn all(&self) -> Vec<Recipient<AvailabilityChanged>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl std::fmt::Debug for Subscribers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Subscribers")
+    }
+}
+
+/// What the actors are made from, again after each restart.
+struct Plan {
+    settings: Settings,
+    store: StoreOptions,
+    watcher: WatcherOptions,
+    circuit: CircuitPolicy,
+    cloud: Option<Cloud>,
+    gate: Gate,
+    log: Logger,
+}
+
+impl Database {
+    /// Opens the SQLite file, creates it when missing, and starts the actors. Returns as soon as reads and writes work,
+    /// which does not depend on any network.
+    ///
+    /// # Errors
+    /// [`Error::Store`] says what is wrong with the file and what helps; [`Error::Settings`] names what cannot be used.
+    pub async fn open(settings: Settings, log: Logger) -> Result<Self, Error> {
+        let plan = Plan::new(settings, log)?;
+        let (opened, open) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("tidewater".into())
+            .spawn(move || {
+                // A panic in here would end the thread; `open` and the handles then answer with errors.
+                System::new().block_on(plan.live(opened));
+            })
+            .map_err(|error| Error::Thread(error.to_string()))?;
+        match open.await {
+            Ok(Ok((mut inner, stop))) => {
+                inner.runtime = Mutex::new(Some(Runtime { stop, thread }));
+                Ok(Self { inner: Arc::new(inner) })
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Thread("it ended before it had begun".into())),
+        }
+    }
+
+    /// Runs statements as one unit and returns when they are on the disk. Waits for a place in the queue when that is
+    /// full, never for the network.
+    ///
+    /// Dropping the future withdraws the write if it has not begun; otherwise its outcome is not known.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when SQLite refuses; nothing of the unit is done then. [`Error::Unanswered`] when the writer was
+    /// restarted meanwhile.
+    pub async fn write(&self, statements: impl IntoIterator<Item = Statement>) -> Result<Committed, Error> {
+        self.alive()?;
+        let written = self.inner.children.writer.ask(Write(statements.into_iter().collect())).await??;
+        Ok(Committed { receipt: Receipt { epoch: written.epoch }, results: written.results })
+    }
+
+    /// Reads on the caller's own thread, with a read-only connection; sees every acknowledged write.
+    ///
+    /// # Errors
+    /// [`Error::Store`] with what SQLite says, or when every connection is in use for too long.
+    pub fn read<T>(
+        &self,
+        work: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        Ok(self.inner.readers.read(work)?)
+    }
+
+    /// Resolves when the cloud has what the receipt stands for, however long that takes. Waits across outages and
+    /// restarts of actors; drop it to stop waiting.
+    ///
+    /// # Errors
+    /// [`SyncError::Parked`] when PostgreSQL refuses a row of it; [`Error::Failed`] when supervision gave up.
+    pub async fn synced(&self, receipt: &Receipt) -> Result<(), Error> {
+        let mut given_up = self.inner.given_up.clone();
+        loop {
+            self.alive()?;
+            let waiting = self.inner.children.syncer.ask(WaitSynced { epoch: receipt.epoch });
+            tokio::select! {
+                answer = waiting => match answer {
+                    Ok(Err(SyncError::Failed(_))) | Err(_) => {
+                        // The syncer was restarted: its successor is asked, when it is there.
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    Ok(answer) => return Ok(answer?),
+                },
+                _ = given_up.changed() => {}
+            }
+        }
+    }
+
+    /// Sends every change of the availability to a recipient, the current state first.
+    pub async fn subscribe(&self, recipient: Recipient<AvailabilityChanged>) -> Result<(), Error> {
+        self.alive()?;
+        self.inner.children.subscribers.add(recipient.clone());
+        Ok(self.inner.children.watcher.ask(Subscribe(recipient)).await?)
+    }
+
+    /// Whether the proxy is there, with the reason in words. `force` skips what was verified within the last seconds.
+    pub async fn detect_proxy(&self, force: bool) -> Result<Detection, Error> {
+        self.alive()?;
+        Ok(self.inner.children.watcher.ask(DetectProxy { force }).await?)
+    }
+
+    /// Sets the failure count and the delay back, ends a pause, and checks at once.
+    pub async fn reset(&self) -> Result<(), Error> {
+        self.alive()?;
+        Ok(self.inner.children.watcher.ask(ResetDetector).await?)
+    }
+
+    /// Syncs now, both ways, and returns when that is done.
+    ///
+    /// # Errors
+    /// [`SyncError::Offline`] at once while the proxy is not available.
+    pub async fn sync_now(&self) -> Result<(), Error> {
+        self.alive()?;
+        Ok(self.inner.children.syncer.ask(SyncNow).await??)
+    }
+
+    /// Everything that `run_supervisor status --json` says. An actor that is being restarted has empty entries.
+    pub async fn status_summary(&self) -> StatusSummary {
+        let children = &self.inner.children;
+        StatusSummary {
+            proxy: children.watcher.ask(GetProxyReport).await.unwrap_or_default(),
+            circuit: children.breaker.ask(GetCircuitReport).await.unwrap_or_default(),
+            sync: children.syncer.ask(GetSyncReport).await.unwrap_or_default(),
+            sqlite: self.inner.sqlite.clone(),
+            actors: vec![
+                children.watcher.report(),
+                children.breaker.report(),
+                children.writer.report(),
+                children.syncer.report(),
+            ],
+        }
+    }
+
+    /// Resolves when supervision has given up, with the reason.
+    pub async fn failed(&self) -> Error {
+        let mut given_up = self.inner.given_up.clone();
+        loop {
+            if let Some(gave_up) = given_up.borrow_and_update().clone() {
+                return Error::Failed(gave_up.reason);
+            }
+            if given_up.changed().await.is_err() {
+                return Error::ShutDown;
+            }
+        }
+    }
+
+    /// Ends in order: what waits is committed, what a few seconds allow is flushed, the file is closed. Afterwards every
+    /// clone of this handle answers with [`Error::ShutDown`]. Calling it again does nothing.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        let runtime = self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Runtime { stop, thread }) = runtime else { return Ok(()) };
+        let children = &self.inner.children;
+        let within = self.inner.shutdown;
+        // The writer's mailbox is first in, first out: its answer means that what waited before has been committed.
+        let orderly = async {
+            let _ = children.writer.ask(GetLink).await;
+            let _ = children.syncer.ask(SyncNow).await;
+        };
+        let _ = tokio::time::timeout(within, orderly).await;
+        // The thread may have ended by itself.
+        let _ = stop.send(());
+        let (joined, ended) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("tidewater-end".into())
+            .spawn(move || joined.send(thread.join().is_ok()))
+            .map_err(|error| Error::Thread(error.to_string()))?;
+        match tokio::time::timeout(within, ended).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Failed(format!("the actors did not end within {} s", within.as_secs_f64()))),
+        }
+    }
+
+    fn alive(&self) -> Result<(), Error> {
+        if let Some(gave_up) = self.inner.given_up.borrow().as_ref() {
+            return Err(Error::Failed(gave_up.reason.clone()));
+        }
+        match *self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(_) => Ok(()),
+            None => Err(Error::ShutDown),
+        }
+    }
+}
+
+impl Plan {
+    fn new(settings: Settings, log: Logger) -> Result<Self, Error> {
+        let bad = |error: &dyn std::fmt::Display| Error::Settings(error.to_string());
+        let proxy = &settings.proxy;
+        let host = proxy.host.to_string();
+        let endpoint = Endpoint::new(&host, proxy.port);
+        let backoff =
+            Backoff::try_new(proxy.retry_delay, proxy.max_retry_delay).map_err(|error| bad(&error))?;
+        let open_time =
+            Backoff::try_new(settings.circuit.open, proxy.max_retry_delay.max(settings.circuit.open))
+                .map_err(|error| bad(&error))?;
+        let cloud = &settings.cloud;
+        let cloud_options = match (&cloud.database, &cloud.user) {
+            (Some(database), Some(user)) => Some(CloudOptions {
+                host,
+                port: proxy.port,
+                database: database.clone(),
+                user: user.clone(),
+                password: cloud.password.as_ref().map(|password| password.expose().to_owned()),
+                schema: cloud.schema.clone(),
+                timeout: proxy.timeout,
+                statement_timeout: cloud.statement_timeout,
+                pool_max: cloud.pool_max,
+                application_name: cloud.application_name.clone(),
+                add_columns: cloud.add_columns == AddColumns::Auto,
+            }),
+            _ => None,
+        };
+        let mut watcher = WatcherOptions::new(endpoint, backoff);
+        watcher.environment = match settings.supervisor.environment {
+            Environment::Development => availability::Environment::Development,
+            Environment::Production => availability::Environment::Production,
+        };
+        watcher.proxy_required = proxy.require;
+        watcher.health_interval = proxy.health_interval;
+        watcher.recently_verified = proxy.recently_verified;
+        watcher.listen_interval = proxy.listen_interval;
+        // Wait, connect and answer, each within the timeout, and some more: the probe's own bounds come first.
+        watcher.check_timeout = proxy.timeout * 4 + Duration::from_secs(1);
+        watcher.probe_missing = cloud.missing().unwrap_or_default();
+        Ok(Self {
+            store: StoreOptions {
+                path: settings.sqlite.path.clone(),
+                busy_timeout: settings.sqlite.busy_timeout,
+                read_pool_max: u32::try_from(settings.sqlite.read_pool_max).unwrap_or(u32::MAX),
+            },
+            watcher,
+            circuit: CircuitPolicy {
+                failure_threshold: settings.circuit.failure_threshold,
+                success_threshold: settings.circuit.success_threshold,
+                open_time,
+            },
+            cloud: cloud_options.map(Cloud::new).transpose().map_err(|error| bad(&error))?,
+            gate: Gate::new(),
+            settings,
+            log,
+        })
+    }
+
+    /// The life of the actors' thread: open, start, wait for the end.
+    async fn live(self, opened: oneshot::Sender<Result<(Inner, oneshot::Sender<()>), Error>>) {
+        let (store, readers, lock) = match self.open_file() {
+            Ok(open) => open,
+            Err(error) => {
+                // Who asked may have gone.
+                let _ = opened.send(Err(error));
+                return;
+            }
+        };
+        let sqlite =
+            SqliteReport { path: self.store.path.display().to_string(), journal_mode: "wal".to_owned() };
+        let writer_arbiter = Arbiter::new();
+        let shutdown = self.settings.supervisor.shutdown;
+        let log = self.log.clone();
+        let (children, given_up, supervisor) = self.children(store, readers.clone(), &writer_arbiter);
+        supervisor.launch().await;
+        // The watcher's answer comes after its first look, so that the log tells things in the documented order.
+        let _ = children.watcher.ask(GetProxyReport).await;
+        info!(log, "✅ SQLite initialized (WAL mode enabled)");
+        info!(log, "✅ Hybrid sync initialized");
+        let (stop, stopped) = oneshot::channel();
+        let inner = Inner { children, readers, sqlite, given_up, shutdown, runtime: Mutex::new(None) };
+        if opened.send(Ok((inner, stop))).is_ok() {
+            // An error means that every handle is gone, which is an end as well.
+            let _ = stopped.await;
+        }
+        writer_arbiter.stop();
+        if writer_arbiter.join().is_err() {
+            warn!(log, "the writer's thread ended in a panic");
+        }
+        drop(lock);
+    }
+
+    fn open_file(&self) -> Result<(Store, Readers, FileLock), Error> {
+        let lock = lock_file(&self.store.path)?;
+        let (store, notices) = Store::open(&self.store)?;
+        let readers = Readers::open(&self.store)?;
+        tell(&self.log, notices);
+        Ok((store, readers, lock))
+    }
+
+    /// The four actors as the supervisor's children, in the order in which they start.
+    fn children(
+        self,
+        store: Store,
+        readers: Readers,
+        writer_arbiter: &Arbiter,
+    ) -> (Children, watch::Receiver<Option<GaveUp>>, Supervisor) {
+        let Self { settings, store: store_options, watcher: watcher_options, circuit, cloud, gate, log } =
+            self;
+        let children = Children {
+            watcher: Handle::new("ProxyWatcher"),
+            breaker: Handle::new("CircuitBreaker"),
+            writer: Handle::new("SqliteWriter"),
+            syncer: Handle::new("CloudSyncer"),
+            subscribers: Subscribers::default(),
+        };
+        let child_log = |name: &'static str| log.new(o!("actor" => name));
+        let intensity = Intensity {
+            restarts_max: settings.supervisor.restarts_max,
+            within: settings.supervisor.restarts_within,
+        };
+        let (mut supervisor, given_up) = Supervisor::new(intensity, log.clone());
+        let here = Arbiter::current();
+
+        let probe = cloud.clone().map(|cloud| Arc::new(cloud) as Arc<dyn Probe>);
+        let (family, watcher_log) = (children.clone(), child_log("ProxyWatcher"));
+        supervisor.add(&children.watcher, here.clone(), move || {
+            let mut subscribers: Vec<_> =
+                [family.breaker.recipient(), family.syncer.recipient()].into_iter().flatten().collect();
+            subscribers.extend(family.subscribers.all());
+            Ok(ProxyWatcher::new(watcher_options.clone(), probe.clone(), subscribers, watcher_log.clone()))
+        });
+
+        let (family, breaker_gate, breaker_log) =
+            (children.clone(), gate.clone(), child_log("CircuitBreaker"));
+        supervisor.add(&children.breaker, here.clone(), move || {
+            if let Some(watcher) = family.watcher.recipient() {
+                breaker_gate.tell_watcher(&watcher);
+            }
+            let subscribe = family.watcher.recipient();
+            Ok(CircuitBreaker::new(circuit, breaker_gate.clone(), subscribe, breaker_log.clone()))
+        });
+
+        let options = WriterOptions {
+            queue_max: settings.sqlite.queue_max,
+            group_max: settings.sqlite.group_rows_max,
+            foreign_poll: settings.sync.foreign_poll,
+        };
+        let (syncer, writer_log) = (children.syncer.clone(), child_log("SqliteWriter"));
+        let mut first = Some(store);
+        supervisor.add(&children.writer, writer_arbiter.handle(), move || {
+            let store = match first.take() {
+                Some(store) => store,
+                None => {
+                    let (store, notices) = Store::open(&store_options).map_err(|error| error.to_string())?;
+                    tell(&writer_log, notices);
+                    store
+                }
+            };
+            Ok(SqliteWriter::new(store, options, Box::new(syncer.clone()), writer_log.clone()))
+        });
+
+        let parts = SyncParts {
+            cloud,
+            gate,
+            writer: children.writer.clone(),
+            watcher: children.watcher.clone(),
+            readers,
+            said: Arc::default(),
+        };
+        let options = SyncOptions {
+            window_rows_max: settings.sync.window_rows_max,
+            page_rows_max: settings.sync.page_rows_max,
+            pace: Pace {
+                debounce: settings.sync.debounce,
+                pull_interval: settings.sync.pull_interval,
+                retry_delay: settings.sync.retry_delay,
+                max_retry_delay: settings.proxy.max_retry_delay,
+            },
+        };
+        let syncer_log = child_log("CloudSyncer");
+        supervisor.add(&children.syncer, here, move || {
+            Ok(CloudSyncer::new(parts.clone(), options, syncer_log.clone()))
+        });
+        (children, given_up, supervisor)
+    }
+}

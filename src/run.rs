@@ -1,0 +1,59 @@
+//! Running as a process: the database, the control socket, and an orderly end.
+
+use std::future::Future;
+use std::rc::Rc;
+
+use slog::{Logger, info, warn};
+
+use crate::control::{ControlServer, Request, Response};
+use crate::database::Database;
+use crate::error::Error;
+use crate::settings::Settings;
+
+/// Runs until `shutdown` resolves or supervision gives up. Must be awaited in a tokio or actix runtime.
+///
+/// # Errors
+/// When the file cannot be opened, and [`Error::Failed`] when supervision gave up.
+pub async fn run(settings: Settings, log: Logger, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let socket = settings.sqlite.control_socket();
+    let db = Database::open(settings, log.clone()).await?;
+    let control = match ControlServer::bind(socket, log.clone()) {
+        Ok(control) => Some(control.serve(handler(db.clone()))),
+        Err(error) => {
+            warn!(log, "⚠️  Verbs such as `status` cannot reach this supervisor: {error}");
+            None
+        }
+    };
+    let serve = async {
+        match control {
+            Some(control) => {
+                if let Err(error) = control.await {
+                    warn!(log, "⚠️  The control socket failed: {error}");
+                }
+                std::future::pending::<()>().await;
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        () = shutdown => Ok(()),
+        error = db.failed() => Err(error),
+        () = serve => Ok(()),
+    };
+    db.shutdown().await?;
+    if ended.is_ok() {
+        info!(log, "✅ Stopped");
+    }
+    ended
+}
+
+fn handler(db: Database) -> crate::control::Handler {
+    Rc::new(move |request| {
+        let db = db.clone();
+        Box::pin(async move {
+            match request {
+                Request::Status => Response::of(&db.status_summary().await),
+            }
+        })
+    })
+}

@@ -1,0 +1,132 @@
+//! What the tests by promise share: an app with its file, a PostgreSQL of its own database, and the proxy between them.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses the parts it needs, by `mod harness`")]
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use slog::{Drain, Logger, OwnedKVList, Record, o};
+use tempfile::TempDir;
+use tidewater::settings::{Settings, Sources};
+use tidewater::{Database, ProxyStatus, Statement, StatusSummary, Value};
+use tidewater_test_support::shop::Stmt;
+use tidewater_test_support::{FaultProxy, Postgres, compare, postgres, wait};
+
+/// Long enough for a loaded machine; a wait ends when its condition holds.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One device in front of a database of its own.
+pub struct Bench {
+    pub folder: TempDir,
+    pub cloud: postgres::Database,
+    pub proxy: FaultProxy,
+    pub log: Lines,
+}
+
+impl Bench {
+    /// A fresh database behind a proxy that is not running.
+    pub async fn new() -> Self {
+        let server = Postgres::shared();
+        let cloud = server.create_database().await;
+        let proxy = FaultProxy::reserve(server.address());
+        Self { folder: tempfile::tempdir().unwrap(), cloud, proxy, log: Lines::default() }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("shop.db")
+    }
+
+    /// Settings with the production's protocol and a hurry in the timers.
+    pub fn settings(&self) -> Sources {
+        Settings::builder()
+            .set("sqlite.path", self.path().display())
+            .set("proxy.port", self.proxy.port())
+            .set("proxy.listen_interval_s", 0.05)
+            .set("proxy.health_interval_s", 1)
+            .set("cloud.database", &self.cloud.name)
+            .set("cloud.user", &self.cloud.user)
+            .set("cloud.password", &self.cloud.password)
+            .set("sync.pull_interval_s", 0.1)
+            .set("sync.retry_delay_s", 0.1)
+    }
+
+    pub async fn open(&self) -> Database {
+        self.open_with(self.settings()).await
+    }
+
+    pub async fn open_with(&self, settings: Sources) -> Database {
+        Database::open(settings.build().unwrap(), self.log.logger()).await.unwrap()
+    }
+
+    /// Waits until both sides are equal in the given tables, value by value.
+    pub async fn wait_until_equal(&self, tables: &[&str]) {
+        let client = self.cloud.connect().await;
+        compare::wait_until_equal(&self.path(), &client, "public", tables, PATIENCE).await;
+    }
+}
+
+/// Waits for a status.
+pub async fn wait_for(db: &Database, what: &str, holds: impl Fn(&StatusSummary) -> bool) -> StatusSummary {
+    wait::until(what, PATIENCE, async || {
+        let status = db.status_summary().await;
+        if holds(&status) { Ok(status) } else { Err(format!("{status:?}")) }
+    })
+    .await
+}
+
+pub async fn wait_until_available(db: &Database) {
+    wait_for(db, "the proxy is available", |status| status.proxy.status == ProxyStatus::Available).await;
+}
+
+pub async fn wait_until_flushed(db: &Database) {
+    wait_for(db, "nothing is pending", |status| status.sync.pending == 0).await;
+}
+
+/// A statement of the generator as the library takes it.
+pub fn statement(stmt: Stmt) -> Statement {
+    use rusqlite::types::Value as V;
+    let params = stmt.params.into_iter().map(|value| match value {
+        V::Null => Value::Null,
+        V::Integer(i) => Value::Integer(i),
+        V::Real(r) => Value::Real(r),
+        V::Text(text) => Value::Text(text),
+        V::Blob(bytes) => Value::Blob(bytes),
+    });
+    Statement { sql: stmt.sql, params: params.collect() }
+}
+
+/// Statements of a batch of SQL, one unit.
+pub fn batch(sql: &str) -> Vec<Statement> {
+    sql.split(";\n").map(str::trim).filter(|sql| !sql.is_empty()).map(Statement::new).collect()
+}
+
+/// The log as a list of messages.
+#[derive(Clone, Default)]
+pub struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Lines {
+    pub fn logger(&self) -> Logger {
+        Logger::root(self.clone().fuse(), o!())
+    }
+
+    pub fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn count(&self, part: &str) -> usize {
+        self.all().iter().filter(|line| line.contains(part)).count()
+    }
+}
+
+impl Drain for Lines {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), slog::Never> {
+        if record.level().is_at_least(slog::Level::Info) {
+            self.0.lock().unwrap().push(format!("{} {}", record.level().as_short_str(), record.msg()));
+        }
+        Ok(())
+    }
+}
