@@ -713,6 +713,7 @@ impl Store {
 
     /// Nothing of the round differs from what the cloud has: it ends without having been one.
     pub fn dissolve(&mut self) -> Result<()> {
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in &self.tables {
             tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
