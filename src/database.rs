@@ -473,6 +473,7 @@ impl Plan {
             watcher: children.watcher.clone(),
             readers,
             said: Arc::default(),
+            not_synced: Arc::default(),
         };
         let options = SyncOptions {
             window_rows_max: settings.sync.window_rows_max,

@@ -13,7 +13,7 @@
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::prelude::*;
@@ -25,7 +25,7 @@ use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::merge::{Change, change};
 use crate::core::schema::{CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
-use crate::core::value::{Misfit, Value, from_cloud, from_text, to_cloud, to_text};
+use crate::core::value::{CloudValue, Misfit, Value, from_cloud, from_text, to_cloud, to_text};
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
     GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, JournalGrew,
@@ -34,6 +34,7 @@ use crate::messages::{
 };
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
+    Standing,
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
@@ -69,6 +70,8 @@ pub struct SyncParts {
     pub readers: Readers,
     /// What has been said once and need not be said again.
     pub said: Arc<Mutex<HashSet<String>>>,
+    /// The tables whose rows wait for something that a person has to do, by id, with what that is.
+    pub not_synced: Arc<Mutex<HashMap<i64, String>>>,
 }
 
 /// The actor.
@@ -78,6 +81,8 @@ pub struct CloudSyncer {
     options: SyncOptions,
     machine: Syncing,
     memory: Memory,
+    windows: Portion,
+    pages: Portion,
     doing: Arc<AtomicU8>,
     running: Option<SpawnHandle>,
     timer: Option<SpawnHandle>,
@@ -97,7 +102,37 @@ struct Memory {
     session: Option<String>,
     /// The tables with their cloud sides, for one generation.
     prepared: Option<(u64, Vec<ReadyTable>)>,
+    /// Where the session stood when it had prepared them.
+    standing: Option<Standing>,
 }
+
+/// How many rows the next window or page may have: halved by each failure under way, so that what is too large for the
+/// link or the server's patience becomes small enough, and doubled by success.
+#[derive(Debug, Clone)]
+struct Portion(Arc<AtomicUsize>);
+
+impl Portion {
+    fn new(most: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(most)))
+    }
+
+    fn rows(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn halve(&self) {
+        self.0.store((self.rows() / 2).max(1), Ordering::Relaxed);
+    }
+
+    /// `bytes` is what the last portion weighed: the next one shall not weigh much more than [`PORTION_BYTES`].
+    fn grow(&self, most: usize, rows: usize, bytes: usize) {
+        let bearable = (PORTION_BYTES / (bytes / rows.max(1)).max(1)).max(1);
+        self.0.store((self.rows() * 2).min(most).min(bearable), Ordering::Relaxed);
+    }
+}
+
+/// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server.
+const PORTION_BYTES: usize = 16 << 20;
 
 #[derive(Debug, Clone)]
 struct ReadyTable {
@@ -116,6 +151,8 @@ impl CloudSyncer {
             options,
             machine: Syncing::new(options.pace),
             memory: Memory::default(),
+            windows: Portion::new(options.window_rows_max),
+            pages: Portion::new(options.page_rows_max),
             doing: Arc::default(),
             running: None,
             timer: None,
@@ -136,6 +173,10 @@ impl CloudSyncer {
                         ctx.cancel_future(running);
                     }
                     self.memory = Memory::default();
+                    for (_, waiting) in std::mem::take(&mut self.asked) {
+                        // Who asked may have gone.
+                        let _ = waiting.send(Err(offline()));
+                    }
                 }
                 Effect::Wake { wait, after } => {
                     if let Some(timer) = self.timer.take() {
@@ -154,14 +195,19 @@ impl CloudSyncer {
             parts: self.parts.clone(),
             options: self.options,
             memory: std::mem::take(&mut self.memory),
+            windows: self.windows.clone(),
+            pages: self.pages.clone(),
             doing: self.doing.clone(),
             syncer: ctx.address().downgrade(),
             log: self.log.clone(),
         };
         let running =
             actix::fut::wrap_future::<_, Self>(cycle.run()).map(move |(memory, ended), syncer, ctx| {
-                syncer.running = None;
-                syncer.ended(number, memory, ended, ctx);
+                // A cycle that was cancelled may still be polled once more.
+                if syncer.running.is_some() && syncer.cycles_begun == number {
+                    syncer.running = None;
+                    syncer.ended(number, memory, ended, ctx);
+                }
             });
         self.running = Some(ctx.spawn(running));
     }
@@ -214,19 +260,30 @@ impl CloudSyncer {
     }
 
     fn settle_receipts(&mut self) {
-        let readers = self.parts.readers.clone();
         self.receipts.retain(|(_, waiting)| !waiting.is_closed());
         for (epoch, waiting) in std::mem::take(&mut self.receipts) {
-            match readers.outstanding(epoch) {
-                Ok(Some(false)) => self.receipts.push((epoch, waiting)),
-                outstanding => {
-                    let _ = waiting.send(match outstanding {
-                        Ok(Some(_)) => Err(SyncError::Parked),
-                        Ok(None) => Ok(()),
-                        Err(error) => Err(error.into()),
-                    });
-                }
+            match self.receipt(epoch) {
+                None => self.receipts.push((epoch, waiting)),
+                // Who waited may have gone.
+                Some(settled) => drop(waiting.send(settled)),
             }
+        }
+    }
+
+    /// What became of everything up to an epoch; `None` while some of it is still going to be sent.
+    fn receipt(&self, epoch: i64) -> Option<Result<(), SyncError>> {
+        let outstanding = match self.parts.readers.outstanding(epoch) {
+            Ok(outstanding) => outstanding,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let not_synced = self.parts.not_synced.lock().unwrap_or_else(PoisonError::into_inner);
+        match outstanding.waiting.iter().find(|table| !not_synced.contains_key(table)) {
+            Some(_) => None,
+            None if outstanding.parked => Some(Err(SyncError::Parked)),
+            None => Some(match outstanding.waiting.first().and_then(|table| not_synced.get(table)) {
+                Some(reason) => Err(SyncError::Blocked(reason.clone())),
+                None => Ok(()),
+            }),
         }
     }
 
@@ -322,21 +379,25 @@ impl Handler<SyncNow> for CloudSyncer {
 
     fn handle(&mut self, _: SyncNow, ctx: &mut Self::Context) -> Self::Result {
         let (answer, answered) = oneshot::channel();
+        // A cycle that runs already may have passed what the asker means: the one after it counts.
+        let first = self.cycles_begun + 1;
         self.advance(Event::Asked, ctx);
         match self.machine.state() {
-            State::Offline => {
-                return Box::pin(async { Err(SyncError::Offline("the proxy is not available".into())) });
-            }
+            State::Offline => return Box::pin(async { Err(offline()) }),
             State::Blocked if self.running.is_none() => {
                 let why = self.trouble.clone().unwrap_or_else(|| "see the log".into());
                 return Box::pin(async { Err(SyncError::Blocked(why)) });
             }
-            _ => self.asked.push((self.cycles_begun, answer)),
+            _ => self.asked.push((first, answer)),
         }
         Box::pin(async {
             answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the cycle was cut off".into())))
         })
     }
+}
+
+fn offline() -> SyncError {
+    SyncError::Offline("the proxy is not available".into())
 }
 
 impl Handler<GetSyncReport> for CloudSyncer {
@@ -370,6 +431,8 @@ struct Cycle {
     parts: SyncParts,
     options: SyncOptions,
     memory: Memory,
+    windows: Portion,
+    pages: Portion,
     doing: Arc<AtomicU8>,
     syncer: actix::WeakAddr<CloudSyncer>,
     log: Logger,
@@ -395,7 +458,7 @@ impl Cycle {
         let Some(cloud) = self.parts.cloud.clone() else { return Ok(()) };
         let session = cloud.connect().await?;
         let link = self.settle(&cloud, &session).await?;
-        self.prepare(&session).await?;
+        self.prepare(&session, &link).await?;
         let mut link = self.fix_cursor(&session, link).await?;
         self.pull(&session, &mut link).await?;
         self.doing.store(FLUSHING, Ordering::Relaxed);
@@ -428,26 +491,53 @@ impl Cycle {
     // Settle and prepare
     // -----------------------------------------------------------------------------------------------------
 
-    /// Finds out what became of the round in flight, if any. Only the first cycle of a connection has to ask.
+    /// Finds out what became of the round in flight, if any. A cycle that finds everything where the last one left it, the
+    /// cloud's identity included, has nothing to settle: a proxy may lead somewhere else from one second to the next.
     async fn settle(&mut self, cloud: &Cloud, session: &CloudSession) -> Step<Link> {
         let (mut link, in_flight) = self.ask(GetLink).await?;
         cloud.expect_identity(link.cloud.clone());
-        if self.memory.session.is_some() && in_flight.is_none() {
-            return Ok(link);
+        if let (Some(id), Some(standing), None) = (&self.memory.session, &self.memory.standing, &in_flight) {
+            let now = session.standing(&link.device, id, self.cloud_tables()).await?;
+            if now.as_ref() == Some(standing) {
+                return Ok(link);
+            }
         }
+        self.memory = Memory::default();
         let identity = session.bootstrap().await?;
-        if link.cloud.is_none() {
-            self.ask(RememberCloud(identity.clone())).await?;
-            cloud.expect_identity(Some(identity));
+        match (&link.cloud, &link.system) {
+            (Some(_), Some(system)) if *system == identity.system => {}
+            (Some(_), Some(system)) => {
+                return Err(CloudFailure::new(
+                    FailureClass::NotOurs,
+                    format!("a copy of this file's cloud answers: server {}, not {system}", identity.system),
+                )
+                .with_remedy(
+                    "point the proxy at the original; or, if this copy has taken its place, stop and run: sqlite3 FILE \
+                     \"DELETE FROM _tidewater_meta WHERE key = 'system'\"",
+                )
+                .into());
+            }
+            (known, _) => {
+                let adopted = known.is_some();
+                let cloud_id = identity.id.clone();
+                self.ask(RememberCloud { cloud: cloud_id, system: identity.system }).await?;
+                if adopted {
+                    // Transaction ids mean nothing on another server.
+                    self.ask(FixCursor(None)).await?;
+                }
+                cloud.expect_identity(Some(identity.id));
+            }
         }
         let id = uuid::Uuid::new_v4().to_string();
         let ledger = session.settle(&link.device, &id).await?;
-        let flying = in_flight.as_ref().map(|(id, _)| id.as_str());
-        if flying.is_some() && ledger.round.as_deref() == flying {
-            self.ask(AcknowledgeRound { hits: vec![], generation: 0, left_out: ledger.left_out }).await?;
+        let flying = in_flight.map(|(id, _)| id);
+        if flying.is_some() && ledger.round == flying {
+            let round = flying.unwrap_or_default();
+            let left_out = ledger.left_out;
+            self.ask(AcknowledgeRound { round, hits: vec![], generation: 0, left_out }).await?;
         } else if ledger.round == link.last_round {
-            if flying.is_some() {
-                self.ask(PutBackRound { refused: vec![] }).await?;
+            if let Some(round) = flying {
+                self.ask(PutBackRound { round, refused: vec![] }).await?;
             }
         } else {
             // The ledger knows neither round (PROTOCOL section 6): the counter tells who is ahead.
@@ -472,14 +562,17 @@ impl Cycle {
             session.settle(&link.device, &id).await?;
         }
         self.memory.session = Some(id);
-        self.memory.prepared = None;
         (link, _) = self.ask(GetLink).await?;
         self.tell_receipts();
         Ok(link)
     }
 
+    fn cloud_tables(&self) -> impl Iterator<Item = &CloudTable> + Clone {
+        self.memory.prepared.iter().flat_map(|(_, ready)| ready).map(|ready| &ready.cloud)
+    }
+
     /// Looks at the cloud's side of every table, once per connection and per change of the schema here.
-    async fn prepare(&mut self, session: &CloudSession) -> Step<()> {
+    async fn prepare(&mut self, session: &CloudSession, link: &Link) -> Step<()> {
         let (generation, tables) = self.ask(GetTables).await?;
         if self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
             return Ok(());
@@ -489,20 +582,25 @@ impl Cycle {
             self.once(note);
         }
         let mut ready = vec![];
+        let mut not_synced = HashMap::new();
         for (table, prepared) in tables.into_iter().zip(prepared) {
-            let oid = match &prepared {
-                Prepared::Ready(cloud) => Some(cloud.oid),
-                Prepared::NotYet(_) => None,
+            let trace = match &prepared {
+                Prepared::Ready(cloud) if cloud.feed => Some(cloud.trace.clone()),
+                _ => None,
             };
-            self.ask(RememberCloudTable { table: table.id, oid }).await?;
+            self.ask(RememberCloudTable { table: table.id, trace }).await?;
             match prepared {
                 Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud }),
                 Prepared::NotYet(reason) => {
+                    not_synced.insert(table.id, format!("table {}: {reason}", table.name));
                     self.once(format!("table {} is not synced, its rows stay pending: {reason}", table.name));
                 }
             }
         }
+        *self.parts.not_synced.lock().unwrap_or_else(PoisonError::into_inner) = not_synced;
         self.memory.prepared = Some((generation, ready));
+        let id = self.memory.session.clone().unwrap_or_default();
+        self.memory.standing = session.standing(&link.device, &id, self.cloud_tables()).await?;
         Ok(())
     }
 
@@ -531,14 +629,23 @@ impl Cycle {
     // -----------------------------------------------------------------------------------------------------
 
     async fn pull(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
+        let pulled = self.pull_pages(session, link).await;
+        if let Err(Trouble::Cloud(_)) = &pulled {
+            self.pages.halve();
+        }
+        pulled
+    }
+
+    async fn pull_pages(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
         let (generation, tables) = self.prepared()?;
         self.retry_set_aside(session, generation, &tables).await?;
         self.snapshots(session, generation, &tables).await?;
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
-            let limit = i64::try_from(self.options.page_rows_max).unwrap_or(i64::MAX);
-            let entries = session.feed_page(&cursor, limit, &link.device).await?;
+            let limit = self.pages.rows();
+            let entries =
+                session.feed_page(&cursor, i64::try_from(limit).unwrap_or(i64::MAX), &link.device).await?;
             let Some(last) = entries.last().map(|entry| entry.cursor.clone()) else {
                 session.end_read().await?;
                 return Ok(());
@@ -568,7 +675,7 @@ impl Cycle {
             session.end_read().await?;
             link.cursor = Some(last);
             self.snapshots(session, generation, &tables).await?;
-            if entries.len() < self.options.page_rows_max {
+            if entries.len() < limit {
                 return Ok(());
             }
         }
@@ -611,6 +718,8 @@ impl Cycle {
         tables: &[ReadyTable],
         page: Page,
     ) -> Step<()> {
+        let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum();
+        self.pages.grow(self.options.page_rows_max, page.rows.len(), weight);
         let mut page = Arc::new(page);
         loop {
             match self.ask(ApplyPage { page: page.clone(), generation }).await? {
@@ -655,7 +764,7 @@ impl Cycle {
             .columns
             .iter()
             .zip(&lookup.values)
-            .map(|(c, value)| to_cloud(value, &ready.cloud.columns[*c].kind).ok().and_then(|v| to_text(&v)))
+            .map(|(c, value)| ready.to_cloud(*c, value).ok().and_then(|v| to_text(&v)))
             .collect();
         let found = match texts {
             Some(texts) => session.fetch(&ready.table, &ready.cloud, &lookup.columns, &[texts]).await?,
@@ -706,7 +815,6 @@ impl Cycle {
 
     /// Takes the tables that have not been compared with the cloud yet through it, page by page, in key order.
     async fn snapshots(&self, session: &CloudSession, generation: u64, tables: &[ReadyTable]) -> Step<()> {
-        let limit = self.options.page_rows_max;
         for ready in tables {
             let table = ready.table.id;
             let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
@@ -714,6 +822,7 @@ impl Cycle {
                 self.ask(BeginSnapshot(table)).await?;
             }
             loop {
+                let limit = self.pages.rows();
                 session.begin_read().await?;
                 let found = session
                     .page(
@@ -744,7 +853,7 @@ impl Cycle {
                 }
             }
             loop {
-                let keys = self.ask(GetSnapshotLeftovers { table, limit }).await?;
+                let keys = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
                 if keys.is_empty() {
                     break;
                 }
@@ -766,23 +875,31 @@ impl Cycle {
     // Flush
     // -----------------------------------------------------------------------------------------------------
 
+    /// Flushes what was dirty when it began. What comes meanwhile is the next cycle's, after a pull.
     async fn flush(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
         let (generation, tables) = self.prepared()?;
         let eligible: Vec<i64> = tables.iter().map(|ready| ready.table.id).collect();
         let pairs: Vec<(Table, CloudTable)> =
             tables.iter().map(|ready| (ready.table.clone(), ready.cloud.clone())).collect();
+        let mut upto = None;
         loop {
-            let rows_max = self.options.window_rows_max;
+            let rows_max = self.windows.rows();
             let eligible = eligible.clone();
-            let Some(noted) = self.ask(NoteRound { rows_max, generation, eligible }).await? else {
-                return Ok(());
-            };
-            self.carry(session, link, &tables, &pairs, noted).await?;
+            let noted = self.ask(NoteRound { rows_max, generation, eligible, upto }).await?;
+            let Some(noted) = noted else { return Ok(()) };
+            upto.get_or_insert(noted.epoch);
+            let carried = self.carry(session, link, &tables, &pairs, noted).await;
+            if let Err(Trouble::Cloud(_)) = &carried {
+                self.windows.halve();
+            }
+            let (rows, bytes) = carried?;
+            self.windows.grow(self.options.window_rows_max, rows, bytes);
             self.tell_receipts();
         }
     }
 
-    /// Takes one noted round to its end: acknowledged, or put back, with the guilty rows parked.
+    /// Takes one noted round to its end: acknowledged, or put back, with the guilty rows parked. Answers with its rows and
+    /// their bytes.
     async fn carry(
         &self,
         session: &CloudSession,
@@ -790,7 +907,7 @@ impl Cycle {
         tables: &[ReadyTable],
         pairs: &[(Table, CloudTable)],
         noted: Noted,
-    ) -> Step<()> {
+    ) -> Step<(usize, usize)> {
         let readers = self.parts.readers.clone();
         let to_read = noted.clone();
         let (rows, conflicts) = actix_rt::task::spawn_blocking(move || {
@@ -800,15 +917,19 @@ impl Cycle {
         .map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
+        let weight = (
+            rows.iter().map(Vec::len).sum(),
+            rows.iter().flatten().flat_map(|row| &row.row).flatten().map(Value::size).sum(),
+        );
         let mut window = Window::encode(tables, &noted, rows);
         let mut id = noted.id.clone();
         if !window.refusals.is_empty() {
-            id = self.park(&noted, std::mem::take(&mut window.refusals)).await?.unwrap_or(id);
+            id = self.park(&noted, id, std::mem::take(&mut window.refusals)).await?;
         }
         loop {
             if window.items.is_empty() && conflicts.is_empty() {
-                self.ask(DissolveRound).await?;
-                return Ok(());
+                self.ask(DissolveRound { round: id }).await?;
+                return Ok(weight);
             }
             let default_cursor = Cursor::default();
             let frame = RoundFrame {
@@ -829,10 +950,10 @@ impl Cycle {
                             Hit { table, key, row: hit.row.map(|row| ready.local_row(row)), seen: hit.seen }
                         })
                         .collect();
-                    self.ask(AcknowledgeRound { hits, generation: noted.generation, left_out: vec![] })
-                        .await?;
+                    let (round, generation) = (id.clone(), noted.generation);
+                    self.ask(AcknowledgeRound { round, hits, generation, left_out: vec![] }).await?;
                     link.last_round = Some(id);
-                    return Ok(());
+                    return Ok(weight);
                 }
                 RoundOutcome::Refused(refused) => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
@@ -843,12 +964,12 @@ impl Cycle {
                         });
                     if !park.is_empty() {
                         let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
-                        id = self.park(&noted, refusals).await?.unwrap_or(id);
+                        id = self.park(&noted, id, refusals).await?;
                     }
                     if !wait.is_empty() {
                         let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
-                        self.ask(PutBackRound { refused }).await?;
-                        return Ok(());
+                        self.ask(PutBackRound { round: id, refused }).await?;
+                        return Ok(weight);
                     }
                     window.remove(&park);
                 }
@@ -856,20 +977,20 @@ impl Cycle {
         }
     }
 
-    async fn park(&self, noted: &Noted, refusals: Vec<Refusal>) -> Step<Option<String>> {
+    async fn park(&self, noted: &Noted, round: String, refusals: Vec<Refusal>) -> Step<String> {
         let first = refusals.first().map(|refusal| {
             let table =
                 noted.tables.iter().find(|table| table.id == refusal.table).map_or("?", |t| t.name.as_str());
             format!("{} in table {table}: {}", crate::core::value::json_array(&refusal.key), refusal.message)
         });
         let count = refusals.len();
-        let round = self.ask(ParkRows(refusals)).await?;
+        let id = self.ask(ParkRows { round, refusals }).await?;
         warn!(
             self.log,
             "⚠️  {count} row(s) are refused by the cloud and parked, everything else goes on; first: {}",
             first.unwrap_or_default()
         );
-        Ok(round.map(|(id, _)| id))
+        Ok(id)
     }
 
     fn tell_receipts(&self) {
@@ -944,15 +1065,23 @@ impl Window {
 }
 
 impl ReadyTable {
+    fn to_cloud(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
+        to_cloud(value, self.table.columns[column].affinity(), &self.cloud.columns[column].kind)
+    }
+
+    fn from_cloud(&self, column: usize, value: CloudValue) -> Value {
+        from_cloud(value, self.table.columns[column].affinity(), &self.cloud.columns[column].kind)
+    }
+
     /// The row in wire form, nothing if the cloud has it already, or what does not fit.
     fn item(&self, at: usize, row: &RoundRow) -> Result<Option<RoundItem>, NamedMisfit> {
         let change = change(&self.table, &row.entry, row.row.as_deref());
         let stored = row.row.as_deref().unwrap_or(&[]);
         let carried = |c: usize, value: &Value| {
-            to_cloud(value, &self.cloud.columns[c].kind)
+            self.to_cloud(c, value)
                 .map_err(|misfit| NamedMisfit { column: self.table.columns[c].name.clone(), misfit })
         };
-        let mut values = vec![crate::core::value::CloudValue::Null; self.table.columns.len()];
+        let mut values = vec![CloudValue::Null; self.table.columns.len()];
         let op = match change {
             Change::Nothing => return Ok(None),
             Change::Insert => {
@@ -981,11 +1110,8 @@ impl ReadyTable {
         Ok(Some(RoundItem { table: at, key, values, op, seen: row.entry.seen, name }))
     }
 
-    fn local_row(&self, row: Vec<crate::core::value::CloudValue>) -> Vec<Value> {
-        row.into_iter()
-            .zip(&self.cloud.columns)
-            .map(|(value, column)| from_cloud(value, &column.kind))
-            .collect()
+    fn local_row(&self, row: Vec<CloudValue>) -> Vec<Value> {
+        row.into_iter().enumerate().map(|(c, value)| self.from_cloud(c, value)).collect()
     }
 
     fn key_of(&self, row: &[Value]) -> Vec<Value> {
@@ -996,8 +1122,7 @@ impl ReadyTable {
         let parts = self.table.key.iter().zip(text);
         parts
             .map(|(c, text)| {
-                let kind = &self.cloud.columns[*c].kind;
-                from_text(text, kind).map(|value| from_cloud(value, kind))
+                from_text(text, &self.cloud.columns[*c].kind).map(|value| self.from_cloud(*c, value))
             })
             .collect()
     }

@@ -172,12 +172,17 @@ pub struct NoteRound {
     pub generation: u64,
     /// The ids of the tables whose cloud side is ready.
     pub eligible: Vec<i64>,
+    /// Only what was dirty in this epoch, or before: whoever writes all the time does not keep the syncer from anything
+    /// else.
+    pub upto: Option<i64>,
 }
 
 /// The round took effect.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<()>")]
 pub struct AcknowledgeRound {
+    /// The round's id; another one is not touched.
+    pub round: String,
     /// Rows that left it, with the cloud's rows.
     pub hits: Vec<Hit>,
     /// The generation of the tables that the hits' rows belong to.
@@ -190,19 +195,29 @@ pub struct AcknowledgeRound {
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<()>")]
 pub struct PutBackRound {
+    /// The round's id.
+    pub round: String,
     /// Rows that wait until the rest of the journal has been tried.
     pub refused: Vec<Refusal>,
 }
 
 /// Nothing of the round has to be sent.
-#[derive(Debug, Clone, Copy, Message)]
+#[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<()>")]
-pub struct DissolveRound;
+pub struct DissolveRound {
+    /// The round's id.
+    pub round: String,
+}
 
 /// Parks refused rows; the rest of the round goes on under the id in the answer.
 #[derive(Debug, Clone, Message)]
-#[rtype(result = "Stored<Option<(String, i64)>>")]
-pub struct ParkRows(pub Vec<Refusal>);
+#[rtype(result = "Stored<String>")]
+pub struct ParkRows {
+    /// The round's id until now.
+    pub round: String,
+    /// The rows.
+    pub refusals: Vec<Refusal>,
+}
 
 /// Applies a page of the cloud's rows, with its cursor, in one transaction.
 #[derive(Debug, Clone, Message)]
@@ -236,13 +251,13 @@ pub struct GetSnapshotLeftovers {
 
 /// Remembers the cloud table of a tracked one, or that there is none that can be used; where it is another one than
 /// before, the table is compared anew.
-#[derive(Debug, Clone, Copy, Message)]
+#[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<()>")]
 pub struct RememberCloudTable {
     /// The table's id.
     pub table: i64,
-    /// PostgreSQL's number of the cloud table.
-    pub oid: Option<u32>,
+    /// What the feed's account of the cloud table rests on; nothing where there is no feed to trust.
+    pub trace: Option<String>,
 }
 
 /// The cloud table was emptied, or changed in a way that the feed cannot tell: it is compared anew.
@@ -255,10 +270,15 @@ pub struct CompareAnew(pub i64);
 #[rtype(result = "Stored<Vec<Lookup>>")]
 pub struct GetSetAside;
 
-/// The cloud that this file belongs to from now on.
+/// The cloud that this file belongs to from now on, and the server that it runs on.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<()>")]
-pub struct RememberCloud(pub String);
+pub struct RememberCloud {
+    /// Its marker.
+    pub cloud: String,
+    /// The server's own number.
+    pub system: String,
+}
 
 /// Fixes the feed's cursor, or forgets it: then every table is compared anew.
 #[derive(Debug, Clone, Message)]

@@ -160,30 +160,31 @@ impl Cloud {
             .query_one("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[])
             .await
             .map_err(|error| self.explain(&error, Phase::Startup))?;
+        let mut identity = None;
         if there.get::<_, bool>(0) {
-            let identity = client
+            identity = client
                 .query_opt("SELECT id::text FROM tidewater.identity", &[])
                 .await
                 .map_err(|error| self.explain(&error, Phase::Startup))?;
-            if let Some(identity) = identity {
-                self.verify(identity.get(0))?;
-            }
         }
+        self.verify(identity.as_ref().map(|row| row.get(0)))?;
         Ok(format!("PostgreSQL answers as database \"{}\"", self.options.database))
     }
 
-    fn verify(&self, found: &str) -> Result<()> {
+    /// A file that has synced goes on with that cloud only, and makes no marks in another (P10).
+    fn verify(&self, found: Option<&str>) -> Result<()> {
         let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match expected {
-            Some(expected) if expected != found => Err(CloudFailure::new(
-                FailureClass::NotOurs,
-                format!("another database answers: this file belongs to {expected}, it is {found}"),
-            )
-            .with_remedy(
-                "point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with",
-            )),
-            _ => Ok(()),
-        }
+        let what = match (&expected, found) {
+            (Some(expected), Some(found)) if expected != found => format!("it is {found}"),
+            (Some(_), None) => "it has no mark of Tidewater's".to_owned(),
+            _ => return Ok(()),
+        };
+        let expected = expected.unwrap_or_default();
+        Err(CloudFailure::new(
+            FailureClass::NotOurs,
+            format!("another database answers: this file belongs to {expected}, {what}"),
+        )
+        .with_remedy("point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with"))
     }
 
     /// A connection for one cycle.
@@ -344,6 +345,24 @@ impl fmt::Debug for CloudSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CloudSession").finish_non_exhaustive()
     }
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The marker: it travels with dumps and clones.
+    pub id: String,
+    /// The server's own number, which does not.
+    pub system: String,
+}
+
+/// What has to be as it was, or the session has to settle and prepare again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    identity: Option<String>,
+    settled: bool,
+    tables: i64,
+    triggers: String,
 }
 
 /// What the ledger says about this device.
@@ -547,7 +566,7 @@ impl CloudSession {
     ///
     /// # Errors
     /// [`FailureClass::Credentials`] with the grant that is missing, [`FailureClass::NotOurs`] for another cloud.
-    pub async fn bootstrap(&self) -> Result<String> {
+    pub async fn bootstrap(&self) -> Result<Identity> {
         let there =
             self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
         let mut identity = None;
@@ -555,6 +574,7 @@ impl CloudSession {
             identity = self.read_identity().await?;
         }
         if identity.is_none() {
+            self.cloud.verify(None)?;
             self.batch(
                 &format!(
                     "BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
@@ -565,9 +585,41 @@ impl CloudSession {
             .await?;
             identity = self.read_identity().await?;
         }
-        let identity = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
-        self.cloud.verify(&identity)?;
-        Ok(identity)
+        let id = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
+        self.cloud.verify(Some(&id))?;
+        let rows =
+            self.query("SELECT system_identifier::text FROM pg_control_system()", &[], Phase::Setup).await?;
+        let system = rows.first().map(|row| row.get(0)).unwrap_or_default();
+        Ok(Identity { id, system })
+    }
+
+    /// Where this connection stands; `None` when our side of the cloud is not there.
+    pub async fn standing(
+        &self,
+        device: &str,
+        session: &str,
+        tables: impl Iterator<Item = &CloudTable> + Clone,
+    ) -> Result<Option<Standing>> {
+        let names: Vec<String> =
+            tables.clone().map(|table| cloud::qualified(&table.schema, &table.name)).collect();
+        let oids: Vec<u32> = tables.map(|table| table.oid).collect();
+        let asked = self
+            .query(
+                include_str!("sql/postgres/standing.sql"),
+                &[&parse_uuid(device)?, &parse_uuid(session)?, &names, &oids],
+                Phase::Setup,
+            )
+            .await;
+        match asked {
+            Ok(rows) => Ok(rows.first().map(|row| Standing {
+                identity: row.get(0),
+                settled: row.get(1),
+                tables: row.get(2),
+                triggers: row.get(3),
+            })),
+            Err(failure) if matches!(failure.sqlstate.as_deref(), Some("42P01" | "3F000")) => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 
     async fn read_identity(&self) -> Result<Option<String>> {
@@ -598,17 +650,29 @@ impl CloudSession {
         Ok(Cursor { xid, id: 0, tag: None })
     }
 
-    /// Whether the feed still has the entry that a cursor stands on.
+    /// Whether the feed still has the entry that a cursor stands on, or, where it stands on none, whether this server
+    /// has come as far.
     pub async fn cursor_is_there(&self, cursor: &Cursor) -> Result<bool> {
-        let Some(tag) = cursor.tag else { return Ok(true) };
-        let rows = self
-            .query(
-                "SELECT 1 FROM tidewater.changes WHERE xid = $1::text::xid8 AND id = $2 AND tag = $3",
-                &[&cursor.xid, &cursor.id, &tag],
-                Phase::Pull,
-            )
-            .await?;
-        Ok(!rows.is_empty())
+        let rows = match cursor.tag {
+            Some(tag) => {
+                self.query(
+                    "SELECT EXISTS (SELECT 1 FROM tidewater.changes \
+                     WHERE xid = $1::text::xid8 AND id = $2 AND tag = $3)",
+                    &[&cursor.xid, &cursor.id, &tag],
+                    Phase::Pull,
+                )
+                .await?
+            }
+            None => {
+                self.query(
+                    "SELECT $1::text::xid8 <= pg_snapshot_xmax(pg_current_snapshot())",
+                    &[&cursor.xid],
+                    Phase::Pull,
+                )
+                .await?
+            }
+        };
+        Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -738,7 +802,8 @@ impl CloudSession {
             }
         }
         let schema = self.cloud.options.schema.clone();
-        let mut cloud_table = CloudTable { schema, name: table.name.clone(), oid, feed: true, columns };
+        let mut cloud_table =
+            CloudTable { schema, name: table.name.clone(), oid, feed: true, trace: String::new(), columns };
         if let Err(refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
             notes.push(format!(
@@ -746,6 +811,10 @@ impl CloudSession {
                 table.name,
                 said(&refusal)
             ));
+        }
+        if cloud_table.feed {
+            let rows = self.query(include_str!("sql/postgres/trace.sql"), &[&oid], Phase::Setup).await?;
+            cloud_table.trace = rows.first().map(|row| row.get(0)).unwrap_or_default();
         }
         Ok(Prepared::Ready(cloud_table))
     }
@@ -796,7 +865,11 @@ impl CloudSession {
         );
         match self.batch(&sql, Phase::Round).await {
             Ok(()) => Ok(Ok(())),
-            Err(failure) if failure.class == FailureClass::DataRefused => {
+            // A table that somebody holds locked is one table that has to wait, not all of them.
+            Err(failure)
+                if failure.class == FailureClass::DataRefused
+                    || failure.sqlstate.as_deref() == Some("55P03") =>
+            {
                 self.batch("ROLLBACK", Phase::Setup).await?;
                 Ok(Err(failure))
             }
@@ -912,14 +985,39 @@ impl CloudSession {
             let sql = "UPDATE tidewater.devices SET left_out = $2 WHERE id = $1";
             self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;
         }
-        self.execute(
-            include_str!("sql/postgres/own_echo.sql"),
-            &[&taken.stored_otherwise, &taken.feed_entries],
-            Phase::Pull,
-        )
-        .await?;
+        let caused_more = self
+            .execute(
+                include_str!("sql/postgres/own_echo.sql"),
+                &[&taken.stored_otherwise, &taken.feed_entries],
+                Phase::Pull,
+            )
+            .await?;
+        if caused_more > 0 && items.iter().any(|item| item.op == Op::Delete) {
+            self.took_nothing_along(frame, items).await?;
+        }
         self.batch("COMMIT", Phase::Pull).await?;
         Ok(RoundOutcome::Committed(taken.hits))
+    }
+
+    /// A deletion must not cascade to rows that this file has not seen: they are pulled first, and the deletion is a
+    /// conflict then.
+    async fn took_nothing_along(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<()> {
+        let oids: Vec<u32> = items.iter().map(|item| frame.tables[item.table].1.oid).collect();
+        let keys: Vec<String> = items.iter().map(|item| key_text(&item.key).join("\u{1}")).collect();
+        let rows = self
+            .query(
+                include_str!("sql/postgres/took_along.sql"),
+                &[&frame.cursor.xid, &frame.cursor.id, &frame.device, &oids, &keys],
+                Phase::Pull,
+            )
+            .await?;
+        if rows.first().is_some_and(|row| row.get(0)) {
+            return Err(CloudFailure::new(
+                FailureClass::Transient,
+                "a deletion would take rows along that have not been pulled yet",
+            ));
+        }
+        Ok(())
     }
 
     /// Locks and examines the given items and carries out those that nobody else touched.
@@ -1149,8 +1247,9 @@ impl CloudSession {
             let (table, cloud_table) = &frame.tables[item.table];
             let Some(row) = &hit.row else { return Err(discarded(&table.name)) };
             let is_same = |(part, c): (usize, &usize)| {
-                let kind = &cloud_table.columns[*c].kind;
-                from_cloud(row[*c].clone(), kind).identical(&from_cloud(item.key[part].clone(), kind))
+                let (affinity, kind) = (table.columns[*c].affinity(), &cloud_table.columns[*c].kind);
+                let stored = |value: &CloudValue| from_cloud(value.clone(), affinity, kind);
+                stored(&row[*c]).identical(&stored(&item.key[part]))
             };
             if !table.key.iter().enumerate().all(is_same) {
                 return Err(Trouble::Refused {

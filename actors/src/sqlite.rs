@@ -18,6 +18,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
@@ -28,7 +29,7 @@ use rusqlite::{
     params_from_iter,
 };
 
-use crate::core::merge::{Entry, Local, Loss, Merged, merge};
+use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{Value, json_array};
 use crate::sql::capture::{
@@ -66,6 +67,9 @@ pub enum StoreError {
         /// The file.
         path: String,
     },
+    /// The round that the caller speaks of is not the one in flight.
+    #[error("the round is not in flight any more")]
+    NotInFlight,
     /// Another process held the file's lock for longer than the busy timeout.
     #[error("the SQLite file is locked by another process: {0}")]
     Busy(String),
@@ -100,7 +104,15 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same call can succeed later without anything being changed in it.
     pub fn retry_helps(&self) -> bool {
-        matches!(self, Self::Busy(_) | Self::Full(_) | Self::Io(_) | Self::SchemaChanged | Self::InFlight)
+        matches!(
+            self,
+            Self::Busy(_)
+                | Self::Full(_)
+                | Self::Io(_)
+                | Self::SchemaChanged
+                | Self::InFlight
+                | Self::NotInFlight
+        )
     }
 }
 
@@ -179,6 +191,8 @@ pub struct Noted {
     pub tables: Vec<Table>,
     /// Their generation.
     pub generation: u64,
+    /// The epoch that it closed: every entry that was there when it was noted is of this one or an older one.
+    pub epoch: i64,
     /// Whether these entries were refused before and the rest of the journal has been tried since.
     pub last_chance: bool,
     /// SQLite's number of the schema under which the entries undo what was written since.
@@ -297,12 +311,23 @@ pub struct Link {
     pub device: String,
     /// The cloud that this file belongs to, once it has synced.
     pub cloud: Option<String>,
+    /// The server that it ran on.
+    pub system: Option<String>,
     /// The feed's position, once the first sync has fixed it.
     pub cursor: Option<Cursor>,
     /// The last round that took effect.
     pub last_round: Option<String>,
     /// How many did.
     pub round_number: i64,
+}
+
+/// What of the rows up to an epoch is not in the cloud.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outstanding {
+    /// The tables with rows that wait, by id.
+    pub waiting: Vec<i64>,
+    /// Whether some are parked.
+    pub parked: bool,
 }
 
 /// Numbers for `status`.
@@ -422,7 +447,7 @@ impl Store {
             write,
             apply,
             tables: vec![],
-            generation: 0,
+            generation: next_generation(),
             schema_version: -1,
             data_version: -1,
             sweep: HashMap::new(),
@@ -455,6 +480,8 @@ impl Store {
             // Somebody ended everybody's transaction (`INSERT OR ROLLBACK`, a deferred foreign key at COMMIT, a
             // full disk): one by one, so that only the guilty one fails.
             Err(error) if callers.len() == 1 => vec![Err(error)],
+            // Nobody is guilty of another process's lock; each would wait for it again.
+            Err(error @ StoreError::Busy(_)) => callers.iter().map(|_| Err(error.clone())).collect(),
             Err(_) => callers
                 .iter()
                 .map(|caller| self.try_group(&[caller]).and_then(|mut one| one.pop().unwrap_or(Err(lost()))))
@@ -517,7 +544,7 @@ impl Store {
     fn remember(&mut self, tables: Vec<Table>, version: i64) {
         self.schema_version = version;
         if self.tables != tables {
-            self.generation += 1;
+            self.generation = next_generation();
             self.tables = tables;
         }
     }
@@ -535,7 +562,7 @@ impl Store {
     /// Moves the next window of the journal in flight, closed under foreign keys. `None` when nothing waits.
     ///
     /// Entries that were refused wait until nothing else does: who occupies a unique value may leave it in a
-    /// later window.
+    /// later window. With `upto`, entries of newer epochs are left alone.
     ///
     /// # Errors
     /// [`StoreError::SchemaChanged`] when the tables are no longer those of `generation`.
@@ -544,6 +571,7 @@ impl Store {
         rows_max: usize,
         generation: u64,
         eligible: &[i64],
+        upto: Option<i64>,
     ) -> Result<Option<Noted>> {
         self.look()?;
         if generation != self.generation {
@@ -558,10 +586,12 @@ impl Store {
         let mut sweep = self.sweep.clone();
         let mut taken = 0;
         let mut last_chance = false;
+        let closed = epoch(&tx)?;
+        let upto = upto.unwrap_or(closed);
         for refused in [false, true] {
             for at in 0..tables.len() {
                 let table = tables[(self.first_table + at) % tables.len()];
-                taken += take(&tx, table, rows_max - taken, refused, &mut sweep)?;
+                taken += take(&tx, table, rows_max - taken, refused, upto, &mut sweep)?;
                 if taken >= rows_max {
                     break;
                 }
@@ -574,7 +604,7 @@ impl Store {
         if taken == 0 {
             return Ok(None);
         }
-        close_under_foreign_keys(&tx, &tables)?;
+        close_under_foreign_keys(&tx, &tables, last_chance)?;
         for table in &tables {
             absorb_parked(&tx, table)?;
         }
@@ -596,6 +626,7 @@ impl Store {
             number,
             tables: self.tables.clone(),
             generation: self.generation,
+            epoch: closed,
             last_chance,
             schema_version: self.schema_version,
         }))
@@ -609,10 +640,16 @@ impl Store {
     /// The round took effect. What was in flight is cleared, except for the rows that left the round: those in `hits`
     /// are merged with the cloud's, those in `left_out` (by their names in the ledger, [`ledger_name`]) wait again as
     /// they were.
-    pub fn acknowledge(&mut self, hits: &[Hit], generation: u64, left_out: &[String]) -> Result<()> {
+    pub fn acknowledge(
+        &mut self,
+        id: &str,
+        hits: &[Hit],
+        generation: u64,
+        left_out: &[String],
+    ) -> Result<()> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let Some((id, number)) = round(&tx)? else { return Ok(()) };
+        let number = the_round(&tx, id)?;
         for hit in hits {
             let Some(table) = self.tables.iter().find(|table| table.id == hit.table) else { continue };
             let Some(flight) = take_entry(&tx, table, FLIGHT, &hit.key)? else { continue };
@@ -655,23 +692,10 @@ impl Store {
                 }
             }
         }
+        unpark_children(&tx, &self.tables)?;
         let mut flushed = 0;
-        let mut retried = false;
         for table in &self.tables {
-            let flight = ident(&side_table(FLIGHT, table));
-            retried |= tx
-                .query_row(&format!("SELECT 1 FROM {flight} WHERE refused IS NOT NULL LIMIT 1"), [], |_| {
-                    Ok(())
-                })
-                .optional()?
-                .is_some();
-            flushed += tx.execute(&format!("DELETE FROM {flight}"), [])?;
-        }
-        if retried {
-            // A row that others were refused for has been accepted: they get another chance.
-            for table in &self.tables {
-                unpark(&tx, table, Some("23503"))?;
-            }
+            flushed += tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
         tx.execute(
             "INSERT INTO _tidewater_meta SELECT 'conflicts_told', conflicts_upto FROM _tidewater_round \
@@ -679,7 +703,7 @@ impl Store {
             [],
         )?;
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        set_meta(&tx, "last_round", &id)?;
+        set_meta(&tx, "last_round", id)?;
         set_meta(&tx, "round_number", number)?;
         let total =
             meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
@@ -690,9 +714,10 @@ impl Store {
 
     /// The round did not take effect: its entries wait again, under what was dirtied meanwhile. Rows named here
     /// wait until the rest of the journal has been tried.
-    pub fn put_back(&mut self, refused: &[Refusal]) -> Result<()> {
+    pub fn put_back(&mut self, id: &str, refused: &[Refusal]) -> Result<()> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        the_round(&tx, id)?;
         for table in &self.tables {
             for refusal in refused.iter().filter(|refusal| refusal.table == table.id) {
                 let sql = format!(
@@ -712,9 +737,10 @@ impl Store {
     }
 
     /// Nothing of the round differs from what the cloud has: it ends without having been one.
-    pub fn dissolve(&mut self) -> Result<()> {
+    pub fn dissolve(&mut self, id: &str) -> Result<()> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        the_round(&tx, id)?;
         for table in &self.tables {
             tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
@@ -724,9 +750,10 @@ impl Store {
     }
 
     /// Parks refused rows, durably; the rest of the round goes on under an id of its own, which is the answer.
-    pub fn park(&mut self, refusals: &[Refusal]) -> Result<Option<(String, i64)>> {
+    pub fn park(&mut self, id: &str, refusals: &[Refusal]) -> Result<String> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        the_round(&tx, id)?;
         for refusal in refusals {
             let Some(table) = self.tables.iter().find(|table| table.id == refusal.table) else { continue };
             let Some(entry) = take_entry(&tx, table, FLIGHT, &refusal.key)? else { continue };
@@ -748,9 +775,8 @@ impl Store {
         }
         let id = uuid::Uuid::new_v4().to_string();
         tx.execute("UPDATE _tidewater_round SET id = ?1", [&id])?;
-        let round = round(&tx)?;
         tx.commit()?;
-        Ok(round)
+        Ok(id)
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -765,16 +791,28 @@ impl Store {
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
         }
+        let foreign = self.foreign_commit()?;
         let outcome = self.try_apply(page);
-        // Our own commit is not somebody else's.
+        // Our own commit is not somebody else's; what came before it is told by the next look.
         self.foreign_commit()?;
+        if foreign {
+            self.data_version = -1;
+        }
         outcome
     }
 
     fn try_apply(&mut self, page: &Page) -> Result<Applied> {
         let tx = self.apply.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
-        let mut applier = Applier { tx: &tx, tables: &self.tables, page, changed: 0, conflicts: 0, aside: 0 };
+        let mut applier = Applier {
+            tx: &tx,
+            tables: &self.tables,
+            page,
+            changed: 0,
+            conflicts: 0,
+            aside: 0,
+            were_aside: HashSet::new(),
+        };
         let missing = applier.run()?;
         let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
         if !missing.is_empty() {
@@ -785,10 +823,14 @@ impl Store {
         }
         if let Some((table, last)) = &page.snapshot {
             let last = serde_json::Value::from(last.clone()).to_string();
-            tx.execute(
-                "UPDATE _tidewater_tables SET snapshot = 'paging', snapshot_after = ?1 WHERE id = ?2",
+            let known = tx.execute(
+                "UPDATE _tidewater_tables SET snapshot_after = ?1 WHERE id = ?2 AND snapshot = 'paging'",
                 params![last, table],
             )?;
+            if known == 0 {
+                // It has to begin anew since.
+                return Err(StoreError::SchemaChanged);
+            }
         }
         let total =
             meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
@@ -854,10 +896,14 @@ impl Store {
         );
         let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
         if keys.is_empty() {
-            tx.execute(
-                "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL WHERE id = ?1",
+            let known = tx.execute(
+                "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL \
+                 WHERE id = ?1 AND snapshot = 'paging'",
                 [table.id],
             )?;
+            if known == 0 {
+                return Err(StoreError::SchemaChanged);
+            }
             tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", ident(&side_table(SEEN, table))))?;
             let version = schema_version(&tx)?;
             tx.commit()?;
@@ -904,15 +950,20 @@ impl Store {
         Ok(Link {
             device: meta(conn, "device")?.unwrap_or_default(),
             cloud: meta(conn, "cloud")?,
+            system: meta(conn, "system")?,
             cursor,
             last_round: meta(conn, "last_round")?,
             round_number: meta(conn, "round_number")?.unwrap_or(0),
         })
     }
 
-    /// Remembers the cloud that this file belongs to from now on.
-    pub fn remember_cloud(&mut self, cloud: &str) -> Result<()> {
-        set_meta(&self.write, "cloud", cloud)
+    /// Remembers the cloud that this file belongs to from now on, and the server that it runs on.
+    pub fn remember_cloud(&mut self, cloud: &str, system: &str) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        set_meta(&tx, "cloud", cloud)?;
+        set_meta(&tx, "system", system)?;
+        tx.commit()?;
+        Ok(())
     }
 
     /// Fixes the feed's cursor.
@@ -932,13 +983,11 @@ impl Store {
         Ok(())
     }
 
-    /// Remembers which cloud table belongs to a tracked one. A table that was dropped and made again there, or that was
-    /// out of reach for a while, is compared anew: the feed cannot tell what happened to it.
-    pub fn remember_cloud_table(&mut self, table: i64, oid: Option<u32>) -> Result<()> {
-        let key = format!("oid_{table}");
-        let before = meta::<i64>(&self.write, &key)?;
-        let now = oid.map(i64::from);
-        if before == now {
+    /// Remembers what the feed's account of a table rests on. Where that is not what it was (the table was made anew, its
+    /// triggers were away, it was out of reach), the feed cannot tell what happened, and the table is compared anew.
+    pub fn remember_cloud_table(&mut self, table: i64, trace: Option<&str>) -> Result<()> {
+        let key = format!("trace_{table}");
+        if meta::<String>(&self.write, &key)?.as_deref() == trace {
             return Ok(());
         }
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -946,7 +995,7 @@ impl Store {
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
             [table],
         )?;
-        set_meta(&tx, &key, now)?;
+        set_meta(&tx, &key, trace)?;
         tx.commit()?;
         Ok(())
     }
@@ -987,6 +1036,12 @@ impl Store {
 /// How the ledger names a row that left its round.
 pub fn ledger_name(table: &Table, key: &[Value]) -> String {
     format!("{}{}", table.name, json_array(key))
+}
+
+/// Never the same twice in a process: a store that is opened anew must not be taken for the one before it.
+fn next_generation() -> u64 {
+    static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+    GENERATIONS.fetch_add(1, Ordering::Relaxed)
 }
 
 fn lost() -> StoreError {
@@ -1070,7 +1125,7 @@ impl Readers {
 
     /// Numbers for `status`.
     pub fn counts(&self) -> Result<Counts> {
-        self.read(|conn| {
+        self.read_at_once(|conn| {
             let ids: Vec<i64> = conn
                 .prepare_cached("SELECT id FROM _tidewater_tables")?
                 .query_map([], |row| row.get(0))?
@@ -1088,27 +1143,36 @@ impl Readers {
         })
     }
 
-    /// Whether a row that was dirty in this epoch, or before, still waits (`Some(false)`), is parked
-    /// (`Some(true)`), or none is left.
-    pub fn outstanding(&self, epoch: i64) -> Result<Option<bool>> {
-        self.read(|conn| {
+    /// What of the rows that were dirty in this epoch, or before, is not in the cloud.
+    pub fn outstanding(&self, epoch: i64) -> Result<Outstanding> {
+        self.read_at_once(|conn| {
             let ids: Vec<i64> = conn
                 .prepare_cached("SELECT id FROM _tidewater_tables")?
                 .query_map([], |row| row.get(0))?
                 .collect::<rusqlite::Result<_>>()?;
-            let mut parked = false;
+            let mut outstanding = Outstanding::default();
             for id in ids {
-                for kind in [JOURNAL, FLIGHT, PARKED] {
+                let any = |kind: &str| {
                     let sql = format!("SELECT 1 FROM _tidewater_{kind}_{id} WHERE epoch <= ?1 LIMIT 1");
-                    if conn.prepare_cached(&sql)?.exists([epoch])? {
-                        if kind != PARKED {
-                            return Ok(Some(false));
-                        }
-                        parked = true;
-                    }
+                    conn.prepare_cached(&sql)?.exists([epoch])
+                };
+                if any(JOURNAL)? || any(FLIGHT)? {
+                    outstanding.waiting.push(id);
                 }
+                outstanding.parked |= any(PARKED)?;
             }
-            Ok(parked.then_some(true))
+            Ok(outstanding)
+        })
+    }
+
+    /// Several statements that see one state of the file: an entry on its way from one table to another is in
+    /// exactly one of them.
+    fn read_at_once<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        self.read(|conn| {
+            let tx = conn.unchecked_transaction()?;
+            let result = work(&tx)?;
+            tx.finish()?;
+            Ok(result)
         })
     }
 
@@ -1374,6 +1438,14 @@ fn round(conn: &Connection) -> Result<Option<(String, i64)>> {
 }
 
 /// The schema is the one that the caller knows, inside its transaction.
+/// The number of the round in flight, if it is this one.
+fn the_round(conn: &Connection, id: &str) -> Result<i64> {
+    match round(conn)? {
+        Some((flying, number)) if flying == id => Ok(number),
+        _ => Err(StoreError::NotInFlight),
+    }
+}
+
 fn same_schema(conn: &Connection, known: i64) -> Result<()> {
     if schema_version(conn)? == known { Ok(()) } else { Err(StoreError::SchemaChanged) }
 }
@@ -1533,10 +1605,33 @@ fn merge_back(conn: &Connection, table: &Table) -> Result<()> {
     Ok(())
 }
 
-/// Parked rows wait in the journal again: all, or those with one SQLSTATE.
-fn unpark(conn: &Connection, table: &Table, sqlstate: Option<&str>) -> Result<usize> {
-    let which = sqlstate.map_or("true".to_owned(), |code| format!("sqlstate = '{code}'"));
-    merge_entries(conn, table, PARKED, JOURNAL, &which)
+/// Rows that were refused for want of a parent that this round carried get another chance.
+fn unpark_children(conn: &Connection, tables: &[Table]) -> Result<()> {
+    for child in tables {
+        let parked = ident(&side_table(PARKED, child));
+        if !conn
+            .prepare_cached(&format!("SELECT 1 FROM {parked} WHERE sqlstate = '23503' LIMIT 1"))?
+            .exists([])?
+        {
+            continue;
+        }
+        for key in &child.foreign_keys {
+            let parent = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
+            let Some(parent) = parent else { continue };
+            let keys = list(key_columns(child), |k| k);
+            let which = format!(
+                "sqlstate = '23503' AND ({keys}) IN (SELECT {} FROM {} AS f JOIN {} AS p ON {} JOIN {} AS c ON {})",
+                list(child.key_names(), |k| format!("c.{}", ident(k))),
+                ident(&side_table(FLIGHT, parent)),
+                ident(&parent.name),
+                all(parent.key_names().iter().enumerate(), |(at, k)| format!("p.{} = f.k{at}", ident(k))),
+                ident(&child.name),
+                refers(child, key, "c", "p"),
+            );
+            merge_entries(conn, child, PARKED, JOURNAL, &which)?;
+        }
+    }
+    Ok(())
 }
 
 /// A parked row that was edited goes along, with its older base.
@@ -1553,6 +1648,7 @@ fn take(
     table: &Table,
     limit: usize,
     refused: bool,
+    upto: i64,
     sweep: &mut HashMap<i64, Vec<Value>>,
 ) -> Result<usize> {
     let keys = list(key_columns(table), |k| k);
@@ -1570,7 +1666,7 @@ fn take(
         let moved = conn
             .prepare_cached(&format!(
                 "INSERT INTO {flight} ({columns}, refused) SELECT {columns}, refused FROM {journal} \
-                 WHERE refused IS {refused} AND {position} ORDER BY {keys} LIMIT {}",
+                 WHERE refused IS {refused} AND coalesce(epoch, 0) <= {upto} AND {position} ORDER BY {keys} LIMIT {}",
                 limit - taken
             ))?
             .execute(params_from_iter(after.iter().flatten()))?;
@@ -1606,7 +1702,11 @@ fn take(
 }
 
 /// Pending parents of the window's rows come along, to any depth.
-fn close_under_foreign_keys(conn: &Connection, tables: &[&Table]) -> Result<()> {
+///
+/// A parent that was refused comes along only when it has its last chance: it would be refused again, and take
+/// the window with it.
+fn close_under_foreign_keys(conn: &Connection, tables: &[&Table], last_chance: bool) -> Result<()> {
+    let which = if last_chance { "true" } else { "j.refused IS NULL" };
     loop {
         let mut moved = 0;
         for child in tables.iter().copied() {
@@ -1621,7 +1721,7 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table]) -> Result<()> 
                     "INSERT INTO {flight} ({names}, refused) SELECT DISTINCT {from_journal}, j.refused \
                      FROM {child_flight} AS f CROSS JOIN {child} AS c ON {child_row} \
                      CROSS JOIN {parent} AS p ON {refers} CROSS JOIN {journal} AS j ON {parent_row} \
-                     WHERE true ON CONFLICT DO NOTHING",
+                     WHERE {which} ON CONFLICT DO NOTHING",
                     names = list(&columns, |c| c.clone()),
                     from_journal = list(&columns, |c| format!("j.{c}")),
                     child_flight = ident(&side_table(FLIGHT, child)),
@@ -1662,7 +1762,7 @@ fn log_losses(conn: &Connection, table: &Table, key: &[Value], losses: &[Loss]) 
     for loss in losses {
         conn.prepare_cached(
             "INSERT INTO _tidewater_conflicts (table_name, key, column, base, local, cloud, kept) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'local')",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
         .execute(params![
             table.name,
@@ -1671,6 +1771,10 @@ fn log_losses(conn: &Connection, table: &Table, key: &[Value], losses: &[Loss]) 
             json(&loss.base),
             json(&loss.local),
             json(&loss.cloud),
+            match loss.kept {
+                Side::Local => "local",
+                Side::Cloud => "cloud",
+            },
         ])?;
     }
     Ok(())
@@ -1698,7 +1802,10 @@ struct Applier<'a> {
     page: &'a Page,
     changed: u64,
     conflicts: u64,
+    /// Rows set aside that were not so before: each is told of once.
     aside: u64,
+    /// Rows that were set aside when the page came, by their names.
+    were_aside: HashSet<String>,
 }
 
 impl<'a> Applier<'a> {
@@ -1902,13 +2009,15 @@ impl<'a> Applier<'a> {
         let mut values = pulled.key.clone();
         values.push(reason.into());
         self.tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
-        self.aside += 1;
+        self.aside += u64::from(!self.were_aside.contains(&ledger_name(table, &pulled.key)));
         Ok(())
     }
 
-    fn forget_aside(&self, table: &Table, key: &[Value]) -> Result<()> {
+    fn forget_aside(&mut self, table: &Table, key: &[Value]) -> Result<()> {
         let sql = format!("DELETE FROM {} WHERE {}", ident(&side_table(ASIDE, table)), key_is(table, 1));
-        self.tx.prepare_cached(&sql)?.execute(params_from_iter(key))?;
+        if self.tx.prepare_cached(&sql)?.execute(params_from_iter(key))? > 0 {
+            self.were_aside.insert(ledger_name(table, key));
+        }
         Ok(())
     }
 
@@ -1986,7 +2095,48 @@ impl<'a> Applier<'a> {
         put_entry(self.tx, table, JOURNAL, key, &entry)?;
         self.conflicts += 1;
         let row = Value::Text(json_array(local));
-        log_losses(self.tx, table, key, &[Loss { column: None, base: None, local: Some(row), cloud: None }])
+        log_losses(
+            self.tx,
+            table,
+            key,
+            &[Loss { column: None, base: None, local: Some(row), cloud: None, kept: Side::Local }],
+        )
+    }
+
+    /// A parent that is deleted here, while somebody else gave it a child that this file had not seen, comes back: the
+    /// deletion would take the child along. That is on record.
+    fn undelete(
+        &mut self,
+        parent: &Table,
+        columns: &[String],
+        values: &[Value],
+        missing: &mut Vec<Lookup>,
+    ) -> Result<bool> {
+        let page = self.page;
+        let wanted = page.rows.iter().find(|pulled| {
+            pulled.table == parent.id
+                && pulled.row.as_ref().is_some_and(|row| {
+                    columns
+                        .iter()
+                        .zip(values)
+                        .all(|(name, value)| parent.column(name).is_some_and(|c| row[c].identical(value)))
+                })
+        });
+        let Some((pulled, row)) = wanted.and_then(|pulled| Some((pulled, pulled.row.as_ref()?))) else {
+            return Ok(false);
+        };
+        if !self.is_pending(parent, &pulled.key)? || read_row(self.tx, parent, &pulled.key)?.is_some() {
+            return Ok(false);
+        }
+        self.take_pending(parent, &pulled.key)?;
+        self.insert(parent, row)?;
+        self.changed += 1;
+        self.conflicts += 1;
+        let cloud = Value::Text(json_array(row));
+        let loss = Loss { column: None, base: None, local: None, cloud: Some(cloud), kept: Side::Cloud };
+        log_losses(self.tx, parent, &pulled.key, &[loss])?;
+        self.check_parents(pulled, missing)?;
+        Ok(true)
     }
 
     /// Every parent of an applied row is here, or is asked for, or is known to be nowhere: then the row is set
@@ -2016,6 +2166,11 @@ impl<'a> Applier<'a> {
                 continue;
             }
             let parent = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&foreign.parent));
+            if let Some(parent) = parent
+                && self.undelete(parent, &foreign.parent_columns, &values, missing)?
+            {
+                continue;
+            }
             let lookup = parent.and_then(|parent| {
                 let columns =
                     foreign.parent_columns.iter().map(|p| parent.column(p)).collect::<Option<_>>()?;
@@ -2268,6 +2423,7 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         table.id = tx.last_insert_rowid();
     }
     let renamed = forget_columns(tx, table)?;
+    let mut grown = false;
     for at in 0..table.columns.len() {
         let id: Option<i64> = tx
             .query_row(
@@ -2287,6 +2443,7 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
                 )?;
                 table.columns[at].id = id;
                 if !new && !table.is_key(at) {
+                    grown = true;
                     tx.execute_batch(&capture::add_column(table, &table.columns[at]))?;
                 }
                 id
@@ -2316,6 +2473,13 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions. A renamed
         // column is one that the cloud does not have, whatever is in it.
         tx.execute(&capture::journal_everything(table, !new), [])?;
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+            [table.id],
+        )?;
+    }
+    if grown {
+        // The cloud may have had the column, and values in it, for long.
         tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
             [table.id],

@@ -175,19 +175,19 @@ macro_rules! store_calls {
 store_calls! {
     GetTables => (u64, Vec<crate::core::schema::Table>), |store, _| store.tables();
     GetLink => (crate::sqlite::Link, Option<(String, i64)>), |store, _| Ok((store.link()?, store.in_flight()?));
-    NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(m.rows_max, m.generation, &m.eligible);
-    AcknowledgeRound => (), |store, m| store.acknowledge(&m.hits, m.generation, &m.left_out);
-    PutBackRound => (), |store, m| store.put_back(&m.refused);
-    DissolveRound => (), |store, _| store.dissolve();
-    ParkRows => Option<(String, i64)>, |store, m| store.park(&m.0);
+    NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(m.rows_max, m.generation, &m.eligible, m.upto);
+    AcknowledgeRound => (), |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out);
+    PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused);
+    DissolveRound => (), |store, m| store.dissolve(&m.round);
+    ParkRows => String, |store, m| store.park(&m.round, &m.refusals);
     ApplyPage => crate::sqlite::Applied, |store, m| store.apply(&m.page, m.generation);
     GetSnapshotPosition => Option<Option<Vec<String>>>, |store, m| store.snapshot_position(m.0);
     BeginSnapshot => (), |store, m| store.begin_snapshot(m.0);
     GetSnapshotLeftovers => Vec<Vec<crate::core::value::Value>>, |store, m| store.snapshot_leftovers(m.table, m.limit);
-    RememberCloudTable => (), |store, m| store.remember_cloud_table(m.table, m.oid);
+    RememberCloudTable => (), |store, m| store.remember_cloud_table(m.table, m.trace.as_deref());
     CompareAnew => (), |store, m| store.compare_anew(m.0);
     GetSetAside => Vec<crate::sqlite::Lookup>, |store, _| store.set_aside();
-    RememberCloud => (), |store, m| store.remember_cloud(&m.0);
+    RememberCloud => (), |store, m| store.remember_cloud(&m.cloud, &m.system);
     FixCursor => (), |store, m| match &m.0 {
         Some(cursor) => store.fix_cursor(cursor),
         None => store.forget_cursor(),

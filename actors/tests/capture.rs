@@ -98,7 +98,7 @@ impl Bench {
         loop {
             let (generation, tables) = self.store().tables().unwrap();
             let ids: Vec<i64> = tables.iter().map(|t| t.id).collect();
-            match self.store().note_round(rows, generation, &ids) {
+            match self.store().note_round(rows, generation, &ids, None) {
                 Err(StoreError::SchemaChanged) => {}
                 noted => return noted.unwrap(),
             }
@@ -187,9 +187,20 @@ impl Bench {
         did
     }
 
+    /// The id of the round in flight.
+    fn flying(&mut self) -> String {
+        self.store().in_flight().unwrap().unwrap().0
+    }
+
+    fn put_back(&mut self, refused: &[Refusal]) -> Result<(), StoreError> {
+        let id = self.flying();
+        self.store().put_back(&id, refused)
+    }
+
     fn acknowledge(&mut self) {
         let (generation, _) = self.store().tables().unwrap();
-        self.store().acknowledge(&[], generation, &[]).unwrap();
+        let id = self.flying();
+        self.store().acknowledge(&id, &[], generation, &[]).unwrap();
     }
 
     /// One round there and back.
@@ -586,7 +597,7 @@ fn a_deletion_after_a_gap_is_sent() {
         if in_flight {
             bench.note(10).unwrap();
             bench.foreign_sql("DELETE FROM t WHERE id = 1");
-            bench.store().put_back(&[]).unwrap();
+            bench.put_back(&[]).unwrap();
         } else {
             bench.foreign_sql("DELETE FROM t WHERE id = 1");
         }
@@ -917,7 +928,8 @@ fn a_table_that_stays_local_for_a_while() {
     let notices = bench.store().track().unwrap();
     assert!(notices.iter().any(|n| n.0.contains("are parked")), "{notices:?}");
     assert_eq!(bench.counts(), (0, 2));
-    assert_eq!(bench.readers.outstanding(i64::MAX).unwrap(), Some(true));
+    let outstanding = bench.readers.outstanding(i64::MAX).unwrap();
+    assert!(outstanding.parked && outstanding.waiting.is_empty());
     bench.foreign_sql("DROP INDEX e");
     bench.loose = true;
     assert_eq!(bench.check(), ["delete t 2", "update t 1 a"]);
@@ -944,7 +956,7 @@ fn a_dropped_table_holds_nothing_up() {
         match (stage, noted) {
             ("in flight", Some(noted)) => {
                 assert_eq!(bench.readers.read_round(&noted), Err(StoreError::SchemaChanged));
-                bench.store().put_back(&[]).unwrap();
+                bench.put_back(&[]).unwrap();
             }
             ("read", Some(_)) => bench.acknowledge(),
             _ => {}
@@ -973,7 +985,7 @@ fn a_table_with_another_key() {
     bench.note(10).unwrap();
     bench.foreign_sql("UPDATE t SET a = 'yy' WHERE id = 2");
     bench.foreign_sql("BEGIN; ALTER TABLE t RENAME TO o; CREATE TABLE t (id INTEGER, a TEXT PRIMARY KEY); INSERT INTO t SELECT * FROM o; DROP TABLE o; COMMIT");
-    bench.store().put_back(&[]).unwrap();
+    bench.put_back(&[]).unwrap();
     assert_eq!(bench.counts(), (2, 1));
     bench.invariants();
     bench.cloud.clear();
@@ -1094,7 +1106,7 @@ fn wide_tables() {
             "UPDATE t SET c0 = 'w', c299 = 'w'; INSERT OR REPLACE INTO t (id, c1) VALUES (2, 'back');",
         );
         assert_eq!(bench.read(&noted), before);
-        bench.store().put_back(&[]).unwrap();
+        bench.put_back(&[]).unwrap();
         assert_eq!(bench.check(), ["update t 1 c0 c250 c299", "update t 2 c0 c1"]);
     }
 }
@@ -1370,7 +1382,7 @@ fn history(seed: u64) {
                         if committed {
                             bench.acknowledge();
                         } else {
-                            bench.store().put_back(&[]).unwrap();
+                            bench.put_back(&[]).unwrap();
                         }
                     }
                 }
@@ -1396,7 +1408,7 @@ fn history(seed: u64) {
                     }
                     Some((_, _, false)) => {
                         log += "put back\n";
-                        bench.store().put_back(&[]).unwrap();
+                        bench.put_back(&[]).unwrap();
                     }
                     Some((_, _, true)) => {
                         log += "acknowledge\n";
@@ -1407,7 +1419,7 @@ fn history(seed: u64) {
         }
         match noted.take() {
             Some((_, _, true)) => bench.acknowledge(),
-            Some(_) => bench.store().put_back(&[]).unwrap(),
+            Some(_) => bench.put_back(&[]).unwrap(),
             None => {}
         }
         log += "flush\n";
@@ -1447,7 +1459,7 @@ fn a_round_there_and_back() {
     assert_eq!(bench.store().in_flight().unwrap().unwrap().0, noted.id);
     bench.foreign_sql("UPDATE t SET a = 20, b = 20 WHERE id = 1");
     assert_eq!(bench.counts(), (2, 0));
-    bench.store().put_back(&[]).unwrap();
+    bench.put_back(&[]).unwrap();
     assert_eq!(bench.store().in_flight().unwrap(), None);
     assert_eq!(bench.counts(), (1, 0));
     let noted = bench.note(10).unwrap();
@@ -1519,18 +1531,18 @@ fn refused_entries_are_tried_last() {
         values: None,
     };
     bench.note(10).unwrap();
-    bench.store().put_back(&[refuse(1), refuse(2)]).unwrap();
+    bench.put_back(&[refuse(1), refuse(2)]).unwrap();
     let noted = bench.note(1).unwrap();
     assert!(!noted.last_chance);
     let rounds = bench.read(&noted);
     assert!(rounds[0][0].key[0] != int(1) && rounds[0][0].key[0] != int(2));
-    bench.store().put_back(&[]).unwrap();
+    bench.put_back(&[]).unwrap();
     bench.round(1);
     bench.round(1);
     let noted = bench.note(10).unwrap();
     assert!(noted.last_chance);
     assert_eq!(bench.read(&noted)[0].len(), 2);
-    bench.store().put_back(&[refuse(1), refuse(2)]).unwrap();
+    bench.put_back(&[refuse(1), refuse(2)]).unwrap();
     bench.check();
 }
 
@@ -1551,8 +1563,9 @@ fn an_edited_parked_row_is_tried_again() {
         constraint: Some("c".into()),
         values: None,
     };
-    let (rest, number) = bench.store().park(&[refusal]).unwrap().unwrap();
-    assert!(rest != noted.id && number == noted.number);
+    let id = bench.flying();
+    let rest = bench.store().park(&id, &[refusal]).unwrap();
+    assert_ne!(rest, noted.id);
     bench.reopen();
     let rounds = bench.read(&noted);
     assert_eq!(rounds[0].len(), 1);
@@ -1564,7 +1577,7 @@ fn an_edited_parked_row_is_tried_again() {
     let noted = bench.note(10).unwrap();
     assert_eq!(bench.counts(), (1, 0));
     assert_eq!(bench.read(&noted)[0][0].entry.base, [Value::Null, int(1), int(1)]);
-    bench.store().put_back(&[]).unwrap();
+    bench.put_back(&[]).unwrap();
     assert_eq!(bench.check(), ["update t 1 a b"]);
 }
 
@@ -1578,7 +1591,7 @@ fn a_gap_during_a_round_is_not_read_as_deletions() {
     bench.foreign_sql("BEGIN; CREATE TABLE n (id INTEGER PRIMARY KEY, a); INSERT INTO n SELECT * FROM t; DROP TABLE t; ALTER TABLE n RENAME TO t; COMMIT");
     bench.store().track().unwrap();
     assert_eq!(bench.readers.read_round(&noted), Err(StoreError::SchemaChanged));
-    bench.store().put_back(&[]).unwrap();
+    bench.put_back(&[]).unwrap();
     assert_eq!(bench.check(), ["update t 1 a"]);
 }
 
@@ -1589,7 +1602,8 @@ fn child_that_writes() {
     let Ok(path) = std::env::var("TIDEWATER_CHILD") else { return };
     let (mut store, _) = Store::open(&options(path.into())).unwrap();
     if store.in_flight().unwrap().is_some() {
-        store.put_back(&[]).unwrap();
+        let (id, _) = store.in_flight().unwrap().unwrap();
+        store.put_back(&id, &[]).unwrap();
     }
     let mut rng = fastrand::Rng::new();
     loop {
@@ -1598,8 +1612,9 @@ fn child_that_writes() {
         let erase = [Statement::new("DELETE FROM t WHERE id = ?1").bind(id / 2)];
         store.write_group(&[&write, &erase]);
         let (generation, tables) = store.tables().unwrap();
-        if store.note_round(20, generation, &[tables[0].id]).unwrap().is_some() {
-            store.put_back(&[]).unwrap();
+        if store.note_round(20, generation, &[tables[0].id], None).unwrap().is_some() {
+            let (id, _) = store.in_flight().unwrap().unwrap();
+            store.put_back(&id, &[]).unwrap();
         }
     }
 }
@@ -1622,7 +1637,7 @@ fn killed_while_writing() {
         bench.reopen();
         bench.invariants();
         if bench.store().in_flight().unwrap().is_some() {
-            bench.store().put_back(&[]).unwrap();
+            bench.put_back(&[]).unwrap();
         }
         bench.check();
     }
@@ -1696,7 +1711,8 @@ fn pending_rows_merge() {
     // The same by a hit within the round.
     let hit = Hit { table: t.id, key: vec![int(1)], row: Some(vec![int(1), int(9), int(8)]), seen: 5 };
     let (generation, _) = bench.store().tables().unwrap();
-    bench.store().acknowledge(&[hit], generation, &[]).unwrap();
+    let id = bench.flying();
+    bench.store().acknowledge(&id, &[hit], generation, &[]).unwrap();
     assert_eq!(bench.counts().0, 1);
 }
 

@@ -10,7 +10,7 @@
 //! The policy is "last to arrive": where both sides touched a column, the local value stays and is sent.
 
 use super::schema::Table;
-use super::value::Value;
+use super::value::{Value, json_array};
 
 /// A journal entry: which row is dirty, in which columns, and what the cloud held before.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,6 +86,17 @@ pub struct Loss {
     pub local: Option<Value>,
     /// The cloud's value; `None` when the row is deleted there.
     pub cloud: Option<Value>,
+    /// Whose is kept.
+    pub kept: Side,
+}
+
+/// One side of a conflict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// This file's.
+    Local,
+    /// The cloud's.
+    Cloud,
 }
 
 /// The outcome of a merge.
@@ -119,6 +130,7 @@ pub fn merge(
                         base: entry.dirty[c].then(|| entry.base[c].clone()),
                         local: Some(local[c].clone()),
                         cloud: None,
+                        kept: Side::Local,
                     })
                     .collect();
                 entry.known = false;
@@ -137,13 +149,19 @@ pub fn merge(
                     base: entry.dirty[c].then(|| entry.base[c].clone()),
                     local: None,
                     cloud: Some(cloud[c].clone()),
+                    kept: Side::Local,
                 })
                 .collect();
             entry.rebase_all(table, cloud);
             Merged { entry: Some(entry), local: Local::Keep, losses }
         }
-        // Inserted and deleted again here before the cloud heard of it; somebody else's row has that key.
-        (None, Some(_)) => Merged { entry: None, local: Local::Insert, losses: vec![] },
+        // Deleted here before it was known whether the cloud had it; the cloud has it, and that it was deleted is on
+        // record.
+        (None, Some(cloud)) => {
+            let row = Value::Text(json_array(cloud));
+            let loss = Loss { column: None, base: None, local: None, cloud: Some(row), kept: Side::Cloud };
+            Merged { entry: None, local: Local::Insert, losses: vec![loss] }
+        }
         (None, None) => Merged { entry: None, local: Local::Keep, losses: vec![] },
     }
 }
@@ -170,6 +188,7 @@ fn merge_rows(table: &Table, mut entry: Entry, local: &[Value], cloud: &[Value])
                 base,
                 local: Some(local[c].clone()),
                 cloud: Some(cloud[c].clone()),
+                kept: Side::Local,
             });
         }
         entry.dirty[c] = true;

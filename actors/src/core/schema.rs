@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::value::CloudType;
+use super::value::{Affinity, CloudType};
 
 /// A tracked table of the SQLite file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +60,13 @@ pub struct ForeignKey {
     pub on_update: String,
 }
 
+impl Column {
+    /// What the column makes of what it is given.
+    pub fn affinity(&self) -> Affinity {
+        Affinity::of_declared(&self.declared)
+    }
+}
+
 impl Table {
     /// Whether the column at this index belongs to the primary key.
     pub fn is_key(&self, column: usize) -> bool {
@@ -93,6 +100,9 @@ pub struct CloudTable {
     pub oid: u32,
     /// Whether the change feed covers it.
     pub feed: bool,
+    /// What the feed's account of it rests on: the table and its triggers, by number. Another value means that something
+    /// may have happened unseen.
+    pub trace: String,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
 }

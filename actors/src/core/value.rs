@@ -256,8 +256,81 @@ pub struct Misfit {
     pub wanted: String,
 }
 
-/// The wire form of a value, or why there is none that would come back identical.
-pub fn to_cloud(value: &Value, to: &CloudType) -> Result<CloudValue, Misfit> {
+/// What a SQLite column makes of what it is given, by its declared type.
+///
+/// The rules are those of <https://www.sqlite.org/datatype3.html>, sections 3 and 3.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Affinity {
+    /// Numbers become text.
+    Text,
+    /// Text that looks like a number becomes one; whole reals become integers.
+    Numeric,
+    /// Text that looks like a number, and integers, become reals.
+    Real,
+    /// Nothing is changed.
+    Blob,
+}
+
+impl Affinity {
+    /// The affinity that a declared type gives to a column.
+    pub fn of_declared(declared: &str) -> Self {
+        let upper = declared.to_ascii_uppercase();
+        let has = |parts: &[&str]| parts.iter().any(|part| upper.contains(part));
+        if has(&["INT"]) {
+            Self::Numeric
+        } else if has(&["CHAR", "CLOB", "TEXT"]) {
+            Self::Text
+        } else if upper.is_empty() || has(&["BLOB"]) || upper == "ANY" {
+            Self::Blob
+        } else if has(&["REAL", "FLOA", "DOUB"]) {
+            Self::Real
+        } else {
+            Self::Numeric
+        }
+    }
+
+    /// The value as the column stores it.
+    pub fn store(self, value: Value) -> Value {
+        match (self, value) {
+            (Self::Text, Value::Integer(i)) => Value::Text(i.to_string()),
+            (Self::Numeric | Self::Real, Value::Text(text)) => match (looks_like_number(&text), self) {
+                (None, _) => Value::Text(text),
+                (Some(number), Self::Real) => Self::Real.store(number),
+                (Some(number), _) => Self::Numeric.store(number),
+            },
+            #[expect(clippy::cast_precision_loss, reason = "SQLite's own conversion loses the same")]
+            (Self::Real, Value::Integer(i)) => Value::Real(i as f64),
+            (Self::Numeric, Value::Real(r)) => whole(r).map_or(Value::Real(r), Value::Integer),
+            (_, value) => value,
+        }
+    }
+}
+
+/// The integer that a real is, if it is one that both can hold exactly.
+fn whole(real: f64) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
+    (real.fract() == 0.0 && real.abs() <= EXACT).then_some(real as i64)
+}
+
+/// A well-formed integer or real literal, blanks around it allowed.
+fn looks_like_number(text: &str) -> Option<Value> {
+    let literal = text.trim_matches(|c: char| c.is_ascii_whitespace());
+    let digits = literal.strip_prefix(['+', '-']).unwrap_or(literal);
+    let plausible = digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && digits.bytes().any(|b| b.is_ascii_digit())
+        && digits.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'));
+    if !plausible {
+        return None;
+    }
+    if let Ok(integer) = literal.parse::<i64>() {
+        return Some(Value::Integer(integer));
+    }
+    literal.parse::<f64>().ok().filter(|real| real.is_finite()).map(Value::Real)
+}
+
+/// The wire form of a value of a column with this affinity, or why there is none that would come back identical.
+pub fn to_cloud(value: &Value, affinity: Affinity, to: &CloudType) -> Result<CloudValue, Misfit> {
     let misfit = || Misfit { found: describe(value), wanted: to.sql() };
     let carried = match (to, value) {
         (_, Value::Null) => CloudValue::Null,
@@ -287,6 +360,9 @@ pub fn to_cloud(value: &Value, to: &CloudType) -> Result<CloudValue, Misfit> {
             CloudValue::Text(text.clone())
         }
         (CloudType::Uuid, Value::Text(text)) if is_uuid(text) => CloudValue::Text(text.clone()),
+        // A column that is declared JSON has numeric affinity: a bare number in it is stored as one.
+        (CloudType::Json, Value::Integer(i)) => CloudValue::Text(i.to_string()),
+        (CloudType::Json, Value::Real(r)) if r.is_finite() => CloudValue::Text(r.to_string()),
         // PostgreSQL has no NUL character in text.
         (CloudType::Text | CloudType::Json | CloudType::Other(_), Value::Text(text))
             if !text.contains('\0') =>
@@ -297,12 +373,12 @@ pub fn to_cloud(value: &Value, to: &CloudType) -> Result<CloudValue, Misfit> {
     };
     // The invariant, asked of every value rather than trusted: a Real that is a whole number, for one, comes
     // back from a numeric column as an Integer.
-    if from_cloud(carried.clone(), to).identical(value) { Ok(carried) } else { Err(misfit()) }
+    if from_cloud(carried.clone(), affinity, to).identical(value) { Ok(carried) } else { Err(misfit()) }
 }
 
-/// The value that SQLite stores for what a cloud column holds.
-pub fn from_cloud(value: CloudValue, from: &CloudType) -> Value {
-    match value {
+/// The value that a SQLite column of this affinity stores for what a cloud column holds.
+pub fn from_cloud(value: CloudValue, affinity: Affinity, from: &CloudType) -> Value {
+    affinity.store(match value {
         CloudValue::Null => Value::Null,
         CloudValue::Int(i) => Value::Integer(i),
         // NaN exists in PostgreSQL only; SQLite's own rule for it is NULL.
@@ -314,7 +390,7 @@ pub fn from_cloud(value: CloudValue, from: &CloudType) -> Value {
             CloudType::Numeric(_) => number(text),
             _ => Value::Text(text),
         },
-    }
+    })
 }
 
 /// The wire form as PostgreSQL's text of it, in which keys are named in the feed and sent for look-ups.
@@ -504,14 +580,48 @@ mod tests {
             (Value::Blob(vec![]), CloudType::Bytea, true),
             (text("not a blob"), CloudType::Bytea, false),
         ] {
-            match to_cloud(&value, &to) {
+            let affinity = match to {
+                CloudType::Numeric(_) | CloudType::Bool | CloudType::Date => Affinity::Numeric,
+                _ => Affinity::Blob,
+            };
+            match to_cloud(&value, affinity, &to) {
                 Ok(carried) => {
                     assert!(fits, "{value:?} should not fit {to:?}");
-                    assert!(from_cloud(carried, &to).identical(&value), "{value:?} through {to:?}");
+                    assert!(from_cloud(carried, affinity, &to).identical(&value), "{value:?} through {to:?}");
                 }
                 Err(misfit) => assert!(!fits, "{value:?}: {misfit}"),
             }
         }
+    }
+
+    /// What comes from the cloud is compared as the column stores it, not as it travels.
+    #[test]
+    fn a_column_stores_what_its_declared_type_makes_of_a_value() {
+        let text = |t: &str| Value::Text(t.into());
+        for (declared, given, stored) in [
+            ("REAL", Value::Integer(5), Value::Real(5.0)),
+            ("INTEGER", Value::Real(5.0), Value::Integer(5)),
+            ("JSON", text("123"), Value::Integer(123)),
+            ("JSON", text("[1]"), text("[1]")),
+            ("TEXT", Value::Integer(5), text("5")),
+            ("DATETIME", text("2024-01-02"), text("2024-01-02")),
+            ("NUMERIC", text(" 1.50 "), Value::Real(1.5)),
+            ("NUMERIC", text("1e3"), Value::Integer(1000)),
+            ("NUMERIC", text("-"), text("-")),
+            ("", text("1"), text("1")),
+        ] {
+            assert_eq!(
+                Affinity::of_declared(declared).store(given.clone()),
+                stored,
+                "{given:?} in {declared}"
+            );
+        }
+        let five = Value::Real(5.0);
+        let carried = to_cloud(&five, Affinity::Real, &CloudType::Numeric(None)).unwrap();
+        assert_eq!(from_cloud(carried, Affinity::Real, &CloudType::Numeric(None)), five);
+        let bare = Value::Integer(7);
+        let carried = to_cloud(&bare, Affinity::Numeric, &CloudType::Json).unwrap();
+        assert_eq!(from_cloud(carried, Affinity::Numeric, &CloudType::Json), bare);
     }
 
     /// Keys survive the way through PostgreSQL's text.
@@ -535,7 +645,8 @@ mod tests {
     /// A decimal from the cloud becomes what SQLite's NUMERIC affinity would store.
     #[test]
     fn decimals_become_sqlite_numbers() {
-        let back = |t: &str| from_cloud(CloudValue::Text(t.into()), &CloudType::Numeric(None));
+        let back =
+            |t: &str| from_cloud(CloudValue::Text(t.into()), Affinity::Numeric, &CloudType::Numeric(None));
         assert_eq!(back("12.00"), Value::Integer(12));
         assert_eq!(back("12.50"), Value::Real(12.5));
         assert_eq!(back("NaN"), Value::Text("NaN".into()));

@@ -1,14 +1,15 @@
--- What Tidewater remembers in the SQLite file, beside the tables per tracked table (see sql/capture.rs).
+-- What Tidewater remembers in the SQLite file, beside the tables per tracked table (see sql/capture.rs). No STRICT: a
+-- program with a SQLite before 3.37 could not open the file any more.
 CREATE TABLE IF NOT EXISTS _tidewater_meta (
     key   TEXT PRIMARY KEY,
-    value ANY
-) STRICT, WITHOUT ROWID;
+    value
+) WITHOUT ROWID;
 
 -- The flush epoch: counts the rounds that were noted. Triggers stamp it into entries, receipts compare it.
 CREATE TABLE IF NOT EXISTS _tidewater_clock (
     one   INTEGER PRIMARY KEY CHECK (one = 1),
     epoch INTEGER NOT NULL
-) STRICT;
+);
 INSERT OR IGNORE INTO _tidewater_clock (one, epoch) VALUES (1, 1);
 
 -- AUTOINCREMENT: the number is in the names of journals and triggers and must not come back.
@@ -18,7 +19,7 @@ CREATE TABLE IF NOT EXISTS _tidewater_tables (
     key            TEXT NOT NULL,                 -- JSON array of the primary key's columns
     snapshot       TEXT NOT NULL DEFAULT 'none',  -- none, paging, done
     snapshot_after TEXT                           -- JSON: the last key of the last page, in the cloud's text
-) STRICT;
+);
 
 CREATE TABLE IF NOT EXISTS _tidewater_columns (
     table_id INTEGER NOT NULL,
@@ -26,7 +27,7 @@ CREATE TABLE IF NOT EXISTS _tidewater_columns (
     name     TEXT NOT NULL COLLATE NOCASE,
     gone     INTEGER NOT NULL DEFAULT 0,          -- 1: dropped or renamed; the number is not used again
     PRIMARY KEY (table_id, id)
-) STRICT, WITHOUT ROWID;
+) WITHOUT ROWID;
 
 -- The round in flight: there is a row exactly while its outcome is not known.
 CREATE TABLE IF NOT EXISTS _tidewater_round (
@@ -34,7 +35,7 @@ CREATE TABLE IF NOT EXISTS _tidewater_round (
     id             TEXT NOT NULL,
     number         INTEGER NOT NULL,
     conflicts_upto INTEGER  -- the last of the conflicts that the round tells the cloud of
-) STRICT;
+);
 
 -- Values that lost, with the values that won.
 CREATE TABLE IF NOT EXISTS _tidewater_conflicts (
@@ -47,4 +48,4 @@ CREATE TABLE IF NOT EXISTS _tidewater_conflicts (
     local      TEXT,           -- JSON; NULL: deleted here
     cloud      TEXT,           -- JSON; NULL: deleted there
     kept       TEXT NOT NULL   -- local, cloud
-) STRICT;
+);
