@@ -58,7 +58,7 @@ async fn a_shop_is_equal_on_both_sides_whatever_happens_between() {
     // Up: equal, value by value, and nothing is sent twice or comes back.
     bench.proxy.start();
     wait_until_available(&db).await;
-    bench.wait_until_equal(shop::TABLES).await;
+    bench.wait_until_equal(&db, shop::TABLES).await;
     wait_until_flushed(&db).await;
     let status = db.status_summary().await;
     assert_eq!((status.sync.rows_flushed, status.sync.rows_warmed), (tracked, 0), "{status:?}");
@@ -70,7 +70,7 @@ async fn a_shop_is_equal_on_both_sides_whatever_happens_between() {
         client.execute("UPDATE customer SET name = name || ' (moved)' WHERE newsletter", &[]).await.unwrap();
     assert!(changed > 0);
     client.execute("DELETE FROM order_line WHERE quantity = 1", &[]).await.unwrap();
-    bench.wait_until_equal(shop::TABLES).await;
+    bench.wait_until_equal(&db, shop::TABLES).await;
     let after = db.status_summary().await;
     assert!(after.sync.rows_warmed > 0);
     assert_eq!((after.sync.rows_flushed, after.sync.pending), (tracked, 0), "nothing echoes");
@@ -88,7 +88,7 @@ async fn a_shop_is_equal_on_both_sides_whatever_happens_between() {
     bench.proxy.stop();
     bench.proxy.set_mode(Mode::Forward);
     bench.proxy.start();
-    bench.wait_until_equal(shop::TABLES).await;
+    bench.wait_until_equal(&db, shop::TABLES).await;
     wait_until_flushed(&db).await;
     let end = db.status_summary().await;
     assert_eq!((end.sync.parked, end.sync.conflicts), (0, 0), "{:#?}", bench.log.all());

@@ -34,7 +34,7 @@ use crate::messages::{
 };
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
-    Standing,
+    Standing, needs_others,
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
@@ -460,9 +460,26 @@ impl Cycle {
         let link = self.settle(&cloud, &session).await?;
         self.prepare(&session, &link).await?;
         let mut link = self.fix_cursor(&session, link).await?;
-        self.pull(&session, &mut link).await?;
-        self.doing.store(FLUSHING, Ordering::Relaxed);
-        self.flush(&session, &mut link).await?;
+        let mut upto = None;
+        loop {
+            let before = link.cursor.clone();
+            self.doing.store(WARMING, Ordering::Relaxed);
+            self.pull(&session, &mut link).await?;
+            self.doing.store(FLUSHING, Ordering::Relaxed);
+            match self.flush(&session, &mut link, &mut upto).await? {
+                Flushed::Everything => break,
+                Flushed::PullFirst | Flushed::TooNarrow => {}
+                // Somebody's long transaction holds the horizon back: the feed does not show yet what has to be seen.
+                Flushed::Unseen if link.cursor == before => {
+                    return Err(CloudFailure::new(
+                        FailureClass::Transient,
+                        "a deletion waits until rows that it would take along have been pulled",
+                    )
+                    .into());
+                }
+                Flushed::Unseen => {}
+            }
+        }
         self.doing.store(WARMING, Ordering::Relaxed);
         self.pull(&session, &mut link).await?;
         session.release();
@@ -875,26 +892,37 @@ impl Cycle {
     // Flush
     // -----------------------------------------------------------------------------------------------------
 
-    /// Flushes what was dirty when it began. What comes meanwhile is the next cycle's, after a pull.
-    async fn flush(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
+    /// Flushes what was dirty when the cycle began, which `upto` remembers. What comes meanwhile is the next cycle's.
+    async fn flush(
+        &mut self,
+        session: &CloudSession,
+        link: &mut Link,
+        upto: &mut Option<i64>,
+    ) -> Step<Flushed> {
         let (generation, tables) = self.prepared()?;
         let eligible: Vec<i64> = tables.iter().map(|ready| ready.table.id).collect();
         let pairs: Vec<(Table, CloudTable)> =
             tables.iter().map(|ready| (ready.table.clone(), ready.cloud.clone())).collect();
-        let mut upto = None;
+        let mut width = 1;
         loop {
-            let rows_max = self.windows.rows();
-            let eligible = eligible.clone();
-            let noted = self.ask(NoteRound { rows_max, generation, eligible, upto }).await?;
-            let Some(noted) = noted else { return Ok(()) };
+            let rows_max = self.windows.rows() * width;
+            let (eligible, whole) = (eligible.clone(), width > 1);
+            let noted = self.ask(NoteRound { rows_max, generation, eligible, upto: *upto, whole }).await?;
+            let Some(noted) = noted else { return Ok(Flushed::Everything) };
             upto.get_or_insert(noted.epoch);
-            let carried = self.carry(session, link, &tables, &pairs, noted).await;
+            let may_widen = width < WIDTH_MAX && !noted.complete;
+            let carried = self.carry(session, link, &tables, &pairs, noted, may_widen).await;
             if let Err(Trouble::Cloud(_)) = &carried {
                 self.windows.halve();
             }
-            let (rows, bytes) = carried?;
-            self.windows.grow(self.options.window_rows_max, rows, bytes);
+            let carried = carried?;
+            self.windows.grow(self.options.window_rows_max, carried.rows, carried.bytes);
             self.tell_receipts();
+            match carried.then {
+                Flushed::Everything => width = 1,
+                Flushed::TooNarrow => width = (width * 4).min(WIDTH_MAX),
+                other => return Ok(other),
+            }
         }
     }
 
@@ -907,7 +935,8 @@ impl Cycle {
         tables: &[ReadyTable],
         pairs: &[(Table, CloudTable)],
         noted: Noted,
-    ) -> Step<(usize, usize)> {
+        may_widen: bool,
+    ) -> Step<Carried> {
         let readers = self.parts.readers.clone();
         let to_read = noted.clone();
         let (rows, conflicts) = actix_rt::task::spawn_blocking(move || {
@@ -917,10 +946,11 @@ impl Cycle {
         .map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
-        let weight = (
-            rows.iter().map(Vec::len).sum(),
-            rows.iter().flatten().flat_map(|row| &row.row).flatten().map(Value::size).sum(),
-        );
+        let mut carried = Carried {
+            rows: rows.iter().map(Vec::len).sum(),
+            bytes: rows.iter().flatten().flat_map(|row| &row.row).flatten().map(Value::size).sum(),
+            then: Flushed::Everything,
+        };
         let mut window = Window::encode(tables, &noted, rows);
         let mut id = noted.id.clone();
         if !window.refusals.is_empty() {
@@ -929,7 +959,7 @@ impl Cycle {
         loop {
             if window.items.is_empty() && conflicts.is_empty() {
                 self.ask(DissolveRound { round: id }).await?;
-                return Ok(weight);
+                return Ok(carried);
             }
             let default_cursor = Cursor::default();
             let frame = RoundFrame {
@@ -940,8 +970,11 @@ impl Cycle {
                 cursor: link.cursor.as_ref().unwrap_or(&default_cursor),
                 tables: pairs,
             };
-            match session.round(frame, &window.items, &conflicts).await? {
-                RoundOutcome::Committed(hits) => {
+            match session.round(frame, &window.items, &conflicts, may_widen).await? {
+                RoundOutcome::Committed { hits, caused_more } => {
+                    if caused_more {
+                        carried.then = Flushed::PullFirst;
+                    }
                     let hits = hits
                         .into_iter()
                         .map(|hit| {
@@ -953,15 +986,21 @@ impl Cycle {
                     let (round, generation) = (id.clone(), noted.generation);
                     self.ask(AcknowledgeRound { round, hits, generation, left_out: vec![] }).await?;
                     link.last_round = Some(id);
-                    return Ok(weight);
+                    return Ok(carried);
+                }
+                untaken @ (RoundOutcome::Unseen | RoundOutcome::TooNarrow) => {
+                    self.ask(PutBackRound { round: id, refused: vec![] }).await?;
+                    carried.then = match untaken {
+                        RoundOutcome::Unseen => Flushed::Unseen,
+                        _ => Flushed::TooNarrow,
+                    };
+                    return Ok(carried);
                 }
                 RoundOutcome::Refused(refused) => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked.
                     let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
-                        refused.into_iter().partition(|r| {
-                            noted.last_chance || !matches!(r.sqlstate.as_str(), "23503" | "23505")
-                        });
+                        refused.into_iter().partition(|r| noted.last_chance || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
                         let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
                         id = self.park(&noted, id, refusals).await?;
@@ -969,7 +1008,7 @@ impl Cycle {
                     if !wait.is_empty() {
                         let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
                         self.ask(PutBackRound { round: id, refused }).await?;
-                        return Ok(weight);
+                        return Ok(carried);
                     }
                     window.remove(&park);
                 }
@@ -998,6 +1037,29 @@ impl Cycle {
             syncer.do_send(RoundSettled);
         }
     }
+}
+
+/// How many windows a round takes at most when its rows need others.
+const WIDTH_MAX: usize = 16;
+
+/// How far a flush came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flushed {
+    /// Nothing waits any more.
+    Everything,
+    /// The round needs rows that were not in it.
+    TooNarrow,
+    /// The cloud did more than it was told: that has to be pulled before anything is built on it.
+    PullFirst,
+    /// A deletion waits for rows that have not been seen.
+    Unseen,
+}
+
+/// What became of one round.
+struct Carried {
+    rows: usize,
+    bytes: usize,
+    then: Flushed,
 }
 
 /// A round's rows in wire form.

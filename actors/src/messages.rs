@@ -175,6 +175,8 @@ pub struct NoteRound {
     /// Only what was dirty in this epoch, or before: whoever writes all the time does not keep the syncer from anything
     /// else.
     pub upto: Option<i64>,
+    /// Refused entries too: the rows of this round need others.
+    pub whole: bool,
 }
 
 /// The round took effect.

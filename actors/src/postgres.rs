@@ -467,7 +467,17 @@ pub struct CloudRefusal {
 #[derive(Debug, Clone, PartialEq)]
 pub enum RoundOutcome {
     /// Committed, but for these rows, which left it.
-    Committed(Vec<CloudHit>),
+    Committed {
+        /// The rows.
+        hits: Vec<CloudHit>,
+        /// Whether the cloud did more, or other, than it was told: that has to be pulled before anything is built on it.
+        caused_more: bool,
+    },
+    /// Nothing took effect: a foreign key or a unique value is in the way, for which rows outside of the round may be
+    /// the reason.
+    TooNarrow,
+    /// Nothing took effect: a deletion would take rows along that this file has not seen, which have to be pulled first.
+    Unseen,
     /// Nothing took effect: these rows are refused.
     Refused(Vec<CloudRefusal>),
 }
@@ -951,7 +961,8 @@ impl CloudSession {
     // Rounds
     // -----------------------------------------------------------------------------------------------------
 
-    /// Takes a round to the cloud, in one transaction (C1).
+    /// Takes a round to the cloud, in one transaction (C1). With `may_widen`, the caller can take more rows along, and would
+    /// rather do so than look for the guilty among too few.
     ///
     /// # Errors
     /// Nothing took effect, unless the COMMIT's own answer is missing: the ledger tells.
@@ -960,10 +971,16 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         conflicts: &[ConflictRow],
+        may_widen: bool,
     ) -> Result<RoundOutcome> {
         self.begin_round(frame).await?;
         let taken = match self.take(frame, items, &in_order(items, |_| true)).await {
             Ok(taken) => taken,
+            // The file as a whole fits its own constraints: what part of it a row needs may only be outside of this round.
+            Err(Trouble::Refused { sqlstate, .. }) if may_widen && needs_others(&sqlstate) => {
+                self.batch("ROLLBACK", Phase::Pull).await?;
+                return Ok(RoundOutcome::TooNarrow);
+            }
             Err(Trouble::Refused { .. }) => {
                 self.batch("ROLLBACK", Phase::Pull).await?;
                 self.begin_round(frame).await?;
@@ -992,16 +1009,20 @@ impl CloudSession {
                 Phase::Pull,
             )
             .await?;
-        if caused_more > 0 && items.iter().any(|item| item.op == Op::Delete) {
-            self.took_nothing_along(frame, items).await?;
+        let caused_more = caused_more > 0;
+        if caused_more && self.took_along(frame, items).await? {
+            self.batch("ROLLBACK", Phase::Pull).await?;
+            return Ok(RoundOutcome::Unseen);
         }
         self.batch("COMMIT", Phase::Pull).await?;
-        Ok(RoundOutcome::Committed(taken.hits))
+        Ok(RoundOutcome::Committed { hits: taken.hits, caused_more })
     }
 
-    /// A deletion must not cascade to rows that this file has not seen: they are pulled first, and the deletion is a
-    /// conflict then.
-    async fn took_nothing_along(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<()> {
+    /// Whether a deletion cascaded to rows that this file has not seen as they are.
+    async fn took_along(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<bool> {
+        if items.iter().all(|item| item.op != Op::Delete) {
+            return Ok(false);
+        }
         let oids: Vec<u32> = items.iter().map(|item| frame.tables[item.table].1.oid).collect();
         let keys: Vec<String> = items.iter().map(|item| key_text(&item.key).join("\u{1}")).collect();
         let rows = self
@@ -1011,13 +1032,7 @@ impl CloudSession {
                 Phase::Pull,
             )
             .await?;
-        if rows.first().is_some_and(|row| row.get(0)) {
-            return Err(CloudFailure::new(
-                FailureClass::Transient,
-                "a deletion would take rows along that have not been pulled yet",
-            ));
-        }
-        Ok(())
+        Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
     /// Locks and examines the given items and carries out those that nobody else touched.
@@ -1313,7 +1328,7 @@ impl CloudSession {
                 let (left, right) = members.split_at(members.len() / 2);
                 stack.push(right.to_vec());
                 stack.push(left.to_vec());
-            } else if matches!(refusal.sqlstate.as_str(), "23001" | "23503" | "23505") {
+            } else if needs_others(&refusal.sqlstate) {
                 again.push(refusal);
             } else {
                 guilty.push(refusal);
@@ -1392,6 +1407,11 @@ impl CloudSession {
             Err(Trouble::Failed(failure)) => Err(failure),
         }
     }
+}
+
+/// Whether a refusal (restrict, foreign key, unique) may be another row's doing.
+pub fn needs_others(sqlstate: &str) -> bool {
+    matches!(sqlstate, "23001" | "23503" | "23505")
 }
 
 /// What taking a set of items came to.

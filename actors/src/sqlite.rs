@@ -32,6 +32,7 @@ use rusqlite::{
 use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{Value, json_array};
+use crate::messages::NoteRound;
 use crate::sql::capture::{
     self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
 };
@@ -193,6 +194,8 @@ pub struct Noted {
     pub generation: u64,
     /// The epoch that it closed: every entry that was there when it was noted is of this one or an older one.
     pub epoch: i64,
+    /// Whether nothing else waits: what is refused now is refused on top of everything.
+    pub complete: bool,
     /// Whether these entries were refused before and the rest of the journal has been tried since.
     pub last_chance: bool,
     /// SQLite's number of the schema under which the entries undo what was written since.
@@ -566,13 +569,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::SchemaChanged`] when the tables are no longer those of `generation`.
-    pub fn note_round(
-        &mut self,
-        rows_max: usize,
-        generation: u64,
-        eligible: &[i64],
-        upto: Option<i64>,
-    ) -> Result<Option<Noted>> {
+    pub fn note_round(&mut self, wanted: &NoteRound) -> Result<Option<Noted>> {
+        let NoteRound { rows_max, generation, ref eligible, upto, whole } = *wanted;
         self.look()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
@@ -589,6 +587,10 @@ impl Store {
         let closed = epoch(&tx)?;
         let upto = upto.unwrap_or(closed);
         for refused in [false, true] {
+            if taken >= rows_max {
+                break;
+            }
+            let before = taken;
             for at in 0..tables.len() {
                 let table = tables[(self.first_table + at) % tables.len()];
                 taken += take(&tx, table, rows_max - taken, refused, upto, &mut sweep)?;
@@ -596,15 +598,21 @@ impl Store {
                     break;
                 }
             }
-            if taken > 0 {
-                last_chance = refused;
+            last_chance |= refused && taken > before;
+            if taken > 0 && !whole {
                 break;
             }
         }
         if taken == 0 {
             return Ok(None);
         }
-        close_under_foreign_keys(&tx, &tables, last_chance)?;
+        close_under_foreign_keys(&tx, &tables, last_chance || whole)?;
+        let mut complete = true;
+        for table in &tables {
+            let journal = ident(&side_table(JOURNAL, table));
+            let more = format!("SELECT 1 FROM {journal} WHERE coalesce(epoch, 0) <= {upto} LIMIT 1");
+            complete &= !tx.prepare_cached(&more)?.exists([])?;
+        }
         for table in &tables {
             absorb_parked(&tx, table)?;
         }
@@ -627,7 +635,8 @@ impl Store {
             tables: self.tables.clone(),
             generation: self.generation,
             epoch: closed,
-            last_chance,
+            complete,
+            last_chance: last_chance || complete,
             schema_version: self.schema_version,
         }))
     }
@@ -1744,10 +1753,64 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table], last_chance: b
                 moved += came;
             }
         }
+        moved += take_children_of_deleted(conn, tables, which)?;
         if moved == 0 {
             return Ok(());
         }
     }
+}
+
+/// Children that were moved away from a deleted parent, or deleted with it, go along: the cloud would refuse the deletion,
+/// or let it act on them, as long as they are there as they were. They are told by the values that they had before: a
+/// scan of the children's journal, only in rounds that delete parents.
+fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -> Result<usize> {
+    let mut moved = 0;
+    for parent in tables.iter().copied() {
+        let gone = format!(
+            "SELECT f.* FROM {} AS f LEFT JOIN {} AS p ON {} WHERE p.{} IS NULL AND f.known",
+            ident(&side_table(FLIGHT, parent)),
+            ident(&parent.name),
+            row_is(parent, "p", |at| format!("f.k{at}")),
+            ident(parent.key_names()[0]),
+        );
+        if !conn.prepare_cached(&format!("{gone} LIMIT 1"))?.exists([])? {
+            continue;
+        }
+        for child in tables.iter().copied() {
+            for key in child.foreign_keys.iter().filter(|key| key.parent.eq_ignore_ascii_case(&parent.name)) {
+                // A column of the deleted parent: its key, or the base of a data column. A column of the child as it was: its
+                // key, or the base of the foreign key's column.
+                let was = |table: &Table, entry: &str, c: usize| match table.key.iter().position(|k| *k == c)
+                {
+                    Some(part) => format!("{entry}.k{part}"),
+                    None => format!("{entry}.b{}", table.columns[c].id),
+                };
+                let referred: Option<Vec<usize>> =
+                    key.parent_columns.iter().map(|name| parent.column(name)).collect();
+                let Some(referred) = referred else { continue };
+                let journal = ident(&side_table(JOURNAL, child));
+                let flight = ident(&side_table(FLIGHT, child));
+                let keys = list(key_columns(child), |k| k);
+                let names = list(entry_columns(child), |c| c);
+                let came = conn
+                    .prepare_cached(&format!(
+                        "INSERT INTO {flight} ({names}, refused) SELECT {names}, refused FROM {journal} AS j \
+                         WHERE {which} AND ({}) IN (SELECT {} FROM ({gone}) AS g) ON CONFLICT DO NOTHING",
+                        list(&key.columns, |c| was(child, "j", *c)),
+                        list(&referred, |c| was(parent, "g", *c)),
+                    ))?
+                    .execute([])?;
+                if came > 0 {
+                    conn.prepare_cached(&format!(
+                        "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
+                    ))?
+                    .execute([])?;
+                }
+                moved += came;
+            }
+        }
+    }
+    Ok(moved)
 }
 
 /// `parent.x = child.y AND …` for a foreign key.

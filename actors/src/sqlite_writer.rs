@@ -175,7 +175,7 @@ macro_rules! store_calls {
 store_calls! {
     GetTables => (u64, Vec<crate::core::schema::Table>), |store, _| store.tables();
     GetLink => (crate::sqlite::Link, Option<(String, i64)>), |store, _| Ok((store.link()?, store.in_flight()?));
-    NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(m.rows_max, m.generation, &m.eligible, m.upto);
+    NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(&m);
     AcknowledgeRound => (), |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out);
     PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused);
     DissolveRound => (), |store, m| store.dissolve(&m.round);

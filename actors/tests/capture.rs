@@ -40,6 +40,11 @@ fn options(path: PathBuf) -> StoreOptions {
     StoreOptions { path, busy_timeout: Duration::from_secs(10), read_pool_max: 4 }
 }
 
+/// A window of every epoch, as a flush begins.
+fn window(rows_max: usize, generation: u64, eligible: &[i64]) -> NoteRound {
+    NoteRound { rows_max, generation, eligible: eligible.to_vec(), upto: None, whole: false }
+}
+
 impl Bench {
     /// A file whose schema was there before the store.
     fn new(schema: &str) -> Self {
@@ -98,7 +103,7 @@ impl Bench {
         loop {
             let (generation, tables) = self.store().tables().unwrap();
             let ids: Vec<i64> = tables.iter().map(|t| t.id).collect();
-            match self.store().note_round(rows, generation, &ids, None) {
+            match self.store().note_round(&window(rows, generation, &ids)) {
                 Err(StoreError::SchemaChanged) => {}
                 noted => return noted.unwrap(),
             }
@@ -1612,7 +1617,7 @@ fn child_that_writes() {
         let erase = [Statement::new("DELETE FROM t WHERE id = ?1").bind(id / 2)];
         store.write_group(&[&write, &erase]);
         let (generation, tables) = store.tables().unwrap();
-        if store.note_round(20, generation, &[tables[0].id], None).unwrap().is_some() {
+        if store.note_round(&window(20, generation, &[tables[0].id])).unwrap().is_some() {
             let (id, _) = store.in_flight().unwrap().unwrap();
             store.put_back(&id, &[]).unwrap();
         }

@@ -139,8 +139,8 @@ impl Device {
 
     async fn try_round(&mut self, items: &[RoundItem]) -> Result<RoundOutcome, CloudFailure> {
         let id = new_id();
-        let outcome = self.conn.round(self.frame(&id), items, &[]).await?;
-        if matches!(outcome, RoundOutcome::Committed(_)) {
+        let outcome = self.conn.round(self.frame(&id), items, &[], false).await?;
+        if matches!(outcome, RoundOutcome::Committed { .. }) {
             self.previous = Some(id);
         }
         Ok(outcome)
@@ -149,8 +149,8 @@ impl Device {
     /// A round that is to commit.
     async fn round(&mut self, items: &[RoundItem]) -> Vec<CloudHit> {
         match self.try_round(items).await.unwrap() {
-            RoundOutcome::Committed(hits) => hits,
-            RoundOutcome::Refused(refused) => panic!("refused: {refused:?}"),
+            RoundOutcome::Committed { hits, .. } => hits,
+            other => panic!("not committed: {other:?}"),
         }
     }
 
@@ -163,7 +163,7 @@ impl Device {
                 codes.sort();
                 codes
             }
-            RoundOutcome::Committed(hits) => panic!("committed, with {hits:?}"),
+            other => panic!("not refused: {other:?}"),
         }
     }
 
@@ -571,8 +571,8 @@ async fn two_rounds_after_the_same_one_are_one() {
     let second = cloud(&database).connect().await.unwrap();
     let (id_1, id_2) = (new_id(), new_id());
     let (one_ended, two_ended) = tokio::join!(
-        device.conn.round(device.frame(&id_1), &items[0], &[]),
-        second.round(device.frame(&id_2), &items[1], &[])
+        device.conn.round(device.frame(&id_1), &items[0], &[], false),
+        second.round(device.frame(&id_2), &items[1], &[], false)
     );
     assert_eq!(
         usize::from(one_ended.is_ok()) + usize::from(two_ended.is_ok()),
@@ -926,7 +926,8 @@ async fn very_many_guilty_rows_come_in_portions() {
     loop {
         rounds += 1;
         match device.try_round(&items).await.unwrap() {
-            RoundOutcome::Committed(_) => break,
+            RoundOutcome::Committed { .. } => break,
+            RoundOutcome::Unseen => panic!("nothing is deleted here"),
             RoundOutcome::Refused(refused) => {
                 assert!(refused.iter().all(|refusal| items[refusal.item].values[2] == Int(0)));
                 let guilty: Vec<usize> = refused.iter().map(|refusal| refusal.item).collect();
@@ -1085,7 +1086,7 @@ async fn a_commit_without_an_answer_is_in_the_ledger() {
     let items = [device.insert("item", &[Int(1), text("one"), Null])];
     let id = new_id();
     let trigger = proxy.hold_when_client_sends(b"COMMIT");
-    let failure = device.conn.round(device.frame(&id), &items, &[]).await.unwrap_err();
+    let failure = device.conn.round(device.frame(&id), &items, &[], false).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Transient, "{failure:?}");
     trigger.triggered(Duration::from_secs(5)).await;
     assert_eq!(device.reconnect(&cloud).await.round, Some(id));
@@ -1119,7 +1120,7 @@ async fn a_cut_anywhere_leaves_all_or_nothing() {
                 None => {}
             }
             let before = proxy.stats();
-            let ended = device.conn.round(device.frame(&id), &items, &[]).await;
+            let ended = device.conn.round(device.frame(&id), &items, &[], false).await;
             let after = proxy.stats();
             proxy.clear_hooks();
             if cut.is_none() {

@@ -59,10 +59,18 @@ impl Bench {
         Database::open(settings.build().unwrap(), self.log.logger()).await.unwrap()
     }
 
-    /// Waits until both sides are equal in the given tables, value by value.
-    pub async fn wait_until_equal(&self, tables: &[&str]) {
+    /// Waits until both sides are equal in the given tables, value by value; says what the sync thinks of it if not.
+    pub async fn wait_until_equal(&self, db: &Database, tables: &[&str]) {
         let client = self.cloud.connect().await;
-        compare::wait_until_equal(&self.path(), &client, "public", tables, PATIENCE).await;
+        wait::until("both sides to hold the same", PATIENCE, async || {
+            let differences = compare::tables_differ(&self.path(), &client, "public", tables).await;
+            if differences.is_empty() {
+                return Ok(());
+            }
+            let some: Vec<_> = differences.iter().take(8).collect();
+            Err(format!("{:?}\n{:#?}\n{some:#?}", db.status_summary().await.sync, self.log.all()))
+        })
+        .await;
     }
 }
 
