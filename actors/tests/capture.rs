@@ -902,9 +902,13 @@ fn what_stays_local() {
     bench.ok("INSERT INTO without VALUES (1)");
     bench.ok("INSERT INTO expr VALUES (1, 'A')");
     assert_eq!(bench.check(), ["insert t 1"]);
-    // A temporary trigger of somebody's connection runs first, and hides nothing that is in the file.
-    bench.foreign_sql("CREATE TEMP TRIGGER x AFTER UPDATE ON t BEGIN SELECT RAISE(IGNORE); END; CREATE TEMP TABLE t2 (id INTEGER PRIMARY KEY)");
-    assert_eq!(bench.check(), [""; 0]);
+    // A temporary trigger of somebody's connection does not hide an update, which is journaled before it happens.
+    // Known hole: RAISE(IGNORE) in a temporary AFTER INSERT or AFTER DELETE trigger does hide the row, and leaves no
+    // trace in the schema by which it could be found.
+    bench.foreign_sql(
+        "CREATE TEMP TRIGGER x AFTER UPDATE ON t BEGIN SELECT RAISE(IGNORE); END; UPDATE t SET a = 'seen' WHERE id = 1",
+    );
+    assert_eq!(bench.check(), ["update t 1 a"]);
 }
 
 /// A table becomes trackable, or stops being so, while edits wait.
