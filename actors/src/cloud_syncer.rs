@@ -170,7 +170,7 @@ impl CloudSyncer {
         let outcome = match &ended {
             Ok(()) => Outcome::Done,
             Err(Trouble::Cloud(failure)) => Outcome::Failed(failure.class),
-            Err(Trouble::Open(_)) => Outcome::Failed(FailureClass::Transient),
+            Err(Trouble::Open(_)) => Outcome::Held,
             Err(Trouble::Store(_) | Trouble::Unanswered(_)) => Outcome::Interrupted,
         };
         // After trouble the next cycle settles, and looks at the cloud's tables, anew.
