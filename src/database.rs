@@ -105,6 +105,18 @@ struct Children {
 #[derive(Clone, Default)]
 struct Subscribers(Arc<Mutex<Vec<Recipient<AvailabilityChanged>>>>);
 
+impl Subscribers {
+    fn add(&self, recipient: Recipient<AvailabilityChanged>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(Recipient::connected);
+        known.push(recipient);
+    }
+
+    fn all(&self) -> Vec<Recipient<AvailabilityChanged>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl std::fmt::Debug for Subscribers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Subscribers")
@@ -199,11 +211,7 @@ impl Database {
     /// Sends every change of the availability to a recipient, the current state first.
     pub async fn subscribe(&self, recipient: Recipient<AvailabilityChanged>) -> Result<(), Error> {
         self.alive()?;
-        let Subscribers(subscribers) = &self.inner.children.subscribers;
-        let mut known = subscribers.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(Recipient::connected);
-        known.push(recipient.clone());
-        drop(known);
+        self.inner.children.subscribers.add(recipient.clone());
         Ok(self.inner.children.watcher.ask(Subscribe(recipient)).await?)
     }
 
@@ -280,7 +288,7 @@ impl Database {
             .map_err(|error| Error::Thread(error.to_string()))?;
         match tokio::time::timeout(within, ended).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::Failed(format!("the actors did not end within {} s", within.as_secs_f64()))),
+            Err(_) => Err(Error::StillBusy(within.as_secs_f64())),
         }
     }
 
@@ -425,8 +433,7 @@ impl Plan {
         supervisor.add(&children.watcher, here.clone(), move || {
             let mut subscribers: Vec<_> =
                 [family.breaker.recipient(), family.syncer.recipient()].into_iter().flatten().collect();
-            subscribers
-                .extend(family.subscribers.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+            subscribers.extend(family.subscribers.all());
             Ok(ProxyWatcher::new(watcher_options.clone(), probe.clone(), subscribers, watcher_log.clone()))
         });
 

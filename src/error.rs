@@ -5,7 +5,7 @@ use tidewater_actors::sqlite::StoreError;
 use tidewater_actors::supervision::Unanswered;
 
 /// The error of the library.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The SQLite file, or a statement.
@@ -26,6 +26,9 @@ pub enum Error {
     /// [`crate::Database::shutdown`] has been called.
     #[error("the database has been shut down")]
     ShutDown,
+    /// The actors did not end in time. What was acknowledged is on the disk all the same.
+    #[error("the actors did not end within {0} s; everything acknowledged is on the disk")]
+    StillBusy(f64),
     /// The operating system refused a thread.
     #[error("a thread cannot be started: {0}")]
     Thread(String),
@@ -37,7 +40,7 @@ impl Error {
         match self {
             Self::Store(error) => error.retry_helps(),
             Self::Sync(error) => error.retry_helps(),
-            Self::Unanswered(_) | Self::Thread(_) => true,
+            Self::Unanswered(_) | Self::Thread(_) | Self::StillBusy(_) => true,
             Self::Settings(_) | Self::Failed(_) | Self::ShutDown => false,
         }
     }

@@ -41,7 +41,7 @@ async fn a_shop_is_equal_on_both_sides_whatever_happens_between() {
         db.write(unit.iter().cloned().map(statement)).await.unwrap();
     }
     let script: String = theirs.iter().map(|stmt| stmt.to_sql_text() + ";\n").collect();
-    shell::sqlite3_shell(&bench.path(), &format!("BEGIN;\n{script}COMMIT;"));
+    shell::sqlite3_shell(bench.path(), &format!("BEGIN;\n{script}COMMIT;"));
     let tracked: u64 = db
         .read(|conn| {
             let mut rows = 0;

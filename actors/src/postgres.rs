@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Table};
-use crate::core::value::{CloudType, CloudValue, Wire};
+use crate::core::value::{CloudType, CloudValue, Wire, from_cloud};
 use crate::sql::cloud;
 use crate::sql::ident;
 use crate::sqlite::Cursor;
@@ -108,11 +108,15 @@ impl Cloud {
             .connect_timeout(options.timeout)
             .keepalives(true)
             .keepalives_idle(Duration::from_secs(10))
-            // Everything that shapes the text of a value, and the server's own bound on a statement.
+            // Everything that shapes the text of a value; statements that see what committed before them; plans made
+            // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
+            // client was cut off: its locks stand in the way.
             .options(format!(
                 "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
-                 -c bytea_output=hex -c statement_timeout={}",
-                options.statement_timeout.as_millis()
+                 -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
+                 -c idle_in_transaction_session_timeout={}",
+                options.statement_timeout.as_millis(),
+                options.statement_timeout.as_millis() * 2
             ));
         if let Some(password) = &options.password {
             config.password(password);
@@ -157,11 +161,13 @@ impl Cloud {
             .await
             .map_err(|error| self.explain(&error, Phase::Startup))?;
         if there.get::<_, bool>(0) {
-            let may = client
-                .query_one("SELECT id::text FROM tidewater.identity", &[])
+            let identity = client
+                .query_opt("SELECT id::text FROM tidewater.identity", &[])
                 .await
                 .map_err(|error| self.explain(&error, Phase::Startup))?;
-            self.verify(may.get(0))?;
+            if let Some(identity) = identity {
+                self.verify(identity.get(0))?;
+            }
         }
         Ok(format!("PostgreSQL answers as database \"{}\"", self.options.database))
     }
@@ -203,7 +209,7 @@ impl Cloud {
             let class = classify_sqlstate(sqlstate, phase);
             let mut failure = CloudFailure::new(class, format!("{} (SQLSTATE {sqlstate})", server.message()));
             failure.sqlstate = Some(sqlstate.to_owned());
-            failure.remedy = self.remedy(sqlstate);
+            failure.remedy = self.remedy(sqlstate, server.message());
             return failure;
         }
         let io_kind =
@@ -231,6 +237,10 @@ impl Cloud {
             Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) if starting => {
                 FailureClass::NotOurs
             }
+            // The codec's words for an answer that ended before the length that its first bytes seemed to say.
+            Some(io::ErrorKind::Other) if starting && text.contains("bytes remaining") => {
+                FailureClass::NotOurs
+            }
             Some(_) if starting => FailureClass::CheckFailed,
             Some(_) => FailureClass::Transient,
             None if error.is_closed() => {
@@ -256,7 +266,7 @@ impl Cloud {
         }
     }
 
-    fn remedy(&self, sqlstate: &str) -> Option<String> {
+    fn remedy(&self, sqlstate: &str, message: &str) -> Option<String> {
         let (user, database) = (&self.options.user, &self.options.database);
         Some(match sqlstate {
             "28P01" => format!("check CLOUD_SQL_USER ({user}) and CLOUD_SQL_PASSWORD"),
@@ -264,17 +274,33 @@ impl Cloud {
                 format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user))
             }
             "3D000" => format!("create database {database}, or check CLOUD_SQL_DATABASE"),
-            "42501" => format!(
-                "grant it: GRANT CONNECT, CREATE ON DATABASE {} TO {}; GRANT USAGE, CREATE ON SCHEMA {} TO {}",
-                ident(database),
-                ident(user),
-                ident(&self.options.schema),
-                ident(user)
-            ),
+            "42501" => self.missing_grant(message),
             "3F000" => format!("create schema {}, or set cloud.schema", self.options.schema),
-            "25006" => "this server is a read-only replica: point the proxy at the primary".into(),
+            "25006" => "this server or role only reads: point the proxy at the primary, or set \
+                        default_transaction_read_only to off"
+                .into(),
             _ => return None,
         })
+    }
+
+    /// The grant that a refusal asks for, told by the object that it names (in whatever language).
+    fn missing_grant(&self, message: &str) -> String {
+        let role = ident(&self.options.user);
+        let ours = ["tidewater", "identity", "devices", "changes", "conflicts"];
+        if ours.iter().any(|name| message.ends_with(&format!(" {name}"))) {
+            format!(
+                "another role made schema tidewater; as that role: GRANT USAGE, CREATE ON SCHEMA tidewater TO {role}; \
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tidewater TO {role}"
+            )
+        } else if message.contains(&self.options.database) {
+            format!("GRANT CONNECT, CREATE ON DATABASE {} TO {role}", ident(&self.options.database))
+        } else if message.ends_with(&format!(" {}", self.options.schema)) {
+            format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role}", ident(&self.options.schema))
+        } else {
+            format!(
+                "let role {role} do this: GRANT SELECT, INSERT, UPDATE, DELETE on the table, or its row-level security"
+            )
+        }
     }
 }
 
@@ -454,6 +480,16 @@ impl From<CloudFailure> for Trouble {
     }
 }
 
+/// How many prepared statements a pooled connection keeps. Each set of changed columns makes one of its own.
+const STATEMENTS_MAX: usize = 500;
+
+/// How many guilty rows are found in one transaction, which holds locks meanwhile: the rest is found by the rounds
+/// that follow.
+const GUILTY_MAX: usize = 100;
+
+/// How many rows that stand in each other's way are tried in pairs: this many make 276 attempts.
+const PAIRS_MAX: usize = 24;
+
 /// Serialises the creation of our own tables and triggers: "tide" in ASCII.
 const ADVISORY_LOCK: i64 = 0x7469_6465;
 
@@ -468,6 +504,9 @@ impl CloudSession {
 
     /// Gives the connection back to the pool. Only after the last answer was read.
     pub fn release(mut self) {
+        if self.client.statement_cache.size() > STATEMENTS_MAX {
+            self.client.statement_cache.clear();
+        }
         drop(self.client.0.take());
     }
 
@@ -511,7 +550,11 @@ impl CloudSession {
     pub async fn bootstrap(&self) -> Result<String> {
         let there =
             self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
-        if !there.first().is_some_and(|row| row.get(0)) {
+        let mut identity = None;
+        if there.first().is_some_and(|row| row.get(0)) {
+            identity = self.read_identity().await?;
+        }
+        if identity.is_none() {
             self.batch(
                 &format!(
                     "BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
@@ -520,11 +563,16 @@ impl CloudSession {
                 Phase::Setup,
             )
             .await?;
+            identity = self.read_identity().await?;
         }
-        let row = self.query("SELECT id::text FROM tidewater.identity", &[], Phase::Setup).await?;
-        let identity: String = row.first().map(|row| row.get(0)).unwrap_or_default();
+        let identity = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
         self.cloud.verify(&identity)?;
         Ok(identity)
+    }
+
+    async fn read_identity(&self) -> Result<Option<String>> {
+        let rows = self.query("SELECT id::text FROM tidewater.identity", &[], Phase::Setup).await?;
+        Ok(rows.first().map(|row| row.get(0)))
     }
 
     /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.
@@ -567,29 +615,7 @@ impl CloudSession {
     /// them by the feed. Answers one per table, and with what a person should know.
     pub async fn prepare(&self, tables: &[Table]) -> Result<(Vec<Prepared>, Vec<String>)> {
         let mut notes = vec![];
-        let mut created: HashSet<usize> = HashSet::new();
-        let mut refusals: HashMap<usize, String> = HashMap::new();
-        let schema = &self.cloud.options.schema;
-        for (at, table) in tables.iter().enumerate() {
-            if !self.columns(table).await?.is_empty() {
-                continue;
-            }
-            let referenced = referenced_columns(table, tables);
-            match self.ddl(&cloud::create_table(table, schema, &referenced)).await? {
-                Ok(()) => drop(created.insert(at)),
-                Err(refusal) => drop(refusals.insert(at, refusal)),
-            }
-        }
-        for at in &created {
-            for sql in cloud::foreign_keys(&tables[*at], tables, schema) {
-                if let Err(refusal) = self.ddl(&sql).await? {
-                    notes.push(format!(
-                        "table {}: a foreign key is not kept in the cloud: {refusal}",
-                        tables[*at].name
-                    ));
-                }
-            }
-        }
+        let mut refusals = self.create(tables, &mut notes).await?;
         let mut prepared = Vec::with_capacity(tables.len());
         for (at, table) in tables.iter().enumerate() {
             prepared.push(match refusals.remove(&at) {
@@ -600,8 +626,69 @@ impl CloudSession {
         Ok((prepared, notes))
     }
 
+    /// Creates the tables that are missing, with their foreign keys: all in one transaction, so that nobody, a
+    /// crash included, leaves half of it; one by one where PostgreSQL refuses something of it.
+    async fn create(&self, tables: &[Table], notes: &mut Vec<String>) -> Result<HashMap<usize, String>> {
+        let schema = &self.cloud.options.schema;
+        let mut missing = vec![];
+        for (at, table) in tables.iter().enumerate() {
+            if self.columns(table).await?.is_empty() {
+                missing.push(at);
+            }
+        }
+        let mut refusals = HashMap::new();
+        if missing.is_empty() {
+            return Ok(refusals);
+        }
+        let definition =
+            |at: &usize| cloud::create_table(&tables[*at], schema, &referenced_columns(&tables[*at], tables));
+        let foreign_keys = |at: &usize| cloud::foreign_keys(&tables[*at], tables, schema);
+        let everything: Vec<String> =
+            missing.iter().map(definition).chain(missing.iter().flat_map(foreign_keys)).collect();
+        if self.ddl(&everything.join(";\n")).await?.is_ok() {
+            return Ok(refusals);
+        }
+        let mut created = vec![];
+        for at in missing {
+            match self.ddl(&definition(&at)).await? {
+                Ok(()) => created.push(at),
+                // Another device came first, and sees to the foreign keys; or it is something else by that name.
+                Err(refusal) if refusal.sqlstate.as_deref() == Some("42P07") => {
+                    if self.columns(&tables[at]).await?.is_empty() {
+                        refusals.insert(at, said(&refusal));
+                    }
+                }
+                Err(refusal) => drop(refusals.insert(at, said(&refusal))),
+            }
+        }
+        for at in created {
+            for sql in foreign_keys(&at) {
+                if let Err(refusal) = self.ddl(&sql).await? {
+                    notes.push(format!(
+                        "table {}: a foreign key is not kept in the cloud: {}",
+                        tables[at].name,
+                        said(&refusal)
+                    ));
+                }
+            }
+        }
+        Ok(refusals)
+    }
+
     async fn prepare_table(&self, table: &Table, notes: &mut Vec<String>) -> Result<Prepared> {
         let mut found = self.columns(table).await?;
+        let Some(oid) = found.values().next().map(|column| column.table_oid) else {
+            return Ok(Prepared::NotYet("its cloud table disappeared".into()));
+        };
+        let key = self.query(include_str!("sql/postgres/key_columns.sql"), &[&oid], Phase::Setup).await?;
+        let key: Vec<String> = key.iter().map(|row| row.get(0)).collect();
+        if key != table.key_names() {
+            return Ok(Prepared::NotYet(format!(
+                "its cloud table has another primary key ({}) than it has here ({})",
+                key.join(", "),
+                table.key_names().join(", ")
+            )));
+        }
         let missing: Vec<usize> =
             (0..table.columns.len()).filter(|c| !found.contains_key(&table.columns[*c].name)).collect();
         if !missing.is_empty() {
@@ -614,26 +701,28 @@ impl CloudSession {
             }
             for c in missing {
                 // Rows that are there have no value for it, so the cloud cannot demand one.
-                let definition = cloud::column_definition(table, c).replace(" NOT NULL", "");
+                let definition = cloud::column_definition(table, c, false);
                 let target = cloud::qualified(&self.cloud.options.schema, &table.name);
                 if let Err(refusal) =
                     self.ddl(&format!("ALTER TABLE {target} ADD COLUMN {definition}")).await?
                 {
+                    let refusal = said(&refusal);
                     return Ok(Prepared::NotYet(format!("the column {names} cannot be added: {refusal}")));
                 }
             }
             found = self.columns(table).await?;
         }
-        let Some(oid) = found.values().next().map(|column| column.table_oid) else {
-            return Ok(Prepared::NotYet("its cloud table disappeared".into()));
-        };
-        let key = self.query(include_str!("sql/postgres/key_columns.sql"), &[&oid], Phase::Setup).await?;
-        let key: Vec<String> = key.iter().map(|row| row.get(0)).collect();
-        if key != table.key_names() {
+        let demanded: Vec<&str> = found
+            .iter()
+            .filter(|(name, found)| {
+                found.demanded && !table.columns.iter().any(|column| column.name == **name)
+            })
+            .map(|(name, _)| name.as_str())
+            .collect();
+        if !demanded.is_empty() {
             return Ok(Prepared::NotYet(format!(
-                "its cloud table has another primary key ({}) than it has here ({})",
-                key.join(", "),
-                table.key_names().join(", ")
+                "its cloud table demands a value for {}, which it does not have here: give it a default there",
+                demanded.join(", ")
             )));
         }
         let mut columns = Vec::with_capacity(table.columns.len());
@@ -653,35 +742,38 @@ impl CloudSession {
         if let Err(refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
             notes.push(format!(
-                "table {}: changes made by others are not seen, because its feed cannot be installed: {refusal}",
-                table.name
+                "table {}: changes made by others are not seen, because its feed cannot be installed: {}",
+                table.name,
+                said(&refusal)
             ));
         }
         Ok(Prepared::Ready(cloud_table))
     }
 
-    /// Installs the feed's triggers of a table where they are not all there.
+    /// Installs the feed's triggers of a table and its partitions where they are not all there as they should be.
     async fn cover(
         &self,
         table: &Table,
         cloud_table: &CloudTable,
-    ) -> Result<std::result::Result<(), String>> {
+    ) -> Result<std::result::Result<(), CloudFailure>> {
         let events = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
         let names: Vec<String> = events.iter().map(|event| cloud::feed_trigger(event)).collect();
         let rows = self
             .query(
-                "SELECT count(*) FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY ($2) AND tgenabled = 'A'",
-                &[&cloud_table.oid, &names],
+                include_str!("sql/postgres/feed_targets.sql"),
+                &[&cloud_table.oid, &names, &cloud::feed_body(table, cloud_table)],
                 Phase::Setup,
             )
             .await?;
-        if rows.first().is_some_and(|row| row.get::<_, i64>(0) == 4) {
+        let targets: Vec<String> = rows
+            .iter()
+            .filter(|row| row.get::<_, i64>("covered") != 4)
+            .map(|row| cloud::qualified(row.get("schema"), row.get("name")))
+            .collect();
+        if targets.is_empty() {
             return Ok(Ok(()));
         }
-        let target = cloud::qualified(&cloud_table.schema, &cloud_table.name);
-        let drops: String =
-            names.iter().map(|name| format!("DROP TRIGGER IF EXISTS {name} ON {target};\n")).collect();
-        self.ddl(&format!("{drops}{}", cloud::feed(table, cloud_table))).await
+        self.ddl(&cloud::feed(table, cloud_table, &targets)).await
     }
 
     async fn columns(&self, table: &Table) -> Result<HashMap<String, FoundColumn>> {
@@ -697,16 +789,16 @@ impl CloudSession {
 
     /// Runs DDL in a transaction of its own, under the lock that keeps devices from tripping over each other. The
     /// inner error is PostgreSQL's refusal.
-    async fn ddl(&self, sql: &str) -> Result<std::result::Result<(), String>> {
+    async fn ddl(&self, sql: &str) -> Result<std::result::Result<(), CloudFailure>> {
         let sql = format!(
-            "BEGIN; SET LOCAL lock_timeout = '10s'; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{sql};\nCOMMIT;"
+            "BEGIN; SET LOCAL lock_timeout = '10s'; \
+             SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{sql};\nCOMMIT;"
         );
         match self.batch(&sql, Phase::Round).await {
             Ok(()) => Ok(Ok(())),
             Err(failure) if failure.class == FailureClass::DataRefused => {
                 self.batch("ROLLBACK", Phase::Setup).await?;
-                let remedy = failure.remedy.map_or(String::new(), |remedy| format!("; {remedy}"));
-                Ok(Err(format!("{}{remedy}", failure.detail)))
+                Ok(Err(failure))
             }
             Err(failure) => Err(failure),
         }
@@ -797,42 +889,52 @@ impl CloudSession {
         conflicts: &[ConflictRow],
     ) -> Result<RoundOutcome> {
         self.begin_round(frame).await?;
-        let hits = self.examine(frame, items).await?;
-        let left: HashSet<usize> = hits.iter().map(|hit| hit.item).collect();
-        let order = in_order(items, |item| !left.contains(&item));
-        match self.run(frame, items, &order).await {
-            Ok(ran) => {
-                let mut hits = hits;
-                hits.extend(self.already_there(frame, items, &ran.already_there).await?);
-                self.record_conflicts(frame, conflicts).await?;
-                // Whoever settles this round after a crash has to know what it did not carry.
-                let names: Vec<&str> = hits.iter().map(|hit| items[hit.item].name.as_str()).collect();
-                if !names.is_empty() {
-                    let sql = "UPDATE tidewater.devices SET left_out = $2 WHERE id = $1";
-                    self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;
-                }
-                self.execute(
-                    include_str!("sql/postgres/own_echo.sql"),
-                    &[&ran.stored_otherwise, &ran.feed_entries],
-                    Phase::Pull,
-                )
-                .await?;
-                self.batch("COMMIT", Phase::Pull).await?;
-                Ok(RoundOutcome::Committed(hits))
-            }
+        let taken = match self.take(frame, items, &in_order(items, |_| true)).await {
+            Ok(taken) => taken,
             Err(Trouble::Refused { .. }) => {
                 self.batch("ROLLBACK", Phase::Pull).await?;
                 self.begin_round(frame).await?;
-                let refused = self.find_guilty(frame, items, order).await?;
-                self.batch("ROLLBACK", Phase::Pull).await?;
-                if refused.is_empty() {
-                    // Together they are refused, in halves they are not: somebody else's commit came between.
-                    return Err(CloudFailure::new(FailureClass::Transient, "the refusal did not repeat"));
+                let (taken, refused) = self.take_in_parts(frame, items).await?;
+                if !refused.is_empty() {
+                    self.batch("ROLLBACK", Phase::Pull).await?;
+                    return Ok(RoundOutcome::Refused(refused));
                 }
-                Ok(RoundOutcome::Refused(refused))
+                // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
+                // goes as it was accepted.
+                taken
             }
-            Err(Trouble::Failed(failure)) => Err(failure),
+            Err(Trouble::Failed(failure)) => return Err(failure),
+        };
+        self.record_conflicts(frame, conflicts).await?;
+        // Whoever settles this round after a crash has to know what it did not carry.
+        let names: Vec<&str> = taken.hits.iter().map(|hit| items[hit.item].name.as_str()).collect();
+        if !names.is_empty() {
+            let sql = "UPDATE tidewater.devices SET left_out = $2 WHERE id = $1";
+            self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;
         }
+        self.execute(
+            include_str!("sql/postgres/own_echo.sql"),
+            &[&taken.stored_otherwise, &taken.feed_entries],
+            Phase::Pull,
+        )
+        .await?;
+        self.batch("COMMIT", Phase::Pull).await?;
+        Ok(RoundOutcome::Committed(taken.hits))
+    }
+
+    /// Locks and examines the given items and carries out those that nobody else touched.
+    async fn take(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        members: &[usize],
+    ) -> std::result::Result<Taken, Trouble> {
+        let hits = self.examine(frame, items, members).await?;
+        let left: HashSet<usize> = hits.iter().map(|hit| hit.item).collect();
+        let order: Vec<usize> = members.iter().copied().filter(|item| !left.contains(item)).collect();
+        let mut taken = self.run(frame, items, &order).await?;
+        taken.hits.splice(0..0, hits);
+        Ok(taken)
     }
 
     async fn begin_round(&self, frame: RoundFrame<'_>) -> Result<()> {
@@ -840,7 +942,8 @@ impl CloudSession {
         let device = parse_uuid(frame.device)?;
         self.batch(
             &format!(
-                "BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"
+                "BEGIN; SELECT set_config('tidewater.device', '{device}', true); \
+                 SET CONSTRAINTS ALL DEFERRED"
             ),
             Phase::Pull,
         )
@@ -863,10 +966,15 @@ impl CloudSession {
     }
 
     /// Locks what the round changes and finds the rows that somebody else changed, or deleted, since our cursor.
-    async fn examine(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<Vec<CloudHit>> {
+    async fn examine(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        members: &[usize],
+    ) -> std::result::Result<Vec<CloudHit>, Trouble> {
         let mut by_table: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (at, item) in items.iter().enumerate().filter(|(_, item)| item.op != Op::Insert) {
-            by_table.entry(item.table).or_default().push(at);
+        for at in members.iter().copied().filter(|at| items[*at].op != Op::Insert) {
+            by_table.entry(items[at].table).or_default().push(at);
         }
         let mut touched: BTreeMap<usize, i64> = BTreeMap::new();
         for (table_at, members) in &by_table {
@@ -874,7 +982,14 @@ impl CloudSession {
             let keys =
                 arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
             let params = as_params(&keys);
-            let locked = self.query(&cloud::lock(table, cloud_table), &params, Phase::Pull).await?;
+            // A key that the cloud's type does not know, or a missing right on the table, is the rows' trouble.
+            let sql = cloud::lock(table, cloud_table);
+            let locked = self
+                .attempt(async {
+                    let statement = self.client.prepare_cached(&sql).await?;
+                    self.client.query(&statement, &params).await
+                })
+                .await?;
             let present: HashSet<usize> = locked.iter().map(|row| members[position(row)]).collect();
             for member in members.iter().filter(|at| !present.contains(at)) {
                 if matches!(items[*member].op, Op::Update(_)) {
@@ -894,7 +1009,7 @@ impl CloudSession {
                 touched.insert(members[position(&row)], row.get("newest"));
             }
         }
-        self.read_hits(frame, items, &touched).await
+        Ok(self.read_hits(frame, items, &touched).await?)
     }
 
     /// Inserts that found a row: somebody else's, which is read under its lock.
@@ -971,12 +1086,16 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         order: &[usize],
-    ) -> std::result::Result<Ran, Trouble> {
-        let mut ran = Ran::default();
+    ) -> std::result::Result<Taken, Trouble> {
+        let mut taken = Taken::default();
+        let mut already_there = vec![];
         for members in
             order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
         {
             let first = &items[members[0]];
+            if first.op == Op::Update(vec![]) {
+                continue;
+            }
             let (table, cloud_table) = &frame.tables[first.table];
             let rows = members.len();
             let everything: Vec<usize> = (0..table.columns.len()).collect();
@@ -997,39 +1116,52 @@ impl CloudSession {
             };
             let arrays = arrays(cloud_table, &columns, value_at, rows);
             let params = as_params(&arrays);
-            let mut changed = rows as u64;
-            if first.op == Op::Delete {
-                changed = self
-                    .attempt(async {
-                        let statement = self.client.prepare_cached(&sql).await?;
-                        self.client.execute(&statement, &params).await
-                    })
-                    .await?;
-            } else {
-                let answers = self
-                    .attempt(async {
-                        let statement = self.client.prepare_cached(&sql).await?;
-                        self.client.query(&statement, &params).await
-                    })
-                    .await?;
-                for row in answers {
-                    if row.get::<_, bool>("done") {
-                        ran.stored_otherwise = true;
-                    } else if first.op == Op::Insert {
-                        ran.already_there.push(members[position(&row)]);
-                        changed -= 1;
-                    } else {
-                        // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
+            let answers = self
+                .attempt(async {
+                    let statement = self.client.prepare_cached(&sql).await?;
+                    self.client.query(&statement, &params).await
+                })
+                .await?;
+            let mut changed = i64::try_from(rows).unwrap_or(i64::MAX);
+            for row in answers {
+                if first.op == Op::Delete {
+                    changed = row.get("gone");
+                    if !row.get::<_, Vec<i64>>("kept").is_empty() {
                         return Err(discarded(&table.name));
                     }
+                } else if row.get::<_, bool>("done") {
+                    taken.stored_otherwise = true;
+                } else if first.op == Op::Insert {
+                    already_there.push(members[position(&row)]);
+                    changed -= 1;
+                } else {
+                    // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
+                    return Err(discarded(&table.name));
                 }
             }
             if cloud_table.feed {
-                ran.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
+                taken.feed_entries += changed;
+            }
+        }
+        taken.hits = self.already_there(frame, items, &already_there).await?;
+        for hit in &taken.hits {
+            let item = &items[hit.item];
+            let (table, cloud_table) = &frame.tables[item.table];
+            let Some(row) = &hit.row else { return Err(discarded(&table.name)) };
+            let is_same = |(part, c): (usize, &usize)| {
+                let kind = &cloud_table.columns[*c].kind;
+                from_cloud(row[*c].clone(), kind).identical(&from_cloud(item.key[part].clone(), kind))
+            };
+            if !table.key.iter().enumerate().all(is_same) {
+                return Err(Trouble::Refused {
+                    sqlstate: "21000".into(),
+                    message: format!("in the cloud table {} another key counts as the same", table.name),
+                    constraint: None,
+                });
             }
         }
         self.attempt(self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")).await?;
-        Ok(ran)
+        Ok(taken)
     }
 
     /// One exchange within a round, whose error is either the data's or the link's.
@@ -1043,6 +1175,14 @@ impl CloudSession {
             Ok(Err(error)) => {
                 let failure = self.cloud.explain(&error, Phase::Round);
                 match error.as_db_error() {
+                    // Said of our own statement, not of somebody's trigger: the table is not what it was prepared as.
+                    // No row is to blame; the next settlement prepares it anew.
+                    Some(server)
+                        if matches!(server.code().code(), "42P01" | "42703" | "3F000")
+                            && server.where_().is_none() =>
+                    {
+                        Err(Trouble::Failed(CloudFailure { class: FailureClass::Transient, ..failure }))
+                    }
                     Some(server) if failure.class == FailureClass::DataRefused => Err(Trouble::Refused {
                         sqlstate: server.code().code().to_owned(),
                         message: server.message().to_owned(),
@@ -1055,51 +1195,93 @@ impl CloudSession {
         }
     }
 
-    /// The rows that are refused on top of everything else that was accepted: bisection with savepoints in one
-    /// transaction, which the caller rolls back. Rows that a unique value or a parent stands against get a second
-    /// chance together, because they may need each other.
-    async fn find_guilty(
+    /// Takes a round in parts, by bisection with savepoints in one transaction, and answers with what was accepted
+    /// and with the rows that are refused on top of all that. Rows that a unique value or a parent stands against
+    /// may only need what was accepted after them, or each other.
+    async fn take_in_parts(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
-        order: Vec<usize>,
-    ) -> Result<Vec<CloudRefusal>> {
+    ) -> Result<(Taken, Vec<CloudRefusal>)> {
+        let mut taken = Taken::default();
         let mut guilty = vec![];
         let mut again = vec![];
         // A stack instead of recursion: the halves in order, left first.
-        let mut stack = vec![order];
+        let mut stack = vec![in_order(items, |_| true)];
         while let Some(members) = stack.pop() {
-            let Some(refusal) = self.try_savepoint(frame, items, &members).await? else { continue };
+            let Some(refusal) = self.try_part(frame, items, &members, &mut taken).await? else { continue };
             if members.len() > 1 {
                 let (left, right) = members.split_at(members.len() / 2);
                 stack.push(right.to_vec());
                 stack.push(left.to_vec());
-            } else if matches!(refusal.sqlstate.as_str(), "23503" | "23505") {
+            } else if matches!(refusal.sqlstate.as_str(), "23001" | "23503" | "23505") {
                 again.push(refusal);
             } else {
                 guilty.push(refusal);
+                if guilty.len() == GUILTY_MAX {
+                    // Whether the others are, only what has not been tried yet could tell.
+                    return Ok((taken, guilty));
+                }
             }
         }
-        if again.len() > 1 {
+        // Together; else one by one, in alternating directions, because chains of them have one; else in pairs.
+        while !again.is_empty() {
             let members = in_order(items, |item| again.iter().any(|refusal| refusal.item == item));
-            if self.try_savepoint(frame, items, &members).await?.is_none() {
-                again.clear();
+            if self.try_part(frame, items, &members, &mut taken).await?.is_none() {
+                return Ok((taken, guilty));
+            }
+            let before = again.len();
+            let mut still = vec![];
+            for refusal in again.into_iter().rev() {
+                if let Some(refusal) = self.try_part(frame, items, &[refusal.item], &mut taken).await? {
+                    still.push(refusal);
+                }
+            }
+            again = still;
+            if again.len() == before && !self.try_pairs(frame, items, &mut again, &mut taken).await? {
+                break;
             }
         }
         guilty.extend(again);
-        Ok(guilty)
+        Ok((taken, guilty))
     }
 
-    async fn try_savepoint(
+    /// Whether two of the rows are accepted together; they leave the others then.
+    async fn try_pairs(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        again: &mut Vec<CloudRefusal>,
+        taken: &mut Taken,
+    ) -> Result<bool> {
+        if again.len() > PAIRS_MAX {
+            return Ok(false);
+        }
+        for one in 0..again.len() {
+            for other in one + 1..again.len() {
+                let pair = [again[one].item, again[other].item];
+                let members = in_order(items, |item| pair.contains(&item));
+                if self.try_part(frame, items, &members, taken).await?.is_none() {
+                    again.retain(|refusal| !pair.contains(&refusal.item));
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    async fn try_part(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         members: &[usize],
+        taken: &mut Taken,
     ) -> Result<Option<CloudRefusal>> {
         self.batch("SAVEPOINT part", Phase::Pull).await?;
-        match self.run(frame, items, members).await {
-            Ok(_) => {
+        match self.take(frame, items, members).await {
+            Ok(part) => {
                 self.batch("RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
+                taken.add(part);
                 Ok(None)
             }
             Err(Trouble::Refused { sqlstate, message, constraint }) => {
@@ -1113,12 +1295,23 @@ impl CloudSession {
     }
 }
 
-/// What running a set of items did beyond succeeding.
+/// What taking a set of items came to.
 #[derive(Default)]
-struct Ran {
-    already_there: Vec<usize>,
+struct Taken {
+    /// The rows that were left out.
+    hits: Vec<CloudHit>,
+    /// Whether the cloud holds something other than what was sent.
     stored_otherwise: bool,
+    /// How many entries the feed has if nothing else was caused.
     feed_entries: i64,
+}
+
+impl Taken {
+    fn add(&mut self, part: Taken) {
+        self.hits.extend(part.hits);
+        self.stored_otherwise |= part.stored_otherwise;
+        self.feed_entries += part.feed_entries;
+    }
 }
 
 fn discarded(table: &str) -> Trouble {
@@ -1144,8 +1337,17 @@ fn in_order(items: &[RoundItem], chosen: impl Fn(usize) -> bool) -> Vec<usize> {
     order
 }
 
+/// A refusal as one line.
+fn said(failure: &CloudFailure) -> String {
+    match &failure.remedy {
+        Some(remedy) => format!("{}; {remedy}", failure.detail),
+        None => failure.detail.clone(),
+    }
+}
+
 struct FoundColumn {
     column: CloudColumn,
+    demanded: bool,
     generated: bool,
     table_oid: u32,
 }
@@ -1175,6 +1377,7 @@ impl From<&Row> for FoundColumn {
         Self {
             column: CloudColumn { kind, cast },
             generated: row.get("generated"),
+            demanded: row.get("demanded"),
             table_oid: row.get("table_oid"),
         }
     }
@@ -1183,7 +1386,9 @@ impl From<&Row> for FoundColumn {
 /// PostgreSQL packs precision and scale into one number (`src/backend/utils/adt/numeric.c`, `numerictypmodin`).
 fn numeric_modifier(modifier: i32) -> Option<(u16, u16)> {
     let packed = u32::try_from(modifier).ok()?.checked_sub(4)?;
-    Some((u16::try_from(packed >> 16).ok()?, u16::try_from(packed & 0x7ff).ok()?))
+    let (precision, scale) = (u16::try_from(packed >> 16).ok()?, u16::try_from(packed & 0x7ff).ok()?);
+    // Newer versions allow scales below zero and above the precision; those are PostgreSQL's to check.
+    (scale <= precision).then_some((precision, scale))
 }
 
 /// The columns of a table that foreign keys of the tracked tables refer to, each as they name them.

@@ -181,6 +181,8 @@ pub struct Noted {
     pub generation: u64,
     /// Whether these entries were refused before and the rest of the journal has been tried since.
     pub last_chance: bool,
+    /// SQLite's number of the schema under which the entries undo what was written since.
+    schema_version: i64,
 }
 
 /// One row of a round.
@@ -332,6 +334,10 @@ pub struct Store {
     sweep: HashMap<i64, Vec<Value>>,
     /// The table with which the next round begins, for the same reason.
     first_table: usize,
+    /// Found while somebody's write was tracked, for the next caller of [`Store::track`].
+    untold: Vec<Notice>,
+    /// What has been said is not said again.
+    told: HashSet<String>,
 }
 
 /// Keeps other supervisors away from the file for as long as it lives.
@@ -421,6 +427,8 @@ impl Store {
             data_version: -1,
             sweep: HashMap::new(),
             first_table: 0,
+            untold: vec![],
+            told: HashSet::new(),
         };
         let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
         tx.execute_batch(include_str!("sql/sqlite/meta.sql")).map_err(explain)?;
@@ -435,7 +443,7 @@ impl Store {
 
     /// The tracked tables, parents first, and the number of their generation.
     pub fn tables(&mut self) -> Result<(u64, Vec<Table>)> {
-        self.track()?;
+        self.look()?;
         Ok((self.generation, self.tables.clone()))
     }
 
@@ -455,6 +463,7 @@ impl Store {
     }
 
     fn try_group(&mut self, callers: &[&[Statement]]) -> Result<Vec<Result<Written>>> {
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut results = Vec::with_capacity(callers.len());
         for caller in callers {
@@ -472,33 +481,45 @@ impl Store {
         let epoch = epoch(&tx)?;
         // New tables get their journal in the transaction that creates them: no row of theirs escapes it.
         let changed = schema_version(&tx)? != self.schema_version;
-        let tracked = if changed { Some(track(&tx)?) } else { None };
+        let tracked = if changed { Some(track(&tx, Missing::IsGap)?) } else { None };
+        // Inside the transaction: what somebody else changes right after it has to be noticed.
+        let version = schema_version(&tx)?;
         tx.commit()?;
-        if let Some((tables, _)) = tracked {
-            self.remember(tables)?;
+        if let Some((tables, notices)) = tracked {
+            self.remember(tables, version);
+            self.untold.extend(notices);
         }
         Ok(results.into_iter().map(|result| Ok(Written { epoch, results: result? })).collect())
     }
 
     /// Brings journals and triggers up to date with the schema, if it changed.
     pub fn track(&mut self) -> Result<Vec<Notice>> {
-        if schema_version(&self.write)? == self.schema_version {
-            return Ok(vec![]);
-        }
-        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (tables, notices) = track(&tx)?;
-        tx.commit()?;
-        self.remember(tables)?;
+        self.look()?;
+        let mut notices = std::mem::take(&mut self.untold);
+        // A table that stays local does so after every change of the schema; what happened may happen again.
+        notices.retain(|notice| !notice.0.contains(STAYS_LOCAL) || self.told.insert(notice.0.clone()));
         Ok(notices)
     }
 
-    fn remember(&mut self, tables: Vec<Table>) -> Result<()> {
-        self.schema_version = schema_version(&self.write)?;
+    fn look(&mut self) -> Result<()> {
+        if schema_version(&self.write)? == self.schema_version {
+            return Ok(());
+        }
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (tables, notices) = track(&tx, Missing::IsGap)?;
+        let version = schema_version(&tx)?;
+        tx.commit()?;
+        self.remember(tables, version);
+        self.untold.extend(notices);
+        Ok(())
+    }
+
+    fn remember(&mut self, tables: Vec<Table>, version: i64) {
+        self.schema_version = version;
         if self.tables != tables {
             self.generation += 1;
             self.tables = tables;
         }
-        Ok(())
     }
 
     /// Whether another connection committed since the last call; cheap enough to ask ten times a second.
@@ -524,11 +545,12 @@ impl Store {
         generation: u64,
         eligible: &[i64],
     ) -> Result<Option<Noted>> {
-        self.track()?;
+        self.look()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
         }
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        same_schema(&tx, self.schema_version)?;
         if round(&tx)?.is_some() {
             return Err(StoreError::InFlight);
         }
@@ -569,7 +591,14 @@ impl Store {
         tx.commit()?;
         self.sweep = sweep;
         self.first_table = self.first_table.wrapping_add(1);
-        Ok(Some(Noted { id, number, tables: self.tables.clone(), generation: self.generation, last_chance }))
+        Ok(Some(Noted {
+            id,
+            number,
+            tables: self.tables.clone(),
+            generation: self.generation,
+            last_chance,
+            schema_version: self.schema_version,
+        }))
     }
 
     /// The round whose outcome is not known yet.
@@ -581,6 +610,7 @@ impl Store {
     /// are merged with the cloud's, those in `left_out` (by their names in the ledger, [`ledger_name`]) wait again as
     /// they were.
     pub fn acknowledge(&mut self, hits: &[Hit], generation: u64, left_out: &[String]) -> Result<()> {
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let Some((id, number)) = round(&tx)? else { return Ok(()) };
         for hit in hits {
@@ -661,6 +691,7 @@ impl Store {
     /// The round did not take effect: its entries wait again, under what was dirtied meanwhile. Rows named here
     /// wait until the rest of the journal has been tried.
     pub fn put_back(&mut self, refused: &[Refusal]) -> Result<()> {
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in &self.tables {
             for refusal in refused.iter().filter(|refusal| refusal.table == table.id) {
@@ -682,6 +713,7 @@ impl Store {
 
     /// Nothing of the round differs from what the cloud has: it ends without having been one.
     pub fn dissolve(&mut self) -> Result<()> {
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in &self.tables {
             tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
@@ -693,6 +725,7 @@ impl Store {
 
     /// Parks refused rows, durably; the rest of the round goes on under an id of its own, which is the answer.
     pub fn park(&mut self, refusals: &[Refusal]) -> Result<Option<(String, i64)>> {
+        self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for refusal in refusals {
             let Some(table) = self.tables.iter().find(|table| table.id == refusal.table) else { continue };
@@ -740,9 +773,7 @@ impl Store {
 
     fn try_apply(&mut self, page: &Page) -> Result<Applied> {
         let tx = self.apply.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if schema_version(&tx)? != self.schema_version {
-            return Err(StoreError::SchemaChanged);
-        }
+        same_schema(&tx, self.schema_version)?;
         let mut applier = Applier { tx: &tx, tables: &self.tables, page, changed: 0, conflicts: 0, aside: 0 };
         let missing = applier.run()?;
         let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
@@ -786,6 +817,7 @@ impl Store {
             return Err(StoreError::SchemaChanged);
         };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        same_schema(&tx, self.schema_version)?;
         let seen = ident(&side_table(SEEN, table));
         let keys = list(key_columns(table), |k| k);
         tx.execute_batch(&format!(
@@ -795,8 +827,9 @@ impl Store {
             "UPDATE _tidewater_tables SET snapshot = 'paging', snapshot_after = NULL WHERE id = ?1",
             [table.id],
         )?;
-        self.schema_version = schema_version(&tx)?;
+        let version = schema_version(&tx)?;
         tx.commit()?;
+        self.schema_version = version;
         Ok(())
     }
 
@@ -807,9 +840,9 @@ impl Store {
             return Err(StoreError::SchemaChanged);
         };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        same_schema(&tx, self.schema_version)?;
         let in_side = |kind: &str| {
-            let keys =
-                all(table.key_names().iter().enumerate(), |(at, k)| format!("s.k{at} = t.{}", ident(k)));
+            let keys = all(table.key_names().iter().enumerate(), |(at, k)| side_key("s", at, "t", k));
             format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys})", ident(&side_table(kind, table)))
         };
         let sql = format!(
@@ -826,8 +859,9 @@ impl Store {
                 [table.id],
             )?;
             tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", ident(&side_table(SEEN, table))))?;
-            self.schema_version = schema_version(&tx)?;
+            let version = schema_version(&tx)?;
             tx.commit()?;
+            self.schema_version = version;
         }
         Ok(keys)
     }
@@ -934,7 +968,7 @@ impl Store {
         for table in &self.tables {
             merge_back(&tx, table)?;
             if resend {
-                tx.execute(&capture::journal_everything(table), [])?;
+                tx.execute(&capture::journal_everything(table, true), [])?;
             }
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
@@ -1004,9 +1038,15 @@ impl Readers {
     ///
     /// What was written since is undone by its own journal entry, whose bases are exactly the noted values; so the
     /// writer never waits for this.
+    ///
+    /// # Errors
+    /// [`StoreError::SchemaChanged`] when somebody changed the schema since: triggers may have been missing for a
+    /// while, so that nobody knows what the rows were.
     pub fn read_round(&self, noted: &Noted) -> Result<Vec<Vec<RoundRow>>> {
         let conn = self.pool.get().map_err(|error| StoreError::Busy(error.to_string()))?;
-        noted.tables.iter().map(|table| read_flight(&conn, table)).collect()
+        let tx = conn.unchecked_transaction()?;
+        same_schema(&tx, noted.schema_version)?;
+        noted.tables.iter().map(|table| read_flight(&tx, table)).collect()
     }
 
     /// The conflicts that the round in flight tells the cloud of: table, key, column, base, local, cloud, kept.
@@ -1086,39 +1126,33 @@ impl Readers {
 fn read_flight(conn: &Connection, table: &Table) -> Result<Vec<RoundRow>> {
     let keys = table.key.len();
     let entry = entry_columns(table);
-    let data: Vec<usize> = table.data_columns().collect();
-    let on = |right: &str| all(table.key.iter().enumerate(), |(at, _)| format!("{right}.k{at} = f.k{at}"));
+    // What was written since is undone in SQL: SQLite allows 2,000 columns in an answer, not more.
+    let as_noted = |c: usize| match table.key.iter().position(|k| *k == c) {
+        Some(at) => format!("f.k{at}"),
+        None => {
+            let (id, name) = (table.columns[c].id, ident(&table.columns[c].name));
+            format!("CASE WHEN j.d{id} THEN j.b{id} ELSE t.{name} END")
+        }
+    };
     let sql = format!(
-        "SELECT {}, j.known{}, {} IS NOT NULL, {} FROM {} AS f LEFT JOIN {} AS t ON {} LEFT JOIN {} AS j ON {}",
+        "SELECT {}, coalesce(j.known, t.{} IS NOT NULL), {} FROM {} AS f LEFT JOIN {} AS t ON {} LEFT JOIN {} AS j ON {}",
         list(&entry, |c| format!("f.{c}")),
-        data.iter().map(|c| format!(", j.d{0}, j.b{0}", table.columns[*c].id)).collect::<String>(),
-        format_args!("t.{}", ident(table.key_names()[0])),
-        list(&table.columns, |c| format!("t.{}", ident(&c.name))),
+        ident(table.key_names()[0]),
+        list(0..table.columns.len(), as_noted),
         ident(&side_table(FLIGHT, table)),
         ident(&table.name),
         row_is(table, "t", |at| format!("f.k{at}")),
         ident(&side_table(JOURNAL, table)),
-        on("j"),
+        all(0..keys, |at| format!("j.k{at} = f.k{at}")),
     );
     query(conn, &sql, &[], |row| {
-        let key = values(row, 0, keys)?;
-        let noted = entry_from(table, row, keys)?;
-        let fresh_at = entry.len();
-        let fresh: Option<bool> = row.get(fresh_at)?;
-        let present_at = fresh_at + 1 + 2 * data.len();
-        let present: bool = row.get(present_at)?;
-        let was_there = fresh.unwrap_or(present);
-        let mut stored = values(row, present_at + 1, table.columns.len())?;
-        for (at, c) in table.key.iter().enumerate() {
-            stored[*c] = key[at].clone();
-        }
-        for (at, c) in data.iter().enumerate() {
-            let dirtied_since: Option<bool> = row.get(fresh_at + 1 + 2 * at)?;
-            if dirtied_since == Some(true) {
-                stored[*c] = value(row.get_ref(fresh_at + 2 + 2 * at)?);
-            }
-        }
-        Ok(RoundRow { key, entry: noted, row: was_there.then_some(stored) })
+        let was_there: bool = row.get(entry.len())?;
+        let stored = values(row, entry.len() + 1, table.columns.len())?;
+        Ok(RoundRow {
+            key: values(row, 0, keys)?,
+            entry: entry_from(table, row, keys)?,
+            row: was_there.then_some(stored),
+        })
     })
 }
 
@@ -1141,10 +1175,9 @@ fn check_file(path: &Path) -> Result<Vec<Notice>> {
         Ok(metadata) if !metadata.is_file() => {
             Err(broken("this is not an ordinary file", "name another one with TIDEWATER_DATABASE"))
         }
-        Ok(metadata) => {
-            private_file(path, true).map_err(|error| open_error(path, &error))?;
-            Ok(open_to_others(path, &metadata))
-        }
+        // An existing file is not opened here: closing it again would take away the locks of every connection that this
+        // process has to it, and the next program to leave would delete the log under them.
+        Ok(metadata) => Ok(open_to_others(path, &metadata)),
         Err(_) => {
             private_file(path, true).map_err(|error| open_error(path, &error))?;
             Ok(vec![])
@@ -1236,6 +1269,23 @@ fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
     if let Some(word) = forbidden(&statement.sql) {
         return Err(StoreError::Forbidden(word));
     }
+    if first_word(&statement.sql) == "ALTER" {
+        return alter(conn, statement);
+    }
+    execute(conn, statement)
+}
+
+/// SQLite does not drop a column that a trigger reads. Ours step aside meanwhile; no row changes.
+fn alter(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
+    for table in &track(conn, Missing::IsGap)?.0 {
+        drop_triggers(conn, &table.name)?;
+    }
+    let result = execute(conn, statement)?;
+    track(conn, Missing::IsOurDoing)?;
+    Ok(result)
+}
+
+fn execute(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
     let before = conn.total_changes();
     let mut prepared = conn.prepare_cached(&statement.sql)?;
     let columns = prepared.column_count();
@@ -1256,19 +1306,6 @@ fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
 /// The first word of a statement, if it is one that would end or leave the shared transaction, or change the
 /// connection under everybody.
 fn forbidden(sql: &str) -> Option<String> {
-    let mut rest = sql;
-    loop {
-        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == '\u{feff}');
-        if let Some(comment) = rest.strip_prefix("--") {
-            rest = comment.split_once('\n').map_or("", |(_, after)| after);
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            rest = comment.split_once("*/").map_or("", |(_, after)| after);
-        } else {
-            break;
-        }
-    }
-    let word: String =
-        rest.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_ascii_uppercase();
     const WORDS: [&str; 10] = [
         "BEGIN",
         "COMMIT",
@@ -1281,7 +1318,27 @@ fn forbidden(sql: &str) -> Option<String> {
         "VACUUM",
         "PRAGMA",
     ];
+    let word = first_word(sql);
     WORDS.contains(&word.as_str()).then_some(word)
+}
+
+/// The first word of a statement in capitals, after comments and empty statements.
+fn first_word(sql: &str) -> String {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == '\u{feff}');
+        if let Some(comment) = rest.strip_prefix("--") {
+            rest = comment.split_once('\n').map_or("", |(_, after)| after);
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            rest = comment.split_once("*/").map_or("", |(_, after)| after);
+        } else {
+            return rest
+                .chars()
+                .take_while(char::is_ascii_alphabetic)
+                .collect::<String>()
+                .to_ascii_uppercase();
+        }
+    }
 }
 
 fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Option<T>> {
@@ -1316,6 +1373,11 @@ fn round(conn: &Connection) -> Result<Option<(String, i64)>> {
         .optional()?)
 }
 
+/// The schema is the one that the caller knows, inside its transaction.
+fn same_schema(conn: &Connection, known: i64) -> Result<()> {
+    if schema_version(conn)? == known { Ok(()) } else { Err(StoreError::SchemaChanged) }
+}
+
 fn schema_version(conn: &Connection) -> Result<i64> {
     Ok(conn.pragma_query_value(None, "schema_version", |row| row.get(0))?)
 }
@@ -1327,6 +1389,12 @@ fn schema_version(conn: &Connection) -> Result<i64> {
 /// `k0 = ?n AND k1 = ?n+1 …` in a side table.
 fn key_is(table: &Table, first_parameter: usize) -> String {
     all(0..table.key.len(), |at| format!("k{at} = ?{}", at + first_parameter))
+}
+
+/// A side table's key against the table's own, so that the side table's index serves: its columns have no affinity, and
+/// the `+` keeps the other operand's from being applied to them (<https://www.sqlite.org/datatype3.html>, section 4.2).
+fn side_key(side: &str, at: usize, row: &str, key: &str) -> String {
+    format!("{side}.k{at} = +{row}.{}", ident(key))
 }
 
 /// The table's row with exactly this key: found by its index, whose collation may be laxer, then compared by bytes.
@@ -1341,7 +1409,8 @@ fn entry_from(table: &Table, row: &Row<'_>, first: usize) -> rusqlite::Result<En
     let width = table.columns.len();
     let mut entry = Entry {
         known: row.get(first)?,
-        whole: row.get(first + 1)?,
+        // A deletion says nothing about a row that the cloud never had.
+        whole: row.get::<_, i64>(first + 1)? == 1 || row.get(first)? && row.get(first + 1)?,
         stamp: row.get::<_, Option<i64>>(first + 2)?.unwrap_or(0),
         epoch: row.get::<_, Option<i64>>(first + 3)?.unwrap_or(0),
         seen: row.get(first + 4)?,
@@ -1398,7 +1467,12 @@ fn put_entry(conn: &Connection, table: &Table, kind: &str, key: &[Value], entry:
 /// One entry from an older and a fresher one for the same row: the older base, the union of the columns.
 fn combine(older: Entry, fresher: Entry) -> Entry {
     let mut both = older;
-    both.whole |= fresher.whole;
+    // What the cloud has perhaps is known since.
+    if both.known {
+        both.whole |= fresher.whole;
+    } else {
+        both.known = both.whole && fresher.known;
+    }
     both.stamp = both.stamp.max(fresher.stamp);
     both.epoch = both.epoch.min(fresher.epoch);
     both.seen = both.seen.max(fresher.seen);
@@ -1422,8 +1496,11 @@ fn merge_entries(
     let columns = entry_columns(table);
     let refused = if from == FLIGHT && into == JOURNAL { ", refused" } else { "" };
     let mut updates = vec![
-        "known = excluded.known".to_owned(),
-        "whole = max(whole, excluded.whole)".into(),
+        // What the cloud has perhaps is known since.
+        "known = max(excluded.known, excluded.whole = 1 AND known)".to_owned(),
+        "whole = CASE WHEN whole = 2 THEN 2 WHEN excluded.known THEN max(whole, min(excluded.whole, 1)) \
+         ELSE excluded.whole = 1 END"
+            .into(),
         "stamp = max(stamp, excluded.stamp)".into(),
         "epoch = min(epoch, excluded.epoch)".into(),
         "seen = max(seen, excluded.seen)".into(),
@@ -1554,10 +1631,8 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table]) -> Result<()> 
                     )),
                     child = ident(&child.name),
                     refers = refers(child, key, "c", "p"),
-                    parent_row = all(parent.key_names().iter().enumerate(), |(at, k)| format!(
-                        "j.k{at} = p.{}",
-                        ident(k)
-                    )),
+                    parent_row =
+                        all(parent.key_names().iter().enumerate(), |(at, k)| side_key("j", at, "p", k)),
                     parent = ident(&parent.name),
                 );
                 let came = conn.prepare_cached(&sql)?.execute([])?;
@@ -1626,7 +1701,7 @@ struct Applier<'a> {
     aside: u64,
 }
 
-impl Applier<'_> {
+impl<'a> Applier<'a> {
     /// Answers with what is missing before the page can hold under foreign keys.
     fn run(&mut self) -> Result<Vec<Lookup>> {
         let paging: HashSet<i64> =
@@ -1637,6 +1712,7 @@ impl Applier<'_> {
             .collect();
         let mut missing: Vec<Lookup> = vec![];
         let mut collided = vec![];
+        let mut deleted = vec![];
         let tables = self.tables;
         for pulled in &self.page.rows {
             let table =
@@ -1669,10 +1745,24 @@ impl Applier<'_> {
                     merged.local
                 }
             };
-            if !self.perform(pulled, &action, local.as_deref(), &mut missing)? {
-                collided.push(pulled);
+            // The row as it should be here: what is pending in it stays.
+            let target = match (&action, local, &pulled.row) {
+                (Local::Delete, Some(local), _) => {
+                    deleted.push((pulled, local));
+                    continue;
+                }
+                (Local::Set(columns), Some(mut row), Some(cloud)) => {
+                    columns.iter().for_each(|c| row[*c].clone_from(&cloud[*c]));
+                    row
+                }
+                (Local::Insert, _, Some(cloud)) => cloud.clone(),
+                _ => continue,
+            };
+            if !self.perform(pulled, &action, &target)? {
+                collided.push((pulled, target));
             }
         }
+        self.delete(deleted, &mut missing)?;
         self.untangle(&collided)?;
         for pulled in &self.page.rows {
             self.check_parents(pulled, &mut missing)?;
@@ -1680,7 +1770,7 @@ impl Applier<'_> {
         Ok(missing)
     }
 
-    fn table(&self, id: i64) -> Result<&'_ Table> {
+    fn table(&self, id: i64) -> Result<&'a Table> {
         self.tables.iter().find(|table| table.id == id).ok_or(StoreError::SchemaChanged)
     }
 
@@ -1694,49 +1784,25 @@ impl Applier<'_> {
         })
     }
 
-    /// Performs a row's action. False: a unique value is in the way.
-    fn perform(
-        &mut self,
-        pulled: &PulledRow,
-        action: &Local,
-        local: Option<&[Value]>,
-        missing: &mut Vec<Lookup>,
-    ) -> Result<bool> {
-        let tables = self.tables;
-        let table = tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
-        let done = match (action, &pulled.row) {
-            (Local::Keep, _) => return Ok(true),
-            (Local::Delete, _) => {
-                if let Some(local) = local {
-                    if self.children_allow_delete(table, &pulled.key, local, missing)? {
-                        let sql = format!(
-                            "DELETE FROM {} AS t WHERE {}",
-                            ident(&table.name),
-                            row_is(table, "t", param)
-                        );
-                        self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
-                        self.changed += 1;
-                    }
-                }
-                return Ok(true);
-            }
-            (Local::Set(columns), Some(cloud)) => {
-                let keys = table.key.len();
-                let sql = format!(
-                    "UPDATE {} AS t SET {} WHERE {}",
-                    ident(&table.name),
-                    list(columns.iter().enumerate(), |(at, c)| format!(
-                        "{} = ?{}",
-                        ident(&table.columns[*c].name),
-                        keys + at + 1
-                    )),
-                    row_is(table, "t", param)
-                );
-                let values = pulled.key.iter().chain(columns.iter().map(|c| &cloud[*c]));
-                self.tx.prepare_cached(&sql)?.execute(params_from_iter(values))
-            }
-            (Local::Insert, Some(cloud)) => self.insert(table, cloud),
-            (Local::Set(_) | Local::Insert, None) => return Ok(true),
+    /// Stores a row as it should be. False: a unique value is in the way.
+    fn perform(&mut self, pulled: &PulledRow, action: &Local, target: &[Value]) -> Result<bool> {
+        let table = self.table(pulled.table)?;
+        let done = if let Local::Set(columns) = action {
+            let keys = table.key.len();
+            let sql = format!(
+                "UPDATE {} AS t SET {} WHERE {}",
+                ident(&table.name),
+                list(columns.iter().enumerate(), |(at, c)| format!(
+                    "{} = ?{}",
+                    ident(&table.columns[*c].name),
+                    keys + at + 1
+                )),
+                row_is(table, "t", param)
+            );
+            let values = pulled.key.iter().chain(columns.iter().map(|c| &target[*c]));
+            self.tx.prepare_cached(&sql)?.execute(params_from_iter(values))
+        } else {
+            self.insert(table, target)
         };
         match done {
             Ok(_) => {
@@ -1746,6 +1812,34 @@ impl Applier<'_> {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Deletes what the cloud deleted, after everything else of the page is in its place. A row that stays because
+    /// something pending refers to it keeps what it refers to itself, to any depth.
+    fn delete(&mut self, mut rows: Vec<(&PulledRow, Vec<Value>)>, missing: &mut Vec<Lookup>) -> Result<()> {
+        loop {
+            let before = rows.len();
+            let mut looked_up = vec![];
+            let mut going = vec![];
+            for (pulled, local) in rows {
+                let table = self.table(pulled.table)?;
+                if self.children_allow_delete(table, &pulled.key, &local, &mut looked_up)? {
+                    going.push((pulled, local));
+                }
+            }
+            rows = going;
+            if rows.len() == before {
+                missing.extend(looked_up);
+                break;
+            }
+        }
+        for (pulled, _) in rows {
+            let table = self.table(pulled.table)?;
+            let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
+            self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
+            self.changed += 1;
+        }
+        Ok(())
     }
 
     fn insert(&self, table: &Table, row: &[Value]) -> rusqlite::Result<usize> {
@@ -1760,20 +1854,20 @@ impl Applier<'_> {
 
     /// Rows that trade unique values with each other: all leave, then all come back. What still cannot be stored is
     /// set aside, with its reason, and tried again with every pull.
-    fn untangle(&mut self, collided: &[&PulledRow]) -> Result<()> {
+    fn untangle(&mut self, collided: &[(&PulledRow, Vec<Value>)]) -> Result<()> {
         if collided.is_empty() {
             return Ok(());
         }
         self.tx.execute_batch("SAVEPOINT tidewater_untangle")?;
         let mut outcome = Ok(());
-        for pulled in collided {
+        for (pulled, _) in collided {
             let table = self.table(pulled.table)?;
             let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
             self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
         }
-        for pulled in collided {
-            if let (Some(cloud), Ok(())) = (&pulled.row, &outcome) {
-                outcome = self.insert(self.table(pulled.table)?, cloud).map(|_| ());
+        for (pulled, target) in collided {
+            if outcome.is_ok() {
+                outcome = self.insert(self.table(pulled.table)?, target).map(|_| ());
             }
         }
         match outcome {
@@ -1785,11 +1879,11 @@ impl Applier<'_> {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
                 self.tx.execute_batch("ROLLBACK TO tidewater_untangle; RELEASE tidewater_untangle")?;
                 if collided.len() == 1 {
-                    return self.put_aside(collided[0], &error.to_string());
+                    return self.put_aside(collided[0].0, &error.to_string());
                 }
                 // One of them is the culprit; the others may be stored without it.
-                for pulled in collided {
-                    self.untangle(&[pulled])?;
+                for one in collided {
+                    self.untangle(std::slice::from_ref(one))?;
                 }
                 Ok(())
             }
@@ -1961,8 +2055,17 @@ fn differing(table: &Table, local: &[Value], cloud: &[Value]) -> Local {
 // Tracking
 // ---------------------------------------------------------------------------------------------------------
 
+/// What it means that a table is without its triggers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// Rows may have changed unseen.
+    IsGap,
+    /// Nothing: they were taken off within this transaction, and no row changed since.
+    IsOurDoing,
+}
+
 /// Reads the schema and gives every table that can be tracked its journal and its triggers.
-fn track(tx: &Connection) -> Result<(Vec<Table>, Vec<Notice>)> {
+fn track(tx: &Connection, missing: Missing) -> Result<(Vec<Table>, Vec<Notice>)> {
     let mut notices = vec![];
     let mut tables = vec![];
     let names = query(
@@ -1978,14 +2081,15 @@ fn track(tx: &Connection) -> Result<(Vec<Table>, Vec<Notice>)> {
             Err(reason) => {
                 // Triggers of a table that was tracked once would go on filling a journal that nobody reads.
                 drop_triggers(tx, &name)?;
-                notices.push(Notice(format!("table {name} stays local: {reason}")));
+                notices.push(Notice(format!("table {name} {STAYS_LOCAL}: {reason}")));
             }
         }
     }
     resolve_parents(&mut tables);
     for table in &mut tables {
-        notices.extend(equip(tx, table)?);
+        notices.extend(equip(tx, table, missing)?);
     }
+    notices.extend(park_untracked(tx, &tables)?);
     // The order is part of the protocol between store and syncer within one schema version: parents first.
     let order = crate::core::schema::parents_first(&tables);
     let mut by_place: BTreeMap<usize, Table> = BTreeMap::new();
@@ -2021,20 +2125,30 @@ fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, St
         },
     )?;
     let stored: Vec<&Found> = found.iter().filter(|column| !column.generated).collect();
+    let collate_as_declared = |columns: &[(usize, String)]| -> Result<bool> {
+        for (column, collation) in columns {
+            let (_, declared, ..) = tx.column_metadata(Some("main"), name, stored[*column].name.as_str())?;
+            let declared = declared.map_or("BINARY".into(), std::ffi::CStr::to_string_lossy);
+            if !declared.eq_ignore_ascii_case(collation) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
     let mut key: Vec<usize> = (0..stored.len()).filter(|at| stored[*at].key_place > 0).collect();
     key.sort_by_key(|at| stored[*at].key_place);
     if key.is_empty() {
         return Ok(Err("it has no primary key, by which its rows could be told apart in the cloud".into()));
     }
-    // A journal has two columns for each of these, and SQLite's limit is 2,000.
-    if stored.len() > 900 {
-        return Ok(Err("it has more than 900 columns".into()));
+    // A round is read with three columns for each of these, and SQLite's limit is 2,000.
+    if stored.len() > 600 {
+        return Ok(Err("it has more than 600 columns".into()));
     }
     let column_at = |column: &str| stored.iter().position(|c| c.name.eq_ignore_ascii_case(column));
     let mut uniques = vec![];
     let indexes = query(
         tx,
-        "SELECT name, origin FROM pragma_index_list(?1) WHERE \"unique\" = 1 AND origin <> 'pk'",
+        "SELECT name, origin FROM pragma_index_list(?1) WHERE \"unique\" = 1 ",
         &[name.into()],
         |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
     )?;
@@ -2050,6 +2164,9 @@ fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, St
             .map(|(column, collation)| column.and_then(|c| column_at(&c)).map(|at| (at, collation)))
             .collect();
         match columns {
+            // The primary key's index is of interest only where it compares otherwise than its columns do.
+            Some(columns) if origin == "pk" && collate_as_declared(&columns)? => {}
+            None if origin == "pk" => {}
             Some(columns) => uniques.push(Unique { columns, declared: origin == "u" }),
             None => return Ok(Err(format!("its unique index {index} is on an expression"))),
         }
@@ -2116,7 +2233,7 @@ fn resolve_parents(tables: &mut [Table]) {
 }
 
 /// Gives a table its number, its journal and its triggers, and finds out whether it was ever without them.
-fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
+fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Notice>> {
     let key_json =
         serde_json::Value::from(table.key_names().iter().map(|k| (*k).to_owned()).collect::<Vec<_>>());
     let key_json = key_json.to_string();
@@ -2131,9 +2248,15 @@ fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
             table.id = id;
             new = false;
         } else {
-            // Another primary key is another journal. What waited under the old one cannot be told apart by the new
-            // one, but every row is about to be pending.
+            // Another primary key is another journal, in which every row is about to be pending. What waits under the
+            // old key can only be a deletion now: that is for a person to decide.
             drop_triggers(tx, &table.name)?;
+            let journal = ident(&format!("_tidewater_{JOURNAL}_{id}"));
+            let flight = ident(&format!("_tidewater_{FLIGHT}_{id}"));
+            tx.execute_batch(&format!(
+                "DELETE FROM {journal} WHERE whole < 2; DELETE FROM {flight} WHERE whole < 2;"
+            ))?;
+            park_all(tx, id, "the table has another primary key since")?;
             tx.execute("UPDATE _tidewater_tables SET name = name || '#' || id WHERE id = ?1", [id])?;
         }
     }
@@ -2144,11 +2267,11 @@ fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
         )?;
         table.id = tx.last_insert_rowid();
     }
-    tx.execute_batch(&capture::create_side_tables(table))?;
+    let renamed = forget_columns(tx, table)?;
     for at in 0..table.columns.len() {
         let id: Option<i64> = tx
             .query_row(
-                "SELECT id FROM _tidewater_columns WHERE table_id = ?1 AND name = ?2",
+                "SELECT id FROM _tidewater_columns WHERE table_id = ?1 AND name = ?2 AND NOT gone",
                 params![table.id, table.columns[at].name],
                 |row| row.get(0),
             )
@@ -2157,30 +2280,42 @@ fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
             Some(id) => id,
             None => {
                 let id: i64 = tx.query_row(
-                    "INSERT INTO _tidewater_columns SELECT ?1, coalesce(max(id), 0) + 1, ?2 \
+                    "INSERT INTO _tidewater_columns (table_id, id, name) SELECT ?1, coalesce(max(id), 0) + 1, ?2 \
                      FROM _tidewater_columns WHERE table_id = ?1 RETURNING id",
                     params![table.id, table.columns[at].name],
                     |row| row.get(0),
                 )?;
                 table.columns[at].id = id;
-                if !table.is_key(at) {
+                if !new && !table.is_key(at) {
                     tx.execute_batch(&capture::add_column(table, &table.columns[at]))?;
                 }
                 id
             }
         };
     }
-    let state = trigger_state(tx, table)?;
+    if new {
+        // With all their columns at once: adding them one by one takes seconds for hundreds.
+        tx.execute_batch(&capture::create_side_tables(table))?;
+    }
+    let state = match (trigger_state(tx, table)?, missing) {
+        (Triggers::Gap, Missing::IsOurDoing) => Triggers::Outdated,
+        (state, _) => state,
+    };
     if state != Triggers::Ours {
         drop_triggers(tx, &table.name)?;
         for (_, sql) in capture::triggers(table) {
             tx.execute_batch(&sql)?;
         }
     }
-    if new || state == Triggers::Gap {
+    if !new && state == Triggers::Gap {
+        restore_parked(tx, table)?;
+        forget_vanished_rows(tx, table)?;
+    }
+    if new || renamed || state == Triggers::Gap {
         // Rows that were there before, and whatever happened while nobody looked: all of it is compared with the
-        // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions.
-        tx.execute(&capture::journal_everything(table), [])?;
+        // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions. A renamed
+        // column is one that the cloud does not have, whatever is in it.
+        tx.execute(&capture::journal_everything(table, !new), [])?;
         tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
             [table.id],
@@ -2193,6 +2328,101 @@ fn equip(tx: &Connection, table: &mut Table) -> Result<Vec<Notice>> {
         ))]);
     }
     Ok(vec![])
+}
+
+/// Columns that are not there any more free their names. Whether one may have been renamed: some came as well.
+fn forget_columns(tx: &Connection, table: &Table) -> Result<bool> {
+    let remembered = query(
+        tx,
+        "SELECT id, name FROM _tidewater_columns WHERE table_id = ?1 AND NOT gone",
+        &[table.id.into()],
+        |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)),
+    )?;
+    let gone: Vec<i64> =
+        remembered.iter().filter(|(_, name)| table.column(name).is_none()).map(|(id, _)| *id).collect();
+    for id in &gone {
+        tx.execute(
+            "UPDATE _tidewater_columns SET gone = 1 WHERE table_id = ?1 AND id = ?2",
+            params![table.id, id],
+        )?;
+    }
+    let came =
+        table.columns.iter().any(|c| !remembered.iter().any(|(_, name)| name.eq_ignore_ascii_case(&c.name)));
+    Ok(!gone.is_empty() && came)
+}
+
+/// Rows that went while nobody watched take their pending edits with them: only what the triggers saw being deleted is
+/// a deletion.
+fn forget_vanished_rows(tx: &Connection, table: &Table) -> Result<()> {
+    for kind in [JOURNAL, FLIGHT] {
+        tx.execute(
+            &format!(
+                "DELETE FROM {} AS e WHERE whole < 2 AND NOT EXISTS (SELECT 1 FROM {} AS t WHERE {})",
+                ident(&side_table(kind, table)),
+                ident(&table.name),
+                row_is(table, "t", |at| format!("e.k{at}")),
+            ),
+            [],
+        )?;
+    }
+    Ok(())
+}
+
+/// What waits for a table that is not tracked any more is parked, where people see it, until the table is back.
+fn park_untracked(tx: &Connection, tables: &[Table]) -> Result<Vec<Notice>> {
+    let mut notices = vec![];
+    let remembered = query(tx, "SELECT id, name FROM _tidewater_tables", &[], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+    })?;
+    for (id, name) in remembered {
+        if tables.iter().any(|table| table.id == id) {
+            continue;
+        }
+        let parked = park_all(tx, id, UNTRACKED)?;
+        if parked > 0 {
+            notices.push(Notice(format!(
+                "table {name} is not synced any more; {parked} of its changes that the cloud has not seen are parked"
+            )));
+        }
+    }
+    Ok(notices)
+}
+
+const STAYS_LOCAL: &str = "stays local";
+
+const UNTRACKED: &str = "the table is not synced any more";
+
+/// Parks everything that waits under a table's number.
+fn park_all(tx: &Connection, id: i64, message: &str) -> Result<usize> {
+    let mut parked = 0;
+    let into = ident(&format!("_tidewater_{PARKED}_{id}"));
+    for kind in [FLIGHT, JOURNAL] {
+        let from = ident(&format!("_tidewater_{kind}_{id}"));
+        let columns = query(
+            tx,
+            "SELECT name FROM pragma_table_info(?1) WHERE name <> 'refused'",
+            &[format!("_tidewater_{kind}_{id}").into()],
+            |row| row.get::<_, String>(0),
+        )?;
+        let columns = list(columns, |c| c);
+        // Where an older entry is parked already it has the older bases, and all of the row is sent with it.
+        parked += tx.execute(
+            &format!(
+                "INSERT INTO {into} ({columns}, message, parked_at) \
+                 SELECT {columns}, ?1, strftime('%Y-%m-%d %H:%M:%f', 'now') FROM {from} WHERE true \
+                 ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole, 1)"
+            ),
+            [message],
+        )?;
+        tx.execute(&format!("DELETE FROM {from}"), [])?;
+    }
+    Ok(parked)
+}
+
+/// The opposite, when the table is back.
+fn restore_parked(tx: &Connection, table: &Table) -> Result<()> {
+    merge_entries(tx, table, PARKED, JOURNAL, &format!("message = '{UNTRACKED}'"))?;
+    Ok(())
 }
 
 #[derive(Debug, PartialEq, Eq)]

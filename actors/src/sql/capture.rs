@@ -8,7 +8,9 @@
 //! _tidewater_seen_N      during a snapshot only: the keys that the cloud has
 //!
 //! entry   known 0: the cloud has no such row; 1: it has, and b<id> holds the value before the change
-//!         whole 1: columns that the triggers do not know may have changed
+//!         whole 1: columns that the triggers do not know may have changed; with known 0, after a time without
+//!                  triggers: the cloud may have the row all the same, so that deleting it here is sent
+//!               2: the row was deleted, beyond doubt
 //!         d<id> 1: the column with that stable id is dirty
 //! ```
 //!
@@ -52,11 +54,17 @@ pub(crate) fn entry_columns(table: &Table) -> Vec<String> {
     columns
 }
 
-/// Creates the side tables where they are missing.
+/// Creates a new table's side tables.
 pub(crate) fn create_side_tables(table: &Table) -> String {
     let keys = list(key_columns(table), |k| k);
-    let entry = "known INTEGER NOT NULL, whole INTEGER NOT NULL DEFAULT 0, stamp INTEGER, epoch INTEGER, \
-                 seen INTEGER NOT NULL DEFAULT 0";
+    let mut entry =
+        "known INTEGER NOT NULL, whole INTEGER NOT NULL DEFAULT 0, stamp INTEGER, epoch INTEGER, \
+                     seen INTEGER NOT NULL DEFAULT 0"
+            .to_owned();
+    for c in table.data_columns() {
+        let id = table.columns[c].id;
+        entry += &format!(", d{id} INTEGER NOT NULL DEFAULT 0, b{id}");
+    }
     let mut sql = String::new();
     for (kind, extra) in [
         (JOURNAL, ", refused TEXT"),
@@ -78,29 +86,51 @@ pub(crate) fn create_side_tables(table: &Table) -> String {
     sql
 }
 
-/// Adds a column's dirty flag and base to the tables that hold entries.
+/// Adds a column's dirty flag and base to the tables that hold entries. Those that are there count the column as
+/// changed from its default: they may have collected changes before the triggers knew it.
 pub(crate) fn add_column(table: &Table, column: &Column) -> String {
     let id = column.id;
     [JOURNAL, FLIGHT, PARKED]
         .map(|kind| {
             let name = ident(&side_table(kind, table));
+            let base = literal_default(column).unwrap_or_else(|| "NULL".into());
             format!(
-                "ALTER TABLE {name} ADD COLUMN d{id} INTEGER NOT NULL DEFAULT 0;\nALTER TABLE {name} ADD COLUMN b{id};\n"
+                "ALTER TABLE {name} ADD COLUMN d{id} INTEGER NOT NULL DEFAULT 0;\nALTER TABLE {name} ADD COLUMN b{id};\n\
+                 UPDATE {name} SET d{id} = 1, b{id} = {base} WHERE known OR whole;\n"
             )
         })
         .concat()
 }
 
-/// Every present row becomes pending, as if it had just been inserted.
-pub(crate) fn journal_everything(table: &Table) -> String {
+/// A column's default, if it is a constant. A bare or double-quoted word is a text there, and a column elsewhere.
+fn literal_default(column: &Column) -> Option<String> {
+    let text = column.default.as_deref()?.trim();
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let upper = text.to_ascii_uppercase();
+    if text.starts_with(|c: char| c == '\'' || c == '.' || c == '-' || c == '+' || c.is_ascii_digit())
+        || upper.starts_with("X'")
+        || ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"]
+            .contains(&upper.as_str())
+    {
+        return Some(text.to_owned());
+    }
+    if let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        return Some(quoted(&inner.replace("\"\"", "\"")));
+    }
+    text.chars().all(|c| c.is_alphanumeric() || c == '_').then(|| quoted(text))
+}
+
+/// Every present row becomes pending, as if it had just been inserted. With `known_perhaps`, the cloud may have these
+/// rows, whatever the columns that changed unseen.
+pub(crate) fn journal_everything(table: &Table, known_perhaps: bool) -> String {
     let name = ident(&side_table(JOURNAL, table));
     let keys = list(key_columns(table), |k| k);
     let own = list(table.key_names(), ident);
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
-    let epoch = EPOCH;
+    let (epoch, whole) = (EPOCH, u8::from(known_perhaps));
     format!(
-        "INSERT INTO {name} ({keys}, known, stamp, epoch) SELECT {own}, 0, {NOW}, {epoch} FROM {} WHERE {present} \
-         ON CONFLICT DO NOTHING",
+        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, {whole}, {NOW}, {epoch} FROM {} \
+         WHERE {present} ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
         ident(&table.name),
     )
 }
@@ -124,9 +154,26 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
 
     let collisions = colliding_rows(table, false);
     trigger("evict_insert", "BEFORE INSERT", "", &collisions.concat());
+    // What leaves its key and what comes to another is journaled before foreign-key actions reach the row, which they
+    // do before any AFTER trigger; the AFTER triggers below make it certain.
+    let leaves = whole_row(table, "OLD", &format!("WHERE {} AND NOT ({same_key})", key_is_set("OLD")), 0);
+    let comes = format!(
+        "INSERT INTO {} ({keys}, known, stamp, epoch) SELECT {}, 0, {NOW}, {EPOCH} WHERE {} AND NOT ({same_key})\n  \
+         ON CONFLICT ({keys}) DO UPDATE SET known = known;\n",
+        ident(&side_table(JOURNAL, table)),
+        list(table.key_names(), |k| format!("NEW.{}", ident(k))),
+        key_is_set("NEW"),
+    );
     let collisions = colliding_rows(table, true);
-    let settable = list(unique_columns(table), |c| ident(&table.columns[c].name));
-    trigger("evict_update", &format!("BEFORE UPDATE OF {settable}"), "", &collisions.concat());
+    // Not `UPDATE OF`, which does not see a key that is set by its other name, rowid.
+    let moves =
+        unique_columns(table).iter().map(|c| same(&ident(&table.columns[*c].name))).collect::<Vec<_>>();
+    trigger(
+        "evict_update",
+        "BEFORE UPDATE",
+        &format!("WHEN NOT ({})", moves.join(" AND ")),
+        &format!("{leaves}{}{comes}", collisions.concat()),
+    );
 
     let inserted = format!(
         "INSERT INTO {} ({keys}, known, stamp, epoch) SELECT {}, 0, {NOW}, {EPOCH} WHERE {}\n  \
@@ -134,9 +181,14 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
         ident(&side_table(JOURNAL, table)),
         list(table.key_names(), |k| format!("NEW.{}", ident(k))),
         key_is_set("NEW"),
-        list(std::iter::once(LIFTED.to_owned()).chain(data.iter().map(|c| format!("d{} = 1", c.id))), |s| s),
+        list(
+            [LIFTED.to_owned(), "whole = CASE whole WHEN 2 THEN known ELSE whole END".to_owned()]
+                .into_iter()
+                .chain(data.iter().map(|c| format!("d{} = 1", c.id))),
+            |s| s
+        ),
     );
-    let deleted = whole_row(table, "OLD", &format!("WHERE {}", key_is_set("OLD")), 0);
+    let deleted = whole_row(table, "OLD", &format!("WHERE {}", key_is_set("OLD")), 2);
     trigger("insert", "AFTER INSERT", "", &inserted);
     trigger("delete", "AFTER DELETE", "", &deleted);
     trigger("rekey", "AFTER UPDATE", &format!("WHEN NOT ({same_key})"), &format!("{deleted}{inserted}"));
@@ -149,8 +201,12 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
     };
     let unexplained = whole_row(table, "OLD", "WHERE true", 1);
     let when = |what: &str| format!("WHEN {} AND {same_key} AND {what}", key_is_set("NEW"));
-    trigger("unexplained", "AFTER UPDATE", &when(&format!("NOT ({any})")), &unexplained);
-    if !data.is_empty() {
+    // Before, for the same reason: a foreign-key action that comes back to the row must not pass for its first change.
+    trigger("unexplained", "BEFORE UPDATE", &when(&format!("NOT ({any})")), &unexplained);
+    if data.is_empty() {
+        // For its name: a table without it has a gap.
+        trigger("update", "BEFORE UPDATE", "WHEN 0", "SELECT 0;");
+    } else {
         let updated = format!(
             "INSERT INTO {} ({keys}, known, stamp, epoch, {}) SELECT {}, 1, {NOW}, {EPOCH}, {} WHERE true\n  \
              ON CONFLICT ({keys}) DO UPDATE SET {};\n",
@@ -163,7 +219,7 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
             }),
             list(std::iter::once(LIFTED.to_owned()).chain(data.iter().map(|c| first_base_wins(c))), |s| s),
         );
-        trigger("update", "AFTER UPDATE", &when(&format!("({any})")), &updated);
+        trigger("update", "BEFORE UPDATE", &when(&format!("({any})")), &updated);
     }
     triggers
 }
@@ -184,7 +240,15 @@ fn whole_row(table: &Table, row: &str, source: &str, whole: u8) -> String {
     columns.extend(["known", "whole", "stamp", "epoch"].map(String::from));
     let mut values: Vec<String> = table.key_names().iter().map(|k| format!("{row}.{}", ident(k))).collect();
     values.extend(["1".into(), whole.to_string(), NOW.into(), EPOCH.into()]);
-    let mut updates = vec![LIFTED.to_owned(), "whole = max(whole, excluded.whole)".to_owned()];
+    let mut updates = vec![LIFTED.to_owned()];
+    if whole == 1 {
+        updates.push("whole = CASE WHEN known THEN max(whole, 1) ELSE whole END".to_owned());
+    } else {
+        updates.extend([
+            "known = max(known, whole = 1)".to_owned(),
+            "whole = max(whole, excluded.whole)".to_owned(),
+        ]);
+    }
     for column in data {
         columns.extend([format!("d{}", column.id), format!("b{}", column.id)]);
         values.extend(["1".into(), format!("{row}.{}", ident(&column.name))]);
@@ -212,10 +276,17 @@ fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
     sets.into_iter()
         .map(|set| {
             let collides = all(set, |(c, collation)| {
-                let name = ident(&table.columns[c].name);
+                let column = &table.columns[c];
+                let name = ident(&column.name);
                 let collate =
                     collation.map_or(String::new(), |collation| format!(" COLLATE {}", ident(collation)));
-                format!("evicted.{name}{collate} = NEW.{name}")
+                // `REPLACE` puts a default where a column refuses NULL, after this trigger.
+                match literal_default(column) {
+                    Some(default) if column.not_null => {
+                        format!("evicted.{name}{collate} = coalesce(NEW.{name}, {default})")
+                    }
+                    _ => format!("evicted.{name}{collate} = NEW.{name}"),
+                }
             });
             let present = all(table.key_names(), |k| format!("evicted.{} IS NOT NULL", ident(k)));
             let other = if update {

@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS _tidewater_columns (
     table_id INTEGER NOT NULL,
     id       INTEGER NOT NULL,
     name     TEXT NOT NULL COLLATE NOCASE,
+    gone     INTEGER NOT NULL DEFAULT 0,          -- 1: dropped or renamed; the number is not used again
     PRIMARY KEY (table_id, id)
 ) STRICT, WITHOUT ROWID;
 

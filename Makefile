@@ -1,0 +1,21 @@
+# The two commands of the README. Each does its own set-up on a fresh Debian or Ubuntu; the Rust toolchain is presupposed.
+
+.PHONY: run test check setup
+
+# The main job, with SQLite embedded: nothing else is needed.
+run:
+	cargo run --release --bin run_supervisor
+
+# Everything: unit tests, and the tests by promise against a real PostgreSQL.
+test: setup
+	cargo test --workspace --locked
+
+# Format and lints, as CI runs them first.
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# PostgreSQL's server programs, the sqlite3 shell and Python for the tests; a C compiler for the embedded SQLite.
+setup:
+	@sh tests/setup.sh
