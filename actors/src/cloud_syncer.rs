@@ -21,7 +21,7 @@ use slog::{Logger, debug, error, info, warn};
 use tokio::sync::oneshot;
 
 use crate::circuit_breaker::{CircuitOpen, Gate};
-use crate::core::failure::{CloudFailure, FailureClass};
+use crate::core::failure::CloudFailure;
 use crate::core::merge::{Change, change};
 use crate::core::schema::{CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
@@ -491,7 +491,8 @@ impl Cycle {
         let mut ready = vec![];
         for (table, prepared) in tables.into_iter().zip(prepared) {
             let oid = match &prepared {
-                Prepared::Ready(cloud) => Some(cloud.oid),
+                // Without a feed nobody tells of others' changes: when it comes, the table is compared anew.
+                Prepared::Ready(cloud) => cloud.feed.then_some(cloud.oid),
                 Prepared::NotYet(_) => None,
             };
             self.ask(RememberCloudTable { table: table.id, oid }).await?;
