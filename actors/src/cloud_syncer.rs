@@ -216,7 +216,7 @@ impl CloudSyncer {
         let outcome = match &ended {
             Ok(()) => Outcome::Done,
             Err(Trouble::Cloud(failure)) => Outcome::Failed(failure.class),
-            Err(Trouble::Open(_)) => Outcome::Failed(FailureClass::Transient),
+            Err(Trouble::Open(_)) => Outcome::Held,
             Err(Trouble::Store(_) | Trouble::Unanswered(_)) => Outcome::Interrupted,
         };
         // After trouble the next cycle settles, and looks at the cloud's tables, anew.
@@ -602,6 +602,7 @@ impl Cycle {
         let mut not_synced = HashMap::new();
         for (table, prepared) in tables.into_iter().zip(prepared) {
             let trace = match &prepared {
+                // Without a feed nobody tells of others' changes: when it comes, the table is compared anew.
                 Prepared::Ready(cloud) if cloud.feed => Some(cloud.trace.clone()),
                 _ => None,
             };

@@ -814,8 +814,16 @@ impl CloudSession {
         let schema = self.cloud.options.schema.clone();
         let mut cloud_table =
             CloudTable { schema, name: table.name.clone(), oid, feed: true, trace: String::new(), columns };
-        if let Err(refusal) = self.cover(table, &cloud_table).await? {
+        if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
+            if refusal.sqlstate.as_deref() == Some("42501") {
+                let on = cloud::qualified(&cloud_table.schema, &table.name);
+                let role = ident(&self.cloud.options.user);
+                // The right to create triggers is not enough for `ENABLE ALWAYS`, without which a replicated change
+                // would be missed.
+                refusal.remedy =
+                    Some(format!("ALTER TABLE {on} OWNER TO {role}, or make it a member of the owner"));
+            }
             notes.push(format!(
                 "table {}: changes made by others are not seen, because its feed cannot be installed: {}",
                 table.name,

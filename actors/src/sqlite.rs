@@ -419,7 +419,12 @@ impl Store {
     pub fn open(options: &StoreOptions) -> Result<(Self, Vec<Notice>)> {
         let mut notices = check_file(&options.path)?;
         let path = &options.path;
-        let explain = |error: rusqlite::Error| match StoreError::from(error) {
+        let name = |error: StoreError| {
+            match error {
+            StoreError::Full(reason) => {
+                StoreError::Full(format!("{}: {reason}; free some space on it", path.display()))
+            }
+            StoreError::Busy(reason) => StoreError::Busy(format!("{}: {reason}", path.display())),
             StoreError::Damaged(reason) => StoreError::Open {
                 path: path.display().to_string(),
                 reason,
@@ -428,11 +433,14 @@ impl Store {
             StoreError::ReadOnly(reason) | StoreError::Io(reason) => StoreError::Open {
                 path: path.display().to_string(),
                 reason,
-                remedy: "SQLite needs to write the file and its -wal and -shm companions in the same folder"
+                remedy: "give this user the right to read and write it and its folder, where SQLite keeps its -wal \
+                         and -shm companions"
                     .into(),
             },
             other => other,
+        }
         };
+        let explain = |error: rusqlite::Error| name(error.into());
         let write = connect(options).map_err(explain)?;
         write.pragma_update(None, "foreign_keys", true).map_err(explain)?;
         let encoding: String =
@@ -464,8 +472,8 @@ impl Store {
         tx.execute("INSERT OR IGNORE INTO _tidewater_meta VALUES ('format', 1), ('device', ?1)", [device])
             .map_err(explain)?;
         tx.commit().map_err(explain)?;
-        notices.extend(store.track()?);
-        store.foreign_commit()?;
+        notices.extend(store.track().map_err(name)?);
+        store.foreign_commit().map_err(name)?;
         Ok((store, notices))
     }
 

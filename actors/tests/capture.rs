@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tidewater_actors::core::merge::{Change, change};
 use tidewater_actors::core::schema::Table;
 use tidewater_actors::core::value::Value;
+use tidewater_actors::messages::NoteRound;
 use tidewater_actors::sqlite::{
     Applied, Hit, Lookup, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement, Store,
     StoreError, StoreOptions, Written,

@@ -927,7 +927,7 @@ async fn very_many_guilty_rows_come_in_portions() {
         rounds += 1;
         match device.try_round(&items).await.unwrap() {
             RoundOutcome::Committed { .. } => break,
-            RoundOutcome::Unseen => panic!("nothing is deleted here"),
+            other @ (RoundOutcome::Unseen | RoundOutcome::TooNarrow) => panic!("{other:?}"),
             RoundOutcome::Refused(refused) => {
                 assert!(refused.iter().all(|refusal| items[refusal.item].values[2] == Int(0)));
                 let guilty: Vec<usize> = refused.iter().map(|refusal| refusal.item).collect();
@@ -1058,7 +1058,7 @@ async fn conflicts_are_logged_with_the_round() {
         ],
     };
     let id = new_id();
-    device.conn.round(device.frame(&id), &[], &[row]).await.unwrap();
+    device.conn.round(device.frame(&id), &[], &[row], false).await.unwrap();
     assert_eq!(
         rows(&plain, "SELECT tbl, key, col, base, local, cloud, kept FROM tidewater.conflicts").await,
         ["item|[1]|n|NULL|\"\\u0000\"|2|local"]

@@ -46,6 +46,8 @@ pub enum Outcome {
     Failed(FailureClass),
     /// The local side could not go on: a locked file, a full disk, a schema that changed.
     Interrupted,
+    /// The circuit is open: nothing was tried, so nothing failed.
+    Held,
 }
 
 /// What the shell has to do.
@@ -197,6 +199,9 @@ impl Syncing {
                 self.failures += 1;
                 vec![self.wake(self.pace.max_retry_delay)]
             }
+            // Asking the gate again costs an atomic load and no connection. Doubling here would add its own wait to
+            // the circuit's.
+            Outcome::Held => vec![self.wake(self.pace.retry_delay)],
             Outcome::Failed(_) | Outcome::Interrupted => {
                 let doubled = 2u32.saturating_pow(self.failures.min(20));
                 self.failures += 1;
@@ -247,6 +252,19 @@ mod tests {
             Effect::Wake { wait, after } => Some((*wait, *after)),
             _ => None,
         })
+    }
+
+    /// While the circuit is open it is asked again at a steady pace, however often the answer was no.
+    #[test]
+    fn an_open_circuit_does_not_double_the_wait() {
+        let mut machine = Syncing::new(PACE);
+        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        for _ in 0..20 {
+            let (wait, after) =
+                wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Held })).unwrap();
+            assert_eq!(after, PACE.retry_delay);
+            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+        }
     }
 
     /// Entries that come during a cycle are carried by the next one, at once.
