@@ -287,7 +287,7 @@ async fn nothing_counts_as_synced_before_the_cloud_has_it() {
     let create = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)";
     let created = db.write([Statement::new(create)]).await.unwrap();
     db.synced(&created.receipt).await.unwrap();
-    bench.wait_until_equal(&["note"]).await;
+    bench.wait_until_equal(&db, &["note"]).await;
     let client = bench.cloud.connect().await;
 
     let (mut cuts, mut id) = (0, 0_i64);
@@ -315,7 +315,7 @@ async fn nothing_counts_as_synced_before_the_cloud_has_it() {
         bench.proxy.clear_hooks();
     }
     assert!(cuts > 10, "{cuts} cuts");
-    bench.wait_until_equal(&["note"]).await;
+    bench.wait_until_equal(&db, &["note"]).await;
     assert_eq!(db.status_summary().await.sync.rows_flushed, id.unsigned_abs());
     db.shutdown().await.unwrap();
 }
