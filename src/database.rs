@@ -30,7 +30,7 @@ use tidewater_actors::messages::{
 use tidewater_actors::postgres::{Cloud, CloudOptions};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
-    FileLock, Readers, Statement, StatementResult, Store, StoreOptions, lock_file,
+    FileLock, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, lock_file,
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{GaveUp, Handle, Intensity, Supervisor};
@@ -177,12 +177,15 @@ impl Database {
     /// Reads on the caller's own thread, with a read-only connection; sees every acknowledged write.
     ///
     /// # Errors
-    /// [`Error::Store`] with what SQLite says, or when every connection is in use for too long.
+    /// [`Error::Store`] with what SQLite says, or when every connection is in use for too long; [`Error::ShutDown`].
     pub fn read<T>(
         &self,
         work: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        Ok(self.inner.readers.read(work)?)
+        self.inner.readers.read(work).map_err(|error| match error {
+            StoreError::Closed => Error::ShutDown,
+            error => error.into(),
+        })
     }
 
     /// Resolves when the cloud has what the receipt stands for, however long that takes. Waits across outages and
@@ -279,6 +282,7 @@ impl Database {
             let _ = children.syncer.ask(SyncNow).await;
         };
         let _ = tokio::time::timeout(within, orderly).await;
+        self.inner.readers.close();
         // The thread may have ended by itself.
         let _ = stop.send(());
         let (joined, ended) = oneshot::channel();

@@ -215,7 +215,7 @@ impl CloudSyncer {
     fn ended(&mut self, cycle: u64, memory: Memory, ended: Result<(), Trouble>, ctx: &mut Context<Self>) {
         let outcome = match &ended {
             Ok(()) => Outcome::Done,
-            Err(Trouble::Cloud(failure)) => Outcome::Failed(failure.class),
+            Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) => Outcome::Failed(failure.class),
             Err(Trouble::Open(_)) => Outcome::Held,
             Err(Trouble::Store(_) | Trouble::Unanswered(_)) => Outcome::Interrupted,
         };
@@ -251,7 +251,11 @@ impl CloudSyncer {
                 error!(self.log, "❌ Sync is blocked: {failure}{remedy}");
             }
             // The link's own troubles are the watcher's to tell.
-            (_, Some(_), Err(Trouble::Cloud(_) | Trouble::Open(_) | Trouble::Unanswered(_))) => {}
+            (
+                _,
+                Some(_),
+                Err(Trouble::Announced(_) | Trouble::Cloud(_) | Trouble::Open(_) | Trouble::Unanswered(_)),
+            ) => {}
             (_, Some(now), _) => warn!(self.log, "⚠️  Sync is interrupted: {now}"),
             (Some(_), None, _) => debug!(self.log, "sync goes on"),
             (None, None, _) => {}
@@ -417,6 +421,9 @@ impl Handler<GetSyncReport> for CloudSyncer {
 enum Trouble {
     #[error(transparent)]
     Cloud(#[from] CloudFailure),
+    /// The watcher's check meets the same, and says so.
+    #[error(transparent)]
+    Announced(CloudFailure),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -447,7 +454,7 @@ impl Cycle {
         let ended = self.steps().await;
         match &ended {
             Ok(()) => permit.finish(Ok(())),
-            Err(Trouble::Cloud(failure)) => permit.finish(Err(failure.class)),
+            Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) => permit.finish(Err(failure.class)),
             // Our own troubles say nothing about the link.
             Err(_) => drop(permit),
         }
@@ -520,7 +527,10 @@ impl Cycle {
             }
         }
         self.memory = Memory::default();
-        let identity = session.bootstrap().await?;
+        let identity = session.bootstrap().await.map_err(|failure| match failure.class {
+            FailureClass::NotOurs => Trouble::Announced(failure),
+            _ => failure.into(),
+        })?;
         match (&link.cloud, &link.system) {
             (Some(_), Some(system)) if *system == identity.system => {}
             (Some(_), Some(system)) => {
@@ -782,7 +792,7 @@ impl Cycle {
             .columns
             .iter()
             .zip(&lookup.values)
-            .map(|(c, value)| ready.to_cloud(*c, value).ok().and_then(|v| to_text(&v)))
+            .map(|(c, value)| ready.carried(*c, value).ok().and_then(|v| to_text(&v)))
             .collect();
         let found = match texts {
             Some(texts) => session.fetch(&ready.table, &ready.cloud, &lookup.columns, &[texts]).await?,
@@ -1128,11 +1138,11 @@ impl Window {
 }
 
 impl ReadyTable {
-    fn to_cloud(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
+    fn carried(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
         to_cloud(value, self.table.columns[column].affinity(), &self.cloud.columns[column].kind)
     }
 
-    fn from_cloud(&self, column: usize, value: CloudValue) -> Value {
+    fn stored(&self, column: usize, value: CloudValue) -> Value {
         from_cloud(value, self.table.columns[column].affinity(), &self.cloud.columns[column].kind)
     }
 
@@ -1141,7 +1151,7 @@ impl ReadyTable {
         let change = change(&self.table, &row.entry, row.row.as_deref());
         let stored = row.row.as_deref().unwrap_or(&[]);
         let carried = |c: usize, value: &Value| {
-            self.to_cloud(c, value)
+            self.carried(c, value)
                 .map_err(|misfit| NamedMisfit { column: self.table.columns[c].name.clone(), misfit })
         };
         let mut values = vec![CloudValue::Null; self.table.columns.len()];
@@ -1174,7 +1184,7 @@ impl ReadyTable {
     }
 
     fn local_row(&self, row: Vec<CloudValue>) -> Vec<Value> {
-        row.into_iter().enumerate().map(|(c, value)| self.from_cloud(c, value)).collect()
+        row.into_iter().enumerate().map(|(c, value)| self.stored(c, value)).collect()
     }
 
     fn key_of(&self, row: &[Value]) -> Vec<Value> {
@@ -1185,7 +1195,7 @@ impl ReadyTable {
         let parts = self.table.key.iter().zip(text);
         parts
             .map(|(c, text)| {
-                from_text(text, &self.cloud.columns[*c].kind).map(|value| self.from_cloud(*c, value))
+                from_text(text, &self.cloud.columns[*c].kind).map(|value| self.stored(*c, value))
             })
             .collect()
     }

@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
@@ -91,6 +92,9 @@ pub enum StoreError {
     /// SQLite refused the statement: a constraint, a syntax error, an unknown table.
     #[error("{0}")]
     Statement(String),
+    /// The file has been closed.
+    #[error("the SQLite file has been closed")]
+    Closed,
     /// Reading or writing the file failed.
     #[error("the SQLite file cannot be accessed: {0}")]
     Io(String),
@@ -1072,7 +1076,9 @@ fn lost() -> StoreError {
 /// Read-only connections to the file. Cheap to clone; readers never wait for the writer.
 #[derive(Debug, Clone)]
 pub struct Readers {
-    pool: r2d2::Pool<SqliteConnectionManager>,
+    /// Empty once it is closed: for all clones at once, so that the writer is the last to close the file and SQLite
+    /// folds the write-ahead log into it.
+    pool: Arc<RwLock<Option<r2d2::Pool<SqliteConnectionManager>>>>,
 }
 
 impl Readers {
@@ -1093,7 +1099,17 @@ impl Readers {
             .connection_timeout(busy.max(Duration::from_secs(1)))
             .build(manager)
             .map_err(|error| StoreError::Io(error.to_string()))?;
-        Ok(Self { pool })
+        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))) })
+    }
+
+    /// Closes the idle connections; those in use close when they are given back.
+    pub fn close(&self) {
+        self.pool.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn get(&self) -> Result<r2d2::PooledConnection<SqliteConnectionManager>> {
+        let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
+        pool.ok_or(StoreError::Closed)?.get().map_err(|error| StoreError::Busy(error.to_string()))
     }
 
     /// Runs a closure with a read-only connection, on the caller's thread.
@@ -1102,7 +1118,7 @@ impl Readers {
     /// [`StoreError::Busy`] when every connection is in use for longer than the busy timeout, and whatever
     /// SQLite says.
     pub fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let conn = self.pool.get().map_err(|error| StoreError::Busy(error.to_string()))?;
+        let conn = self.get()?;
         Ok(work(&conn)?)
     }
 
@@ -1115,7 +1131,7 @@ impl Readers {
     /// [`StoreError::SchemaChanged`] when somebody changed the schema since: triggers may have been missing for a
     /// while, so that nobody knows what the rows were.
     pub fn read_round(&self, noted: &Noted) -> Result<Vec<Vec<RoundRow>>> {
-        let conn = self.pool.get().map_err(|error| StoreError::Busy(error.to_string()))?;
+        let conn = self.get()?;
         let tx = conn.unchecked_transaction()?;
         same_schema(&tx, noted.schema_version)?;
         noted.tables.iter().map(|table| read_flight(&tx, table)).collect()
