@@ -155,6 +155,8 @@ pub struct Supervisor {
     intensity: Intensity,
     recent: VecDeque<Instant>,
     outcome: watch::Sender<Option<GaveUp>>,
+    /// Keeps it alive while no child is, whose lifelines hold the other addresses.
+    me: Option<Addr<Supervisor>>,
     log: Logger,
 }
 
@@ -205,7 +207,7 @@ impl Supervisor {
     /// A supervisor without children, and the word that it has given up, once it has.
     pub fn new(intensity: Intensity, log: Logger) -> (Self, watch::Receiver<Option<GaveUp>>) {
         let (outcome, given_up) = watch::channel(None);
-        (Self { children: vec![], intensity, recent: VecDeque::new(), outcome, log }, given_up)
+        (Self { children: vec![], intensity, recent: VecDeque::new(), outcome, me: None, log }, given_up)
     }
 
     /// Adds a child: `factory` makes an actor, here, for the arbiter that it will live in. Children start in the order
@@ -262,6 +264,7 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.me = Some(ctx.address());
         for at in 0..self.children.len() {
             self.start_child(at, ctx);
         }
@@ -307,5 +310,118 @@ impl Handler<StartChild> for Supervisor {
 
     fn handle(&mut self, StartChild(at): StartChild, ctx: &mut Self::Context) {
         self.start_child(at, ctx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// Counts its generations and ends as it is told.
+    struct Worker {
+        generation: u32,
+    }
+
+    impl Actor for Worker {
+        type Context = Context<Self>;
+    }
+
+    #[derive(Message)]
+    #[rtype(result = "u32")]
+    struct Generation;
+
+    #[derive(Message)]
+    #[rtype(result = "()")]
+    enum End {
+        Panic,
+        Stop,
+    }
+
+    impl Handler<Generation> for Worker {
+        type Result = u32;
+        fn handle(&mut self, _: Generation, _: &mut Self::Context) -> u32 {
+            self.generation
+        }
+    }
+
+    impl Handler<End> for Worker {
+        type Result = ();
+        fn handle(&mut self, end: End, ctx: &mut Self::Context) {
+            match end {
+                End::Panic => panic!("as the test asks"),
+                End::Stop => ctx.stop(),
+            }
+        }
+    }
+
+    async fn supervised(
+        restarts_max: u32,
+        fails_at: Option<u32>,
+    ) -> (Handle<Worker>, watch::Receiver<Option<GaveUp>>) {
+        let intensity = Intensity { restarts_max, within: Duration::from_secs(60) };
+        let (mut supervisor, given_up) = Supervisor::new(intensity, Logger::root(slog::Discard, slog::o!()));
+        let handle = Handle::new("Worker");
+        let generations = AtomicU32::new(0);
+        supervisor.add(&handle, Arbiter::current(), move || {
+            let generation = generations.fetch_add(1, Ordering::Relaxed);
+            if fails_at == Some(generation) {
+                Err("as the test asks".into())
+            } else {
+                Ok(Worker { generation })
+            }
+        });
+        supervisor.launch().await;
+        (handle, given_up)
+    }
+
+    /// Asks until a living generation answers; every try is a turn of the arbiter.
+    async fn answers(handle: &Handle<Worker>) -> u32 {
+        loop {
+            match handle.ask(Generation).await {
+                Ok(generation) => return generation,
+                Err(Unanswered { .. }) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    }
+
+    /// A panic ends one generation; clones of the handle reach the next one, and who was asking hears that it may have
+    /// happened.
+    #[actix_rt::test]
+    async fn a_handle_survives_the_panic_of_its_actor() {
+        let (handle, given_up) = supervised(10, None).await;
+        let clone = handle.clone();
+        assert_eq!(handle.ask(Generation).await, Ok(0));
+        assert_eq!(handle.ask(End::Panic).await, Err(Unanswered { actor: "Worker", delivered: true }));
+        assert_eq!(answers(&clone).await, 1);
+        assert_eq!(handle.report().restarts, 1);
+        assert_eq!(*given_up.borrow(), None);
+    }
+
+    /// An actor that stops is replaced like one that panics, and so is one whose factory failed.
+    #[actix_rt::test]
+    async fn whatever_ends_a_child_another_one_comes() {
+        let (handle, _given_up) = supervised(10, Some(1)).await;
+        handle.hint(End::Stop);
+        while handle.ask(Generation).await == Ok(0) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(answers(&handle).await, 2);
+        assert_eq!(handle.report().restarts, 2);
+    }
+
+    /// Beyond the restart intensity nothing is restarted any more, and the reason names the child.
+    #[actix_rt::test]
+    async fn the_budget_is_not_overdrawn() {
+        let (handle, mut given_up) = supervised(2, None).await;
+        for generation in 0..3 {
+            assert_eq!(answers(&handle).await, generation);
+            let _ = handle.ask(End::Panic).await;
+        }
+        let gave_up = given_up.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert_eq!(gave_up.child, "Worker");
+        assert!(gave_up.reason.contains("after 2 restarts within 60 s"), "{}", gave_up.reason);
+        assert_eq!(handle.ask(Generation).await, Err(Unanswered { actor: "Worker", delivered: false }));
     }
 }
