@@ -30,7 +30,7 @@ use tidewater_actors::messages::{
 use tidewater_actors::postgres::{Cloud, CloudOptions};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
-    FileLock, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, lock_file,
+    FileLock, Mark, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, lock_file,
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{GaveUp, Handle, Intensity, Supervisor};
@@ -64,7 +64,7 @@ pub struct Database {
 /// Proof of a durable write, and the handle to ask whether the cloud has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
-    epoch: i64,
+    mark: Mark,
 }
 
 /// What a write did. It is on the disk.
@@ -171,7 +171,7 @@ impl Database {
     pub async fn write(&self, statements: impl IntoIterator<Item = Statement>) -> Result<Committed, Error> {
         self.alive()?;
         let written = self.inner.children.writer.ask(Write(statements.into_iter().collect())).await??;
-        Ok(Committed { receipt: Receipt { epoch: written.epoch }, results: written.results })
+        Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
     }
 
     /// Reads on the caller's own thread, with a read-only connection; sees every acknowledged write.
@@ -197,7 +197,7 @@ impl Database {
         let mut given_up = self.inner.given_up.clone();
         loop {
             self.alive()?;
-            let waiting = self.inner.children.syncer.ask(WaitSynced { epoch: receipt.epoch });
+            let waiting = self.inner.children.syncer.ask(WaitSynced(receipt.mark));
             tokio::select! {
                 answer = waiting => match answer {
                     Ok(Err(SyncError::Failed(_))) | Err(_) => {
@@ -206,7 +206,11 @@ impl Database {
                     }
                     Ok(answer) => return Ok(answer?),
                 },
-                _ = given_up.changed() => {}
+                changed = given_up.changed() => {
+                    if changed.is_err() {
+                        return Err(Error::ShutDown);
+                    }
+                }
             }
         }
     }
@@ -347,6 +351,8 @@ impl Plan {
         // Wait, connect and answer, each within the timeout, and some more: the probe's own bounds come first.
         watcher.check_timeout = proxy.timeout * 4 + Duration::from_secs(1);
         watcher.probe_missing = cloud.missing().unwrap_or_default();
+        let gate = Gate::new();
+        watcher.gate = Some(gate.clone());
         Ok(Self {
             store: StoreOptions {
                 path: settings.sqlite.path.clone(),
@@ -360,7 +366,7 @@ impl Plan {
                 open_time,
             },
             cloud: cloud_options.map(Cloud::new).transpose().map_err(|error| bad(&error))?,
-            gate: Gate::new(),
+            gate,
             settings,
             log,
         })
@@ -368,7 +374,7 @@ impl Plan {
 
     /// The life of the actors' thread: open, start, wait for the end.
     async fn live(self, opened: oneshot::Sender<Result<(Inner, oneshot::Sender<()>), Error>>) {
-        let (store, readers, lock) = match self.open_file() {
+        let (store, readers, own_readers, lock) = match self.open_file() {
             Ok(open) => open,
             Err(error) => {
                 // Who asked may have gone.
@@ -381,7 +387,7 @@ impl Plan {
         let writer_arbiter = Arbiter::new();
         let shutdown = self.settings.supervisor.shutdown;
         let log = self.log.clone();
-        let (children, given_up, supervisor) = self.children(store, readers.clone(), &writer_arbiter);
+        let (children, given_up, supervisor) = self.children(store, own_readers.clone(), &writer_arbiter);
         supervisor.launch().await;
         // The watcher's answer comes after its first look, so that the log tells things in the documented order.
         let _ = children.watcher.ask(GetProxyReport).await;
@@ -393,6 +399,7 @@ impl Plan {
             // An error means that every handle is gone, which is an end as well.
             let _ = stopped.await;
         }
+        own_readers.close();
         writer_arbiter.stop();
         if writer_arbiter.join().is_err() {
             warn!(log, "the writer's thread ended in a panic");
@@ -400,12 +407,14 @@ impl Plan {
         drop(lock);
     }
 
-    fn open_file(&self) -> Result<(Store, Readers, FileLock), Error> {
+    fn open_file(&self) -> Result<(Store, Readers, Readers, FileLock), Error> {
         let lock = lock_file(&self.store.path)?;
         let (store, notices) = Store::open(&self.store)?;
         let readers = Readers::open(&self.store)?;
+        // The syncer never waits for a connection that the app holds.
+        let own_readers = Readers::open(&StoreOptions { read_pool_max: 2, ..self.store.clone() })?;
         tell(&self.log, notices);
-        Ok((store, readers, lock))
+        Ok((store, readers, own_readers, lock))
     }
 
     /// The four actors as the supervisor's children, in the order in which they start.
@@ -444,9 +453,6 @@ impl Plan {
         let (family, breaker_gate, breaker_log) =
             (children.clone(), gate.clone(), child_log("CircuitBreaker"));
         supervisor.add(&children.breaker, here.clone(), move || {
-            if let Some(watcher) = family.watcher.recipient() {
-                breaker_gate.tell_watcher(&watcher);
-            }
             let subscribe = family.watcher.recipient();
             Ok(CircuitBreaker::new(circuit, breaker_gate.clone(), subscribe, breaker_log.clone()))
         });

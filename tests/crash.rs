@@ -280,9 +280,9 @@ async fn an_offline_edit_is_merged_and_what_loses_is_kept() {
 #[actix_rt::test]
 async fn nothing_counts_as_synced_before_the_cloud_has_it() {
     let bench = Bench::new().await;
-    // The cuts follow each other closely: with the default times the circuit would be open most of the time.
+    // The cuts follow each other closely.
     let hurried = bench.settings().set("proxy.retry_delay_s", 0.1).set("proxy.max_retry_delay_s", 0.5);
-    let db = bench.open_with(hurried.set("circuit.open_s", 0.1)).await;
+    let db = bench.open_with(hurried).await;
     bench.proxy.start();
     let create = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)";
     let created = db.write([Statement::new(create)]).await.unwrap();

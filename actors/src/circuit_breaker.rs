@@ -144,7 +144,7 @@ impl Permit {
     /// Reports how the call ended.
     pub fn finish(mut self, outcome: Result<(), FailureClass>) {
         let heard = self.gate.report(CallFinished { epoch: self.epoch, outcome });
-        if heard && outcome.is_err_and(FailureClass::concerns_link) {
+        if heard && outcome.is_err_and(FailureClass::opens_circuit) {
             // The breaker is about to open: nobody may slip through before it does. Should it die first, its
             // successor publishes a new word.
             self.slot = None;
@@ -376,12 +376,12 @@ mod tests {
         let gate = Gate::new();
         let breaker = breaker(&gate);
         tell(&breaker, 1, ProxyStatus::Available).await;
-        gate.permit().unwrap().finish(Err(FailureClass::Transient));
+        gate.permit().unwrap().finish(Err(FailureClass::Busy));
         assert!(gate.permit().is_err());
         assert_eq!(state(&breaker).await, "open");
         assert_eq!(
             gate.permit().unwrap_err(),
-            CircuitOpen { reason: Some(FailureClass::Transient), probing: false }
+            CircuitOpen { reason: Some(FailureClass::Busy), probing: false }
         );
     }
 

@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use slog::{Logger, debug, error, info, warn};
@@ -38,7 +39,7 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
-    Applied, Cursor, Hit, Link, Lookup, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError,
+    Applied, Cursor, Hit, Link, Lookup, Mark, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError,
     ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
@@ -88,8 +89,8 @@ pub struct CloudSyncer {
     timer: Option<SpawnHandle>,
     /// Who waits for the end of a cycle, with the number of the first one that counts.
     asked: Vec<(u64, oneshot::Sender<Result<(), SyncError>>)>,
-    /// Who waits for an epoch to be in the cloud.
-    receipts: Vec<(i64, oneshot::Sender<Result<(), SyncError>>)>,
+    /// Who waits for what is up to a mark to be in the cloud.
+    receipts: Vec<(Mark, oneshot::Sender<Result<(), SyncError>>)>,
     cycles_begun: u64,
     trouble: Option<String>,
     log: Logger,
@@ -104,6 +105,8 @@ struct Memory {
     prepared: Option<(u64, Vec<ReadyTable>)>,
     /// Where the session stood when it had prepared them.
     standing: Option<Standing>,
+    /// When tables were found that cannot be synced, or not both ways: a person may mend them meanwhile.
+    incomplete: Option<Instant>,
 }
 
 /// How many rows the next window or page may have: halved by each failure under way, so that what is too large for the
@@ -131,6 +134,12 @@ impl Portion {
     }
 }
 
+/// How soon a table that could not be synced is looked at again.
+const RECHECK_MAX: Duration = Duration::from_secs(60);
+
+/// The first window or page, as long as nobody knows what a row weighs.
+const FIRST_PORTION: usize = 64;
+
 /// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server.
 const PORTION_BYTES: usize = 16 << 20;
 
@@ -151,8 +160,8 @@ impl CloudSyncer {
             options,
             machine: Syncing::new(options.pace),
             memory: Memory::default(),
-            windows: Portion::new(options.window_rows_max),
-            pages: Portion::new(options.page_rows_max),
+            windows: Portion::new(options.window_rows_max.min(FIRST_PORTION)),
+            pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
             doing: Arc::default(),
             running: None,
             timer: None,
@@ -224,7 +233,7 @@ impl CloudSyncer {
         self.say(&ended);
         let answer = match &ended {
             Ok(()) => Ok(()),
-            Err(trouble) if self.machine.state() == State::Blocked => {
+            Err(trouble) if matches!(outcome, Outcome::Failed(class) if !class.retry_helps()) => {
                 Err(SyncError::Blocked(trouble.to_string()))
             }
             Err(trouble) => Err(SyncError::Failed(trouble.to_string())),
@@ -243,6 +252,10 @@ impl CloudSyncer {
 
     /// One line when trouble begins and one when it ends; nothing while it lasts.
     fn say(&mut self, ended: &Result<(), Trouble>) {
+        if let Err(Trouble::Open(_)) = ended {
+            // Not a trouble of its own: why the circuit is open has been said.
+            return;
+        }
         let now = ended.as_ref().err().map(ToString::to_string);
         match (&self.trouble, &now, ended) {
             (before, Some(now), _) if before.as_ref() == Some(now) => {}
@@ -251,11 +264,7 @@ impl CloudSyncer {
                 error!(self.log, "❌ Sync is blocked: {failure}{remedy}");
             }
             // The link's own troubles are the watcher's to tell.
-            (
-                _,
-                Some(_),
-                Err(Trouble::Announced(_) | Trouble::Cloud(_) | Trouble::Open(_) | Trouble::Unanswered(_)),
-            ) => {}
+            (_, Some(_), Err(Trouble::Announced(_) | Trouble::Cloud(_) | Trouble::Unanswered(_))) => {}
             (_, Some(now), _) => warn!(self.log, "⚠️  Sync is interrupted: {now}"),
             (Some(_), None, _) => debug!(self.log, "sync goes on"),
             (None, None, _) => {}
@@ -265,9 +274,10 @@ impl CloudSyncer {
 
     fn settle_receipts(&mut self) {
         self.receipts.retain(|(_, waiting)| !waiting.is_closed());
-        for (epoch, waiting) in std::mem::take(&mut self.receipts) {
-            match self.receipt(epoch) {
-                None => self.receipts.push((epoch, waiting)),
+        let mut known: HashMap<Mark, Option<Result<(), SyncError>>> = HashMap::new();
+        for (mark, waiting) in std::mem::take(&mut self.receipts) {
+            match known.entry(mark).or_insert_with(|| self.receipt(mark)).clone() {
+                None => self.receipts.push((mark, waiting)),
                 // Who waited may have gone.
                 Some(settled) => drop(waiting.send(settled)),
             }
@@ -275,9 +285,11 @@ impl CloudSyncer {
     }
 
     /// What became of everything up to an epoch; `None` while some of it is still going to be sent.
-    fn receipt(&self, epoch: i64) -> Option<Result<(), SyncError>> {
-        let outstanding = match self.parts.readers.outstanding(epoch) {
+    fn receipt(&self, mark: Mark) -> Option<Result<(), SyncError>> {
+        let outstanding = match self.parts.readers.outstanding(mark) {
             Ok(outstanding) => outstanding,
+            // The next settled round asks again.
+            Err(error) if error.retry_helps() => return None,
             Err(error) => return Some(Err(error.into())),
         };
         let not_synced = self.parts.not_synced.lock().unwrap_or_else(PoisonError::into_inner);
@@ -368,10 +380,12 @@ impl Handler<RoundSettled> for CloudSyncer {
 impl Handler<WaitSynced> for CloudSyncer {
     type Result = ResponseFuture<Result<(), SyncError>>;
 
-    fn handle(&mut self, WaitSynced { epoch }: WaitSynced, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, WaitSynced(mark): WaitSynced, _: &mut Self::Context) -> Self::Result {
+        if let Some(settled) = self.receipt(mark) {
+            return Box::pin(async { settled });
+        }
         let (answer, answered) = oneshot::channel();
-        self.receipts.push((epoch, answer));
-        self.settle_receipts();
+        self.receipts.push((mark, answer));
         Box::pin(async {
             answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the syncer stopped".into())))
         })
@@ -385,6 +399,9 @@ impl Handler<SyncNow> for CloudSyncer {
         let (answer, answered) = oneshot::channel();
         // A cycle that runs already may have passed what the asker means: the one after it counts.
         let first = self.cycles_begun + 1;
+        if self.memory.incomplete.is_some() {
+            self.memory.prepared = None;
+        }
         self.advance(Event::Asked, ctx);
         match self.machine.state() {
             State::Offline => return Box::pin(async { Err(offline()) }),
@@ -469,22 +486,12 @@ impl Cycle {
         let mut link = self.fix_cursor(&session, link).await?;
         let mut upto = None;
         loop {
-            let before = link.cursor.clone();
             self.doing.store(WARMING, Ordering::Relaxed);
             self.pull(&session, &mut link).await?;
             self.doing.store(FLUSHING, Ordering::Relaxed);
             match self.flush(&session, &mut link, &mut upto).await? {
                 Flushed::Everything => break,
-                Flushed::PullFirst | Flushed::TooNarrow => {}
-                // Somebody's long transaction holds the horizon back: the feed does not show yet what has to be seen.
-                Flushed::Unseen if link.cursor == before => {
-                    return Err(CloudFailure::new(
-                        FailureClass::Transient,
-                        "a deletion waits until rows that it would take along have been pulled",
-                    )
-                    .into());
-                }
-                Flushed::Unseen => {}
+                Flushed::PullFirst => {}
             }
         }
         self.doing.store(WARMING, Ordering::Relaxed);
@@ -545,13 +552,12 @@ impl Cycle {
                 .into());
             }
             (known, _) => {
-                let adopted = known.is_some();
-                let cloud_id = identity.id.clone();
-                self.ask(RememberCloud { cloud: cloud_id, system: identity.system }).await?;
-                if adopted {
+                if known.is_some() {
                     // Transaction ids mean nothing on another server.
                     self.ask(FixCursor(None)).await?;
                 }
+                let cloud_id = identity.id.clone();
+                self.ask(RememberCloud { cloud: cloud_id, system: identity.system }).await?;
                 cloud.expect_identity(Some(identity.id));
             }
         }
@@ -601,6 +607,10 @@ impl Cycle {
     /// Looks at the cloud's side of every table, once per connection and per change of the schema here.
     async fn prepare(&mut self, session: &CloudSession, link: &Link) -> Step<()> {
         let (generation, tables) = self.ask(GetTables).await?;
+        let recheck = self.options.pace.max_retry_delay.min(RECHECK_MAX);
+        if self.memory.incomplete.is_some_and(|since| since.elapsed() >= recheck) {
+            self.memory.prepared = None;
+        }
         if self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
             return Ok(());
         }
@@ -625,6 +635,8 @@ impl Cycle {
                 }
             }
         }
+        let one_way = ready.iter().any(|ready| !ready.cloud.feed);
+        self.memory.incomplete = (one_way || !not_synced.is_empty()).then(Instant::now);
         *self.parts.not_synced.lock().unwrap_or_else(PoisonError::into_inner) = not_synced;
         self.memory.prepared = Some((generation, ready));
         let id = self.memory.session.clone().unwrap_or_default();
@@ -930,9 +942,11 @@ impl Cycle {
             self.windows.grow(self.options.window_rows_max, carried.rows, carried.bytes);
             self.tell_receipts();
             match carried.then {
-                Flushed::Everything => width = 1,
-                Flushed::TooNarrow => width = (width * 4).min(WIDTH_MAX),
-                other => return Ok(other),
+                Then::GoOn => width = 1,
+                Then::Widen => width = (width * 4).min(WIDTH_MAX),
+                Then::PullFirst => return Ok(Flushed::PullFirst),
+                // Tried again by the next cycle, when more may have come to help.
+                Then::Later => return Ok(Flushed::Everything),
             }
         }
     }
@@ -960,7 +974,7 @@ impl Cycle {
         let mut carried = Carried {
             rows: rows.iter().map(Vec::len).sum(),
             bytes: rows.iter().flatten().flat_map(|row| &row.row).flatten().map(Value::size).sum(),
-            then: Flushed::Everything,
+            then: Then::GoOn,
         };
         let mut window = Window::encode(tables, &noted, rows);
         let mut id = noted.id.clone();
@@ -984,7 +998,7 @@ impl Cycle {
             match session.round(frame, &window.items, &conflicts, may_widen).await? {
                 RoundOutcome::Committed { hits, caused_more } => {
                     if caused_more {
-                        carried.then = Flushed::PullFirst;
+                        carried.then = Then::PullFirst;
                     }
                     let hits = hits
                         .into_iter()
@@ -999,19 +1013,26 @@ impl Cycle {
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
-                untaken @ (RoundOutcome::Unseen | RoundOutcome::TooNarrow) => {
+                RoundOutcome::TooNarrow => {
                     self.ask(PutBackRound { round: id, refused: vec![] }).await?;
-                    carried.then = match untaken {
-                        RoundOutcome::Unseen => Flushed::Unseen,
-                        _ => Flushed::TooNarrow,
-                    };
+                    carried.then = Then::Widen;
+                    return Ok(carried);
+                }
+                RoundOutcome::Unseen => {
+                    // The deletions wait; everything else goes on. Somebody's long transaction may hold back for hours what
+                    // the feed has to show first.
+                    let deletions =
+                        (0..window.items.len()).filter(|item| window.items[*item].op == Op::Delete);
+                    let refused = deletions.map(|item| window.refusal(tables, &unseen(item))).collect();
+                    self.ask(PutBackRound { round: id, refused }).await?;
+                    carried.then = if noted.retry { Then::Later } else { Then::PullFirst };
                     return Ok(carried);
                 }
                 RoundOutcome::Refused(refused) => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked.
                     let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
-                        refused.into_iter().partition(|r| noted.last_chance || !needs_others(&r.sqlstate));
+                        refused.into_iter().partition(|r| noted.complete || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
                         let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
                         id = self.park(&noted, id, refusals).await?;
@@ -1019,6 +1040,9 @@ impl Cycle {
                     if !wait.is_empty() {
                         let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
                         self.ask(PutBackRound { round: id, refused }).await?;
+                        if noted.retry {
+                            carried.then = Then::Later;
+                        }
                         return Ok(carried);
                     }
                     window.remove(&park);
@@ -1031,7 +1055,7 @@ impl Cycle {
         let first = refusals.first().map(|refusal| {
             let table =
                 noted.tables.iter().find(|table| table.id == refusal.table).map_or("?", |t| t.name.as_str());
-            format!("{} in table {table}: {}", crate::core::value::json_array(&refusal.key), refusal.message)
+            format!("table {table}: {}", refusal.message)
         });
         let count = refusals.len();
         let id = self.ask(ParkRows { round, refusals }).await?;
@@ -1056,21 +1080,36 @@ const WIDTH_MAX: usize = 16;
 /// How far a flush came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flushed {
-    /// Nothing waits any more.
+    /// Nothing waits any more, or only what waits for others.
     Everything,
-    /// The round needs rows that were not in it.
-    TooNarrow,
     /// The cloud did more than it was told: that has to be pulled before anything is built on it.
     PullFirst,
-    /// A deletion waits for rows that have not been seen.
-    Unseen,
+}
+
+/// What has to follow a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// The next one.
+    GoOn,
+    /// The same rows with more around them.
+    Widen,
+    /// A pull.
+    PullFirst,
+    /// Nothing in this cycle: what is left was tried with everything that there is.
+    Later,
 }
 
 /// What became of one round.
 struct Carried {
     rows: usize,
     bytes: usize,
-    then: Flushed,
+    then: Then,
+}
+
+/// A deletion that would take rows along that have not been seen.
+fn unseen(item: usize) -> CloudRefusal {
+    let message = "it would take along rows that have not been pulled yet".to_owned();
+    CloudRefusal { item, sqlstate: String::new(), message, constraint: None }
 }
 
 /// A round's rows in wire form.

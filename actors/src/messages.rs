@@ -21,7 +21,7 @@ use crate::core::failure::FailureClass;
 use crate::core::schema::Table;
 use crate::core::value::Value;
 use crate::sqlite::{
-    Applied, Cursor, Hit, Link, Lookup, Noted, Page, Refusal, Statement, StoreError, Written,
+    Applied, Cursor, Hit, Link, Lookup, Mark, Noted, Page, Refusal, Statement, StoreError, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -304,13 +304,10 @@ pub struct StartOver {
 #[rtype(result = "()")]
 pub struct JournalGrew;
 
-/// Waits until everything that was dirty at an epoch, or before, is in the cloud.
+/// Waits until everything that was dirty at a mark, or before, is in the cloud.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Result<(), SyncError>")]
-pub struct WaitSynced {
-    /// The receipt's epoch.
-    pub epoch: i64,
-}
+pub struct WaitSynced(pub Mark);
 
 /// Runs a cycle now and answers when it ended.
 #[derive(Debug, Clone, Copy, Message)]

@@ -516,6 +516,9 @@ const STATEMENTS_MAX: usize = 500;
 /// that follow.
 const GUILTY_MAX: usize = 100;
 
+/// How many rows may be found in one transaction of which others may be the reason: finding each costs some exchanges.
+const WAITING_MAX: usize = 500;
+
 /// How many rows that stand in each other's way are tried in pairs: this many make 276 attempts.
 const PAIRS_MAX: usize = 24;
 
@@ -1340,10 +1343,14 @@ impl CloudSession {
                 again.push(refusal);
             } else {
                 guilty.push(refusal);
-                if guilty.len() == GUILTY_MAX {
-                    // Whether the others are, only what has not been tried yet could tell.
-                    return Ok((taken, guilty));
-                }
+            }
+            if guilty.len() == GUILTY_MAX {
+                // Whether the others are, only what has not been tried yet could tell.
+                return Ok((taken, guilty));
+            }
+            if guilty.len() + again.len() >= WAITING_MAX {
+                guilty.extend(again);
+                return Ok((taken, guilty));
             }
         }
         // Together; else one by one, in alternating directions, because chains of them have one; else in pairs.

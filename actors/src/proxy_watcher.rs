@@ -74,6 +74,8 @@ pub struct WatcherOptions {
     pub look: Arc<dyn Fn() -> Listening + Send + Sync>,
     /// A random number from 0 to 1; tests give zero.
     pub jitter: Arc<dyn Fn() -> f64 + Send + Sync>,
+    /// Tells of the calls that end; every watcher introduces itself.
+    pub gate: Option<crate::circuit_breaker::Gate>,
     /// The epoch of the last broadcast. Outlives a watcher, so that its successor's changes are newer.
     pub last_epoch: Arc<AtomicU64>,
 }
@@ -97,6 +99,7 @@ impl WatcherOptions {
                     .to_owned(),
             look: Arc::new(move || looked_at.look()),
             jitter: Arc::new(random_share),
+            gate: None,
             last_epoch: Arc::default(),
         }
     }
@@ -293,6 +296,9 @@ impl Actor for ProxyWatcher {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        if let Some(gate) = &self.options.gate {
+            gate.tell_watcher(&ctx.address().recipient());
+        }
         self.advance(Event::Started, ctx);
     }
 }

@@ -160,12 +160,21 @@ impl Statement {
     }
 }
 
+/// A moment between rounds. Everything that was dirty then is in the cloud once no entry of this epoch, or of an older one,
+/// is left; rows that were parked before do not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// The flush epoch: how many rounds had been noted.
+    pub epoch: i64,
+    /// How many rows had been parked.
+    pub parkings: i64,
+}
+
 /// What a committed write did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Written {
-    /// The flush epoch of the commit: everything dirty at or before it is in the cloud once no entry of this
-    /// epoch, or an older one, is left.
-    pub epoch: i64,
+    /// Where the commit stands among rounds and parkings.
+    pub mark: Mark,
     /// One per statement, in order.
     pub results: Vec<StatementResult>,
 }
@@ -200,8 +209,8 @@ pub struct Noted {
     pub epoch: i64,
     /// Whether nothing else waits: what is refused now is refused on top of everything.
     pub complete: bool,
-    /// Whether these entries were refused before and the rest of the journal has been tried since.
-    pub last_chance: bool,
+    /// Whether entries are in it that were refused before.
+    pub retry: bool,
     /// SQLite's number of the schema under which the entries undo what was written since.
     schema_version: i64,
 }
@@ -520,7 +529,7 @@ impl Store {
             tx.execute_batch("RELEASE tidewater_caller")?;
             results.push(outcome);
         }
-        let epoch = epoch(&tx)?;
+        let mark = Mark { epoch: epoch(&tx)?, parkings: meta(&tx, "parkings")?.unwrap_or(0) };
         // New tables get their journal in the transaction that creates them: no row of theirs escapes it.
         let changed = schema_version(&tx)? != self.schema_version;
         let tracked = if changed { Some(track(&tx, Missing::IsGap)?) } else { None };
@@ -531,7 +540,7 @@ impl Store {
             self.remember(tables, version);
             self.untold.extend(notices);
         }
-        Ok(results.into_iter().map(|result| Ok(Written { epoch, results: result? })).collect())
+        Ok(results.into_iter().map(|result| Ok(Written { mark, results: result? })).collect())
     }
 
     /// Brings journals and triggers up to date with the schema, if it changed.
@@ -595,34 +604,37 @@ impl Store {
         let tables: Vec<&Table> = self.tables.iter().filter(|table| eligible.contains(&table.id)).collect();
         let mut sweep = self.sweep.clone();
         let mut taken = 0;
-        let mut last_chance = false;
         let closed = epoch(&tx)?;
         let upto = upto.unwrap_or(closed);
-        for refused in [false, true] {
-            if taken >= rows_max {
-                break;
-            }
+        let mut retry = false;
+        // First what was never refused. When nothing of that is left, the refused ones get their chance, together with
+        // everything that came since: it may be what they wait for.
+        let passes: &[(bool, bool, i64)] = match whole {
+            false => &[(false, false, upto), (true, true, i64::MAX), (true, false, i64::MAX)],
+            true => &[(true, true, i64::MAX), (true, false, i64::MAX)],
+        };
+        for (is_retry, refused, upto) in passes.iter().copied() {
             let before = taken;
             for at in 0..tables.len() {
-                let table = tables[(self.first_table + at) % tables.len()];
-                taken += take(&tx, table, rows_max - taken, refused, upto, &mut sweep)?;
                 if taken >= rows_max {
                     break;
                 }
+                let table = tables[(self.first_table + at) % tables.len()];
+                taken += take(&tx, table, rows_max - taken, refused, upto, &mut sweep)?;
             }
-            last_chance |= refused && taken > before;
-            if taken > 0 && !whole {
+            retry |= is_retry && refused && taken > before;
+            if !whole && (taken > 0 && !is_retry || is_retry && taken == 0) {
                 break;
             }
         }
-        if taken == 0 {
+        if taken == 0 && !conflicts_wait(&tx)? {
             return Ok(None);
         }
-        close_under_foreign_keys(&tx, &tables, last_chance || whole)?;
+        close_under_foreign_keys(&tx, &tables, retry || whole)?;
         let mut complete = true;
         for table in &tables {
             let journal = ident(&side_table(JOURNAL, table));
-            let more = format!("SELECT 1 FROM {journal} WHERE coalesce(epoch, 0) <= {upto} LIMIT 1");
+            let more = format!("SELECT 1 FROM {journal} LIMIT 1");
             complete &= !tx.prepare_cached(&more)?.exists([])?;
         }
         for table in &tables {
@@ -648,7 +660,7 @@ impl Store {
             generation: self.generation,
             epoch: closed,
             complete,
-            last_chance: last_chance || complete,
+            retry,
             schema_version: self.schema_version,
         }))
     }
@@ -775,25 +787,29 @@ impl Store {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, id)?;
+        let mut parkings: i64 = meta(&tx, "parkings")?.unwrap_or(0);
         for refusal in refusals {
+            parkings += 1;
             let Some(table) = self.tables.iter().find(|table| table.id == refusal.table) else { continue };
             let Some(entry) = take_entry(&tx, table, FLIGHT, &refusal.key)? else { continue };
             put_entry(&tx, table, PARKED, &refusal.key, &entry)?;
             let sql = format!(
                 "UPDATE {} SET sqlstate = ?1, message = ?2, \"constraint\" = ?3, row_values = ?4, \
-                 parked_at = strftime('%Y-%m-%d %H:%M:%f', 'now') WHERE {}",
+                 parked_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), parking = ?5 WHERE {}",
                 ident(&side_table(PARKED, table)),
-                key_is(table, 5)
+                key_is(table, 6)
             );
             let mut values: Vec<Value> = vec![
                 refusal.sqlstate.clone().into(),
                 refusal.message.clone().into(),
                 refusal.constraint.clone().into(),
                 refusal.values.clone().into(),
+                parkings.into(),
             ];
             values.extend(refusal.key.iter().cloned());
             tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
         }
+        set_meta(&tx, "parkings", parkings)?;
         let id = uuid::Uuid::new_v4().to_string();
         tx.execute("UPDATE _tidewater_round SET id = ?1", [&id])?;
         tx.commit()?;
@@ -1119,7 +1135,12 @@ impl Readers {
     /// SQLite says.
     pub fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         let conn = self.get()?;
-        Ok(work(&conn)?)
+        let result = work(&conn);
+        if !conn.is_autocommit() {
+            // A transaction that is left open would show the next reader an old state.
+            conn.execute_batch("ROLLBACK")?;
+        }
+        Ok(result?)
     }
 
     /// The rows of the round in flight, each as it was when the round was noted.
@@ -1176,8 +1197,8 @@ impl Readers {
         })
     }
 
-    /// What of the rows that were dirty in this epoch, or before, is not in the cloud.
-    pub fn outstanding(&self, epoch: i64) -> Result<Outstanding> {
+    /// What of the rows that were dirty at this mark, or before, is not in the cloud.
+    pub fn outstanding(&self, mark: Mark) -> Result<Outstanding> {
         self.read_at_once(|conn| {
             let ids: Vec<i64> = conn
                 .prepare_cached("SELECT id FROM _tidewater_tables")?
@@ -1185,14 +1206,15 @@ impl Readers {
                 .collect::<rusqlite::Result<_>>()?;
             let mut outstanding = Outstanding::default();
             for id in ids {
-                let any = |kind: &str| {
-                    let sql = format!("SELECT 1 FROM _tidewater_{kind}_{id} WHERE epoch <= ?1 LIMIT 1");
-                    conn.prepare_cached(&sql)?.exists([epoch])
+                let any = |kind: &str, which: &str| {
+                    let sql =
+                        format!("SELECT 1 FROM _tidewater_{kind}_{id} WHERE epoch <= ?1 {which} LIMIT 1");
+                    conn.prepare_cached(&sql)?.exists([mark.epoch])
                 };
-                if any(JOURNAL)? || any(FLIGHT)? {
+                if any(JOURNAL, "")? || any(FLIGHT, "")? {
                     outstanding.waiting.push(id);
                 }
-                outstanding.parked |= any(PARKED)?;
+                outstanding.parked |= any(PARKED, &format!("AND parking > {}", mark.parkings))?;
             }
             Ok(outstanding)
         })
@@ -1462,6 +1484,16 @@ fn set_cursor(conn: &Connection, cursor: &Cursor) -> Result<()> {
 
 fn epoch(conn: &Connection) -> Result<i64> {
     Ok(conn.prepare_cached("SELECT epoch FROM _tidewater_clock")?.query_row([], |row| row.get(0))?)
+}
+
+/// Whether the cloud has not heard of all conflicts yet.
+fn conflicts_wait(conn: &Connection) -> Result<bool> {
+    Ok(conn
+        .prepare_cached(
+            "SELECT 1 FROM _tidewater_conflicts WHERE id > \
+             coalesce((SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told'), 0) LIMIT 1",
+        )?
+        .exists([])?)
 }
 
 fn round(conn: &Connection) -> Result<Option<(String, i64)>> {
@@ -2215,8 +2247,15 @@ impl<'a> Applier<'a> {
         if !self.is_pending(parent, &pulled.key)? || read_row(self.tx, parent, &pulled.key)?.is_some() {
             return Ok(false);
         }
+        match self.insert(parent, row) {
+            Ok(_) => {}
+            // A pending row has taken its place: the child is set aside until that is settled.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
         self.take_pending(parent, &pulled.key)?;
-        self.insert(parent, row)?;
         self.changed += 1;
         self.conflicts += 1;
         let cloud = Value::Text(json_array(row));
@@ -2646,6 +2685,8 @@ const UNTRACKED: &str = "the table is not synced any more";
 /// Parks everything that waits under a table's number.
 fn park_all(tx: &Connection, id: i64, message: &str) -> Result<usize> {
     let mut parked = 0;
+    let parkings: i64 = meta(tx, "parkings")?.unwrap_or(0) + 1;
+    set_meta(tx, "parkings", parkings)?;
     let into = ident(&format!("_tidewater_{PARKED}_{id}"));
     for kind in [FLIGHT, JOURNAL] {
         let from = ident(&format!("_tidewater_{kind}_{id}"));
@@ -2659,11 +2700,11 @@ fn park_all(tx: &Connection, id: i64, message: &str) -> Result<usize> {
         // Where an older entry is parked already it has the older bases, and all of the row is sent with it.
         parked += tx.execute(
             &format!(
-                "INSERT INTO {into} ({columns}, message, parked_at) \
-                 SELECT {columns}, ?1, strftime('%Y-%m-%d %H:%M:%f', 'now') FROM {from} WHERE true \
-                 ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole, 1)"
+                "INSERT INTO {into} ({columns}, message, parked_at, parking) \
+                 SELECT {columns}, ?1, strftime('%Y-%m-%d %H:%M:%f', 'now'), ?2 FROM {from} WHERE true \
+                 ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole, 1), parking = excluded.parking"
             ),
-            [message],
+            params![message, parkings],
         )?;
         tx.execute(&format!("DELETE FROM {from}"), [])?;
     }

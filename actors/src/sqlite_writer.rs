@@ -161,6 +161,7 @@ macro_rules! store_calls {
             type Result = Stored<$answer>;
 
             fn handle(&mut self, $m: $message, _: &mut Self::Context) -> Self::Result {
+                self.commit();
                 let $store = &mut self.store;
                 let result: Stored<$answer> = $call;
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {

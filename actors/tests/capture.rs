@@ -17,7 +17,7 @@ use tidewater_actors::core::schema::Table;
 use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::NoteRound;
 use tidewater_actors::sqlite::{
-    Applied, Hit, Lookup, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement, Store,
+    Applied, Hit, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement, Store,
     StoreError, StoreOptions, Written,
 };
 use tidewater_test_support::shell::{python_sqlite, sqlite3_shell};
@@ -938,7 +938,7 @@ fn a_table_that_stays_local_for_a_while() {
     let notices = bench.store().track().unwrap();
     assert!(notices.iter().any(|n| n.0.contains("are parked")), "{notices:?}");
     assert_eq!(bench.counts(), (0, 2));
-    let outstanding = bench.readers.outstanding(i64::MAX).unwrap();
+    let outstanding = bench.readers.outstanding(Mark { epoch: i64::MAX, parkings: 0 }).unwrap();
     assert!(outstanding.parked && outstanding.waiting.is_empty());
     bench.foreign_sql("DROP INDEX e");
     bench.loose = true;
@@ -1548,14 +1548,14 @@ fn refused_entries_are_tried_last() {
     bench.note(10).unwrap();
     bench.put_back(&[refuse(1), refuse(2)]).unwrap();
     let noted = bench.note(1).unwrap();
-    assert!(!noted.last_chance);
+    assert!(!noted.retry);
     let rounds = bench.read(&noted);
     assert!(rounds[0][0].key[0] != int(1) && rounds[0][0].key[0] != int(2));
     bench.put_back(&[]).unwrap();
     bench.round(1);
     bench.round(1);
     let noted = bench.note(10).unwrap();
-    assert!(noted.last_chance);
+    assert!(noted.retry && noted.complete);
     assert_eq!(bench.read(&noted)[0].len(), 2);
     bench.put_back(&[refuse(1), refuse(2)]).unwrap();
     bench.check();

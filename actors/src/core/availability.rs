@@ -213,6 +213,8 @@ pub struct Availability {
     appearance_failed_at: Duration,
     /// One failed check of the transient kind while available: asked again before an outage is announced.
     in_doubt: bool,
+    /// The next success is announced although nothing changed: somebody asked for a fresh start.
+    announce: bool,
     was_up: bool,
     explained: bool,
     said_blind: bool,
@@ -253,6 +255,7 @@ impl Availability {
             appearances_failed: 0,
             appearance_failed_at: Duration::ZERO,
             in_doubt: false,
+            announce: false,
             was_up: false,
             explained: false,
             said_blind: false,
@@ -425,6 +428,7 @@ impl Availability {
 
     fn reset(&mut self) {
         self.log(Notice::Reset);
+        self.announce = true;
         self.start_over();
         self.appearances_failed = 0;
         self.next_check = Some(self.now);
@@ -566,7 +570,12 @@ impl Availability {
         self.detail = one_line(&who);
         if self.change_to(ProxyStatus::Available, None) {
             self.log(Notice::Reconnected);
+        } else if self.announce {
+            // Whoever gave up for another reason is to try again as well.
+            self.epoch += 1;
+            self.out.push(Effect::Broadcast(self.current()));
         }
+        self.announce = false;
     }
 
     fn failed(&mut self, cause: Cause, attempted: bool, failure: CloudFailure) {

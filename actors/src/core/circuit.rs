@@ -210,7 +210,7 @@ impl Circuit {
                     self.enter(State::Closed { failures: 0 }, None, effects);
                 }
             }
-            (_, Err(class)) if !class.concerns_link() => {}
+            (_, Err(class)) if !class.opens_circuit() => {}
             (State::Closed { failures }, Err(class)) => {
                 *failures = failures.saturating_add(1);
                 let failures = *failures;
@@ -328,10 +328,10 @@ mod tests {
     fn it_opens_at_the_threshold_of_failures_in_a_row() {
         let mut circuit = closed();
         for outcome in [
-            Err(FailureClass::Transient),
+            Err(FailureClass::NotRunning),
             Err(FailureClass::Busy),
             Ok(()),
-            Err(FailureClass::Transient),
+            Err(FailureClass::NotRunning),
             Err(FailureClass::NotAnswering),
         ] {
             call(&mut circuit, outcome, SECOND);
@@ -342,12 +342,13 @@ mod tests {
         assert!(effects.contains(&Effect::ScheduleAt(11 * SECOND)));
     }
 
-    /// C3: a poisoned row is the row's problem, however often it is refused.
+    /// C3: a poisoned row is the row's problem, however often it is refused, and so is a deadlock the round's.
     #[test]
-    fn refused_data_never_opens_it() {
+    fn neither_refused_data_nor_a_deadlock_opens_it() {
         let mut circuit = closed();
         for _ in 0..100 {
             call(&mut circuit, Err(FailureClass::DataRefused), SECOND);
+            call(&mut circuit, Err(FailureClass::Transient), SECOND);
         }
         assert_eq!(circuit.published().mode, Mode::Closed);
         assert_eq!(circuit.report().consecutive_failures, 0);
@@ -418,7 +419,7 @@ mod tests {
         let mut now = Duration::ZERO;
         let mut waits = Vec::new();
         for _ in 0..8 {
-            let effects = call(&mut circuit, Err(FailureClass::Transient), now);
+            let effects = call(&mut circuit, Err(FailureClass::Busy), now);
             let Some(Effect::ScheduleAt(until)) = effects.last().copied() else { panic!("not scheduled") };
             waits.push((until - now).as_secs());
             now = until;

@@ -35,9 +35,15 @@ impl FailureClass {
         !matches!(self, Self::Credentials | Self::NotOurs | Self::DataRefused)
     }
 
-    /// Whether the failure speaks about the link and not about the data, so that the breaker counts it.
+    /// Whether the failure speaks about the link and not about the data, so that the watcher looks at it.
     pub fn concerns_link(self) -> bool {
         self != Self::DataRefused
+    }
+
+    /// Whether the breaker counts it. A deadlock, or a connection that broke, does not: the same call may well succeed at
+    /// once, and if the link is gone, the watcher says so.
+    pub fn opens_circuit(self) -> bool {
+        !matches!(self, Self::DataRefused | Self::Transient)
     }
 }
 

@@ -203,6 +203,7 @@ impl Syncing {
             // the circuit's.
             Outcome::Held => vec![self.wake(self.pace.retry_delay)],
             Outcome::Failed(_) | Outcome::Interrupted => {
+                self.blocked = false;
                 let doubled = 2u32.saturating_pow(self.failures.min(20));
                 self.failures += 1;
                 let after = self.pace.retry_delay.saturating_mul(doubled).min(self.pace.max_retry_delay);

@@ -71,7 +71,7 @@ pub(crate) fn create_side_tables(table: &Table) -> String {
         (FLIGHT, ", refused TEXT"),
         (
             PARKED,
-            ", sqlstate TEXT, message TEXT NOT NULL, \"constraint\" TEXT, row_values TEXT, parked_at TEXT NOT NULL",
+            ", sqlstate TEXT, message TEXT NOT NULL, \"constraint\" TEXT, row_values TEXT, parked_at TEXT NOT NULL, parking INTEGER NOT NULL DEFAULT 0",
         ),
     ] {
         let name = ident(&side_table(kind, table));
