@@ -22,7 +22,7 @@
 //!   appears ([`FREE_APPEARANCES`], then with a backoff of their own) and a person (a forced check, a reset).
 //! - **P7.4** A retry that cannot help (wrong credentials, not ours) comes once per `max_retry_delay`.
 //! - **P7.5** A status or a class is logged when it changes, not when it is confirmed.
-//! - **W1** Every broadcast has a higher epoch than the one before, and differs from it.
+//! - **W1** Every broadcast has a higher epoch than the one before, and differs from it, unless a reset came between.
 //! - **W2** It never sleeps for ever: whatever happened, a wake-up is armed.
 //! - **W3** An answer to a check that is not the one that is out changes nothing.
 //! - **W4** `Available` is only ever the result of a check that succeeded, never of an open port.
