@@ -6,7 +6,12 @@
 set -eu
 
 port=${1:-5432}
-bin=$(dirname "$(readlink -f "$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb | tail -n 1)")")
+initdb=$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null | tail -n 1)
+if [ -z "$initdb" ]; then
+    echo "PostgreSQL's server programs are missing: make test installs them, or apt-get install postgresql" >&2
+    exit 1
+fi
+bin=$(dirname "$(readlink -f "$initdb")")
 folder=$(mktemp -d)
 server=""
 # The server refuses to run as root.
