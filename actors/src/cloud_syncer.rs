@@ -573,7 +573,7 @@ impl Cycle {
                 self.ask(PutBackRound { round, refused: vec![] }).await?;
             }
         } else {
-            // The ledger knows neither round (PROTOCOL section 6): the counter tells who is ahead.
+            // The ledger knows neither round: the counter tells who is ahead.
             let cloud_lost_rounds = ledger.number < link.round_number;
             if cloud_lost_rounds {
                 warn!(

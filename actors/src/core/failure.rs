@@ -1,6 +1,6 @@
 //! Failures are not all alike: what a failed cloud call means, decided from the facts alone.
 //!
-//! The table is DESIGN section 2's: a class says what is to be done, not what went wrong. The shells
+//! A class says what is to be done, not what went wrong. The shells
 //! translate their errors into [`CloudFailure`] once, at the edge, and everything behind decides by class.
 
 use serde::Serialize;
@@ -91,7 +91,7 @@ impl CloudFailure {
 /// The class of an error that PostgreSQL itself reported.
 ///
 /// Codes: PostgreSQL 15 manual, appendix A. Inside a round everything that is neither connection nor
-/// transient is suspect data (PROTOCOL section 4), a missing right included: row-level security answers 42501.
+/// transient is suspect data, a missing right included: row-level security answers 42501.
 pub fn classify_sqlstate(sqlstate: &str, phase: Phase) -> FailureClass {
     match sqlstate {
         "57P01" | "57P02" | "57P03" | "53300" => FailureClass::Busy,

@@ -183,7 +183,7 @@ impl CloudType {
         }
     }
 
-    /// The type that a declared SQLite type gets in a table that Tidewater creates (DESIGN section 3).
+    /// The type that a declared SQLite type gets in a table that Tidewater creates.
     ///
     /// The named types come first, because `DATETIME` and `JSON` have no place in SQLite's affinity rules;
     /// then those rules in their order (<https://www.sqlite.org/datatype3.html>, section 3.1).
