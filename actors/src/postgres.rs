@@ -1062,7 +1062,7 @@ impl CloudSession {
     }
 
     async fn begin_round(&self, frame: RoundFrame<'_>) -> Result<()> {
-        // Both are UUIDs of ours; quoting them is a formality.
+        // A UUID: quoting it is a formality.
         let device = parse_uuid(frame.device)?;
         self.batch(
             &format!(

@@ -393,7 +393,7 @@ pub fn lock_file(path: &Path) -> Result<FileLock> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);
-    let file = private_file(&lock_path, true).map_err(|error| open_error(&lock_path, &error))?;
+    let file = private_file(&lock_path).map_err(|error| open_error(&lock_path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(FileLock { _file: file }),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.display().to_string() }),
@@ -402,9 +402,9 @@ pub fn lock_file(path: &Path) -> Result<FileLock> {
 }
 
 /// Opens a file for writing, created with mode 0600 where it is missing.
-fn private_file(path: &Path, truncate_nothing: bool) -> std::io::Result<File> {
+fn private_file(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(!truncate_nothing);
+    options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)
@@ -1298,7 +1298,7 @@ fn check_file(path: &Path) -> Result<Vec<Notice>> {
         // process has to it, and the next program to leave would delete the log under them.
         Ok(metadata) => Ok(open_to_others(path, &metadata)),
         Err(_) => {
-            private_file(path, true).map_err(|error| open_error(path, &error))?;
+            private_file(path).map_err(|error| open_error(path, &error))?;
             Ok(vec![])
         }
     }
@@ -1502,7 +1502,6 @@ fn round(conn: &Connection) -> Result<Option<(String, i64)>> {
         .optional()?)
 }
 
-/// The schema is the one that the caller knows, inside its transaction.
 /// The number of the round in flight, if it is this one.
 fn the_round(conn: &Connection, id: &str) -> Result<i64> {
     match round(conn)? {
@@ -1511,6 +1510,7 @@ fn the_round(conn: &Connection, id: &str) -> Result<i64> {
     }
 }
 
+/// The schema is the one that the caller knows, inside its transaction.
 fn same_schema(conn: &Connection, known: i64) -> Result<()> {
     if schema_version(conn)? == known { Ok(()) } else { Err(StoreError::SchemaChanged) }
 }
@@ -2371,13 +2371,9 @@ fn track(tx: &Connection, missing: Missing) -> Result<(Vec<Table>, Vec<Notice>)>
         notices.extend(equip(tx, table, missing)?);
     }
     notices.extend(park_untracked(tx, &tables)?);
-    // The order is part of the protocol between store and syncer within one schema version: parents first.
+    // The order in which rounds take and send them.
     let order = crate::core::schema::parents_first(&tables);
-    let mut by_place: BTreeMap<usize, Table> = BTreeMap::new();
-    for (place, at) in order.iter().enumerate() {
-        by_place.insert(place, tables[*at].clone());
-    }
-    Ok((by_place.into_values().collect(), notices))
+    Ok((order.into_iter().map(|at| tables[at].clone()).collect(), notices))
 }
 
 /// A table as it is tracked, or why it cannot be.

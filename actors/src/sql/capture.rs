@@ -26,7 +26,7 @@ use crate::core::schema::{Column, Table};
 /// The wall clock in microseconds since 1970. `unixepoch('subsec')` is NULL before SQLite 3.42.
 const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)";
 
-/// The four kinds of table that hold keys or entries.
+/// The kinds of table that hold keys or entries.
 pub(crate) const JOURNAL: &str = "journal";
 pub(crate) const FLIGHT: &str = "flight";
 pub(crate) const PARKED: &str = "parked";

@@ -267,7 +267,8 @@ pub(crate) fn column_definition(table: &Table, c: usize, in_new_table: bool) -> 
 fn default(text: &str, kind: &CloudType) -> Option<String> {
     let text = text.trim();
     let is_number = text.parse::<f64>().is_ok_and(f64::is_finite);
-    let is_string = text.len() >= 2 && text.starts_with('\'') && text.ends_with('\'');
+    let inside = text.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
+    let is_string = inside.is_some_and(|inside| !inside.replace("''", "").contains('\''));
     match (text.to_ascii_uppercase().as_str(), kind) {
         ("0" | "FALSE", CloudType::Bool) => Some("false".into()),
         ("1" | "TRUE", CloudType::Bool) => Some("true".into()),
@@ -344,7 +345,7 @@ pub(crate) fn feed(table: &Table, cloud: &CloudTable, targets: &[String]) -> Str
     let mut sql = format!(
         "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n\
          SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET timezone = 'UTC'\n\
-         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $feed${}$feed$;\n\
+         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $tidewater_feed${}$tidewater_feed$;\n\
          REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;\n",
         feed_body(table, cloud)
     );
