@@ -447,8 +447,8 @@ impl Cycle {
         let ended = self.steps().await;
         match &ended {
             Ok(()) => permit.finish(Ok(())),
-            Err(Trouble::Cloud(failure)) => permit.finish(Err(failure.class)),
-            // Our own troubles say nothing about the link.
+            Err(Trouble::Cloud(failure)) if failure.concerns_link() => permit.finish(Err(failure.class)),
+            // Our own troubles, and what the server takes its time for, say nothing about the link.
             Err(_) => drop(permit),
         }
         (self.memory, ended)
@@ -469,13 +469,11 @@ impl Cycle {
             match self.flush(&session, &mut link, &mut upto).await? {
                 Flushed::Everything => break,
                 Flushed::PullFirst | Flushed::TooNarrow => {}
-                // Somebody's long transaction holds the horizon back: the feed does not show yet what has to be seen.
+                // Somebody's long transaction holds the horizon back: the feed does not show yet what has to be seen. The
+                // deletion waits for a later cycle.
                 Flushed::Unseen if link.cursor == before => {
-                    return Err(CloudFailure::new(
-                        FailureClass::Transient,
-                        "a deletion waits until rows that it would take along have been pulled",
-                    )
-                    .into());
+                    debug!(self.log, "a deletion waits until rows that it would take along have been pulled");
+                    break;
                 }
                 Flushed::Unseen => {}
             }
@@ -606,7 +604,11 @@ impl Cycle {
                 Prepared::Ready(cloud) if cloud.feed => Some(cloud.trace.clone()),
                 _ => None,
             };
-            self.ask(RememberCloudTable { table: table.id, trace }).await?;
+            let made = match &prepared {
+                Prepared::Ready(cloud) => Some((cloud.oid, cloud.columns.iter().map(|c| c.number).collect())),
+                Prepared::NotYet(_) => None,
+            };
+            self.ask(RememberCloudTable { table: table.id, trace, made }).await?;
             match prepared {
                 Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud }),
                 Prepared::NotYet(reason) => {
@@ -905,12 +907,14 @@ impl Cycle {
         let pairs: Vec<(Table, CloudTable)> =
             tables.iter().map(|ready| (ready.table.clone(), ready.cloud.clone())).collect();
         let mut width = 1;
+        let mut fruitless = 0;
         loop {
             let rows_max = self.windows.rows() * width;
             let (eligible, whole) = (eligible.clone(), width > 1);
             let noted = self.ask(NoteRound { rows_max, generation, eligible, upto: *upto, whole }).await?;
             let Some(noted) = noted else { return Ok(Flushed::Everything) };
             upto.get_or_insert(noted.epoch);
+            let complete = noted.complete;
             let may_widen = width < WIDTH_MAX && !noted.complete;
             let carried = self.carry(session, link, &tables, &pairs, noted, may_widen).await;
             if let Err(Trouble::Cloud(_)) = &carried {
@@ -920,7 +924,9 @@ impl Cycle {
             self.windows.grow(self.options.window_rows_max, carried.rows, carried.bytes);
             self.tell_receipts();
             match carried.then {
-                Flushed::Everything => width = 1,
+                Flushed::Everything => (width, fruitless) = (1, 0),
+                // Each table has its turn before the flush ends with deletions that wait.
+                Flushed::Unseen if !complete && fruitless < tables.len() => fruitless += 1,
                 Flushed::TooNarrow => width = (width * 4).min(WIDTH_MAX),
                 other => return Ok(other),
             }
@@ -972,7 +978,7 @@ impl Cycle {
                 tables: pairs,
             };
             match session.round(frame, &window.items, &conflicts, may_widen).await? {
-                RoundOutcome::Committed { hits, caused_more } => {
+                RoundOutcome::Committed { hits, unseen, caused_more } => {
                     if caused_more {
                         carried.then = Flushed::PullFirst;
                     }
@@ -985,7 +991,8 @@ impl Cycle {
                         })
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
-                    self.ask(AcknowledgeRound { round, hits, generation, left_out: vec![] }).await?;
+                    let left_out = unseen.iter().map(|item| window.items[*item].name.clone()).collect();
+                    self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
                     link.last_round = Some(id);
                     return Ok(carried);
                 }

@@ -28,7 +28,11 @@ pub struct Bench {
 impl Bench {
     /// A fresh database behind a proxy that is not running.
     pub async fn new() -> Self {
-        let server = Postgres::shared();
+        Self::on(Postgres::shared()).await
+    }
+
+    /// On a server of its own: a transaction that stays open holds back everybody's feed.
+    pub async fn on(server: &Postgres) -> Self {
         let cloud = server.create_database().await;
         let proxy = FaultProxy::reserve(server.address());
         Self { folder: tempfile::tempdir().unwrap(), cloud, proxy, log: Lines::default() }
@@ -36,7 +40,7 @@ impl Bench {
 
     /// Another device on the same cloud: a file and a proxy of its own.
     pub fn another(&self) -> Self {
-        let proxy = FaultProxy::reserve(Postgres::shared().address());
+        let proxy = FaultProxy::reserve((std::net::Ipv4Addr::LOCALHOST, self.cloud.port).into());
         let folder = tempfile::tempdir().unwrap();
         Self { folder, cloud: self.cloud.clone(), proxy, log: Lines::default() }
     }
