@@ -611,7 +611,8 @@ impl Store {
                 break;
             }
         }
-        if taken == 0 {
+        // Conflicts that the cloud has not heard of are reason enough for a round.
+        if taken == 0 && !conflicts_wait(&tx)? {
             return Ok(None);
         }
         close_under_foreign_keys(&tx, &tables, last_chance || whole)?;
@@ -1674,6 +1675,13 @@ fn merge_entries(
 fn merge_back(conn: &Connection, table: &Table) -> Result<()> {
     merge_entries(conn, table, FLIGHT, JOURNAL, "true")?;
     Ok(())
+}
+
+/// Whether the cloud has not heard of all conflicts.
+fn conflicts_wait(conn: &Connection) -> Result<bool> {
+    let sql = "SELECT coalesce((SELECT max(id) FROM _tidewater_conflicts), 0) \
+               > coalesce((SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told'), 0)";
+    Ok(conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
 }
 
 /// Rows that were refused for want of a parent that this round carried get another chance.
