@@ -97,9 +97,11 @@ async fn a_child_that_the_feed_does_not_show_yet_is_not_cascaded_away() {
     let holder = elsewhere.connect().await;
     holder.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
     two.a_deletes_the_customer_offline().await;
+    run(&two.a, "DELETE FROM customer WHERE id = 2").await;
     let written = run(&two.b, "INSERT INTO purchase VALUES (9, 1)").await;
     two.b.synced(&written).await.unwrap();
     two.bench.proxy.start();
+    wait_until_there(&two.a, &two.client, "SELECT count(*) FROM customer WHERE id = 2", "0").await;
     wait_until_there(&two.a, &two.client, "SELECT count(*) FROM note", "1").await;
     // Further cycles change nothing about it, and fail for nobody.
     for _ in 0..3 {

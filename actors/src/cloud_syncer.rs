@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use slog::{Logger, debug, error, info, warn};
@@ -104,6 +105,8 @@ struct Memory {
     prepared: Option<(u64, Vec<ReadyTable>)>,
     /// Where the session stood when it had prepared them.
     standing: Option<Standing>,
+    /// When tables that could not be used are looked at again, and how long that wait was.
+    look_again: Option<(Instant, Duration)>,
 }
 
 /// How many rows the next window or page may have: halved by each failure under way, so that what is too large for the
@@ -586,10 +589,12 @@ impl Cycle {
         self.memory.prepared.iter().flat_map(|(_, ready)| ready).map(|ready| &ready.cloud)
     }
 
-    /// Looks at the cloud's side of every table, once per connection and per change of the schema here.
+    /// Looks at the cloud's side of every table, once per connection and per change of the schema here; and again, at growing
+    /// intervals, while one of them cannot be used: somebody may have mended it, or given its lock back.
     async fn prepare(&mut self, session: &CloudSession, link: &Link) -> Step<()> {
         let (generation, tables) = self.ask(GetTables).await?;
-        if self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
+        let due = self.memory.look_again.is_some_and(|(when, _)| Instant::now() >= when);
+        if !due && self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
             return Ok(());
         }
         let (prepared, notes) = session.prepare(&tables).await?;
@@ -617,6 +622,12 @@ impl Cycle {
                 }
             }
         }
+        let pace = self.options.pace;
+        self.memory.look_again = (!not_synced.is_empty()).then(|| {
+            let doubled = self.memory.look_again.map_or(pace.pull_interval, |(_, last)| last * 2);
+            let wait = doubled.min(pace.max_retry_delay);
+            (Instant::now() + wait, wait)
+        });
         *self.parts.not_synced.lock().unwrap_or_else(PoisonError::into_inner) = not_synced;
         self.memory.prepared = Some((generation, ready));
         let id = self.memory.session.clone().unwrap_or_default();
