@@ -105,8 +105,8 @@ struct Memory {
     prepared: Option<(u64, Vec<ReadyTable>)>,
     /// Where the session stood when it had prepared them.
     standing: Option<Standing>,
-    /// When tables were found that cannot be synced, or not both ways: a person may mend them meanwhile.
-    incomplete: Option<Instant>,
+    /// When tables that could not be used are looked at again, and how long that wait was.
+    look_again: Option<(Instant, Duration)>,
 }
 
 /// How many rows the next window or page may have: halved by each failure under way, so that what is too large for the
@@ -133,9 +133,6 @@ impl Portion {
         self.0.store((self.rows() * 2).min(most).min(bearable), Ordering::Relaxed);
     }
 }
-
-/// How soon a table that could not be synced is looked at again.
-const RECHECK_MAX: Duration = Duration::from_secs(60);
 
 /// The first window or page, as long as nobody knows what a row weighs.
 const FIRST_PORTION: usize = 64;
@@ -399,7 +396,7 @@ impl Handler<SyncNow> for CloudSyncer {
         let (answer, answered) = oneshot::channel();
         // A cycle that runs already may have passed what the asker means: the one after it counts.
         let first = self.cycles_begun + 1;
-        if self.memory.incomplete.is_some() {
+        if self.memory.look_again.is_some() {
             self.memory.prepared = None;
         }
         self.advance(Event::Asked, ctx);
@@ -471,8 +468,10 @@ impl Cycle {
         let ended = self.steps().await;
         match &ended {
             Ok(()) => permit.finish(Ok(())),
-            Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) => permit.finish(Err(failure.class)),
-            // Our own troubles say nothing about the link.
+            Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) if failure.concerns_link() => {
+                permit.finish(Err(failure.class));
+            }
+            // Our own troubles, and what the server takes its time for, say nothing about the link.
             Err(_) => drop(permit),
         }
         (self.memory, ended)
@@ -604,14 +603,12 @@ impl Cycle {
         self.memory.prepared.iter().flat_map(|(_, ready)| ready).map(|ready| &ready.cloud)
     }
 
-    /// Looks at the cloud's side of every table, once per connection and per change of the schema here.
+    /// Looks at the cloud's side of every table, once per connection and per change of the schema here; and again, at growing
+    /// intervals, while one of them cannot be used: somebody may have mended it, or given its lock back.
     async fn prepare(&mut self, session: &CloudSession, link: &Link) -> Step<()> {
         let (generation, tables) = self.ask(GetTables).await?;
-        let recheck = self.options.pace.max_retry_delay.min(RECHECK_MAX);
-        if self.memory.incomplete.is_some_and(|since| since.elapsed() >= recheck) {
-            self.memory.prepared = None;
-        }
-        if self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
+        let due = self.memory.look_again.is_some_and(|(when, _)| Instant::now() >= when);
+        if !due && self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
             return Ok(());
         }
         let (prepared, notes) = session.prepare(&tables).await?;
@@ -626,7 +623,11 @@ impl Cycle {
                 Prepared::Ready(cloud) if cloud.feed => Some(cloud.trace.clone()),
                 _ => None,
             };
-            self.ask(RememberCloudTable { table: table.id, trace }).await?;
+            let made = match &prepared {
+                Prepared::Ready(cloud) => Some((cloud.oid, cloud.columns.iter().map(|c| c.number).collect())),
+                Prepared::NotYet(_) => None,
+            };
+            self.ask(RememberCloudTable { table: table.id, trace, made }).await?;
             match prepared {
                 Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud }),
                 Prepared::NotYet(reason) => {
@@ -636,7 +637,12 @@ impl Cycle {
             }
         }
         let one_way = ready.iter().any(|ready| !ready.cloud.feed);
-        self.memory.incomplete = (one_way || !not_synced.is_empty()).then(Instant::now);
+        let pace = self.options.pace;
+        self.memory.look_again = (one_way || !not_synced.is_empty()).then(|| {
+            let doubled = self.memory.look_again.map_or(pace.pull_interval, |(_, last)| last * 2);
+            let wait = doubled.min(pace.max_retry_delay);
+            (Instant::now() + wait, wait)
+        });
         *self.parts.not_synced.lock().unwrap_or_else(PoisonError::into_inner) = not_synced;
         self.memory.prepared = Some((generation, ready));
         let id = self.memory.session.clone().unwrap_or_default();
@@ -996,7 +1002,7 @@ impl Cycle {
                 tables: pairs,
             };
             match session.round(frame, &window.items, &conflicts, may_widen).await? {
-                RoundOutcome::Committed { hits, caused_more } => {
+                RoundOutcome::Committed { hits, unseen, caused_more } => {
                     if caused_more {
                         carried.then = Then::PullFirst;
                     }
@@ -1009,7 +1015,8 @@ impl Cycle {
                         })
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
-                    self.ask(AcknowledgeRound { round, hits, generation, left_out: vec![] }).await?;
+                    let left_out = unseen.iter().map(|item| window.items[*item].name.clone()).collect();
+                    self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
                     link.last_round = Some(id);
                     return Ok(carried);
                 }

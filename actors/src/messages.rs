@@ -260,6 +260,9 @@ pub struct RememberCloudTable {
     pub table: i64,
     /// What the feed's account of the cloud table rests on; nothing where there is no feed to trust.
     pub trace: Option<String>,
+    /// PostgreSQL's numbers of the cloud table and of its columns, in the order of the tracked table's; nothing where it
+    /// cannot be used.
+    pub made: Option<(u32, Vec<i16>)>,
 }
 
 /// The cloud table was emptied, or changed in a way that the feed cannot tell: it is compared anew.

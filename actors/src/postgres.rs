@@ -470,13 +470,15 @@ pub enum RoundOutcome {
     Committed {
         /// The rows.
         hits: Vec<CloudHit>,
+        /// Deletions that stay behind, by item: they would take rows along that this file has not seen.
+        unseen: Vec<usize>,
         /// Whether the cloud did more, or other, than it was told: that has to be pulled before anything is built on it.
         caused_more: bool,
     },
     /// Nothing took effect: a foreign key or a unique value is in the way, for which rows outside of the round may be
     /// the reason.
     TooNarrow,
-    /// Nothing took effect: a deletion would take rows along that this file has not seen, which have to be pulled first.
+    /// Nothing took effect: there are only deletions that would take rows along that this file has not seen.
     Unseen,
     /// Nothing took effect: these rows are refused.
     Refused(Vec<CloudRefusal>),
@@ -985,7 +987,7 @@ impl CloudSession {
         may_widen: bool,
     ) -> Result<RoundOutcome> {
         self.begin_round(frame).await?;
-        let taken = match self.take(frame, items, &in_order(items, |_| true)).await {
+        let mut taken = match self.take(frame, items, &in_order(items, |_| true)).await {
             Ok(taken) => taken,
             // The file as a whole fits its own constraints: what part of it a row needs may only be outside of this round.
             Err(Trouble::Refused { sqlstate, .. }) if may_widen && needs_others(&sqlstate) => {
@@ -1006,27 +1008,40 @@ impl CloudSession {
             }
             Err(Trouble::Failed(failure)) => return Err(failure),
         };
+        let mut caused_more = self.mark_echo(&taken).await?;
+        if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
+            // Which of the deletions do, shows in parts.
+            self.batch("ROLLBACK", Phase::Pull).await?;
+            self.begin_round(frame).await?;
+            let (again, refused) = self.take_in_parts(frame, items).await?;
+            if !refused.is_empty() {
+                self.batch("ROLLBACK", Phase::Pull).await?;
+                return Ok(RoundOutcome::Refused(refused));
+            }
+            taken = again;
+            caused_more = self.mark_echo(&taken).await?;
+        }
+        if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
+            self.batch("ROLLBACK", Phase::Pull).await?;
+            return Ok(RoundOutcome::Unseen);
+        }
         self.record_conflicts(frame, conflicts).await?;
         // Whoever settles this round after a crash has to know what it did not carry.
-        let names: Vec<&str> = taken.hits.iter().map(|hit| items[hit.item].name.as_str()).collect();
+        let left_out = taken.hits.iter().map(|hit| hit.item).chain(taken.unseen.iter().copied());
+        let names: Vec<&str> = left_out.map(|item| items[item].name.as_str()).collect();
         if !names.is_empty() {
             let sql = "UPDATE tidewater.devices SET left_out = $2 WHERE id = $1";
             self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;
         }
-        let caused_more = self
-            .execute(
-                include_str!("sql/postgres/own_echo.sql"),
-                &[&taken.stored_otherwise, &taken.feed_entries],
-                Phase::Pull,
-            )
-            .await?;
-        let caused_more = caused_more > 0;
-        if caused_more && self.took_along(frame, items).await? {
-            self.batch("ROLLBACK", Phase::Pull).await?;
-            return Ok(RoundOutcome::Unseen);
-        }
         self.batch("COMMIT", Phase::Pull).await?;
-        Ok(RoundOutcome::Committed { hits: taken.hits, caused_more })
+        Ok(RoundOutcome::Committed { hits: taken.hits, unseen: taken.unseen, caused_more })
+    }
+
+    /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
+    async fn mark_echo(&self, taken: &Taken) -> Result<bool> {
+        let sql = include_str!("sql/postgres/own_echo.sql");
+        let marked = self.execute(sql, &[&taken.stored_otherwise, &taken.feed_entries], Phase::Pull).await?;
+        Ok(marked > 0)
     }
 
     /// Whether a deletion cascaded to rows that this file has not seen as they are.
@@ -1339,6 +1354,8 @@ impl CloudSession {
                 let (left, right) = members.split_at(members.len() / 2);
                 stack.push(right.to_vec());
                 stack.push(left.to_vec());
+            } else if refusal.sqlstate == UNSEEN {
+                taken.unseen.push(refusal.item);
             } else if needs_others(&refusal.sqlstate) {
                 again.push(refusal);
             } else {
@@ -1362,8 +1379,10 @@ impl CloudSession {
             let before = again.len();
             let mut still = vec![];
             for refusal in again.into_iter().rev() {
-                if let Some(refusal) = self.try_part(frame, items, &[refusal.item], &mut taken).await? {
-                    still.push(refusal);
+                match self.try_part(frame, items, &[refusal.item], &mut taken).await? {
+                    Some(refusal) if refusal.sqlstate == UNSEEN => taken.unseen.push(refusal.item),
+                    Some(refusal) => still.push(refusal),
+                    None => {}
                 }
             }
             again = still;
@@ -1407,7 +1426,15 @@ impl CloudSession {
         taken: &mut Taken,
     ) -> Result<Option<CloudRefusal>> {
         self.batch("SAVEPOINT part", Phase::Pull).await?;
-        match self.take(frame, items, members).await {
+        let mut tried = self.take(frame, items, members).await;
+        if tried.is_ok() && self.took_along(frame, items).await? {
+            tried = Err(Trouble::Refused {
+                sqlstate: UNSEEN.into(),
+                message: "it would take rows along that have not been seen here".into(),
+                constraint: None,
+            });
+        }
+        match tried {
             Ok(part) => {
                 self.batch("RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
                 taken.add(part);
@@ -1424,6 +1451,9 @@ impl CloudSession {
     }
 }
 
+/// In the place of an SQLSTATE: a deletion that would take rows along that this file has not seen.
+const UNSEEN: &str = "unseen";
+
 /// Whether a refusal (restrict, foreign key, unique) may be another row's doing.
 pub fn needs_others(sqlstate: &str) -> bool {
     matches!(sqlstate, "23001" | "23503" | "23505")
@@ -1434,6 +1464,8 @@ pub fn needs_others(sqlstate: &str) -> bool {
 struct Taken {
     /// The rows that were left out.
     hits: Vec<CloudHit>,
+    /// Deletions that stay behind.
+    unseen: Vec<usize>,
     /// Whether the cloud holds something other than what was sent.
     stored_otherwise: bool,
     /// How many entries the feed has if nothing else was caused.
@@ -1443,6 +1475,7 @@ struct Taken {
 impl Taken {
     fn add(&mut self, part: Taken) {
         self.hits.extend(part.hits);
+        self.unseen.extend(part.unseen);
         self.stored_otherwise |= part.stored_otherwise;
         self.feed_entries += part.feed_entries;
     }
@@ -1509,7 +1542,7 @@ impl From<&Row> for FoundColumn {
             _ => CloudType::Other(cast.clone()),
         };
         Self {
-            column: CloudColumn { kind, cast },
+            column: CloudColumn { kind, cast, number: row.get("number") },
             generated: row.get("generated"),
             demanded: row.get("demanded"),
             table_oid: row.get("table_oid"),

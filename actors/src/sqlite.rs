@@ -627,6 +627,7 @@ impl Store {
                 break;
             }
         }
+        // Conflicts that the cloud has not heard of are reason enough for a round.
         if taken == 0 && !conflicts_wait(&tx)? {
             return Ok(None);
         }
@@ -1022,12 +1023,52 @@ impl Store {
 
     /// Remembers what the feed's account of a table rests on. Where that is not what it was (the table was made anew, its
     /// triggers were away, it was out of reach), the feed cannot tell what happened, and the table is compared anew.
-    pub fn remember_cloud_table(&mut self, table: i64, trace: Option<&str>) -> Result<()> {
+    ///
+    /// What the cloud lost as a whole, the table or a column, this file still has: it is pending again, and nothing is
+    /// deleted here because of it.
+    pub fn remember_cloud_table(
+        &mut self,
+        table: i64,
+        trace: Option<&str>,
+        made: Option<&(u32, Vec<i16>)>,
+    ) -> Result<()> {
         let key = format!("trace_{table}");
-        if meta::<String>(&self.write, &key)?.as_deref() == trace {
+        let made_key = format!("made_{table}");
+        let same_trace = meta::<String>(&self.write, &key)?.as_deref() == trace;
+        let tracked = self.tables.iter().find(|t| t.id == table);
+        let now = tracked.zip(made).map(|(tracked, (oid, numbers))| Made::new(tracked, *oid, numbers));
+        let before: Option<Made> =
+            meta::<String>(&self.write, &made_key)?.and_then(|text| serde_json::from_str(&text).ok());
+        if same_trace && (now.is_none() || now == before) {
             return Ok(());
         }
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if let (Some(tracked), Some(now)) = (tracked, &now) {
+            match &before {
+                Some(before) if before.oid != now.oid => {
+                    tx.execute(&capture::journal_everything(tracked, true), [])?;
+                }
+                Some(before) => {
+                    for c in tracked.data_columns() {
+                        let name = &tracked.columns[c].name;
+                        if before
+                            .columns
+                            .get(name)
+                            .is_some_and(|number| now.columns.get(name) != Some(number))
+                        {
+                            tx.execute(&capture::journal_column(tracked, &tracked.columns[c]), [])?;
+                        }
+                    }
+                }
+                None => {}
+            }
+            let text = serde_json::to_string(now).map_err(|error| StoreError::Io(error.to_string()))?;
+            set_meta(&tx, &made_key, text)?;
+        }
+        if same_trace {
+            tx.commit()?;
+            return Ok(());
+        }
         tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
             [table],
@@ -1073,6 +1114,20 @@ impl Store {
 /// How the ledger names a row that left its round.
 pub fn ledger_name(table: &Table, key: &[Value]) -> String {
     format!("{}{}", table.name, json_array(key))
+}
+
+/// PostgreSQL's numbers of a cloud table and of its columns: other ones are another table, another column.
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Made {
+    oid: u32,
+    columns: BTreeMap<String, i16>,
+}
+
+impl Made {
+    fn new(table: &Table, oid: u32, numbers: &[i16]) -> Self {
+        let names = table.columns.iter().map(|column| column.name.clone());
+        Self { oid, columns: names.zip(numbers.iter().copied()).collect() }
+    }
 }
 
 /// Never the same twice in a process: a store that is opened anew must not be taken for the one before it.
@@ -1486,16 +1541,6 @@ fn epoch(conn: &Connection) -> Result<i64> {
     Ok(conn.prepare_cached("SELECT epoch FROM _tidewater_clock")?.query_row([], |row| row.get(0))?)
 }
 
-/// Whether the cloud has not heard of all conflicts yet.
-fn conflicts_wait(conn: &Connection) -> Result<bool> {
-    Ok(conn
-        .prepare_cached(
-            "SELECT 1 FROM _tidewater_conflicts WHERE id > \
-             coalesce((SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told'), 0) LIMIT 1",
-        )?
-        .exists([])?)
-}
-
 fn round(conn: &Connection) -> Result<Option<(String, i64)>> {
     Ok(conn
         .query_row("SELECT id, number FROM _tidewater_round", [], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -1668,6 +1713,13 @@ fn merge_entries(
 fn merge_back(conn: &Connection, table: &Table) -> Result<()> {
     merge_entries(conn, table, FLIGHT, JOURNAL, "true")?;
     Ok(())
+}
+
+/// Whether the cloud has not heard of all conflicts.
+fn conflicts_wait(conn: &Connection) -> Result<bool> {
+    let sql = "SELECT coalesce((SELECT max(id) FROM _tidewater_conflicts), 0) \
+               > coalesce((SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told'), 0)";
+    Ok(conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
 }
 
 /// Rows that were refused for want of a parent that this round carried get another chance.

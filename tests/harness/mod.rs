@@ -9,9 +9,10 @@ use std::time::Duration;
 use slog::{Drain, Logger, OwnedKVList, Record, o};
 use tempfile::TempDir;
 use tidewater::settings::{Settings, Sources};
-use tidewater::{Database, ProxyStatus, Statement, StatusSummary, Value};
+use tidewater::{Database, ProxyStatus, Receipt, Statement, StatusSummary, Value};
 use tidewater_test_support::shop::Stmt;
 use tidewater_test_support::{FaultProxy, Postgres, compare, postgres, wait};
+use tokio_postgres::Client;
 
 /// Long enough for a loaded machine; a wait ends when its condition holds.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,10 +28,21 @@ pub struct Bench {
 impl Bench {
     /// A fresh database behind a proxy that is not running.
     pub async fn new() -> Self {
-        let server = Postgres::shared();
+        Self::on(Postgres::shared()).await
+    }
+
+    /// On a server of its own: a transaction that stays open holds back everybody's feed.
+    pub async fn on(server: &Postgres) -> Self {
         let cloud = server.create_database().await;
         let proxy = FaultProxy::reserve(server.address());
         Self { folder: tempfile::tempdir().unwrap(), cloud, proxy, log: Lines::default() }
+    }
+
+    /// Another device on the same cloud: a file and a proxy of its own.
+    pub fn another(&self) -> Self {
+        let proxy = FaultProxy::reserve((std::net::Ipv4Addr::LOCALHOST, self.cloud.port).into());
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder, cloud: self.cloud.clone(), proxy, log: Lines::default() }
     }
 
     pub fn path(&self) -> PathBuf {
@@ -89,6 +101,49 @@ pub async fn wait_until_available(db: &Database) {
 
 pub async fn wait_until_flushed(db: &Database) {
     wait_for(db, "nothing is pending", |status| status.sync.pending == 0).await;
+}
+
+/// Runs a batch as one unit here.
+pub async fn run(db: &Database, sql: &str) -> Receipt {
+    db.write(batch(sql)).await.unwrap_or_else(|error| panic!("{sql}: {error}")).receipt
+}
+
+/// One value as the file has it, as text.
+pub fn here(db: &Database, sql: &str) -> String {
+    let text = |row: &rusqlite::Row<'_>| {
+        Ok(match row.get(0)? {
+            rusqlite::types::Value::Null => "NULL".to_owned(),
+            rusqlite::types::Value::Integer(i) => i.to_string(),
+            rusqlite::types::Value::Real(r) => r.to_string(),
+            rusqlite::types::Value::Text(text) => text,
+            rusqlite::types::Value::Blob(blob) => format!("{} bytes", blob.len()),
+        })
+    };
+    db.read(|conn| conn.query_row(sql, [], text)).unwrap_or_else(|error| panic!("{sql}: {error}"))
+}
+
+/// One value as the cloud has it, as text.
+pub async fn there(client: &Client, sql: &str) -> String {
+    let value = format!("SELECT coalesce(value::text, 'NULL') FROM ({sql}) AS one(value)");
+    client.query_one(&value, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}")).get(0)
+}
+
+/// Waits until the file says this.
+pub async fn wait_until_here(db: &Database, sql: &str, expected: &str) {
+    wait::until(&format!("{sql} here: {expected}"), PATIENCE, async || {
+        let found = here(db, sql);
+        if found == expected { Ok(()) } else { Err(format!("{found}; {:?}", db.status_summary().await.sync)) }
+    })
+    .await;
+}
+
+/// Waits until the cloud says this.
+pub async fn wait_until_there(db: &Database, client: &Client, sql: &str, expected: &str) {
+    wait::until(&format!("{sql} there: {expected}"), PATIENCE, async || {
+        let found = there(client, sql).await;
+        if found == expected { Ok(()) } else { Err(format!("{found}; {:?}", db.status_summary().await.sync)) }
+    })
+    .await;
 }
 
 /// A statement of the generator as the library takes it.

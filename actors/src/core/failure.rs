@@ -75,6 +75,13 @@ pub struct CloudFailure {
 }
 
 impl CloudFailure {
+    /// Whether the link, or the server as a whole, is in trouble. A statement that took too long, waited too long for a lock
+    /// or lost a deadlock was answered: the next one is as likely to succeed as ever.
+    pub fn concerns_link(&self) -> bool {
+        let answered = ["40001", "40P01", "55P03", "57014"];
+        self.class.concerns_link() && !self.sqlstate.as_deref().is_some_and(|code| answered.contains(&code))
+    }
+
     /// A failure without a SQLSTATE.
     pub fn new(class: FailureClass, detail: impl Into<String>) -> Self {
         Self { class, sqlstate: None, detail: detail.into(), remedy: None }

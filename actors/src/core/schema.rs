@@ -114,6 +114,8 @@ pub struct CloudColumn {
     pub kind: CloudType,
     /// The type's name without length or precision, for casts that must not round.
     pub cast: String,
+    /// PostgreSQL's number of the column, which one that is dropped and added again does not keep.
+    pub number: i16,
 }
 
 /// The positions of the tables so that parents stand before children as far as cycles allow.

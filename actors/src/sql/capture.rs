@@ -135,6 +135,20 @@ pub(crate) fn journal_everything(table: &Table, known_perhaps: bool) -> String {
     )
 }
 
+/// A column's values become pending, because the cloud has lost them: it has nothing in their place.
+pub(crate) fn journal_column(table: &Table, column: &Column) -> String {
+    let name = ident(&side_table(JOURNAL, table));
+    let keys = list(key_columns(table), |k| k);
+    let own = list(table.key_names(), ident);
+    let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
+    let (id, stored) = (column.id, ident(&column.name));
+    format!(
+        "INSERT INTO {name} ({keys}, known, d{id}, stamp, epoch) SELECT {own}, 1, 1, {NOW}, {EPOCH} FROM {} \
+         WHERE {present} AND {stored} IS NOT NULL ON CONFLICT DO UPDATE SET d{id} = 1, b{id} = NULL",
+        ident(&table.name),
+    )
+}
+
 const EPOCH: &str = "(SELECT epoch FROM _tidewater_clock)";
 
 /// The triggers of a table: their names and the exact text under which SQLite remembers them.

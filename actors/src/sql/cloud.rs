@@ -33,7 +33,7 @@ fn sent(cloud: &CloudTable, columns: &[usize], as_text: bool, first_parameter: u
     format!(
         "sent AS MATERIALIZED (SELECT {}, ord FROM unnest({}) WITH ORDINALITY AS raw({}, ord))",
         list(columns.iter().enumerate(), |(at, c)| {
-            let CloudColumn { kind, cast } = &cloud.columns[*c];
+            let CloudColumn { kind, cast, .. } = &cloud.columns[*c];
             let raw = if !as_text && is_compared_as_text(kind) {
                 format!(", c{at} AS r{at}")
             } else {

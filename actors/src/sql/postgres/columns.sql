@@ -7,6 +7,7 @@ SELECT a.attname::text                       AS name,
        -- Nothing but the writer gives it a value: no default, and no trigger before the insert (row, before, insert).
        a.attnotnull AND NOT a.atthasdef AND a.attidentity::text = '' AND a.attgenerated::text = ''
            AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgtype & 7 = 7) AS demanded,
+       a.attnum                              AS number,
        c.oid                                 AS table_oid
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
