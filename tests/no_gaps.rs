@@ -205,7 +205,8 @@ async fn an_interrupted_first_sync_resumes_where_it_was() {
         )
         .await
         .unwrap();
-    let db = bench.open_with(bench.settings().set("sync.page_rows_max", 100)).await;
+    let db =
+        bench.open_with(bench.settings().set("sync.page_rows_max", 100).set("circuit.open_s", 0.2)).await;
     run(&db, NOTE).await;
     let position = "SELECT CAST(json_extract(snapshot_after, '$[0]') AS INTEGER) FROM _tidewater_tables WHERE name = 'note'";
     let mut before = 0;

@@ -319,7 +319,7 @@ async fn swapped_values_and_keys_arrive_across_small_windows() {
 async fn large_rows_over_a_slow_link_arrive_in_smaller_windows() {
     let bench = Bench::new().await;
     let db = bench
-        .open_with(bench.settings().set("cloud.statement_timeout_s", 1).set("sync.window_rows_max", 8))
+        .open_with(bench.settings().set("cloud.statement_timeout_s", 1).set("sync.window_rows_max", 4))
         .await;
     run(&db, "CREATE TABLE photo (id INTEGER PRIMARY KEY, data BLOB)").await;
     bench.proxy.start();
@@ -333,7 +333,7 @@ async fn large_rows_over_a_slow_link_arrive_in_smaller_windows() {
         .await;
     go_offline(&bench, &db).await;
     bench.proxy.set_mode(Mode::Delay(Duration::from_millis(20)));
-    for id in 1..=8_i64 {
+    for id in 1..=6_i64 {
         db.write([Statement::new("INSERT INTO photo VALUES (?1, randomblob(2000000))").bind(id)])
             .await
             .unwrap();
