@@ -9,7 +9,7 @@
 //!   flush     NoteRound ─▶ read and encode ─▶ PostgreSQL ─▶ AcknowledgeRound | ParkRows | PutBackRound
 //! ```
 //!
-//! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; [`Cycle`], one run from connect to release. A
+//! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -374,7 +374,7 @@ pub struct Ledger {
     pub number: i64,
     /// Whether the ledger knew this device.
     pub registered: bool,
-    /// The rows that left the last round, each as [`left_out`] names it.
+    /// The rows that left the last round, each under the name of its [`RoundItem`].
     pub left_out: Vec<String>,
 }
 
