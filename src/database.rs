@@ -8,7 +8,7 @@
 //! read ─▶ a read-only connection, on the caller's own thread
 //! ```
 //!
-//! The app's own actix System, or any other runtime, is not touched: everything here can be awaited from anywhere.
+//! The app's own actix System is not touched: everything here can be awaited in any actix or tokio runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -234,11 +234,25 @@ impl Database {
         Ok(self.inner.children.watcher.ask(ResetDetector).await?)
     }
 
-    /// Syncs now, both ways, and returns when that is done.
+    /// Takes what waits to the cloud now, and returns when that is done. Rows written meanwhile may or may not go along.
     ///
     /// # Errors
     /// [`SyncError::Offline`] at once while the proxy is not available.
-    pub async fn sync_now(&self) -> Result<(), Error> {
+    pub async fn flush(&self) -> Result<(), Error> {
+        self.sync_now().await
+    }
+
+    /// Brings home what others wrote, now, and returns when that is done.
+    ///
+    /// # Errors
+    /// [`SyncError::Offline`] at once while the proxy is not available.
+    pub async fn warm(&self) -> Result<(), Error> {
+        self.sync_now().await
+    }
+
+    /// A cycle goes both ways: nothing is flushed on top of rows that have not been seen, and nothing is pulled over rows
+    /// that wait.
+    async fn sync_now(&self) -> Result<(), Error> {
         self.alive()?;
         Ok(self.inner.children.syncer.ask(SyncNow).await??)
     }
@@ -410,6 +424,10 @@ impl Plan {
     fn open_file(&self) -> Result<(Store, Readers, Readers, FileLock), Error> {
         let lock = lock_file(&self.store.path)?;
         let (store, notices) = Store::open(&self.store)?;
+        if let Some(cloud) = &self.cloud {
+            // From the first check on, only the cloud that this file belongs to is ours.
+            cloud.expect_identity(store.link()?.cloud);
+        }
         let readers = Readers::open(&self.store)?;
         // The syncer never waits for a connection that the app holds.
         let own_readers = Readers::open(&StoreOptions { read_pool_max: 2, ..self.store.clone() })?;

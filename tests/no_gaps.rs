@@ -40,10 +40,10 @@ async fn transactions_that_commit_in_another_order_than_they_began_all_arrive() 
     second.batch_execute("BEGIN; INSERT INTO note VALUES (101, 'began second')").await.unwrap();
     second.batch_execute("UPDATE note SET body = 'overtaken' WHERE id = 1; COMMIT").await.unwrap();
     // Cycles in between, with a round of our own that is younger than both.
-    db.sync_now().await.unwrap();
+    db.flush().await.unwrap();
     let ours = run(&db, "INSERT INTO note VALUES (102, 'ours')").await;
     db.synced(&ours).await.unwrap();
-    db.sync_now().await.unwrap();
+    db.flush().await.unwrap();
     assert_eq!(here(&db, "SELECT count(*) FROM note WHERE id = 100"), "0");
     first.batch_execute("UPDATE note SET body = body || '!' WHERE id = 2; COMMIT").await.unwrap();
     wait_until_here(&db, "SELECT group_concat(id) FROM note WHERE id >= 100", "100,101,102").await;
@@ -146,7 +146,7 @@ async fn a_column_added_later_brings_the_values_that_went_past() {
     .await;
     a.synced(&written).await.unwrap();
     wait_until_here(&b, "SELECT body FROM note WHERE id = 1", "A").await;
-    b.sync_now().await.unwrap();
+    b.flush().await.unwrap();
     run(&b, "ALTER TABLE note ADD COLUMN x TEXT").await;
     wait_until_here(&b, "SELECT group_concat(x) FROM note", "y1,x2,later").await;
     other.wait_until_equal(&b, &["note"]).await;

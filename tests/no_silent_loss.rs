@@ -105,7 +105,7 @@ async fn a_child_that_the_feed_does_not_show_yet_is_not_cascaded_away() {
     wait_until_there(&two.a, &two.client, "SELECT count(*) FROM note", "1").await;
     // Further cycles change nothing about it, and fail for nobody.
     for _ in 0..3 {
-        two.a.sync_now().await.unwrap();
+        two.a.flush().await.unwrap();
     }
     assert!(two.a.status_summary().await.sync.pending > 0, "the deletion waits");
     assert_eq!(there(&two.client, "SELECT count(*) FROM purchase WHERE id = 9").await, "1");
@@ -239,7 +239,7 @@ async fn a_conflict_is_told_to_the_cloud_exactly_once() {
     wait_until_flushed(&db).await;
     let more = run(&db, "INSERT INTO note VALUES (4, 'later')").await;
     db.synced(&more).await.unwrap();
-    db.sync_now().await.unwrap();
+    db.flush().await.unwrap();
     assert_eq!(there(&client, told).await, "[1] body \"here\" local;[2] body \"here too\" local");
     assert_eq!(here(&db, "SELECT group_concat(key || kept) FROM _tidewater_conflicts"), "[1]local,[2]local");
     db.shutdown().await.unwrap();

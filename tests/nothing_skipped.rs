@@ -96,7 +96,7 @@ async fn a_refused_parent_holds_up_neither_its_child_nor_anybody_else() {
         "{before} {after} {before_there} {after_there}"
     );
     for _ in 0..3 {
-        db.sync_now().await.unwrap();
+        db.flush().await.unwrap();
     }
     assert_eq!((rounds(&db), rounds_there(&client).await), (after, after_there));
     // Mended here, accepted there.
@@ -129,13 +129,13 @@ async fn a_parent_refused_for_a_row_that_is_pulled_late_holds_up_nobody() {
     assert_eq!(parked(&db, "customer"), "23505");
     let before = rounds(&db);
     for _ in 0..3 {
-        db.sync_now().await.unwrap();
+        db.flush().await.unwrap();
     }
     assert_eq!(rounds(&db), before);
     // The other customer comes, and has no place here until this one is mended.
     holder.batch_execute("COMMIT").await.unwrap();
     for _ in 0..3 {
-        db.sync_now().await.unwrap();
+        db.flush().await.unwrap();
     }
     assert!(rounds(&db) - before <= 6, "{} rounds", rounds(&db) - before);
     run(&db, "UPDATE customer SET email = 'ada2' WHERE id = 1").await;
@@ -167,10 +167,7 @@ async fn sustained_writes_do_not_starve_pulls() {
     for round in 1..=5 {
         client.execute("UPDATE customer SET age = $1", &[&i64::from(round)]).await.unwrap();
         wait_until_here(&db, "SELECT age FROM customer", &round.to_string()).await;
-        tokio::time::timeout(PATIENCE, db.sync_now())
-            .await
-            .expect("it ends while the writing goes on")
-            .unwrap();
+        tokio::time::timeout(PATIENCE, db.flush()).await.expect("it ends while the writing goes on").unwrap();
     }
     assert!(!writer.is_finished());
     go_on.set(false);
