@@ -1009,7 +1009,8 @@ impl Cycle {
                     let hits = hits
                         .into_iter()
                         .map(|hit| {
-                            let (table, key) = window.origins[hit.item].clone();
+                            let Origin { table, key, .. } = &window.origins[hit.item];
+                            let (table, key) = (*table, key.clone());
                             let ready = &tables[window.items[hit.item].table];
                             Hit { table, key, row: hit.row.map(|row| ready.local_row(row)), seen: hit.seen }
                         })
@@ -1119,28 +1120,32 @@ fn unseen(item: usize) -> CloudRefusal {
     CloudRefusal { item, sqlstate: String::new(), message, constraint: None }
 }
 
+/// A row of a round, as SQLite has it.
+struct Origin {
+    table: i64,
+    key: Vec<Value>,
+    row: Option<Vec<Value>>,
+}
+
 /// A round's rows in wire form.
 struct Window {
     items: Vec<RoundItem>,
-    /// By item: the table's id and the key, as SQLite has them.
-    origins: Vec<(i64, Vec<Value>)>,
-    /// By item: the row as JSON for people, made only when it is refused.
-    rows: Vec<Option<Vec<Value>>>,
+    /// By item: the row as SQLite has it.
+    origins: Vec<Origin>,
     /// Rows with a value that does not fit its column.
     refusals: Vec<Refusal>,
 }
 
 impl Window {
     fn encode(tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>) -> Self {
-        let mut window = Self { items: vec![], origins: vec![], rows: vec![], refusals: vec![] };
+        let mut window = Self { items: vec![], origins: vec![], refusals: vec![] };
         for (table, rows) in noted.tables.iter().zip(rows) {
             let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
             for row in rows {
                 match tables[at].item(at, &row) {
                     Ok(Some(item)) => {
                         window.items.push(item);
-                        window.origins.push((table.id, row.key));
-                        window.rows.push(row.row);
+                        window.origins.push(Origin { table: table.id, key: row.key, row: row.row });
                     }
                     Ok(None) => {}
                     Err(misfit) => window.refusals.push(Refusal {
@@ -1158,28 +1163,25 @@ impl Window {
     }
 
     fn refusal(&self, tables: &[ReadyTable], refused: &CloudRefusal) -> Refusal {
-        let (table, key) = self.origins[refused.item].clone();
+        let origin = &self.origins[refused.item];
+        let ready = &tables[self.items[refused.item].table];
         Refusal {
-            table,
-            key,
+            table: origin.table,
+            key: origin.key.clone(),
             sqlstate: Some(refused.sqlstate.clone()),
             message: refused.message.clone(),
             constraint: refused.constraint.clone(),
-            values: self.rows[refused.item]
-                .as_deref()
-                .map(|values| tables[self.items[refused.item].table].row_json(values)),
+            values: origin.row.as_deref().map(|values| ready.row_json(values)),
         }
     }
 
     fn remove(&mut self, refused: &[CloudRefusal]) {
         let gone: HashSet<usize> = refused.iter().map(|refusal| refusal.item).collect();
+        let kept = |at: &mut std::ops::Range<usize>| at.next().is_some_and(|at| !gone.contains(&at));
         let mut at = 0..self.items.len();
-        let mut keep = || at.next().is_some_and(|at| !gone.contains(&at));
-        self.items.retain(|_| keep());
+        self.items.retain(|_| kept(&mut at));
         let mut at = 0..self.origins.len();
-        self.origins.retain(|_| at.next().is_some_and(|at| !gone.contains(&at)));
-        let mut at = 0..self.rows.len();
-        self.rows.retain(|_| at.next().is_some_and(|at| !gone.contains(&at)));
+        self.origins.retain(|_| kept(&mut at));
     }
 }
 

@@ -372,8 +372,6 @@ pub struct Ledger {
     pub round: Option<String>,
     /// How many did.
     pub number: i64,
-    /// Whether the ledger knew this device.
-    pub registered: bool,
     /// The rows that left the last round, each under the name of its [`RoundItem`].
     pub left_out: Vec<String>,
 }
@@ -651,8 +649,7 @@ impl CloudSession {
         Ok(Ledger {
             round: row.get::<_, Option<Uuid>>(0).map(|id| id.to_string()),
             number: row.get(1),
-            registered: row.get(2),
-            left_out: row.get(3),
+            left_out: row.get(2),
         })
     }
 
@@ -1111,10 +1108,7 @@ impl CloudSession {
         items: &[RoundItem],
         members: &[usize],
     ) -> std::result::Result<Vec<CloudHit>, Trouble> {
-        let mut by_table: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for at in members.iter().copied().filter(|at| items[*at].op != Op::Insert) {
-            by_table.entry(items[at].table).or_default().push(at);
-        }
+        let by_table = by_table(items, members.iter().copied().filter(|at| items[*at].op != Op::Insert));
         let mut touched: BTreeMap<usize, i64> = BTreeMap::new();
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
@@ -1136,18 +1130,7 @@ impl CloudSession {
                 }
             }
         }
-        // A statement of its own, after all the locks: what committed before them is seen.
-        for (table_at, members) in &by_table {
-            let (table, cloud_table) = &frame.tables[*table_at];
-            let keys =
-                arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
-            let seen: Vec<i64> = members.iter().map(|at| items[*at].seen).collect();
-            let mut params = as_params(&keys);
-            params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
-            for row in self.query(&cloud::touched(table, cloud_table), &params, Phase::Pull).await? {
-                touched.insert(members[position(&row)], row.get("newest"));
-            }
-        }
+        touched.extend(self.touched_since(frame, items, &by_table).await?);
         Ok(self.read_hits(frame, items, &touched).await?)
     }
 
@@ -1161,13 +1144,26 @@ impl CloudSession {
         if members.is_empty() {
             return Ok(vec![]);
         }
-        let mut touched: BTreeMap<usize, i64> = members.iter().map(|at| (*at, 0)).collect();
-        let mut by_table: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for at in members {
-            by_table.entry(items[*at].table).or_default().push(*at);
-        }
-        let hits = self.read_hits(frame, items, &touched).await?;
-        for (table_at, members) in &by_table {
+        let untold = members.iter().map(|at| (*at, 0)).collect();
+        let hits = self.read_hits(frame, items, &untold).await?;
+        let by_table = by_table(items, members.iter().copied());
+        let touched = self.touched_since(frame, items, &by_table).await?;
+        Ok(hits
+            .into_iter()
+            .map(|hit| CloudHit { seen: touched.get(&hit.item).copied().unwrap_or(0), ..hit })
+            .collect())
+    }
+
+    /// The newest feed entry of each row that somebody else changed beyond our cursor and beyond what the row has taken
+    /// into account, by item. A statement of its own, after all the locks: what committed before them is seen.
+    async fn touched_since(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        by_table: &BTreeMap<usize, Vec<usize>>,
+    ) -> Result<BTreeMap<usize, i64>> {
+        let mut touched = BTreeMap::new();
+        for (table_at, members) in by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
             let keys =
                 arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
@@ -1178,10 +1174,7 @@ impl CloudSession {
                 touched.insert(members[position(&row)], row.get("newest"));
             }
         }
-        Ok(hits
-            .into_iter()
-            .map(|hit| CloudHit { seen: touched.get(&hit.item).copied().unwrap_or(0), ..hit })
-            .collect())
+        Ok(touched)
     }
 
     async fn read_hits(
@@ -1449,6 +1442,14 @@ impl CloudSession {
             Err(Trouble::Failed(failure)) => Err(failure),
         }
     }
+}
+
+fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeMap<usize, Vec<usize>> {
+    let mut by_table: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for at in members {
+        by_table.entry(items[at].table).or_default().push(at);
+    }
+    by_table
 }
 
 /// In the place of an SQLSTATE: a deletion that would take rows along that this file has not seen.

@@ -686,11 +686,7 @@ impl Store {
         let number = the_round(&tx, id)?;
         for hit in hits {
             let Some(table) = self.tables.iter().find(|table| table.id == hit.table) else { continue };
-            let Some(flight) = take_entry(&tx, table, FLIGHT, &hit.key)? else { continue };
-            let entry = match take_entry(&tx, table, JOURNAL, &hit.key)? {
-                Some(fresh) => combine(flight, fresh),
-                None => flight,
-            };
+            let Some(entry) = take_from_flight(&tx, table, &hit.key)? else { continue };
             if generation != self.generation {
                 // The cloud's row is a list of values under columns that are not ours any more: the next round meets
                 // it again.
@@ -717,11 +713,7 @@ impl Store {
                     if !left_out.contains(&ledger_name(table, &key)) {
                         continue;
                     }
-                    let Some(flight) = take_entry(&tx, table, FLIGHT, &key)? else { continue };
-                    let entry = match take_entry(&tx, table, JOURNAL, &key)? {
-                        Some(fresh) => combine(flight, fresh),
-                        None => flight,
-                    };
+                    let Some(entry) = take_from_flight(&tx, table, &key)? else { continue };
                     put_entry(&tx, table, JOURNAL, &key, &entry)?;
                 }
             }
@@ -1616,6 +1608,15 @@ fn take_entry(conn: &Connection, table: &Table, kind: &str, key: &[Value]) -> Re
     );
     let mut found = query(conn, &sql, key, |row| entry_from(table, row, table.key.len()))?;
     Ok(found.pop())
+}
+
+/// Takes an entry out of the round, with what was dirtied since.
+fn take_from_flight(conn: &Connection, table: &Table, key: &[Value]) -> Result<Option<Entry>> {
+    let Some(flight) = take_entry(conn, table, FLIGHT, key)? else { return Ok(None) };
+    Ok(Some(match take_entry(conn, table, JOURNAL, key)? {
+        Some(fresh) => combine(flight, fresh),
+        None => flight,
+    }))
 }
 
 /// Puts an entry where none is.
