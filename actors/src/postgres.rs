@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Table};
-use crate::core::value::{CloudType, CloudValue, Wire, from_cloud};
+use crate::core::value::{CloudType, CloudValue, Wire, from_cloud, from_text};
 use crate::sql::cloud;
 use crate::sql::ident;
 use crate::sqlite::Cursor;
@@ -1046,16 +1046,31 @@ impl CloudSession {
         if items.iter().all(|item| item.op != Op::Delete) {
             return Ok(false);
         }
-        let oids: Vec<u32> = items.iter().map(|item| frame.tables[item.table].1.oid).collect();
-        let keys: Vec<String> = items.iter().map(|item| key_text(&item.key).join("\u{1}")).collect();
         let rows = self
             .query(
                 include_str!("sql/postgres/took_along.sql"),
-                &[&frame.cursor.xid, &frame.cursor.id, &frame.device, &oids, &keys],
+                &[&frame.cursor.xid, &frame.cursor.id, &frame.device],
                 Phase::Pull,
             )
             .await?;
-        Ok(rows.first().is_some_and(|row| row.get(0)))
+        // By value, not by text: PostgreSQL writes a numeric key with its scale.
+        let is_sent = |oid: u32, key: &[String]| {
+            items.iter().any(|item| {
+                let (table, cloud_table) = &frame.tables[item.table];
+                cloud_table.oid == oid
+                    && table.key.iter().zip(key).zip(&item.key).all(|((c, text), part)| {
+                        let (affinity, kind) = (table.columns[*c].affinity(), &cloud_table.columns[*c].kind);
+                        from_text(text, kind).is_some_and(|found| {
+                            from_cloud(found, affinity, kind).identical(&from_cloud(
+                                part.clone(),
+                                affinity,
+                                kind,
+                            ))
+                        })
+                    })
+            })
+        };
+        Ok(rows.iter().any(|row| !is_sent(row.get(0), &row.get::<_, Vec<String>>(1))))
     }
 
     /// Locks and examines the given items and carries out those that nobody else touched.
