@@ -4,6 +4,7 @@
 
 # The main job, with SQLite embedded: nothing else is needed.
 run:
+	@sh tests/setup.sh run
 	cargo run --release --bin run_supervisor
 
 # Everything: unit tests, and the tests by promise against a real PostgreSQL.
@@ -16,6 +17,6 @@ check:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-# PostgreSQL's server programs, the sqlite3 shell and Python for the tests; a C compiler for the embedded SQLite.
+# A C compiler for the embedded SQLite; PostgreSQL's server programs, the sqlite3 shell and Python for the tests.
 setup:
 	@sh tests/setup.sh

@@ -1,34 +1,39 @@
 #!/bin/sh
-# Installs what the tests need and is missing. Nothing happens where everything is there.
+# Installs what is missing: with `run`, what building needs; otherwise what the tests need as well. Nothing happens where
+# everything is there.
 set -eu
+
+for_what=${1:-test}
 
 have_postgres() {
     command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1
 }
 
 missing=""
-have_postgres || missing="$missing postgresql"
-command -v sqlite3 >/dev/null 2>&1 || missing="$missing sqlite3"
-command -v python3 >/dev/null 2>&1 || missing="$missing python3"
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+if [ "$for_what" = test ]; then
+    have_postgres || missing="$missing postgresql"
+    command -v sqlite3 >/dev/null 2>&1 || missing="$missing sqlite3"
+    command -v python3 >/dev/null 2>&1 || missing="$missing python3"
+fi
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then
-    echo "The tests need:$missing. Install them with your system's package manager, then run make test again." >&2
+    echo "Missing:$missing. Install them with your system's package manager, then run make again." >&2
     exit 1
 fi
 
 as_root=""
 if [ "$(id -u)" -ne 0 ]; then
     if ! command -v sudo >/dev/null 2>&1; then
-        echo "The tests need:$missing. Run as root: apt-get install$missing" >&2
+        echo "Missing:$missing. Run as root: apt-get install$missing" >&2
         exit 1
     fi
     as_root="sudo"
 fi
 
 # Debian's package would start a server of its own on port 5432, which no test wants.
-if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+if [ "$for_what" = test ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
     $as_root mkdir -p /etc/postgresql-common
     echo "create_main_cluster = false" | $as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
 fi
