@@ -18,7 +18,6 @@ use actix::prelude::*;
 use slog::{Logger, info, o, warn};
 use tidewater_actors::circuit_breaker::{CircuitBreaker, Gate};
 use tidewater_actors::cloud_syncer::{CloudSyncer, SyncOptions, SyncParts};
-use tidewater_actors::core::availability;
 use tidewater_actors::core::backoff::Backoff;
 use tidewater_actors::core::circuit::CircuitPolicy;
 use tidewater_actors::core::sync::Pace;
@@ -37,7 +36,7 @@ use tidewater_actors::supervision::{GaveUp, Handle, Intensity, Supervisor};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::Error;
-use crate::settings::{AddColumns, Environment, Settings};
+use crate::settings::{AddColumns, Settings};
 
 /// A database: SQLite here, synced with Cloud SQL when that is there. Cheap to clone.
 ///
@@ -354,10 +353,7 @@ impl Plan {
             _ => None,
         };
         let mut watcher = WatcherOptions::new(endpoint, backoff);
-        watcher.environment = match settings.supervisor.environment {
-            Environment::Development => availability::Environment::Development,
-            Environment::Production => availability::Environment::Production,
-        };
+        watcher.environment = settings.supervisor.environment;
         watcher.proxy_required = proxy.require;
         watcher.health_interval = proxy.health_interval;
         watcher.recently_verified = proxy.recently_verified;

@@ -31,6 +31,8 @@ use std::time::Duration;
 use self::check::Reader;
 use self::sources::Layer;
 pub use self::sources::Sources;
+/// `supervisor.environment`, also known as `JARVIS_ENV`.
+pub use tidewater_actors::core::availability::Environment;
 
 const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 const PRODUCTION_TOML: &str = include_str!("../config/production.toml");
@@ -334,24 +336,6 @@ pub struct SupervisorSettings {
     pub shutdown: Duration,
     /// Whether the absence of a proxy is normal.
     pub environment: Environment,
-}
-
-/// `supervisor.environment`, also known as `JARVIS_ENV`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Environment {
-    /// No proxy is normal.
-    Development,
-    /// The proxy is expected.
-    Production,
-}
-
-impl fmt::Display for Environment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Development => "development",
-            Self::Production => "production",
-        })
-    }
 }
 
 /// `[log]`.

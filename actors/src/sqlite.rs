@@ -199,8 +199,6 @@ pub struct Notice(pub String);
 pub struct Noted {
     /// The random id of the round.
     pub id: String,
-    /// Counts the rounds of this device.
-    pub number: i64,
     /// The tables as they were when the round was noted.
     pub tables: Vec<Table>,
     /// Their generation.
@@ -656,7 +654,6 @@ impl Store {
         self.first_table = self.first_table.wrapping_add(1);
         Ok(Some(Noted {
             id,
-            number,
             tables: self.tables.clone(),
             generation: self.generation,
             epoch: closed,
