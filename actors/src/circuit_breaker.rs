@@ -17,12 +17,14 @@ use std::time::Duration;
 
 use actix::WeakRecipient;
 use actix::prelude::*;
-use slog::{Logger, debug, warn};
+use slog::{Logger, debug, info, warn};
 use tokio::time::Instant;
 
 use crate::core::circuit::{Circuit, CircuitPolicy, Effect, Event, Mode, Published, word_of};
 use crate::core::failure::FailureClass;
-use crate::messages::{AvailabilityChanged, CallFinished, CircuitReport, GetCircuitReport, Subscribe};
+use crate::messages::{
+    AvailabilityChanged, CallFinished, CircuitReport, ForceCircuit, Forced, GetCircuitReport, Subscribe,
+};
 
 /// What guards the calls to the cloud. Clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +48,7 @@ struct Listeners {
 impl Default for Shared {
     fn default() -> Self {
         // Nobody has seen the cloud yet.
-        let word = encode(Published { epoch: 0, mode: Mode::Offline, reason: None });
+        let word = encode(Published { epoch: 0, mode: Mode::Offline, reason: None, forced: false });
         Self { word: AtomicU64::new(word), listeners: Mutex::default() }
     }
 }
@@ -64,12 +66,23 @@ pub struct Permit {
 
 /// No call may be made now. A retry helps once the circuit is not open any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no calls to Cloud SQL at the moment: {}", .reason.map_or("not available", word_of))]
+#[error("no calls to Cloud SQL at the moment: {}", self.why())]
 pub struct CircuitOpen {
     /// Why, where that is known.
     pub reason: Option<FailureClass>,
     /// Only because another call is out that tries whether it works again.
     pub probing: bool,
+    /// Because a person holds the circuit open.
+    pub forced: bool,
+}
+
+impl CircuitOpen {
+    fn why(&self) -> &'static str {
+        match self {
+            Self { forced: true, .. } => "the circuit is held open by hand",
+            Self { reason, .. } => reason.map_or("not available", word_of),
+        }
+    }
 }
 
 impl Gate {
@@ -85,12 +98,12 @@ impl Gate {
     pub fn permit(&self) -> Result<Permit, CircuitOpen> {
         let mut word = self.shared.word.load(Ordering::Acquire);
         loop {
-            let Published { epoch, mode, reason } = decode(word);
+            let Published { epoch, mode, reason, forced } = decode(word);
             match mode {
                 Mode::Closed => return Ok(Permit { gate: self.clone(), epoch, slot: None }),
-                Mode::Open | Mode::Offline => return Err(CircuitOpen { reason, probing: false }),
+                Mode::Open | Mode::Offline => return Err(CircuitOpen { reason, probing: false, forced }),
                 Mode::HalfOpen if word & SLOT_TAKEN != 0 => {
-                    return Err(CircuitOpen { reason, probing: true });
+                    return Err(CircuitOpen { reason, probing: true, forced });
                 }
                 Mode::HalfOpen => {
                     let taken = word | SLOT_TAKEN;
@@ -204,6 +217,10 @@ impl CircuitBreaker {
                 Effect::LogOpened { failures, class } => {
                     warn!(self.log, "Circuit open"; "failures" => failures, "reason" => word_of(class));
                 }
+                // For whoever wonders later why nothing is synced, or why nothing is held back.
+                Effect::LogForced(Some(Forced::Open)) => warn!(self.log, "Circuit held open by hand"),
+                Effect::LogForced(Some(Forced::Closed)) => warn!(self.log, "Circuit held closed by hand"),
+                Effect::LogForced(None) => info!(self.log, "Circuit decides by itself again"),
             }
         }
     }
@@ -251,6 +268,14 @@ impl Handler<CallFinished> for CircuitBreaker {
     }
 }
 
+impl Handler<ForceCircuit> for CircuitBreaker {
+    type Result = ();
+
+    fn handle(&mut self, ForceCircuit(forced): ForceCircuit, ctx: &mut Self::Context) {
+        self.advance(Event::Force(forced), ctx);
+    }
+}
+
 impl Handler<GetCircuitReport> for CircuitBreaker {
     type Result = MessageResult<GetCircuitReport>;
 
@@ -259,12 +284,13 @@ impl Handler<GetCircuitReport> for CircuitBreaker {
     }
 }
 
-// --- the word: epoch, reason, mode, slot -------------------------------------------------------------------
+// --- the word: epoch, reason, forced, mode, slot -------------------------------------------------------------------
 
 const SLOT_TAKEN: u64 = 1;
 const MODE_SHIFT: u32 = 1;
-const REASON_SHIFT: u32 = 3;
-const EPOCH_SHIFT: u32 = 7;
+const FORCED: u64 = 1 << 3;
+const REASON_SHIFT: u32 = 4;
+const EPOCH_SHIFT: u32 = 8;
 
 const MODES: [Mode; 4] = [Mode::Closed, Mode::Open, Mode::Offline, Mode::HalfOpen];
 const REASONS: [FailureClass; 8] = [
@@ -283,14 +309,15 @@ fn encode(published: Published) -> u64 {
     let mode = MODES.iter().position(|mode| *mode == published.mode).unwrap_or_default() as u64;
     let reason = published.reason.and_then(|reason| REASONS.iter().position(|known| *known == reason));
     let reason = reason.map_or(0, |index| index as u64 + 1);
-    published.epoch << EPOCH_SHIFT | reason << REASON_SHIFT | mode << MODE_SHIFT
+    let forced = if published.forced { FORCED } else { 0 };
+    published.epoch << EPOCH_SHIFT | reason << REASON_SHIFT | forced | mode << MODE_SHIFT
 }
 
 fn decode(word: u64) -> Published {
     let mode = MODES[(word >> MODE_SHIFT & 0b11) as usize];
     let reason = (word >> REASON_SHIFT & 0b1111).checked_sub(1);
     let reason = reason.and_then(|index| REASONS.get(index as usize)).copied();
-    Published { epoch: word >> EPOCH_SHIFT, mode, reason }
+    Published { epoch: word >> EPOCH_SHIFT, mode, reason, forced: word & FORCED != 0 }
 }
 
 #[cfg(test)]
@@ -329,8 +356,8 @@ mod tests {
     fn the_word_keeps_everything() {
         for mode in MODES {
             for reason in REASONS.map(Some).into_iter().chain([None]) {
-                for epoch in [0, 1, 12_345, (1 << 57) - 1] {
-                    let published = Published { epoch, mode, reason };
+                for (epoch, forced) in [(0, false), (1, true), (12_345, false), ((1 << 56) - 1, true)] {
+                    let published = Published { epoch, mode, reason, forced };
                     assert_eq!(decode(encode(published)), published);
                     assert_eq!(decode(encode(published) | SLOT_TAKEN), published);
                 }
@@ -343,7 +370,7 @@ mod tests {
     async fn in_half_open_one_call_is_out_at_a_time_and_a_success_returns_the_slot() {
         let gate = Gate::new();
         let breaker = breaker(&gate);
-        assert_eq!(gate.permit().unwrap_err(), CircuitOpen { reason: None, probing: false });
+        assert_eq!(gate.permit().unwrap_err(), CircuitOpen { reason: None, probing: false, forced: false });
         tell(&breaker, 1, ProxyStatus::Available).await;
 
         let first = gate.permit().unwrap();
@@ -381,7 +408,7 @@ mod tests {
         assert_eq!(state(&breaker).await, "open");
         assert_eq!(
             gate.permit().unwrap_err(),
-            CircuitOpen { reason: Some(FailureClass::Busy), probing: false }
+            CircuitOpen { reason: Some(FailureClass::Busy), probing: false, forced: false }
         );
     }
 
@@ -440,7 +467,7 @@ mod tests {
     #[test]
     fn threads_never_share_the_slot() {
         let gate = Gate::new();
-        gate.publish(Published { epoch: 1, mode: Mode::HalfOpen, reason: None });
+        gate.publish(Published { epoch: 1, mode: Mode::HalfOpen, reason: None, forced: false });
         let holders = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {

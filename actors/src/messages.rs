@@ -3,6 +3,7 @@
 //! ```text
 //! ProxyWatcher ── AvailabilityChanged ─▶ CircuitBreaker, CloudSyncer, any Recipient of the app
 //! app          ── DetectProxy, ResetDetector, Subscribe ─▶ ProxyWatcher
+//! app          ── ForceCircuit ─▶ CircuitBreaker
 //! CloudSyncer  ── CallFinished ─▶ CircuitBreaker, ProxyWatcher      (traffic that succeeded counts as a check)
 //! app          ── Write ─▶ SqliteWriter ── JournalGrew (a hint) ─▶ CloudSyncer
 //! CloudSyncer  ── NoteRound, Acknowledge, PutBack, Park, ApplyPage … ─▶ SqliteWriter
@@ -124,6 +125,21 @@ pub struct ProxyReport {
     pub detail: String,
 }
 
+/// How a person holds the circuit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Forced {
+    /// No call to the cloud is made.
+    Open,
+    /// Calls are made whatever the breaker would count; what it takes to call at all is not changed by it.
+    Closed,
+}
+
+/// Holds the circuit open or closed, or lets it decide by itself again.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct ForceCircuit(pub Option<Forced>);
+
 /// Asks the breaker what it knows.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "CircuitReport")]
@@ -136,7 +152,7 @@ pub struct CircuitReport {
     pub state: String,
     /// Failures in a row, as the breaker counts them.
     pub consecutive_failures: u32,
-    /// Why it is open, where it is.
+    /// Why it is open, where it is; `forced` while a person holds it.
     pub reason: Option<String>,
 }
 

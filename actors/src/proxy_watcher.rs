@@ -4,7 +4,7 @@
 //! DetectProxy, ResetDetector, CallFinished ─┐
 //! timer ─────────────────────────────────── ├─▶ advance(event) ─▶ core::availability ─▶ effects
 //! Probe's answer ───────────────────────────┘                                            │
-//!      look (no connection) · Probe::check (the pool's first connection) · timer ◀───────┤
+//!      look and find_process (no connection) · Probe::check (the pool's first connection) · timer ◀───────┤
 //!      AvailabilityChanged ─▶ every subscriber · Detection ─▶ whoever asked · log ◀──────┘
 //! ```
 //!
@@ -72,6 +72,10 @@ pub struct WatcherOptions {
     pub probe_missing: String,
     /// Looks whether something listens, without connecting; cheap, because it runs in the actor.
     pub look: Arc<dyn Fn() -> Listening + Send + Sync>,
+    /// Sees whether a process of the proxy runs, in words. Runs on a thread that may block.
+    pub find_process: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+    /// How long the machine was suspended since it started: time that timers do not notice.
+    pub asleep: Arc<dyn Fn() -> Duration + Send + Sync>,
     /// A random number from 0 to 1; tests give zero.
     pub jitter: Arc<dyn Fn() -> f64 + Send + Sync>,
     /// Tells of the calls that end; every watcher introduces itself.
@@ -98,6 +102,8 @@ impl WatcherOptions {
                 "CLOUD_SQL_DATABASE is not set: something listens, but there is nothing to connect to"
                     .to_owned(),
             look: Arc::new(move || looked_at.look()),
+            find_process: Arc::new(|| None),
+            asleep: Arc::new(|| Duration::ZERO),
             jitter: Arc::new(random_share),
             gate: None,
             last_epoch: Arc::default(),
@@ -136,6 +142,7 @@ pub struct ProxyWatcher {
     subscribers: Vec<Subscriber>,
     waiters: Vec<oneshot::Sender<Detection>>,
     origin: Instant,
+    asleep_before: Duration,
     timer: Option<SpawnHandle>,
     check: Option<SpawnHandle>,
     log: Logger,
@@ -162,6 +169,7 @@ impl ProxyWatcher {
         let told = Some(last_epoch);
         let subscribers = subscribers.into_iter().map(|recipient| Subscriber { recipient, told }).collect();
         Self {
+            asleep_before: (options.asleep)(),
             options,
             probe,
             machine,
@@ -179,11 +187,12 @@ impl ProxyWatcher {
         let mut next = Some(event);
         while let Some(event) = next.take() {
             let jitter = (self.options.jitter)();
-            for effect in self.machine.advance(event, self.origin.elapsed(), jitter) {
+            for effect in self.machine.advance(event, self.now(), jitter) {
                 match effect {
                     Effect::Look => next = Some(Event::Looked((self.options.look)())),
                     Effect::StartCheck { id } => self.start_check(id, ctx),
                     Effect::DropCheck => self.drop_check(ctx),
+                    Effect::FindProcess => self.find_process(ctx),
                     Effect::ScheduleAt(at) => self.schedule(at, ctx),
                     Effect::Broadcast(change) => {
                         self.options.last_epoch.store(change.epoch, Ordering::Release)
@@ -213,11 +222,25 @@ impl ProxyWatcher {
         }
     }
 
+    /// Since it started, suspended or not.
+    fn now(&self) -> Duration {
+        self.origin.elapsed() + (self.options.asleep)().saturating_sub(self.asleep_before)
+    }
+
+    fn find_process(&self, ctx: &mut Context<Self>) {
+        let find = self.options.find_process.clone();
+        let found = actix_rt::task::spawn_blocking(move || find()).into_actor(self);
+        ctx.spawn(found.map(|found, watcher, ctx| {
+            // A search that failed explains nothing.
+            watcher.advance(Event::ProcessFound(found.unwrap_or_default()), ctx);
+        }));
+    }
+
     fn schedule(&mut self, at: Duration, ctx: &mut Context<Self>) {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
         }
-        let wait = at.saturating_sub(self.origin.elapsed());
+        let wait = at.saturating_sub(self.now());
         self.timer = Some(ctx.run_later(wait, |watcher, ctx| {
             watcher.timer = None;
             watcher.advance(Event::Woke, ctx);
@@ -279,7 +302,7 @@ impl ProxyWatcher {
     }
 
     fn report(&self) -> ProxyReport {
-        let now = self.origin.elapsed();
+        let now = self.now();
         let time_of_day = |at: Duration| {
             let then = SystemTime::now().checked_sub(now.saturating_sub(at))?;
             Some(then.duration_since(UNIX_EPOCH).ok()?.as_secs_f64())

@@ -26,6 +26,8 @@ impl slog::Drain for Capture {
 struct Script {
     answers: Mutex<VecDeque<Result<String, CloudFailure>>>,
     otherwise: Mutex<Option<Result<String, CloudFailure>>>,
+    /// Where nothing listens, a connection is refused.
+    listening: Mutex<Option<Arc<Mutex<Listening>>>>,
     started: Mutex<Vec<Instant>>,
 }
 
@@ -34,6 +36,9 @@ impl Probe for Script {
         self.started.lock().unwrap().push(Instant::now());
         let next = self.answers.lock().unwrap().pop_front();
         let answer = next.or_else(|| self.otherwise.lock().unwrap().clone());
+        let listening = self.listening.lock().unwrap().as_ref().map(|listening| *listening.lock().unwrap());
+        let refusal = CloudFailure::new(FailureClass::NotRunning, "refused");
+        let answer = if listening == Some(Listening::No) { Some(Err(refusal)) } else { answer };
         Box::pin(async move {
             match answer {
                 Some(answer) => answer,
@@ -79,6 +84,7 @@ impl Stage {
         change(&mut options);
         let lines = Lines::default();
         let log = Logger::root(Capture(lines.clone()), slog::o!());
+        *probe.listening.lock().unwrap() = Some(listening.clone());
         let probe = Arc::new(probe);
         let watcher = ProxyWatcher::new(options, Some(probe.clone()), subscribers, log).start();
         Self { watcher, listening, probe, lines, origin: Instant::now() }
@@ -129,9 +135,10 @@ impl Handler<AvailabilityChanged> for Listener {
     }
 }
 
-/// The whole documented run in development, lines and all: and not one connection attempt, paused or not.
+/// The whole documented run in development, lines and all: an attempt at each step after the first, and for hours of a
+/// pause not one.
 #[actix::test]
-async fn without_a_proxy_the_documented_lines_come_out_and_nobody_connects() {
+async fn without_a_proxy_the_documented_lines_come_out_and_a_pause_is_one() {
     let stage = Stage::new(|_| {}, Listening::No);
     stage.report().await;
     let first = [
@@ -151,7 +158,7 @@ async fn without_a_proxy_the_documented_lines_come_out_and_nobody_connects() {
     let pause = ["After 5 failures - assuming local development", "Health checks now paused"];
     assert_eq!(stage.texts()[5..], pause);
     stage.at(20_000.0).await;
-    assert_eq!((stage.texts().len(), stage.checks()), (7, 0));
+    assert_eq!((stage.texts().len(), stage.checks()), (7, 4));
     assert!(stage.lines.lock().unwrap().iter().all(|(level, _)| *level == slog::Level::Info));
     let report = stage.report().await;
     assert!(report.paused && !report.should_retry && report.last_success.is_none());
@@ -231,14 +238,44 @@ async fn concurrent_questions_share_one_check() {
     assert_eq!(stage.checks(), 1);
 }
 
-/// A forced question is answered from the socket table alone when nothing listens.
+/// A forced question connects even where nothing seems to listen: who insists may know better than the socket table.
 #[actix::test]
-async fn a_forced_question_does_not_connect_where_nothing_listens() {
+async fn a_forced_question_connects_also_where_nothing_seems_to_listen() {
     let stage = Stage::new(|_| {}, Listening::No);
     let detection = stage.watcher.send(DetectProxy { force: true }).await.unwrap();
     let expected = "Proxy not running on 127.0.0.1:5432".to_owned();
     assert_eq!(detection, Detection { status: ProxyStatus::Unavailable, detail: expected });
-    assert_eq!(stage.checks(), 0);
+    assert_eq!(stage.checks(), 1);
+}
+
+/// Time in which the machine was suspended counts as waited: the check that fell due comes with the next look.
+#[actix::test]
+async fn a_machine_that_wakes_up_checks_what_fell_due() {
+    let asleep = Arc::new(Mutex::new(Duration::from_secs(5)));
+    let seen = asleep.clone();
+    let stage = Stage::new(
+        |options| {
+            options.environment = Environment::Production;
+            options.asleep = Arc::new(move || *seen.lock().unwrap());
+        },
+        Listening::No,
+    );
+    stage.at(700.0).await;
+    let checks = stage.checks();
+    *asleep.lock().unwrap() += Duration::from_secs(3_600);
+    stage.at(701.5).await;
+    assert_eq!(stage.checks(), checks + 1);
+}
+
+/// What explains a failure is in the answer and in the log; the search runs beside the actor.
+#[actix::test]
+async fn a_process_that_runs_elsewhere_is_named() {
+    let process = "cloud-sql-proxy (process 4711)";
+    let stage =
+        Stage::new(|options| options.find_process = Arc::new(|| Some(process.to_owned())), Listening::No);
+    let detection = stage.watcher.send(DetectProxy { force: false }).await.unwrap();
+    assert!(detection.detail.contains(process), "{detection:?}");
+    assert_eq!(stage.texts().iter().filter(|text| text.contains(process)).count(), 1);
 }
 
 /// Reset says so, and looks at once.

@@ -5,9 +5,10 @@
 //! (`proxy_watcher`) performs the effects and feeds what comes of them back as events:
 //!
 //! ```text
-//! Woke, Asked, Reset ─▶ Look ─▶ Looked ─┬─ nothing listens ────▶ failure, no attempt made
+//! Woke, Asked, Reset ─▶ Look ─▶ Looked ─┬─ nothing listens, for the first time ─▶ failure, no attempt made
 //!                                       └─ StartCheck ─▶ CheckEnded ─┬─ Ok  ─▶ Available
 //!                                                                    └─ Err ─▶ backoff, or later a pause
+//! a failure ─▶ FindProcess ─▶ ProcessFound    explains it, and changes nothing else
 //! ScheduleAt ─▶ Woke          the only clock: at any time one wake-up is armed
 //! Broadcast, Answer, Log      leave the machine and do not come back
 //! ```
@@ -26,8 +27,15 @@
 //! - **W2** It never sleeps for ever: whatever happened, a wake-up is armed.
 //! - **W3** An answer to a check that is not the one that is out changes nothing.
 //! - **W4** `Available` is only ever the result of a check that succeeded, never of an open port.
+//! - **W5** A table in which nothing listens is no proof: what a firewall rule, a container's runtime or another
+//!   operating system forwards is in none. So the steps of the backoff connect all the same, and once somebody
+//!   answered whom the table does not show, it is not believed any more.
+//! - **W6** A link that keeps coming and going is followed with a backoff too: after [`FREE_APPEARANCES`] short ups
+//!   in a row each further one is waited for longer, whatever its cause, so that neither the log nor the proxy
+//!   has to bear every one of them.
 //!
-//! Times are durations since an origin of the shell's choice, so nothing here reads a clock.
+//! Times are durations since an origin of the shell's choice, so nothing here reads a clock. Time in which the
+//! machine was suspended counts: what fell due meanwhile is due when it wakes.
 
 use std::fmt;
 use std::time::Duration;
@@ -49,6 +57,9 @@ pub const RECONNECT_JITTER_MAX: Duration = Duration::from_millis(250);
 
 /// The share of a backoff wait that jitter may add once the proxy was up.
 const BACKOFF_JITTER_SHARE: f64 = 0.1;
+
+/// Having been up for so many health intervals ends a row of short ups.
+const STABLE_AFTER_CHECKS: u32 = 6;
 
 /// Shorter intervals than this are lifted to it: they would be a busy loop.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
@@ -142,6 +153,8 @@ pub enum Event {
     Reset,
     /// A real call ended.
     TrafficEnded(Result<(), FailureClass>),
+    /// The answer to [`Effect::FindProcess`]: the proxy's process in words, where there is one.
+    ProcessFound(Option<String>),
 }
 
 /// What the shell is to do.
@@ -158,6 +171,9 @@ pub enum Effect {
     DropCheck,
     /// Come back with [`Event::Woke`] at this time; replaces the wake-up before.
     ScheduleAt(Duration),
+    /// See whether a process of the proxy runs and come back with [`Event::ProcessFound`], whatever happens; never
+    /// asked for again before that.
+    FindProcess,
     /// Tell every subscriber.
     Broadcast(AvailabilityChanged),
     /// Tell everybody who asked.
@@ -208,9 +224,20 @@ pub struct Availability {
     listening: Listening,
     /// The last evidence that was evidence; a listener *appears* when this was `No`.
     last_seen: Option<Listening>,
+    /// Somebody answered although nothing seemed to listen: the next look tells chance from blindness.
+    sight_in_doubt: bool,
+    /// Who answered was not to be seen (W5).
+    sight_lies: bool,
+    /// The process that explains the failure, as of the last check.
+    process: Option<String>,
+    finding_process: bool,
+    said_process: bool,
     /// Checks because of appearances that failed, since the last success or reset.
     appearances_failed: u32,
     appearance_failed_at: Duration,
+    available_since: Duration,
+    /// How often in a row it was up for a short time only.
+    short_ups: u32,
     /// One failed check of the transient kind while available: asked again before an outage is announced.
     in_doubt: bool,
     /// The next success is announced although nothing changed: somebody asked for a fresh start.
@@ -252,8 +279,15 @@ impl Availability {
             check_id: 0,
             listening: Listening::CannotSee,
             last_seen: None,
+            sight_in_doubt: false,
+            sight_lies: false,
+            process: None,
+            finding_process: false,
+            said_process: false,
             appearances_failed: 0,
             appearance_failed_at: Duration::ZERO,
+            available_since: Duration::ZERO,
+            short_ups: 0,
             in_doubt: false,
             announce: false,
             was_up: false,
@@ -287,6 +321,7 @@ impl Availability {
             Event::Asked { force } => self.asked(force),
             Event::Reset => self.reset(),
             Event::TrafficEnded(outcome) => self.traffic_ended(outcome),
+            Event::ProcessFound(process) => self.process_found(process),
         }
 
         self.answer();
@@ -301,7 +336,7 @@ impl Availability {
 
     /// The status and the reason in words.
     pub fn detection(&self) -> Detection {
-        Detection { status: self.status, detail: self.detail.clone() }
+        Detection { status: self.status, detail: self.explained_detail() }
     }
 
     /// What `status` shows; the two times of day are the shell's to fill in.
@@ -317,7 +352,7 @@ impl Availability {
             proxy_required: self.policy.proxy_required,
             last_check: None,
             last_success: None,
-            detail: self.detail.clone(),
+            detail: self.explained_detail(),
         }
     }
 
@@ -346,31 +381,30 @@ impl Availability {
     fn looked(&mut self, listening: Listening) {
         let Activity::Looking(purpose) = self.activity else { return };
         self.activity = Activity::Idle;
+        let listening = self.believe(listening);
         let appeared = listening == Listening::Yes && self.last_seen == Some(Listening::No);
         self.listening = listening;
         if listening != Listening::CannotSee {
             self.last_seen = Some(listening);
         }
-        self.next_look = Some(self.now + self.look_interval());
+        if self.status != ProxyStatus::Available {
+            self.next_look = Some(self.now + self.look_interval());
+        }
 
         match purpose {
             Some(cause) => {
-                if appeared && self.appearances_failed < self.free_appearances() {
+                if appeared && self.appearances_failed < self.free_appearances() && self.flaps() == 0 {
                     self.start_over();
                 }
                 let cause = if appeared { Cause::Appearance } else { cause };
-                match (listening, self.policy.probe_missing.clone()) {
-                    (Listening::No, _) => {
-                        let detail = format!("Proxy not running on {}", self.endpoint);
-                        self.failed(cause, false, CloudFailure::new(FailureClass::NotRunning, detail));
-                    }
-                    (_, Some(missing)) => {
-                        self.failed(cause, false, CloudFailure::new(FailureClass::Credentials, missing));
-                    }
-                    (_, None) => self.start_check(cause),
+                if listening == Listening::No && !self.connects_unseen(cause) {
+                    let detail = self.not_running();
+                    self.failed(cause, false, CloudFailure::new(FailureClass::NotRunning, detail));
+                } else {
+                    self.start_or_refuse(cause);
                 }
             }
-            None if appeared => self.listener_appeared(),
+            None if appeared && self.status != ProxyStatus::Available => self.listener_appeared(),
             None => {}
         }
 
@@ -399,12 +433,37 @@ impl Availability {
         match self.activity {
             Activity::Checking { id: out, cause, .. } if out == id => {
                 self.activity = Activity::Idle;
+                // Nothing else than a refusal comes from a port of this machine where nothing listens.
+                let nobody = result.as_ref().is_err_and(|failure| {
+                    matches!(failure.class, FailureClass::NotRunning | FailureClass::CheckFailed)
+                });
+                let unseen = self.status != ProxyStatus::Available && self.listening == Listening::No;
                 match result {
                     Ok(who) => self.succeeded(who),
                     Err(failure) => self.failed(cause, true, failure),
                 }
+                if unseen && !nobody && self.activity == Activity::Idle {
+                    self.sight_in_doubt = true;
+                    self.look(None);
+                }
             }
             _ => {}
+        }
+    }
+
+    fn process_found(&mut self, process: Option<String>) {
+        self.finding_process = false;
+        if self.status == ProxyStatus::Available {
+            return;
+        }
+        self.process = process;
+        if self.class == Some(FailureClass::NotRunning)
+            && let Some(process) = self.process.clone()
+            && !self.said_process
+        {
+            self.said_process = true;
+            let endpoint = self.endpoint.clone();
+            self.log(Notice::RunsElsewhere { process, endpoint });
         }
     }
 
@@ -431,6 +490,9 @@ impl Availability {
         self.announce = true;
         self.start_over();
         self.appearances_failed = 0;
+        self.short_ups = 0;
+        self.sight_lies = false;
+        self.said_process = false;
         self.next_check = Some(self.now);
         self.next_cause = Cause::Schedule;
         match &mut self.activity {
@@ -466,6 +528,24 @@ impl Availability {
     }
 
     // --- steps -------------------------------------------------------------------------------------------
+
+    /// W5: what a look shows, as far as looks can be trusted here.
+    fn believe(&mut self, listening: Listening) -> Listening {
+        if std::mem::take(&mut self.sight_in_doubt) && listening == Listening::No {
+            self.sight_lies = true;
+            if self.status != ProxyStatus::Available {
+                self.say_blind();
+            }
+        }
+        if self.sight_lies && listening == Listening::No { Listening::CannotSee } else { listening }
+    }
+
+    /// Whether a check is worth making although nothing seems to listen: refused, it costs one packet and disturbs
+    /// nobody. The first look of a run is believed, so that its lines wait for nothing; a pause is one, except for a person.
+    fn connects_unseen(&self, cause: Cause) -> bool {
+        let paused = self.paused && cause != Cause::Demand;
+        self.policy.probe_missing.is_none() && self.last_check.is_some() && !paused
+    }
 
     fn check_is_due(&mut self) {
         if self.status == ProxyStatus::Available {
@@ -505,6 +585,7 @@ impl Availability {
             self.appearances_failed = 0;
         }
         let earliest = match self.appearances_failed.checked_sub(self.free_appearances()) {
+            None if self.flaps() > 0 => self.last_check.unwrap_or_default() + self.jittered_wait(),
             None => {
                 self.start_over();
                 let spread = if self.was_up { self.jitter } else { 0.0 };
@@ -544,6 +625,18 @@ impl Availability {
         self.paused = false;
     }
 
+    /// The short ups in a row that are beyond what is followed at once (W6).
+    fn flaps(&self) -> u32 {
+        self.short_ups.saturating_sub(FREE_APPEARANCES)
+    }
+
+    fn find_process(&mut self) {
+        if !self.finding_process {
+            self.finding_process = true;
+            self.out.push(Effect::FindProcess);
+        }
+    }
+
     fn look(&mut self, purpose: Option<Cause>) {
         self.activity = Activity::Looking(purpose);
         self.out.push(Effect::Look);
@@ -567,8 +660,11 @@ impl Availability {
         self.next_check = Some(self.now + at_least_min(self.policy.health_interval));
         self.next_cause = Cause::Schedule;
         self.next_look = None;
+        self.process = None;
+        self.said_process = false;
         self.detail = one_line(&who);
         if self.change_to(ProxyStatus::Available, None) {
+            self.available_since = self.now;
             self.log(Notice::Reconnected);
         } else if self.announce {
             // Whoever gave up for another reason is to try again as well.
@@ -595,6 +691,9 @@ impl Availability {
             class => class,
         };
         if was_available {
+            let stable = at_least_min(self.policy.health_interval) * STABLE_AFTER_CHECKS;
+            let short = self.now - self.available_since < stable;
+            self.short_ups = if short { self.short_ups.saturating_add(1) } else { 0 };
             // What is seen next is compared with this: a proxy that is back a moment later has appeared.
             let seen = if class == FailureClass::NotRunning { Listening::No } else { Listening::Yes };
             self.last_seen = Some(seen);
@@ -632,6 +731,14 @@ impl Availability {
             self.explain(class, &failure);
         }
         self.warn_of_long_absence(class);
+        if was_available && self.flaps() == 1 {
+            let endpoint = self.endpoint.clone();
+            self.log(Notice::ComesAndGoes { endpoint });
+        }
+        match class {
+            FailureClass::NotRunning | FailureClass::NotAnswering => self.find_process(),
+            _ => self.process = None,
+        }
     }
 
     /// Makes it the current state; false when it was already. Every change is broadcast under a new epoch.
@@ -674,7 +781,13 @@ impl Availability {
                 self.log(Notice::NotAnswering { endpoint, detail });
             }
         }
-        if self.listening == Listening::CannotSee && !self.said_blind && counts_as_absent(class) {
+        if self.listening == Listening::CannotSee && counts_as_absent(class) {
+            self.say_blind();
+        }
+    }
+
+    fn say_blind(&mut self) {
+        if !self.said_blind {
             self.said_blind = true;
             let endpoint = self.endpoint.clone();
             self.log(Notice::CannotSee { endpoint, probe_interval_max: self.policy.backoff.max() });
@@ -695,12 +808,27 @@ impl Availability {
 
     fn detail_of(&self, class: FailureClass, failure: &CloudFailure) -> String {
         let detail = match class {
-            FailureClass::NotRunning => format!("Proxy not running on {}", self.endpoint),
+            FailureClass::NotRunning => self.not_running(),
             _ => one_line(&failure.detail),
         };
         match &failure.remedy {
             Some(remedy) => format!("{detail} - {}", one_line(remedy)),
             None => detail,
+        }
+    }
+
+    fn not_running(&self) -> String {
+        format!("Proxy not running on {}", self.endpoint)
+    }
+
+    /// The reason in words, with the process that explains it. It explains a status; it never makes one.
+    fn explained_detail(&self) -> String {
+        match (&self.process, self.class) {
+            (Some(process), Some(FailureClass::NotRunning)) => {
+                format!("{} - {}", self.detail, elsewhere(process))
+            }
+            (Some(process), Some(FailureClass::NotAnswering)) => format!("{} - {process} runs", self.detail),
+            _ => self.detail.clone(),
         }
     }
 
@@ -712,7 +840,8 @@ impl Availability {
 
     /// The wait after the failures so far.
     fn wait(&self) -> Duration {
-        if self.is_blocked() { self.policy.backoff.max() } else { self.policy.backoff.wait(self.failures) }
+        let backoff = self.policy.backoff;
+        if self.is_blocked() { backoff.max() } else { backoff.wait(self.failures.max(self.flaps())) }
     }
 
     /// Never before the proxy was up once: the documented start-up timeline holds to the second.
@@ -736,7 +865,7 @@ impl Availability {
     }
 
     fn answer(&mut self) {
-        if self.someone_asked && self.activity == Activity::Idle {
+        if self.someone_asked && self.activity == Activity::Idle && !self.finding_process {
             self.someone_asked = false;
             self.out.push(Effect::Answer(self.detection()));
         }
@@ -791,6 +920,8 @@ pub enum Notice {
     SettingsMissing { detail: String },
     CheckFailed { endpoint: String, detail: String },
     CannotSee { endpoint: String, probe_interval_max: Duration },
+    RunsElsewhere { process: String, endpoint: String },
+    ComesAndGoes { endpoint: String },
 }
 
 impl Notice {
@@ -808,11 +939,13 @@ impl Notice {
             | Self::Reconnected
             | Self::Reset
             | Self::Busy { .. }
-            | Self::CannotSee { .. } => Level::Info,
+            | Self::CannotSee { .. }
+            | Self::RunsElsewhere { .. } => Level::Info,
             Self::StillUnavailable { .. }
             | Self::NotAnswering { .. }
             | Self::SettingsMissing { .. }
-            | Self::CheckFailed { .. } => Level::Warning,
+            | Self::CheckFailed { .. }
+            | Self::ComesAndGoes { .. } => Level::Warning,
             Self::Refused { .. } | Self::NotOurs { .. } => Level::Error,
         }
     }
@@ -864,6 +997,12 @@ impl fmt::Display for Notice {
                  at the next check, at most {} s later",
                 probe_interval_max.as_secs_f64()
             ),
+            Self::ComesAndGoes { endpoint } => {
+                write!(f, "⚠️  Proxy on {endpoint} keeps coming and going - reconnecting less and less often")
+            }
+            Self::RunsElsewhere { process, endpoint } => {
+                write!(f, "   Nothing listens on {endpoint}, but {}", elsewhere(process))
+            }
         }
     }
 }
@@ -876,6 +1015,10 @@ fn counts_as_absent(class: FailureClass) -> bool {
 
 fn status_of(class: FailureClass) -> ProxyStatus {
     if class == FailureClass::CheckFailed { ProxyStatus::Unknown } else { ProxyStatus::Unavailable }
+}
+
+fn elsewhere(process: &str) -> String {
+    format!("{process} runs: compare its address and port with CLOUD_SQL_PROXY_HOST and CLOUD_SQL_PROXY_PORT")
 }
 
 fn at_least_min(interval: Duration) -> Duration {

@@ -20,12 +20,14 @@
 //! - **C3** Data that PostgreSQL refuses never opens it.
 //! - **C4** Offline is left only when the watcher says so, and then at once: the open time follows the watcher.
 //! - **C5** It is never open for ever by itself: `Open` has an end, and a wake-up is scheduled for it.
+//! - **C6** A circuit that is forced changes by hand only. Underneath, the watcher is still listened to, calls are not:
+//!   whoever lets it go finds it offline, or half-open for a probe to decide.
 
 use std::time::Duration;
 
 use crate::core::backoff::Backoff;
 use crate::core::failure::FailureClass;
-use crate::messages::{AvailabilityChanged, CallFinished, CircuitReport, ProxyStatus};
+use crate::messages::{AvailabilityChanged, CallFinished, CircuitReport, Forced, ProxyStatus};
 
 /// When to open, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct Published {
     pub mode: Mode,
     /// Why it is not closed.
     pub reason: Option<FailureClass>,
+    /// A person holds it in this mode.
+    pub forced: bool,
 }
 
 /// Who may call.
@@ -81,6 +85,8 @@ pub enum Event {
     Availability(AvailabilityChanged),
     /// A permitted call ended.
     Call(CallFinished),
+    /// A person holds it, or lets it go.
+    Force(Option<Forced>),
     /// The time of the last [`Effect::ScheduleAt`] has come.
     Woke,
 }
@@ -99,6 +105,8 @@ pub enum Effect {
         /// The last one's class.
         class: FailureClass,
     },
+    /// Log that a person holds it, or let it go.
+    LogForced(Option<Forced>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,12 +127,15 @@ pub struct Circuit {
     /// How often it opened since it was last closed.
     openings: u32,
     availability_epoch: u64,
+    forced: Option<Forced>,
 }
 
 impl Circuit {
     /// Takes over from what callers see now, which outlives a breaker; returns the effects that make it so.
     pub fn take_over(policy: CircuitPolicy, seen: Published, now: Duration) -> (Self, Vec<Effect>) {
         let state = match seen.mode {
+            // What was underneath is not known; the watcher says it again to whoever subscribes.
+            _ if seen.forced => State::Offline,
             Mode::Closed => State::Closed { failures: 0 },
             Mode::Open => State::Open { until: now + policy.open_time.initial() },
             Mode::Offline => State::Offline,
@@ -137,6 +148,11 @@ impl Circuit {
             reason: seen.reason,
             openings: 0,
             availability_epoch: 0,
+            forced: seen.forced.then_some(if seen.mode == Mode::Closed {
+                Forced::Closed
+            } else {
+                Forced::Open
+            }),
         };
         // A new epoch: a probe that was out belongs to the predecessor, and its slot is free again.
         let mut effects = Vec::new();
@@ -149,7 +165,9 @@ impl Circuit {
         let mut effects = Vec::new();
         match event {
             Event::Availability(change) => self.availability_changed(change, &mut effects),
+            Event::Call(_) if self.forced.is_some() => {}
             Event::Call(call) => self.call_finished(call, now, &mut effects),
+            Event::Force(forced) => self.force(forced, &mut effects),
             Event::Woke => self.woke(now, &mut effects),
         }
         effects
@@ -163,7 +181,12 @@ impl Circuit {
             State::Offline => Mode::Offline,
             State::HalfOpen { .. } => Mode::HalfOpen,
         };
-        Published { epoch: self.epoch, mode, reason: self.reason }
+        let mode = match self.forced {
+            Some(Forced::Open) => Mode::Open,
+            Some(Forced::Closed) => Mode::Closed,
+            None => mode,
+        };
+        Published { epoch: self.epoch, mode, reason: self.reason, forced: self.forced.is_some() }
     }
 
     /// What `status` shows.
@@ -175,8 +198,11 @@ impl Circuit {
                 State::Closed { failures } => failures,
                 _ => self.openings,
             },
-            reason: (published.mode != Mode::Closed)
-                .then(|| self.reason.map_or("offline", word_of).to_owned()),
+            reason: match published {
+                Published { forced: true, .. } => Some("forced".to_owned()),
+                Published { mode: Mode::Closed, .. } => None,
+                _ => Some(self.reason.map_or("offline", word_of).to_owned()),
+            },
         }
     }
 
@@ -223,6 +249,19 @@ impl Circuit {
             // No permit has these epochs.
             (State::Open { .. } | State::Offline, _) => {}
         }
+    }
+
+    fn force(&mut self, forced: Option<Forced>, effects: &mut Vec<Effect>) {
+        if forced == self.forced {
+            return;
+        }
+        self.forced = forced;
+        effects.push(Effect::LogForced(forced));
+        let state = match self.state {
+            State::Offline => State::Offline,
+            _ => State::HalfOpen { successes: 0 },
+        };
+        self.enter(state, self.reason, effects);
     }
 
     fn woke(&mut self, now: Duration, effects: &mut Vec<Effect>) {
@@ -282,7 +321,7 @@ mod tests {
     }
 
     fn offline() -> Circuit {
-        let seen = Published { epoch: 0, mode: Mode::Offline, reason: None };
+        let seen = Published { epoch: 0, mode: Mode::Offline, reason: None, forced: false };
         Circuit::take_over(policy(), seen, Duration::ZERO).0
     }
 
@@ -318,7 +357,10 @@ mod tests {
         available(&mut circuit, 1);
         let epoch = circuit.published().epoch;
         call(&mut circuit, Ok(()), SECOND);
-        assert_eq!(circuit.published(), Published { epoch, mode: Mode::HalfOpen, reason: None });
+        assert_eq!(
+            circuit.published(),
+            Published { epoch, mode: Mode::HalfOpen, reason: None, forced: false }
+        );
         call(&mut circuit, Ok(()), SECOND);
         assert_eq!(circuit.published().mode, Mode::Closed);
     }
@@ -440,14 +482,45 @@ mod tests {
         for (mode, scheduled) in
             [(Mode::Closed, false), (Mode::Open, true), (Mode::Offline, false), (Mode::HalfOpen, false)]
         {
-            let seen = Published { epoch: 7, mode, reason: Some(FailureClass::Busy) };
+            let seen = Published { epoch: 7, mode, reason: Some(FailureClass::Busy), forced: false };
             let (circuit, effects) = Circuit::take_over(policy(), seen, SECOND);
             assert_eq!(circuit.published(), Published { epoch: 8, ..seen });
             assert_eq!(effects.contains(&Effect::ScheduleAt(11 * SECOND)), scheduled);
         }
     }
 
-    /// C2 and C5 on random histories.
+    /// C6: an operator's word stands against everything that is counted and seen, and once it is taken back one probe
+    /// decides.
+    #[test]
+    fn a_forced_circuit_changes_by_hand_only() {
+        let mut circuit = closed();
+        let effects = circuit.advance(Event::Force(Some(Forced::Open)), SECOND);
+        assert!(effects.contains(&Effect::LogForced(Some(Forced::Open))));
+        assert_eq!((circuit.report().state, circuit.report().reason), ("open".into(), Some("forced".into())));
+        available(&mut circuit, 2);
+        assert_eq!(circuit.published().mode, Mode::Open);
+        assert_eq!(circuit.advance(Event::Woke, 10_000 * SECOND), []);
+        assert_eq!(circuit.advance(Event::Force(Some(Forced::Open)), SECOND), [], "said twice is said once");
+
+        circuit.advance(Event::Force(Some(Forced::Closed)), SECOND);
+        for _ in 0..10 {
+            call(&mut circuit, Err(FailureClass::Credentials), SECOND);
+        }
+        unavailable(&mut circuit, 3);
+        assert_eq!(circuit.published().mode, Mode::Closed);
+        circuit.advance(Event::Force(None), SECOND);
+        assert_eq!(circuit.published().mode, Mode::Offline, "what the watcher said meanwhile holds");
+
+        available(&mut circuit, 4);
+        circuit.advance(Event::Force(Some(Forced::Closed)), SECOND);
+        let (mut circuit, _) = Circuit::take_over(policy(), circuit.published(), SECOND);
+        assert_eq!(circuit.published().mode, Mode::Closed, "a successor keeps the operator's word");
+        available(&mut circuit, 4);
+        circuit.advance(Event::Force(None), SECOND);
+        assert_eq!(circuit.published().mode, Mode::HalfOpen);
+    }
+
+    /// C2, C5 and C6 on random histories.
     #[test]
     fn random_histories_keep_the_invariants() {
         use crate::core::failure::FailureClass::*;
@@ -475,7 +548,10 @@ mod tests {
                     Transient,
                     CheckFailed,
                 ];
-                let event = match next(8) {
+                let event = match next(9) {
+                    8 => {
+                        Event::Force([None, None, Some(Forced::Open), Some(Forced::Closed)][next(4) as usize])
+                    }
                     0 => {
                         epoch += next(2);
                         let status = [ProxyStatus::Available, ProxyStatus::Unavailable, ProxyStatus::Unknown];
@@ -493,14 +569,24 @@ mod tests {
                     match effect {
                         Effect::ScheduleAt(at) => armed = Some(*at),
                         Effect::Publish(published) => assert!(published.epoch > before.epoch, "C2"),
-                        Effect::LogOpened { .. } => assert_eq!(circuit.published().mode, Mode::Open),
+                        Effect::LogOpened { .. } => {
+                            assert_eq!(
+                                circuit.published(),
+                                Published { mode: Mode::Open, forced: false, ..circuit.published() }
+                            );
+                        }
+                        Effect::LogForced(_) => assert!(matches!(event, Event::Force(_)), "C6"),
                     }
                 }
                 assert_eq!(
                     effects.iter().any(|e| matches!(e, Effect::Publish(_))),
                     circuit.published() != before
                 );
-                if circuit.published().mode == Mode::Open {
+                if before.forced && !matches!(event, Event::Force(_)) {
+                    let now = circuit.published();
+                    assert_eq!((now.mode, now.forced), (before.mode, true), "C6");
+                }
+                if circuit.published().mode == Mode::Open && !circuit.published().forced {
                     assert!(armed.is_some(), "C5");
                     if event == Event::Woke {
                         assert!(armed.is_some_and(|at| at > now), "C5: armed again when woken too early");
