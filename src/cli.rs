@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
+use tidewater_actors::messages::Forced;
 
 use crate::settings::{Settings, SettingsError, Sources};
 
@@ -43,15 +44,61 @@ pub struct Cli {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Verb {
     /// What the running supervisor does
-    Status(StatusArgs),
+    Status(Output),
+    /// Check the proxy now and say what was found; status 1 if it is required and not available
+    Check(Output),
+    /// Forget failures and waits, end a pause, and check at once
+    Reset(Output),
+    /// Hold the circuit breaker open or closed, or let it decide by itself again
+    Circuit {
+        /// How to hold it
+        #[arg(value_enum)]
+        hold: Hold,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
-/// The flags of `status`.
+/// How a verb prints.
 #[derive(Debug, Clone, Args)]
-pub struct StatusArgs {
+pub struct Output {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// How the circuit is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Hold {
+    /// By itself: calls and the watcher decide
+    Auto,
+    /// Open: no call to the cloud is made
+    Open,
+    /// Closed: calls are made whatever the breaker would count
+    Closed,
+}
+
+impl Hold {
+    /// As the circuit breaker names it.
+    #[must_use]
+    pub fn forced(self) -> Option<Forced> {
+        match self {
+            Self::Auto => None,
+            Self::Open => Some(Forced::Open),
+            Self::Closed => Some(Forced::Closed),
+        }
+    }
+
+    /// What has been done, in a line.
+    #[must_use]
+    pub fn done(self) -> &'static str {
+        match self {
+            Self::Auto => "the circuit decides by itself",
+            Self::Open => "the circuit is held open",
+            Self::Closed => "the circuit is held closed",
+        }
+    }
 }
 
 impl Cli {
@@ -109,6 +156,9 @@ fn render_status_at(status: &Value, now: Duration) -> String {
     let [proxy, circuit, sync, sqlite] = ["proxy", "circuit", "sync", "sqlite"].map(|key| &status[key]);
     let mut page = Page::default();
 
+    for reason in status["readiness"]["reasons"].as_array().into_iter().flatten() {
+        page.row("not ready", &[reason.as_str().map(on_one_line)]);
+    }
     page.row(
         "sync",
         &[word(sync, "state"), counted(sync, "pending"), counted(sync, "parked"), counted(sync, "conflicts")],
@@ -134,7 +184,7 @@ fn render_status_at(status: &Value, now: Duration) -> String {
     };
     page.row("", &[ago("last_check", "last check"), ago("last_success", "last success")]);
 
-    page.row("circuit", &[word(circuit, "state")]);
+    page.row("circuit", &[word(circuit, "state"), word(circuit, "reason")]);
     let journal = word(sqlite, "journal_mode").map(|mode| format!("{mode} mode"));
     page.row("sqlite", &[word(sqlite, "path"), journal]);
 
@@ -173,7 +223,7 @@ impl Page {
         if parts.is_empty() {
             return;
         }
-        let line = format!("{title:<9}{}", parts.join("  "));
+        let line = format!("{title:<8} {}", parts.join("  "));
         let line = line.trim_end();
         if line.chars().count() > COLUMNS_MAX {
             self.text.extend(line.chars().take(COLUMNS_MAX - 1));
@@ -185,9 +235,13 @@ impl Page {
     }
 }
 
-/// A text field, on one line whatever it holds: a terminal obeys control characters.
 fn word(part: &Value, key: &str) -> Option<String> {
-    Some(part[key].as_str()?.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    part[key].as_str().map(on_one_line)
+}
+
+/// Whatever it holds: a terminal obeys control characters.
+fn on_one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn amount(part: &Value, key: &str) -> Option<u64> {
@@ -227,7 +281,8 @@ mod tests {
                 "last_check": 1_000_000_000.0, "last_success": null,
                 "detail": "Proxy not running on 127.0.0.1:5432",
             },
-            "circuit": {"state": "open"},
+            "readiness": {"ready": false, "reasons": ["CloudSyncer is restarting"]},
+            "circuit": {"state": "open", "reason": "not_running"},
             "sync": {"state": "offline", "pending": 12, "parked": 0, "conflicts": 1, "rows_flushed": 340, "rows_warmed": 7},
             "sqlite": {"path": "tidewater.db", "journal_mode": "wal"},
             "actors": [
@@ -242,13 +297,14 @@ mod tests {
     fn the_status_page_is_read_at_a_glance() {
         let page = render_status_at(&offline(), Duration::from_secs(1_000_000_095));
         let expected = "\
+not ready CloudSyncer is restarting
 sync     offline  12 pending  0 parked  1 conflicts
          340 rows flushed  7 rows warmed
 proxy    unavailable  127.0.0.1:5432  development
          Proxy not running on 127.0.0.1:5432
          5 failures in a row, checks are paused until something listens
          last check 95 s ago
-circuit  open
+circuit  open  not_running
 sqlite   tidewater.db  wal mode
 actors   proxy_watcher     running
          cloud_syncer      restarting  2 restarts
@@ -318,7 +374,7 @@ actors   proxy_watcher     running
         Cli::command().debug_assert();
         let line = ["run_supervisor", "--log-format", "json", "status", "--json", "--database", "flag.db"];
         let cli = Cli::try_parse_from(line).unwrap();
-        assert!(matches!(&cli.verb, Some(Verb::Status(StatusArgs { json: true }))));
+        assert!(matches!(&cli.verb, Some(Verb::Status(Output { json: true }))));
         let settings =
             cli.settings(Settings::builder().environment([("TIDEWATER_DATABASE", "variable.db")])).unwrap();
         assert_eq!(settings.sqlite.path, PathBuf::from("flag.db"));

@@ -29,6 +29,7 @@ use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slog::{Logger, debug, warn};
+use tidewater_actors::messages::{Detection, Forced};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
@@ -57,6 +58,25 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 pub enum Request {
     /// Everything that `status --json` prints.
     Status,
+    /// Checks the proxy now; the answer is a [`Checked`].
+    Check,
+    /// Sets the failure count and the delay back, ends a pause, and checks at once.
+    Reset,
+    /// Holds the circuit, or lets it decide by itself.
+    Circuit {
+        /// How it is held.
+        forced: Option<Forced>,
+    },
+}
+
+/// The answer to [`Request::Check`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// What the check found, and why.
+    #[serde(flatten)]
+    pub detection: Detection,
+    /// Whether a cloud that is not available is a fault here.
+    pub proxy_required: bool,
 }
 
 /// The answer, on the wire `{"ok":…}` or `{"error":{"message":…,"retry":…}}`.
@@ -436,9 +456,7 @@ mod tests {
     }
 
     fn answering(answer: fn() -> LocalBoxFuture<'static, Response>) -> Handler {
-        Rc::new(move |request| match request {
-            Request::Status => answer(),
-        })
+        Rc::new(move |_| answer())
     }
 
     fn ok() -> LocalBoxFuture<'static, Response> {

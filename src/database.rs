@@ -23,8 +23,9 @@ use tidewater_actors::core::circuit::CircuitPolicy;
 use tidewater_actors::core::sync::Pace;
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::{
-    AvailabilityChanged, DetectProxy, Detection, GetCircuitReport, GetLink, GetProxyReport, GetSyncReport,
-    ResetDetector, SqliteReport, StatusSummary, Subscribe, SyncError, SyncNow, WaitSynced, Write,
+    AvailabilityChanged, DetectProxy, Detection, ForceCircuit, Forced, GetCircuitReport, GetLink,
+    GetProxyReport, GetSyncReport, Readiness, ResetDetector, SqliteReport, StatusSummary, Subscribe,
+    SyncError, SyncNow, WaitSynced, Write,
 };
 use tidewater_actors::postgres::{Cloud, CloudOptions};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
@@ -191,7 +192,8 @@ impl Database {
     /// restarts of actors; drop it to stop waiting.
     ///
     /// # Errors
-    /// [`SyncError::Parked`] when PostgreSQL refuses a row of it; [`Error::Failed`] when supervision gave up.
+    /// [`SyncError::Parked`] when PostgreSQL refuses a row of it; [`SyncError::ProxyRequired`] at once where the proxy is
+    /// required and not available, and when it goes away meanwhile; [`Error::Failed`] when supervision gave up.
     pub async fn synced(&self, receipt: &Receipt) -> Result<(), Error> {
         let mut given_up = self.inner.given_up.clone();
         loop {
@@ -233,10 +235,18 @@ impl Database {
         Ok(self.inner.children.watcher.ask(ResetDetector).await?)
     }
 
+    /// Holds the circuit breaker open (no call to the cloud is made), closed (calls are made whatever it would count), or
+    /// lets it decide by itself again, which is where every process starts. Holding it closed makes no call possible that
+    /// the availability does not: a cloud that is not there is not dialled.
+    pub async fn force_circuit(&self, forced: Option<Forced>) -> Result<(), Error> {
+        self.alive()?;
+        Ok(self.inner.children.breaker.ask(ForceCircuit(forced)).await?)
+    }
+
     /// Takes what waits to the cloud now, and returns when that is done. Rows written meanwhile may or may not go along.
     ///
     /// # Errors
-    /// [`SyncError::Offline`] at once while the proxy is not available.
+    /// [`SyncError::Offline`] at once while the proxy is not available, [`SyncError::ProxyRequired`] where it is required.
     pub async fn flush(&self) -> Result<(), Error> {
         self.sync_now().await
     }
@@ -244,7 +254,7 @@ impl Database {
     /// Brings home what others wrote, now, and returns when that is done.
     ///
     /// # Errors
-    /// [`SyncError::Offline`] at once while the proxy is not available.
+    /// [`SyncError::Offline`] at once while the proxy is not available, [`SyncError::ProxyRequired`] where it is required.
     pub async fn warm(&self) -> Result<(), Error> {
         self.sync_now().await
     }
@@ -259,7 +269,7 @@ impl Database {
     /// Everything that `run_supervisor status --json` says. An actor that is being restarted has empty entries.
     pub async fn status_summary(&self) -> StatusSummary {
         let children = &self.inner.children;
-        StatusSummary {
+        let status = StatusSummary {
             proxy: children.watcher.ask(GetProxyReport).await.unwrap_or_default(),
             circuit: children.breaker.ask(GetCircuitReport).await.unwrap_or_default(),
             sync: children.syncer.ask(GetSyncReport).await.unwrap_or_default(),
@@ -270,7 +280,15 @@ impl Database {
                 children.writer.report(),
                 children.syncer.report(),
             ],
-        }
+            ..StatusSummary::default()
+        };
+        status.judged()
+    }
+
+    /// Whether somebody may rely on this process now: every actor runs and, where the proxy is required, the cloud is
+    /// available. The same as in [`Database::status_summary`].
+    pub async fn readiness(&self) -> Readiness {
+        self.status_summary().await.readiness
     }
 
     /// Resolves when supervision has given up, with the reason.
@@ -358,8 +376,7 @@ impl Plan {
         watcher.health_interval = proxy.health_interval;
         watcher.recently_verified = proxy.recently_verified;
         watcher.listen_interval = proxy.listen_interval;
-        // Wait, connect and answer, each within the timeout, and some more: the probe's own bounds come first.
-        watcher.check_timeout = proxy.timeout * 4 + Duration::from_secs(1);
+        watcher.check_timeout = proxy.check_timeout();
         watcher.probe_missing = cloud.missing().unwrap_or_default();
         let gate = Gate::new();
         watcher.gate = Some(gate.clone());
@@ -508,6 +525,7 @@ impl Plan {
                 retry_delay: settings.sync.retry_delay,
                 max_retry_delay: settings.proxy.max_retry_delay,
             },
+            proxy_required: settings.proxy.require,
         };
         let syncer_log = child_log("CloudSyncer");
         supervisor.add(&children.syncer, here, move || {

@@ -32,5 +32,7 @@ pub use run::run;
 /// The `Connection` that [`Database::read`] hands out is this version's.
 pub use rusqlite;
 pub use tidewater_actors::core::value::Value;
-pub use tidewater_actors::messages::{AvailabilityChanged, Detection, ProxyStatus, StatusSummary, SyncError};
+pub use tidewater_actors::messages::{
+    AvailabilityChanged, Detection, Forced, ProxyStatus, Readiness, StatusSummary, SyncError,
+};
 pub use tidewater_actors::sqlite::{Statement, StatementResult, StoreError};

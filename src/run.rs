@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use slog::{Logger, info, warn};
 
-use crate::control::{ControlServer, Request, Response};
+use crate::control::{Checked, ControlServer, Request, Response};
 use crate::database::Database;
 use crate::error::Error;
 use crate::settings::Settings;
@@ -16,9 +16,10 @@ use crate::settings::Settings;
 /// When the file cannot be opened, and [`Error::Failed`] when supervision gave up.
 pub async fn run(settings: Settings, log: Logger, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let socket = settings.sqlite.control_socket();
+    let proxy_required = settings.proxy.require;
     let db = Database::open(settings, log.clone()).await?;
     let control = match ControlServer::bind(socket, log.clone()) {
-        Ok(control) => Some(control.serve(handler(db.clone()))),
+        Ok(control) => Some(control.serve(handler(db.clone(), proxy_required))),
         Err(error) => {
             warn!(log, "⚠️  Verbs such as `status` cannot reach this supervisor: {error}");
             None
@@ -47,13 +48,27 @@ pub async fn run(settings: Settings, log: Logger, shutdown: impl Future<Output =
     ended
 }
 
-fn handler(db: Database) -> crate::control::Handler {
+fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {
     Rc::new(move |request| {
         let db = db.clone();
         Box::pin(async move {
             match request {
                 Request::Status => Response::of(&db.status_summary().await),
+                Request::Check => match db.detect_proxy(true).await {
+                    Ok(detection) => Response::of(&Checked { detection, proxy_required }),
+                    Err(error) => refused(&error),
+                },
+                Request::Reset => done(db.reset().await),
+                Request::Circuit { forced } => done(db.force_circuit(forced).await),
             }
         })
     })
+}
+
+fn done(outcome: Result<(), Error>) -> Response {
+    outcome.map_or_else(|error| refused(&error), |()| Response::Ok(serde_json::json!({ "done": true })))
+}
+
+fn refused(error: &Error) -> Response {
+    Response::failure(error.to_string(), error.retry_helps())
 }

@@ -191,6 +191,13 @@ impl ProxySettings {
             Host::SocketDirectory(directory) => socket_path(directory, self.port).display().to_string(),
         }
     }
+
+    /// A check that has not ended after this is given up: the wait for a connection, connecting, and the two answers, each
+    /// within the timeout, and a second more, so that their own bounds come first.
+    #[must_use]
+    pub fn check_timeout(&self) -> Duration {
+        self.timeout * 4 + Duration::from_secs(1)
+    }
 }
 
 /// Where a proxy listens.

@@ -43,7 +43,7 @@ fn assert_one_line(output: &Output, status: i32) -> &str {
 #[test]
 fn a_verb_without_a_supervisor_says_not_running() {
     let folder = tempfile::tempdir().unwrap();
-    for arguments in [&["status"][..], &["status", "--json"]] {
+    for arguments in [&["status"][..], &["status", "--json"], &["check"], &["reset"], &["circuit", "open"]] {
         let output = command(folder.path(), arguments).output().unwrap();
         let line = assert_one_line(&output, 3);
         assert!(line.contains("not running"), "{line}");

@@ -5,7 +5,7 @@
 mod harness;
 
 use harness::{Bench, PATIENCE, wait_for};
-use tidewater::{Error, Statement, SyncError};
+use tidewater::{Error, Forced, ProxyStatus, Statement, SyncError};
 use tidewater_test_support::Mode;
 
 /// In the middle of a flush the link goes silent: writes are durable and reads answer while nothing comes back from there,
@@ -55,4 +55,67 @@ async fn what_needs_the_cloud_says_so_at_once() {
     assert_eq!(db.write([Statement::new("SELECT 1")]).await.unwrap_err(), Error::ShutDown);
     assert_eq!(db.read(|_| Ok(())).unwrap_err(), Error::ShutDown);
     assert_eq!(db.flush().await.unwrap_err(), Error::ShutDown);
+}
+
+/// Where the proxy is required nobody is kept waiting for it: whoever needs the cloud is refused at once with an error of
+/// its own, whoever waits already is refused when it goes, readiness is red, and local work goes on all the same.
+#[actix_rt::test]
+async fn a_required_proxy_fails_hard_for_whoever_asks() {
+    let bench = Bench::new().await;
+    let db = bench.open_with(bench.settings().set("proxy.require", true)).await;
+    let required = |error: &Error| matches!(error, Error::Sync(SyncError::ProxyRequired(_)));
+    let create = Statement::new("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)");
+    let receipt = db.write([create]).await.unwrap().receipt;
+    let insert = || Statement::new("INSERT INTO note (body) VALUES ('here')");
+    let receipts = [receipt, db.write([insert()]).await.unwrap().receipt];
+    for answer in [db.flush().await, db.warm().await, db.synced(&receipts[1]).await] {
+        let error = answer.unwrap_err();
+        assert!(required(&error) && error.retry_helps(), "{error}");
+        assert!(error.to_string().ends_with("the proxy is not running"), "{error}");
+    }
+    let readiness = db.readiness().await;
+    assert!(!readiness.ready && readiness.reasons[0].contains("Cloud SQL is required"), "{readiness:?}");
+
+    bench.proxy.start();
+    wait_for(&db, "it is ready", |status| status.readiness.ready).await;
+    db.synced(&receipts[1]).await.unwrap();
+    bench.proxy.set_mode(Mode::Swallow);
+    let receipt = db.write([insert()]).await.unwrap().receipt;
+    let waiting = db.synced(&receipt);
+    let (error, ()) = tokio::join!(waiting, async {
+        bench.proxy.stop();
+    });
+    assert!(required(&error.unwrap_err()));
+    wait_for(&db, "it is not ready", |status| !status.readiness.ready).await;
+    db.shutdown().await.unwrap();
+}
+
+/// A circuit that is held open keeps the cloud untouched while the watcher sees it; let go, everything that waited goes.
+#[actix_rt::test]
+async fn a_circuit_held_open_holds_the_sync_until_it_is_let_go() {
+    let bench = Bench::new().await;
+    bench.proxy.start();
+    let db = bench.open().await;
+    let create = Statement::new("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)");
+    let insert = Statement::new("INSERT INTO note (body) VALUES ('here')");
+    let receipt = db.write([create, insert.clone()]).await.unwrap().receipt;
+    db.synced(&receipt).await.unwrap();
+    wait_for(&db, "the circuit is closed", |status| status.circuit.state == "closed").await;
+
+    db.force_circuit(Some(Forced::Open)).await.unwrap();
+    let receipt = db.write([insert]).await.unwrap().receipt;
+    let error = db.flush().await.unwrap_err();
+    assert!(
+        matches!(error, Error::Sync(SyncError::Failed(_))) && error.to_string().contains("by hand"),
+        "{error}"
+    );
+    let status = db.status_summary().await;
+    assert_eq!((status.circuit.state.as_str(), status.circuit.reason.as_deref()), ("open", Some("forced")));
+    assert_eq!((status.proxy.status, status.sync.pending), (ProxyStatus::Available, 1));
+
+    db.force_circuit(None).await.unwrap();
+    db.synced(&receipt).await.unwrap();
+    assert_eq!(bench.log.count("Circuit held open by hand"), 1);
+    assert_eq!(bench.log.count("Circuit decides by itself again"), 1);
+    db.shutdown().await.unwrap();
 }

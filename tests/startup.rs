@@ -311,3 +311,44 @@ fn a_second_supervisor_on_the_same_file_is_refused() {
     assert_documented(&first.lines(), port.port());
     assert_eq!(first.stop().len(), 8);
 }
+
+/// `check`, `reset` and `circuit` do by hand what the library does: in words, as JSON, and by their exit status.
+#[tokio::test]
+async fn the_verbs_of_the_control_plane_act_on_the_one_that_runs() {
+    let device = Device::new().await;
+    let process = Process::ready(device.command().env("CLOUD_SQL_REQUIRE_PROXY", "true"));
+    let run = |arguments: &[&str]| {
+        let output = output(device.command().args(arguments));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+        (output.status.code().unwrap(), text)
+    };
+    let port = device.proxy.port();
+    let (status, text) = run(&["check"]);
+    assert_eq!((status, &*text), (1, &*format!("unavailable: Proxy not running on 127.0.0.1:{port}\n")));
+    let (status, json) = run(&["check", "--json"]);
+    let checked: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (status, &checked["status"], &checked["proxy_required"]),
+        (1, &"unavailable".into(), &true.into())
+    );
+
+    device.proxy.start();
+    device.wait_for_status("it is available", |status| status["proxy"]["status"] == "available");
+    let (status, text) = run(&["check"]);
+    assert!(status == 0 && text.starts_with("available: PostgreSQL answers as database"), "{text}");
+
+    for hold in ["open", "closed"] {
+        assert_eq!(run(&["circuit", hold]), (0, format!("the circuit is held {hold}\n")));
+        let circuit = &device.status().unwrap()["circuit"];
+        assert_eq!((&circuit["state"], &circuit["reason"]), (&hold.into(), &"forced".into()));
+    }
+    assert_eq!(run(&["circuit", "auto"]).1, "the circuit decides by itself\n");
+    device.wait_for_status("the circuit is closed", |status| {
+        status["circuit"]["state"] == "closed" && status["circuit"]["reason"] == Value::Null
+    });
+
+    assert_eq!(run(&["reset"]).0, 0);
+    process.wait_for_line("🔄 Proxy detector reset");
+    process.stop();
+}

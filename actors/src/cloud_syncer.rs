@@ -54,6 +54,8 @@ pub struct SyncOptions {
     pub page_rows_max: usize,
     /// Debounce, pull interval and retries.
     pub pace: Pace,
+    /// Whoever needs the cloud while it is not available is refused, not kept waiting.
+    pub proxy_required: bool,
 }
 
 /// What the syncer works with. All of it outlives the actor.
@@ -93,6 +95,7 @@ pub struct CloudSyncer {
     receipts: Vec<(Mark, oneshot::Sender<Result<(), SyncError>>)>,
     cycles_begun: u64,
     trouble: Option<String>,
+    why_offline: Option<FailureClass>,
     log: Logger,
 }
 
@@ -166,6 +169,7 @@ impl CloudSyncer {
             receipts: vec![],
             cycles_begun: 0,
             trouble: None,
+            why_offline: None,
             log,
         }
     }
@@ -179,9 +183,11 @@ impl CloudSyncer {
                         ctx.cancel_future(running);
                     }
                     self.memory = Memory::default();
+                    let error =
+                        self.unavailable().unwrap_or(SyncError::Failed("the cycle was cut off".into()));
                     for (_, waiting) in std::mem::take(&mut self.asked) {
                         // Who asked may have gone.
-                        let _ = waiting.send(Err(offline()));
+                        let _ = waiting.send(Err(error.clone()));
                     }
                 }
                 Effect::Wake { wait, after } => {
@@ -300,6 +306,31 @@ impl CloudSyncer {
         }
     }
 
+    /// Why nothing that needs the cloud can be done now; `None` where it can.
+    fn unavailable(&self) -> Option<SyncError> {
+        let why = || self.why_offline.map_or("not checked yet", FailureClass::in_words).to_owned();
+        match self.machine.state() {
+            State::Offline if self.options.proxy_required => Some(SyncError::ProxyRequired(why())),
+            State::Offline => Some(SyncError::Offline(why())),
+            State::Blocked if self.running.is_none() => {
+                Some(SyncError::Blocked(self.trouble.clone().unwrap_or_else(why)))
+            }
+            State::Blocked | State::Working | State::Idle => None,
+        }
+    }
+
+    /// Receipts outlast an outage, unless there must be none.
+    fn refuse_receipts(&mut self) {
+        if self.options.proxy_required
+            && let Some(error) = self.unavailable()
+        {
+            for (_, waiting) in self.receipts.drain(..) {
+                // Who waited may have gone.
+                let _ = waiting.send(Err(error.clone()));
+            }
+        }
+    }
+
     fn report(&self) -> SyncReport {
         let state = match self.machine.state() {
             State::Offline => "offline",
@@ -336,7 +367,11 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
     fn handle(&mut self, changed: AvailabilityChanged, ctx: &mut Self::Context) {
         match changed.status {
             ProxyStatus::Available if self.parts.cloud.is_some() => self.advance(Event::Available, ctx),
-            _ => self.advance(Event::Unavailable(changed.class), ctx),
+            _ => {
+                self.why_offline = changed.class;
+                self.advance(Event::Unavailable(changed.class), ctx);
+                self.refuse_receipts();
+            }
         }
     }
 }
@@ -383,6 +418,7 @@ impl Handler<WaitSynced> for CloudSyncer {
         }
         let (answer, answered) = oneshot::channel();
         self.receipts.push((mark, answer));
+        self.refuse_receipts();
         Box::pin(async {
             answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the syncer stopped".into())))
         })
@@ -400,22 +436,14 @@ impl Handler<SyncNow> for CloudSyncer {
             self.memory.prepared = None;
         }
         self.advance(Event::Asked, ctx);
-        match self.machine.state() {
-            State::Offline => return Box::pin(async { Err(offline()) }),
-            State::Blocked if self.running.is_none() => {
-                let why = self.trouble.clone().unwrap_or_else(|| "see the log".into());
-                return Box::pin(async { Err(SyncError::Blocked(why)) });
-            }
-            _ => self.asked.push((first, answer)),
+        if let Some(error) = self.unavailable() {
+            return Box::pin(async { Err(error) });
         }
+        self.asked.push((first, answer));
         Box::pin(async {
             answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the cycle was cut off".into())))
         })
     }
-}
-
-fn offline() -> SyncError {
-    SyncError::Offline("the proxy is not available".into())
 }
 
 impl Handler<GetSyncReport> for CloudSyncer {

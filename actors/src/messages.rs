@@ -13,6 +13,7 @@
 //! Commands are imperative, facts are in the past tense. Messages are hints (P6): each may be lost at the cost
 //! of latency, because whoever starts anew reads SQLite.
 
+use std::fmt;
 use std::sync::Arc;
 
 use actix::prelude::*;
@@ -40,6 +41,17 @@ pub enum ProxyStatus {
     /// No check has ended yet, or the last one says nothing about the proxy.
     #[default]
     Unknown,
+}
+
+impl fmt::Display for ProxyStatus {
+    /// The word in `status`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Available => "available",
+            Self::Unavailable => "unavailable",
+            Self::Unknown => "unknown",
+        })
+    }
 }
 
 /// The availability changed. Broadcast by the watcher to everybody who subscribed; a late subscriber gets
@@ -339,6 +351,9 @@ pub enum SyncError {
     /// The cloud is not available now. What was written is safe and goes out by itself later.
     #[error("Cloud SQL is not available: {0}")]
     Offline(String),
+    /// The proxy is required and not available: whoever asked is not kept waiting.
+    #[error("Cloud SQL is required (CLOUD_SQL_REQUIRE_PROXY) and not available: {0}")]
+    ProxyRequired(String),
     /// The cloud is reachable, but must not be synced with.
     #[error("the sync is blocked: {0}")]
     Blocked(String),
@@ -357,7 +372,7 @@ impl SyncError {
     /// Whether waiting and asking again can help.
     pub fn retry_helps(&self) -> bool {
         match self {
-            Self::Offline(_) | Self::Failed(_) => true,
+            Self::Offline(_) | Self::ProxyRequired(_) | Self::Failed(_) => true,
             Self::Blocked(_) | Self::Parked => false,
             Self::Store(error) => error.retry_helps(),
         }
@@ -412,9 +427,20 @@ pub struct ActorReport {
     pub restarts: u32,
 }
 
+/// Whether somebody may rely on this process now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Readiness {
+    /// Nothing stands against it.
+    pub ready: bool,
+    /// What stands against it, a sentence each.
+    pub reasons: Vec<String>,
+}
+
 /// Everything: `status --json`, and `Database::status_summary`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct StatusSummary {
+    /// Derived from the rest.
+    pub readiness: Readiness,
     /// The watcher's.
     pub proxy: ProxyReport,
     /// The breaker's.
@@ -425,4 +451,19 @@ pub struct StatusSummary {
     pub sqlite: SqliteReport,
     /// The actors'.
     pub actors: Vec<ActorReport>,
+}
+
+impl StatusSummary {
+    /// Ready is who has every actor running and, where the proxy is required, a cloud. Without the requirement no cloud is
+    /// needed: that is what the local file is for.
+    #[must_use]
+    pub fn judged(mut self) -> Self {
+        let actors = self.actors.iter().filter(|actor| actor.state != "running");
+        let mut reasons: Vec<_> = actors.map(|actor| format!("{} is {}", actor.name, actor.state)).collect();
+        if self.proxy.proxy_required && self.proxy.status != ProxyStatus::Available {
+            reasons.push(format!("Cloud SQL is required and not available: {}", self.proxy.detail));
+        }
+        self.readiness = Readiness { ready: reasons.is_empty(), reasons };
+        self
+    }
 }

@@ -1,19 +1,21 @@
 //! `run_supervisor`: parses, loads the settings, and either runs or asks the one that runs.
 
 use std::io::{self, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
+use serde::Deserialize as _;
+use serde_json::Value;
 use slog::Logger;
-use tidewater::cli::{Cli, Exit, StatusArgs, Verb, render_status};
-use tidewater::control::{ControlClient, ControlError, Request};
+use tidewater::ProxyStatus;
+use tidewater::cli::{Cli, Exit, Output, Verb, render_status};
+use tidewater::control::{Checked, ControlClient, ControlError, Request};
 use tidewater::settings::Settings;
 use tidewater::{Error, signals, telemetry};
 
-/// `status` asks every actor; one that is stuck is reported, not waited for.
-const STATUS_WAIT: Duration = Duration::from_secs(10);
+/// A verb asks actors; one that is stuck is reported, not waited for.
+const WAIT: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
             let (log, _guard) = telemetry::start(&settings.log);
             supervise(settings, log)
         }
-        Some(Verb::Status(args)) => status(&settings.sqlite.control_socket(), &args),
+        Some(verb) => ask(&settings, &verb),
     };
     exit.into()
 }
@@ -47,25 +49,42 @@ fn supervise(settings: Settings, log: Logger) -> Exit {
     }
 }
 
-fn status(socket: &Path, args: &StatusArgs) -> Exit {
-    ask(socket, &Request::Status, STATUS_WAIT, |status| match args.json {
-        true => format!("{status:#}\n"),
-        false => render_status(status),
-    })
+/// Asks the supervisor that runs, and prints its answer.
+fn ask(settings: &Settings, verb: &Verb) -> Exit {
+    let (request, wait, Output { json }) = match verb {
+        Verb::Status(output) => (Request::Status, WAIT, output),
+        Verb::Check(output) => (Request::Check, WAIT + settings.proxy.check_timeout(), output),
+        Verb::Reset(output) => (Request::Reset, WAIT, output),
+        Verb::Circuit { hold, output } => (Request::Circuit { forced: hold.forced() }, WAIT, output),
+    };
+    let answer = match ControlClient::call(&settings.sqlite.control_socket(), &request, wait) {
+        Ok(answer) => answer,
+        Err(error @ ControlError::NotRunning(_)) => return complain(&error, Exit::NotRunning),
+        Err(error) => return complain(&error, Exit::Failed),
+    };
+    let (text, exit) = match verb {
+        Verb::Status(_) => (render_status(&answer), Exit::Success),
+        Verb::Check(_) => match said(&answer) {
+            Ok(said) => said,
+            Err(error) => return complain(&error, Exit::Failed),
+        },
+        Verb::Reset(_) => {
+            ("failures and waits are forgotten; a check follows at once\n".to_owned(), Exit::Success)
+        }
+        Verb::Circuit { hold, .. } => (format!("{}\n", hold.done()), Exit::Success),
+    };
+    match print(&if *json { format!("{answer:#}\n") } else { text }) {
+        Exit::Success => exit,
+        failed => failed,
+    }
 }
 
-/// Asks the supervisor that runs and prints what `render` makes of the answer.
-fn ask(
-    socket: &Path,
-    request: &Request,
-    wait: Duration,
-    render: impl FnOnce(&serde_json::Value) -> String,
-) -> Exit {
-    match ControlClient::call(socket, request, wait) {
-        Ok(answer) => print(&render(&answer)),
-        Err(error @ ControlError::NotRunning(_)) => complain(&error, Exit::NotRunning),
-        Err(error) => complain(&error, Exit::Failed),
-    }
+/// A line with what a check found. Where the proxy is required, its absence is a failure.
+fn said(answer: &Value) -> Result<(String, Exit), serde_json::Error> {
+    let Checked { detection, proxy_required } = Checked::deserialize(answer)?;
+    let available = detection.status == ProxyStatus::Available;
+    let exit = if available || !proxy_required { Exit::Success } else { Exit::Failed };
+    Ok((format!("{}: {}\n", detection.status, detection.detail), exit))
 }
 
 /// `println!` would panic when the reader has gone (`run_supervisor status | head -1`).

@@ -820,7 +820,12 @@ fn random_histories_keep_the_invariants() {
         world.listening = Listening::Yes;
         world.answer = Some(Ok("PostgreSQL".to_owned()));
         world.run_until(world.now.as_secs_f64() + 1_210.0);
-        assert_eq!(world.machine.status == ProxyStatus::Available, has_probe, "never stuck: {:#?}", world.machine);
+        assert_eq!(
+            world.machine.status == ProxyStatus::Available,
+            has_probe,
+            "never stuck: {:#?}",
+            world.machine
+        );
     }
 }
 

@@ -35,6 +35,20 @@ impl FailureClass {
         !matches!(self, Self::Credentials | Self::NotOurs | Self::DataRefused)
     }
 
+    /// What it means, as half a sentence.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::NotRunning => "the proxy is not running",
+            Self::NotAnswering => "the instance behind the proxy does not answer",
+            Self::Busy => "the server takes no connections right now",
+            Self::Credentials => "the login is refused, or nothing to log in with is set",
+            Self::NotOurs => "what answers is another database, or none",
+            Self::DataRefused => "PostgreSQL refuses a row",
+            Self::Transient => "the connection broke",
+            Self::CheckFailed => "the check itself failed",
+        }
+    }
+
     /// Whether the failure speaks about the link and not about the data, so that the watcher looks at it.
     pub fn concerns_link(self) -> bool {
         self != Self::DataRefused
