@@ -30,7 +30,7 @@ use tidewater_actors::messages::{
 use tidewater_actors::postgres::{Cloud, CloudOptions};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
-    FileLock, Mark, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, lock_file,
+    FileLock, Mark, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, Unit, lock_file,
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{GaveUp, Handle, Intensity, Supervisor};
@@ -38,6 +38,12 @@ use tokio::sync::{oneshot, watch};
 
 use crate::error::Error;
 use crate::settings::{AddColumns, Settings};
+
+/// How many writers may die while they have a unit in hand before it is given back: it may be what they die of.
+const WRITE_DEATHS_MAX: u32 = 2;
+
+/// Between two looks for the successor of an actor that died.
+const RESTART_POLL: Duration = Duration::from_millis(5);
 
 /// A database: SQLite here, synced with Cloud SQL when that is there. Cheap to clone.
 ///
@@ -163,14 +169,36 @@ impl Database {
     /// Runs statements as one unit and returns when they are on the disk. Waits for a place in the queue when that is
     /// full, never for the network.
     ///
+    /// A writer that dies meanwhile is not the caller's business: what it had committed is answered as committed, and what it
+    /// had not is done by its successor.
+    ///
     /// Dropping the future withdraws the write if it has not begun; otherwise its outcome is not known.
     ///
     /// # Errors
-    /// [`Error::Store`] when SQLite refuses; nothing of the unit is done then. [`Error::Unanswered`] when the writer was
-    /// restarted meanwhile.
+    /// [`Error::Store`] when SQLite refuses; nothing of the unit is done then. [`Error::Unanswered`] when one writer after
+    /// the other died of it; it is not done then either.
     pub async fn write(&self, statements: impl IntoIterator<Item = Statement>) -> Result<Committed, Error> {
-        self.alive()?;
-        let written = self.inner.children.writer.ask(Write(statements.into_iter().collect())).await??;
+        let mut unit = Unit::new(statements);
+        let mut deaths = 0;
+        let written = loop {
+            self.alive()?;
+            match self.inner.children.writer.ask(Write(unit.clone())).await {
+                Ok(written) => break written?,
+                Err(unanswered) => {
+                    if let Some(written) = unit.committed() {
+                        break written.clone();
+                    }
+                    // Its writer is gone without having committed it, so that it can be done again without being done
+                    // twice; by itself, because what the writer died of may have been another one of the group.
+                    deaths += u32::from(unanswered.delivered);
+                    if deaths > WRITE_DEATHS_MAX {
+                        return Err(unanswered.into());
+                    }
+                    unit = unit.alone();
+                    tokio::time::sleep(RESTART_POLL).await;
+                }
+            }
+        };
         Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
     }
 
@@ -203,7 +231,7 @@ impl Database {
                 answer = waiting => match answer {
                     Ok(Err(SyncError::Failed(_))) | Err(_) => {
                         // The syncer was restarted: its successor is asked, when it is there.
-                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        tokio::time::sleep(RESTART_POLL).await;
                     }
                     Ok(answer) => return Ok(answer?),
                 },

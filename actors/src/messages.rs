@@ -23,7 +23,7 @@ use crate::core::failure::FailureClass;
 use crate::core::schema::Table;
 use crate::core::value::Value;
 use crate::sqlite::{
-    Applied, Cursor, Hit, Link, Lookup, Mark, Noted, Page, Refusal, Statement, StoreError, Written,
+    Applied, Cursor, Hit, Link, Lookup, Mark, Noted, Page, Refusal, StoreError, Unit, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -175,10 +175,10 @@ pub struct CircuitReport {
 /// The writer's answer to most messages.
 pub type Stored<T> = Result<T, StoreError>;
 
-/// Runs statements as one unit, durably: the answer comes after the fsync.
+/// Runs a unit of statements durably: the answer comes after the fsync.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<Written>")]
-pub struct Write(pub Vec<Statement>);
+pub struct Write(pub Unit);
 
 /// The tracked tables and the number of their generation.
 #[derive(Debug, Clone, Copy, Message)]

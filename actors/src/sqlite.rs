@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
@@ -168,6 +168,38 @@ pub struct Mark {
     pub epoch: i64,
     /// How many rows had been parked.
     pub parkings: i64,
+}
+
+/// Statements that are done as one, or not at all, and the place where their commit is noted. Clones share that place:
+/// who asked for it finds there what a writer that died in between could not answer any more.
+#[derive(Debug, Clone)]
+pub struct Unit {
+    statements: Arc<[Statement]>,
+    committed: Arc<OnceLock<Written>>,
+    alone: bool,
+}
+
+impl Unit {
+    /// Statements that have not been done.
+    pub fn new(statements: impl IntoIterator<Item = Statement>) -> Self {
+        Self { statements: statements.into_iter().collect(), committed: Arc::default(), alone: false }
+    }
+
+    /// The same, not to be committed in a group with others: one of those may be what the last writer died of.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
+
+    /// Whether it is to be committed by itself.
+    pub fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// What it did, once it is on the disk. `None` after its writer is gone means that it was not done and never will be.
+    pub fn committed(&self) -> Option<&Written> {
+        self.committed.get()
+    }
 }
 
 /// What a committed write did.
@@ -494,9 +526,9 @@ impl Store {
         Ok((self.generation, self.tables.clone()))
     }
 
-    /// Runs several callers' statements in one transaction, each caller's in a savepoint of its own, and answers
-    /// each after the commit. One caller's error rolls that caller back alone.
-    pub fn write_group(&mut self, callers: &[&[Statement]]) -> Vec<Result<Written>> {
+    /// Runs several callers' units in one transaction, each in a savepoint of its own, and answers each after the
+    /// commit. One caller's error rolls that caller back alone.
+    pub fn write_group(&mut self, callers: &[Unit]) -> Vec<Result<Written>> {
         match self.try_group(callers) {
             Ok(results) => results,
             // Somebody ended everybody's transaction (`INSERT OR ROLLBACK`, a deferred foreign key at COMMIT, a
@@ -506,18 +538,22 @@ impl Store {
             Err(error @ StoreError::Busy(_)) => callers.iter().map(|_| Err(error.clone())).collect(),
             Err(_) => callers
                 .iter()
-                .map(|caller| self.try_group(&[caller]).and_then(|mut one| one.pop().unwrap_or(Err(lost()))))
+                .map(|caller| {
+                    self.try_group(std::slice::from_ref(caller))
+                        .and_then(|mut one| one.pop().unwrap_or(Err(lost())))
+                })
                 .collect(),
         }
     }
 
-    fn try_group(&mut self, callers: &[&[Statement]]) -> Result<Vec<Result<Written>>> {
+    fn try_group(&mut self, callers: &[Unit]) -> Result<Vec<Result<Written>>> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut results = Vec::with_capacity(callers.len());
         for caller in callers {
             tx.execute_batch("SAVEPOINT tidewater_caller")?;
-            let outcome = caller.iter().map(|statement| run(&tx, statement)).collect::<Result<Vec<_>>>();
+            let outcome =
+                caller.statements.iter().map(|statement| run(&tx, statement)).collect::<Result<Vec<_>>>();
             if tx.is_autocommit() {
                 return Err(outcome.err().unwrap_or_else(lost));
             }
@@ -533,12 +569,19 @@ impl Store {
         let tracked = if changed { Some(track(&tx, Missing::IsGap)?) } else { None };
         // Inside the transaction: what somebody else changes right after it has to be noticed.
         let version = schema_version(&tx)?;
+        let results: Vec<Result<Written>> =
+            results.into_iter().map(|result| Ok(Written { mark, results: result? })).collect();
+        let notes = results.iter().map(|result| result.as_ref().ok().cloned()).collect::<Vec<_>>();
         tx.commit()?;
+        // Nothing that can fail or panic stands between the commit and the notes of it.
+        for (caller, note) in callers.iter().zip(notes) {
+            note.map(|written| caller.committed.set(written));
+        }
         if let Some((tables, notices)) = tracked {
             self.remember(tables, version);
             self.untold.extend(notices);
         }
-        Ok(results.into_iter().map(|result| Ok(Written { mark, results: result? })).collect())
+        Ok(results)
     }
 
     /// Brings journals and triggers up to date with the schema, if it changed.

@@ -22,7 +22,7 @@ use crate::messages::{
     GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, NoteRound, ParkRows, PutBackRound,
     RememberCloud, RememberCloudTable, StartOver, Stored, Write,
 };
-use crate::sqlite::{Notice, Statement, Store, StoreError, Written};
+use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
 
 /// How the writer works.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,9 @@ pub struct WriterOptions {
 pub struct SqliteWriter {
     store: Store,
     options: WriterOptions,
-    group: Vec<Caller>,
+    /// The units of the group that is forming, and who waits for each.
+    group: Vec<Unit>,
+    answers: Vec<oneshot::Sender<Stored<Written>>>,
     /// The group is going to be committed once the mailbox is empty.
     commit_is_due: bool,
     grew: Box<dyn Hint>,
@@ -63,30 +65,22 @@ where
     }
 }
 
-#[derive(Debug)]
-struct Caller {
-    statements: Vec<Statement>,
-    answer: oneshot::Sender<Stored<Written>>,
-}
-
 impl SqliteWriter {
     /// A writer for a store that is open.
     pub fn new(store: Store, options: WriterOptions, grew: Box<dyn Hint>, log: Logger) -> Self {
-        Self { store, options, group: vec![], commit_is_due: false, grew, log }
+        Self { store, options, group: vec![], answers: vec![], commit_is_due: false, grew, log }
     }
 
     fn commit(&mut self) {
         self.commit_is_due = false;
-        let group = std::mem::take(&mut self.group);
-        if group.is_empty() {
+        if self.group.is_empty() {
             return;
         }
-        let statements: Vec<&[Statement]> = group.iter().map(|caller| caller.statements.as_slice()).collect();
-        let results = self.store.write_group(&statements);
+        let results = self.store.write_group(&std::mem::take(&mut self.group));
         self.grew.journal_grew();
-        for (caller, result) in group.into_iter().zip(results) {
+        for (answer, result) in std::mem::take(&mut self.answers).into_iter().zip(results) {
             // A caller that has gone meanwhile does not want to know.
-            let _ = caller.answer.send(result);
+            let _ = answer.send(result);
         }
     }
 
@@ -127,10 +121,15 @@ impl Actor for SqliteWriter {
 impl Handler<Write> for SqliteWriter {
     type Result = ResponseFuture<Stored<Written>>;
 
-    fn handle(&mut self, Write(statements): Write, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Write(unit): Write, ctx: &mut Self::Context) -> Self::Result {
         let (answer, answered) = oneshot::channel();
-        self.group.push(Caller { statements, answer });
-        if self.group.len() >= self.options.group_max {
+        let alone = unit.is_alone();
+        if alone {
+            self.commit();
+        }
+        self.group.push(unit);
+        self.answers.push(answer);
+        if alone || self.group.len() >= self.options.group_max {
             self.commit();
         } else if !self.commit_is_due {
             self.commit_is_due = true;

@@ -18,7 +18,7 @@ use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::NoteRound;
 use tidewater_actors::sqlite::{
     Applied, Hit, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement, Store,
-    StoreError, StoreOptions, Written,
+    StoreError, StoreOptions, Unit, Written,
 };
 use tidewater_test_support::shell::{python_sqlite, sqlite3_shell};
 
@@ -93,7 +93,7 @@ impl Bench {
     }
 
     fn write(&mut self, sql: &str) -> Result<Written, StoreError> {
-        self.store().write_group(&[&[Statement::new(sql)]]).pop().unwrap()
+        self.store().write_group(&[Unit::new([Statement::new(sql)])]).pop().unwrap()
     }
 
     fn ok(&mut self, sql: &str) -> Written {
@@ -629,10 +629,11 @@ fn only_the_guilty_caller_fails() {
         let mut bench = Bench::new(schema);
         bench.ok("INSERT INTO c VALUES (1, 1, 1)");
         bench.check();
-        let first = [Statement::new("INSERT INTO c VALUES (2, 1, 2)")];
-        let bad = [Statement::new("INSERT INTO c VALUES (3, 1, 3)"), Statement::new(guilty)];
-        let last = [Statement::new("UPDATE c SET a = 7 WHERE id = ?1").bind(1)];
-        let results = bench.store().write_group(&[&first, &bad, &last]);
+        let first = Unit::new([Statement::new("INSERT INTO c VALUES (2, 1, 2)")]);
+        let bad = Unit::new([Statement::new("INSERT INTO c VALUES (3, 1, 3)"), Statement::new(guilty)]);
+        let last = Unit::new([Statement::new("UPDATE c SET a = 7 WHERE id = ?1").bind(1)]);
+        let results = bench.store().write_group(&[first.clone(), bad.clone(), last]);
+        assert!(first.committed() == results[0].as_ref().ok() && bad.committed().is_none(), "{guilty}");
         assert!(results[0].is_ok() && results[2].is_ok(), "{guilty}: {results:?}");
         assert!(matches!(results[1], Err(StoreError::Statement(_))), "{guilty}: {results:?}");
         assert_eq!(bench.all("SELECT id, a FROM c ORDER BY id"), "1|7 2|2", "{guilty}");
@@ -1349,8 +1350,8 @@ fn history(seed: u64) {
                         })
                         .collect();
                     log += &format!("ours {callers:?}\n");
-                    let slices: Vec<&[Statement]> = callers.iter().map(Vec::as_slice).collect();
-                    let results = bench.store().write_group(&slices);
+                    let units: Vec<_> = callers.into_iter().map(Unit::new).collect();
+                    let results = bench.store().write_group(&units);
                     for result in results {
                         // For some statements that evict rows through a self-reference SQLite says "malformed", also
                         // without us and about a sound file.
@@ -1623,9 +1624,9 @@ fn child_that_writes() {
     let mut rng = fastrand::Rng::new();
     loop {
         let id = rng.i64(1..200);
-        let write = [Statement::new("INSERT OR REPLACE INTO t VALUES (?1, ?2)").bind(id).bind(rng.i64(..))];
-        let erase = [Statement::new("DELETE FROM t WHERE id = ?1").bind(id / 2)];
-        store.write_group(&[&write, &erase]);
+        let write = Statement::new("INSERT OR REPLACE INTO t VALUES (?1, ?2)").bind(id).bind(rng.i64(..));
+        let erase = Statement::new("DELETE FROM t WHERE id = ?1").bind(id / 2);
+        store.write_group(&[Unit::new([write]), Unit::new([erase])]);
         let (generation, tables) = store.tables().unwrap();
         if store.note_round(&window(20, generation, &[tables[0].id])).unwrap().is_some() {
             let (id, _) = store.in_flight().unwrap().unwrap();
