@@ -4,6 +4,7 @@ pub mod circuit_breaker;
 pub mod cloud_syncer;
 pub mod core;
 pub mod endpoint;
+mod listeners;
 pub mod messages;
 pub mod postgres;
 pub mod proxy_watcher;
