@@ -1,6 +1,7 @@
 //! The machine of tidewater: actors, their messages, and the pure state machines inside them.
 
 pub mod circuit_breaker;
+pub mod clock;
 pub mod cloud_syncer;
 pub mod core;
 pub mod endpoint;
