@@ -8,6 +8,7 @@ pub mod endpoint;
 mod listeners;
 pub mod messages;
 pub mod postgres;
+pub mod processes;
 pub mod proxy_watcher;
 mod sql;
 pub mod sqlite;
