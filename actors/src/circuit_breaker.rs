@@ -57,8 +57,9 @@ impl Default for Shared {
 /// half-open circuit's slot back.
 #[derive(Debug)]
 #[must_use = "a dropped permit reports nothing"]
-pub struct Permit {
-    gate: Gate,
+pub struct Permit<'gate> {
+    /// Borrowed: asking writes to no memory that others ask through.
+    gate: &'gate Gate,
     epoch: u64,
     /// The word that this permit wrote when it took the slot of a half-open circuit.
     slot: Option<u64>,
@@ -95,12 +96,12 @@ impl Gate {
     ///
     /// # Errors
     /// When the circuit is open, or half-open with another call out.
-    pub fn permit(&self) -> Result<Permit, CircuitOpen> {
+    pub fn permit(&self) -> Result<Permit<'_>, CircuitOpen> {
         let mut word = self.shared.word.load(Ordering::Acquire);
         loop {
             let Published { epoch, mode, reason, forced } = decode(word);
             match mode {
-                Mode::Closed => return Ok(Permit { gate: self.clone(), epoch, slot: None }),
+                Mode::Closed => return Ok(Permit { gate: self, epoch, slot: None }),
                 Mode::Open | Mode::Offline => return Err(CircuitOpen { reason, probing: false, forced }),
                 Mode::HalfOpen if word & SLOT_TAKEN != 0 => {
                     return Err(CircuitOpen { reason, probing: true, forced });
@@ -109,7 +110,7 @@ impl Gate {
                     let taken = word | SLOT_TAKEN;
                     match self.shared.word.compare_exchange(word, taken, Ordering::AcqRel, Ordering::Acquire)
                     {
-                        Ok(_) => return Ok(Permit { gate: self.clone(), epoch, slot: Some(taken) }),
+                        Ok(_) => return Ok(Permit { gate: self, epoch, slot: Some(taken) }),
                         Err(current) => word = current,
                     }
                 }
@@ -153,7 +154,7 @@ impl Gate {
     }
 }
 
-impl Permit {
+impl Permit<'_> {
     /// Reports how the call ended.
     pub fn finish(mut self, outcome: Result<(), FailureClass>) {
         let heard = self.gate.report(CallFinished { epoch: self.epoch, outcome });
@@ -165,7 +166,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if let Some(taken) = self.slot {
             // Fails when the circuit has moved on: then there is no slot to give back.

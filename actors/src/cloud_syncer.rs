@@ -489,7 +489,8 @@ struct Cycle {
 
 impl Cycle {
     async fn run(mut self) -> (Memory, Step<()>) {
-        let permit = match self.parts.gate.permit() {
+        let gate = self.parts.gate.clone();
+        let permit = match gate.permit() {
             Ok(permit) => permit,
             Err(open) => return (self.memory, Err(Trouble::Open(open))),
         };

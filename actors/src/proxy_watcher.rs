@@ -102,8 +102,8 @@ impl WatcherOptions {
                 "CLOUD_SQL_DATABASE is not set: something listens, but there is nothing to connect to"
                     .to_owned(),
             look: Arc::new(move || looked_at.look()),
-            find_process: Arc::new(|| None),
-            asleep: Arc::new(|| Duration::ZERO),
+            find_process: Arc::new(named_process),
+            asleep: Arc::new(crate::clock::asleep),
             jitter: Arc::new(random_share),
             gate: None,
             last_epoch: Arc::default(),
@@ -364,6 +364,13 @@ impl Handler<GetProxyReport> for ProxyWatcher {
     fn handle(&mut self, _: GetProxyReport, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.report())
     }
+}
+
+/// The proxy's process as people look for it; with several, the first.
+fn named_process() -> Option<String> {
+    crate::processes::running_proxies()
+        .first()
+        .map(|proxy| format!("{} (process {})", proxy.name, proxy.pid))
 }
 
 /// From 0 to 1. The standard library seeds every hasher differently, which is random enough to spread a fleet.

@@ -63,6 +63,8 @@ fn options(listening: &Arc<Mutex<Listening>>) -> WatcherOptions {
     WatcherOptions {
         look: Arc::new(move || *seen.lock().unwrap()),
         jitter: Arc::new(|| 0.0),
+        find_process: Arc::new(|| None),
+        asleep: Arc::new(|| Duration::ZERO),
         ..WatcherOptions::new(Endpoint::new("127.0.0.1", 5432), backoff)
     }
 }
