@@ -1,6 +1,6 @@
 # The two commands of the README. Each does its own set-up on a fresh Debian or Ubuntu; the Rust toolchain is presupposed.
 
-.PHONY: run test check setup
+.PHONY: run test bench check setup
 
 # The main job, with SQLite embedded: nothing else is needed.
 run:
@@ -10,6 +10,10 @@ run:
 # Everything: unit tests, and the tests by promise against a real PostgreSQL.
 test: setup
 	cargo test --workspace --locked
+
+# Speed, each figure beside its raw twin's of the same run.
+bench:
+	cargo bench -p tidewater-actors --bench control_plane
 
 # Format and lints, as CI runs them first.
 check:

@@ -368,9 +368,7 @@ impl Handler<GetProxyReport> for ProxyWatcher {
 
 /// The proxy's process as people look for it; with several, the first.
 fn named_process() -> Option<String> {
-    crate::processes::running_proxies()
-        .first()
-        .map(|proxy| format!("{} (process {})", proxy.name, proxy.pid))
+    crate::processes::running_proxies().first().map(|proxy| format!("{} (process {})", proxy.name, proxy.pid))
 }
 
 /// From 0 to 1. The standard library seeds every hasher differently, which is random enough to spread a fleet.
