@@ -25,9 +25,13 @@ use std::time::Duration;
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
 };
+use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
+
+mod dial;
+
+use dial::{Dialer, Obstacle};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Table};
@@ -105,7 +109,6 @@ impl Cloud {
             .dbname(&options.database)
             .user(&options.user)
             .application_name(&options.application_name)
-            .connect_timeout(options.timeout)
             .keepalives(true)
             .keepalives_idle(Duration::from_secs(10))
             // Everything that shapes the text of a value; statements that see what committed before them; plans made
@@ -121,9 +124,9 @@ impl Cloud {
         if let Some(password) = &options.password {
             config.password(password);
         }
-        let manager = Manager::from_config(
+        let manager = Manager::from_connect(
             config,
-            NoTls,
+            Dialer { limit: options.timeout },
             ManagerConfig { recycling_method: RecyclingMethod::Verified },
         );
         let pool = Pool::builder(manager)
@@ -131,7 +134,8 @@ impl Cloud {
             .runtime(Runtime::Tokio1)
             .timeouts(Timeouts {
                 wait: Some(options.timeout),
-                create: Some(options.timeout),
+                // The dialer ends by itself, and says what it waited for.
+                create: None,
                 recycle: Some(options.timeout),
             })
             .build()
@@ -213,57 +217,54 @@ impl Cloud {
             failure.remedy = self.remedy(sqlstate, server.message());
             return failure;
         }
-        let io_kind =
-            error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+        let (host, port) = (&self.options.host, self.options.port);
+        if let Some(obstacle) = Obstacle::of(error) {
+            let mut failure = CloudFailure::new(obstacle.class(), obstacle.to_string());
+            failure.remedy = obstacle.remedy(host, port);
+            return failure;
+        }
         let text = match error.source() {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         };
-        let starting = phase == Phase::Startup;
-        let class = match io_kind {
-            Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => FailureClass::NotRunning,
-            Some(io::ErrorKind::TimedOut) => FailureClass::NotAnswering,
-            Some(
-                io::ErrorKind::ConnectionReset
-                | io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::BrokenPipe
-                | io::ErrorKind::UnexpectedEof,
-            ) => {
-                if starting {
-                    FailureClass::NotAnswering
-                } else {
-                    FailureClass::Transient
-                }
+        let broken = match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+            // The system gave up on a connection that was open.
+            Some(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return CloudFailure::new(FailureClass::NotAnswering, text);
             }
-            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) if starting => {
-                FailureClass::NotOurs
+            // The driver's words for an answer that ended before the length that it began with.
+            Some(error) if error.kind() == io::ErrorKind::Other => {
+                error.to_string().contains("bytes remaining")
             }
-            // The codec's words for an answer that ended before the length that its first bytes seemed to say.
-            Some(io::ErrorKind::Other) if starting && text.contains("bytes remaining") => {
-                FailureClass::NotOurs
-            }
-            Some(_) if starting => FailureClass::CheckFailed,
-            Some(_) => FailureClass::Transient,
-            None if error.is_closed() => {
-                if starting {
-                    FailureClass::NotAnswering
-                } else {
-                    FailureClass::Transient
-                }
-            }
-            // The driver's words for a password that is missing, or a login method that it does not know.
-            None if text.contains("password") || text.contains("authentication") => FailureClass::Credentials,
-            None if starting && text.contains("timed out") => FailureClass::NotAnswering,
-            // Bytes that are not PostgreSQL's.
-            None if starting => FailureClass::NotOurs,
-            None => FailureClass::Transient,
+            // What was read does not make sense: the driver's own verdict, not the system's.
+            Some(error) => !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput),
+            None => error.is_closed(),
         };
-        let failure = CloudFailure::new(class, text);
-        match class {
-            FailureClass::Credentials => {
-                failure.with_remedy("set CLOUD_SQL_PASSWORD, or CLOUD_SQL_PASSWORD_FILE, for this role")
-            }
-            _ => failure,
+        if broken {
+            // It was accepted: whoever accepts for an instance that is not there has nothing else to say.
+            return match phase {
+                Phase::Startup => CloudFailure::new(
+                    FailureClass::NotAnswering,
+                    format!("the connection ended before PostgreSQL had answered ({text})"),
+                ),
+                _ => CloudFailure::new(FailureClass::Transient, text),
+            };
+        }
+        match text.as_str() {
+            text if text.ends_with("password missing") => CloudFailure::new(
+                FailureClass::Credentials,
+                "PostgreSQL asks for a password, and none is set",
+            )
+            .with_remedy("set CLOUD_SQL_PASSWORD, or CLOUD_SQL_PASSWORD_FILE, for this role"),
+            // The driver's words for a method that it does not know, or for a server that fails SCRAM's own check.
+            text if text.starts_with("authentication") => CloudFailure::new(FailureClass::Credentials, text)
+                .with_remedy("let this role log in by password (scram-sha-256 in pg_hba.conf)"),
+            _ if phase == Phase::Startup => CloudFailure::new(
+                FailureClass::NotOurs,
+                format!("what answers does not go on as PostgreSQL does ({text})"),
+            )
+            .with_remedy(dial::point_at_proxy(host, port)),
+            text => CloudFailure::new(FailureClass::Transient, text),
         }
     }
 
@@ -271,6 +272,12 @@ impl Cloud {
         let (user, database) = (&self.options.user, &self.options.database);
         Some(match sqlstate {
             "28P01" => format!("check CLOUD_SQL_USER ({user}) and CLOUD_SQL_PASSWORD"),
+            // By the name of the file, which no language translates.
+            "28000" if message.contains("pg_hba.conf") => {
+                "let pg_hba.conf take this role and host without encryption; or, since Tidewater speaks no TLS, go \
+                 through the Cloud SQL Auth Proxy, which does it: CLOUD_SQL_PROXY_HOST and CLOUD_SQL_PROXY_PORT"
+                    .into()
+            }
             "28000" => {
                 format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user))
             }
