@@ -19,14 +19,16 @@ use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+    Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
 };
-use tokio_postgres::Row;
+use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
 mod dial;
@@ -104,13 +106,9 @@ impl Cloud {
     pub fn new(options: CloudOptions) -> Result<Self> {
         let mut config = tokio_postgres::Config::new();
         config
-            .host(&options.host)
-            .port(options.port)
             .dbname(&options.database)
             .user(&options.user)
             .application_name(&options.application_name)
-            .keepalives(true)
-            .keepalives_idle(Duration::from_secs(10))
             // Everything that shapes the text of a value; statements that see what committed before them; plans made
             // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
             // client was cut off: its locks stand in the way.
@@ -126,7 +124,12 @@ impl Cloud {
         }
         let manager = Manager::from_connect(
             config,
-            Dialer { limit: options.timeout },
+            Dialer {
+                host: options.host.clone(),
+                port: options.port,
+                keepalive_idle: Duration::from_secs(10),
+                limit: options.timeout,
+            },
             ManagerConfig { recycling_method: RecyclingMethod::Verified },
         );
         let pool = Pool::builder(manager)
@@ -310,6 +313,28 @@ impl Cloud {
             )
         }
     }
+}
+
+impl Connect for Dialer {
+    fn connect(&self, config: &tokio_postgres::Config) -> Pin<Box<Connecting<'_>>> {
+        let config = config.clone();
+        Box::pin(async move {
+            let (client, connection) =
+                self.dial(|line| config.connect_raw(line, NoTls), is_postgresqls).await?;
+            // The pool aborts this task when it drops the client, and the client learns of its end by itself.
+            let task = tokio::spawn(async move { drop(connection.await) });
+            Ok((client, task))
+        })
+    }
+}
+
+type Connecting<'a> = dyn Future<Output = std::result::Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
+    + Send
+    + 'a;
+
+/// Whether an error of the log-in is PostgreSQL's answer, or what the driver makes of one.
+fn is_postgresqls(error: &tokio_postgres::Error) -> bool {
+    !error.is_closed() && !error.source().is_some_and(|source| source.is::<io::Error>())
 }
 
 fn silent(after: Duration) -> CloudFailure {
@@ -1695,4 +1720,33 @@ fn parse_uuid(text: &str) -> Result<Uuid> {
 
 fn unexpected(what: &str) -> CloudFailure {
     CloudFailure::new(FailureClass::Transient, format!("the server's answer makes no sense: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dial::{Line, Socket};
+    use super::*;
+
+    /// Of what a log-in can end with, PostgreSQL's refusals and its demand of a password are its own: they are not asked
+    /// for again at another address of the host. A stranger, silence and an end are not.
+    #[tokio::test]
+    async fn what_postgresql_says_is_told_from_what_it_does_not() {
+        let refusal = b"E\0\0\0\x23SFATAL\0VFATAL\0C57P03\0Mnot now\0\0";
+        let asks_password = b"R\0\0\0\x08\0\0\0\x03";
+        for (answer, says) in [
+            (&refusal[..], true),
+            (asks_password, true),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", false),
+            (b"R", false),
+            (b"", false),
+        ] {
+            let mut config = tokio_postgres::Config::new();
+            config.user("till");
+            let (ours, mut theirs) = tokio::net::UnixStream::pair().unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut theirs, answer).await.unwrap();
+            drop(theirs);
+            let error = config.connect_raw(Line::new(Socket::Unix(ours)), NoTls).await.err().unwrap();
+            assert_eq!(is_postgresqls(&error), says, "{error:?}");
+        }
+    }
 }

@@ -1,35 +1,30 @@
 //! The way to the server: from a host name to the first bytes that show whether PostgreSQL answers at all.
 //!
 //! ```text
-//! resolve ─▶ connect, address by address ─▶ log in through a `Line`, which reads the first bytes along ─▶ the pool
+//! resolve ─▶ connect, address by address ─▶ log in through a `Line`, which reads the first bytes along
 //! ```
 //!
-//! The driver would do the same, but for three things: it waits for the rest of whatever the first bytes of an SSH or
-//! MySQL server seem to announce, it reports the last address only, and it gives each of them the whole time.
+//! The driver, which logs in, would do the rest as well, but for three things: it waits for the rest of whatever the
+//! first bytes of an SSH or MySQL server seem to announce, it reports the last address only, and it gives each of them
+//! the whole time. Nothing here knows the driver.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use deadpool_postgres::Connect;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_postgres::config::Host;
-use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{Client, Config, Connection, NoTls};
 
 use crate::core::failure::FailureClass;
 
-type Result<T> = std::result::Result<T, tokio_postgres::Error>;
-type Opened = (Client, Connection<Line, NoTlsStream>);
-
-/// Why nobody was met who speaks PostgreSQL. It travels inside of the driver's error: [`Obstacle::of`].
+/// Why nobody was met who speaks PostgreSQL. It travels inside of the error of who logs in: [`Obstacle::of`].
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Obstacle {
     /// The name has no address, or nobody could say.
@@ -55,9 +50,8 @@ pub(super) enum Obstacle {
 
 impl Obstacle {
     /// What stood in the way, if it was found here.
-    pub(super) fn of(error: &tokio_postgres::Error) -> Option<&Self> {
-        let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;
-        source.get_ref()?.downcast_ref()
+    pub(super) fn of(error: &dyn Error) -> Option<&Self> {
+        error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
     }
 
     /// What it means.
@@ -104,7 +98,7 @@ impl Obstacle {
             (Self::Connect { source, .. }, _) if elsewhere(source) => 0,
             (_, FailureClass::NotRunning) => 1,
             (_, FailureClass::NotAnswering) => 2,
-            // The rest of the addresses was not tried, or something answered.
+            // This process cannot connect, or something answered.
             _ => 3,
         }
     }
@@ -163,116 +157,112 @@ fn elsewhere(error: &io::Error) -> bool {
     )
 }
 
-/// Connects for the pool.
+/// Who is called, and for how long at most.
 pub(super) struct Dialer {
-    /// The longest that all of it may take, over all addresses of the host and the log-in.
+    /// Host name, address, or the absolute folder of a Unix socket.
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// How long a connection may be idle before the system asks whether the other side is still there.
+    pub(super) keepalive_idle: Duration,
+    /// The longest that all of it may take, over all addresses of the host, with the log-in.
     pub(super) limit: Duration,
 }
 
-impl Connect for Dialer {
-    fn connect(
+impl Dialer {
+    /// Takes the first address where PostgreSQL answers, be it with a refusal. `log_in` is called for each that can be
+    /// connected, and `says` tells of its errors whether PostgreSQL itself said so: that holds for the other addresses
+    /// too, and a password that is wrong is not wrong twice. Where there is none, the address that has most to say stands
+    /// for all.
+    pub(super) async fn dial<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
         &self,
-        config: &Config,
-    ) -> Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>)>> + Send + '_>> {
-        let (config, limit) = (config.clone(), self.limit);
-        Box::pin(async move {
-            let (client, connection) = dial(&config, limit).await?;
-            // The pool aborts this task when it drops the client, and the client learns of its end by itself.
-            let task = tokio::spawn(async move { drop(connection.await) });
-            Ok((client, task))
-        })
-    }
-}
-
-async fn dial(config: &Config, limit: Duration) -> Result<Opened> {
-    let deadline = Instant::now() + limit;
-    let port = config.get_ports().first().copied().unwrap_or(5432);
-    let addresses = match config.get_hosts().first() {
-        Some(Host::Tcp(host)) => {
-            let found = timeout_at(deadline, lookup_host((host.as_str(), port))).await;
-            match found.unwrap_or_else(|_| Err(Obstacle::Silent(limit).into())) {
-                Ok(found) => found.map(Address::Tcp).collect(),
-                Err(source) => return fail(config, Obstacle::Name { host: host.clone(), source }).await,
+        log_in: impl Fn(Line) -> F,
+        says: impl Fn(&E) -> bool,
+    ) -> Result<T, E> {
+        let deadline = Instant::now() + self.limit;
+        let addresses = match self.addresses(deadline).await {
+            Ok(addresses) => addresses,
+            Err(source) => {
+                let obstacle = Obstacle::Name { host: self.host.clone(), source };
+                return log_in(Line::new(Socket::None(Some(obstacle)))).await;
             }
-        }
-        Some(Host::Unix(folder)) => vec![Address::Unix(folder.join(format!(".s.PGSQL.{port}")))],
-        None => vec![],
-    };
-    dial_each(config, &addresses, limit, deadline).await
-}
-
-/// Takes the first address where PostgreSQL answers, be it with a refusal: what it says holds for the others too, and a
-/// password that is wrong is not wrong twice. Where there is none, the address that says most stands for all.
-async fn dial_each(
-    config: &Config,
-    addresses: &[Address],
-    limit: Duration,
-    deadline: Instant,
-) -> Result<Opened> {
-    let mut worst: Option<(u8, Failed)> = None;
-    for (position, address) in addresses.iter().enumerate() {
-        // An address that swallows packets leaves time for those behind it. Once connected, the log-in may take it all.
-        let share = deadline.saturating_duration_since(Instant::now())
-            / u32::try_from(addresses.len() - position).unwrap_or(u32::MAX);
-        let failed = match timeout(share, address.connect(config)).await {
-            Ok(Ok(socket)) => {
-                match timeout_at(deadline, config.connect_raw(Line::new(socket), NoTls)).await {
-                    Ok(Err(error)) if may_be_elsewhere(&error) => Failed::Answer(error),
-                    Ok(ended) => return ended,
-                    Err(_) => Failed::Before(Obstacle::Silent(limit)),
-                }
-            }
-            Ok(Err(source)) => Failed::Before(Obstacle::Connect { address: address.to_string(), source }),
-            Err(_) => Failed::Before(Obstacle::Silent(limit)),
         };
-        let weight = failed.weight();
-        if worst.as_ref().is_none_or(|(before, _)| weight > *before) {
-            worst = Some((weight, failed));
-        }
-        // Without a file descriptor or the right to connect the others fare no better.
-        if let Some((_, Failed::Before(obstacle))) = &worst
-            && obstacle.class() == FailureClass::CheckFailed
-            && obstacle.weight() > 0
-        {
-            break;
-        }
+        self.dial_each(&addresses, deadline, log_in, says).await
     }
-    match worst {
-        Some((_, Failed::Answer(error))) => Err(error),
-        Some((_, Failed::Before(obstacle))) => fail(config, obstacle).await,
-        None => {
-            let source = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-            fail(config, Obstacle::Name { host: String::from("the host"), source }).await
+
+    /// At least one.
+    async fn addresses(&self, deadline: Instant) -> io::Result<Vec<Address>> {
+        if self.host.starts_with('/') {
+            return Ok(vec![Address::Unix(Path::new(&self.host).join(format!(".s.PGSQL.{}", self.port)))]);
+        }
+        let found = timeout_at(deadline, lookup_host((self.host.as_str(), self.port))).await;
+        let found: Vec<_> = found.map_err(|_| Obstacle::Silent(self.limit))??.map(Address::Tcp).collect();
+        if found.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "it has no address"));
+        }
+        Ok(found)
+    }
+
+    async fn dial_each<T, E: Error + 'static, F: Future<Output = Result<T, E>>>(
+        &self,
+        addresses: &[Address],
+        deadline: Instant,
+        log_in: impl Fn(Line) -> F,
+        says: impl Fn(&E) -> bool,
+    ) -> Result<T, E> {
+        let mut worst = Failed::Before(Obstacle::Silent(self.limit));
+        for (position, address) in addresses.iter().enumerate() {
+            // An address that swallows packets leaves time for those behind it. Once connected, the log-in may take it
+            // all.
+            let share = deadline.saturating_duration_since(Instant::now())
+                / u32::try_from(addresses.len() - position).unwrap_or(u32::MAX);
+            let failed = match timeout(share, address.connect(self.keepalive_idle)).await {
+                Ok(Ok(socket)) => match timeout_at(deadline, log_in(Line::new(socket))).await {
+                    Ok(Err(error)) if !says(&error) => Failed::LogIn(error),
+                    Ok(ended) => return ended,
+                    Err(_) => Failed::Before(Obstacle::Silent(self.limit)),
+                },
+                Ok(Err(source)) => Failed::Before(Obstacle::Connect { address: address.to_string(), source }),
+                Err(_) => Failed::Before(Obstacle::Silent(self.limit)),
+            };
+            // Without a file descriptor or the right to connect the others fare no better.
+            let last = failed.is_ours();
+            if position == 0 || failed.weight() > worst.weight() {
+                worst = failed;
+            }
+            if last {
+                break;
+            }
+        }
+        match worst {
+            Failed::LogIn(error) => Err(error),
+            // Who logs in makes the errors: it gets a stream that fails with this.
+            Failed::Before(obstacle) => log_in(Line::new(Socket::None(Some(obstacle)))).await,
         }
     }
 }
 
 /// One address that did not do.
-enum Failed {
+enum Failed<E> {
     /// There was no connection, or no answer on it.
     Before(Obstacle),
-    /// The driver's error.
-    Answer(tokio_postgres::Error),
+    /// What came was not PostgreSQL's.
+    LogIn(E),
 }
 
-impl Failed {
+impl<E: Error + 'static> Failed<E> {
     fn weight(&self) -> u8 {
         match self {
             Self::Before(obstacle) => obstacle.weight(),
             // Without an obstacle: accepted, and closed or reset.
-            Self::Answer(error) => Obstacle::of(error).map_or(2, Obstacle::weight),
+            Self::LogIn(error) => Obstacle::of(error).map_or(2, Obstacle::weight),
         }
     }
-}
 
-/// Whether this was not PostgreSQL's answer.
-fn may_be_elsewhere(error: &tokio_postgres::Error) -> bool {
-    error.is_closed() || std::error::Error::source(error).is_some_and(|source| source.is::<io::Error>())
-}
-
-/// The driver makes its errors itself, and the pool takes no others: it gets a stream that fails with ours.
-async fn fail(config: &Config, obstacle: Obstacle) -> Result<Opened> {
-    config.connect_raw(Line::new(Socket::None(Some(obstacle))), NoTls).await
+    /// Whether it is this process that cannot connect, to whomever.
+    fn is_ours(&self) -> bool {
+        matches!(self, Self::Before(Obstacle::Connect { source, .. })
+            if class_of_connect(source) == FailureClass::CheckFailed && !elsewhere(source))
+    }
 }
 
 /// Where to connect.
@@ -281,8 +271,8 @@ enum Address {
     Unix(PathBuf),
 }
 
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => path.display().fmt(f),
@@ -292,33 +282,20 @@ impl std::fmt::Display for Address {
 
 impl Address {
     /// With the options that the driver would set.
-    async fn connect(&self, config: &Config) -> io::Result<Socket> {
+    async fn connect(&self, keepalive_idle: Duration) -> io::Result<Socket> {
         let address = match self {
             Self::Tcp(address) => address,
             Self::Unix(path) => return Ok(Socket::Unix(UnixStream::connect(path).await?)),
         };
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        #[cfg(target_os = "linux")]
-        if let Some(limit) = config.get_tcp_user_timeout() {
-            socket.set_tcp_user_timeout(Some(*limit))?;
-        }
-        if config.get_keepalives() {
-            let mut keepalive = TcpKeepalive::new().with_time(config.get_keepalives_idle());
-            if let Some(interval) = config.get_keepalives_interval() {
-                keepalive = keepalive.with_interval(interval);
-            }
-            if let Some(retries) = config.get_keepalives_retries() {
-                keepalive = keepalive.with_retries(retries);
-            }
-            socket.set_tcp_keepalive(&keepalive)?;
-        }
+        SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
         Ok(Socket::Tcp(stream))
     }
 }
 
-enum Socket {
+/// What a [`Line`] runs over.
+pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
     /// There is none: the first use says why.
@@ -336,7 +313,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    fn new(socket: Socket) -> Self {
+    pub(super) fn new(socket: Socket) -> Self {
         Self { socket, head: Some(Vec::new()) }
     }
 }
