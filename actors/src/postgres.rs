@@ -19,15 +19,21 @@ use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+    Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
 };
+use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
+
+mod dial;
+
+use dial::{Dialer, Obstacle};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Table};
@@ -100,14 +106,9 @@ impl Cloud {
     pub fn new(options: CloudOptions) -> Result<Self> {
         let mut config = tokio_postgres::Config::new();
         config
-            .host(&options.host)
-            .port(options.port)
             .dbname(&options.database)
             .user(&options.user)
             .application_name(&options.application_name)
-            .connect_timeout(options.timeout)
-            .keepalives(true)
-            .keepalives_idle(Duration::from_secs(10))
             // Everything that shapes the text of a value; statements that see what committed before them; plans made
             // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
             // client was cut off: its locks stand in the way.
@@ -121,9 +122,14 @@ impl Cloud {
         if let Some(password) = &options.password {
             config.password(password);
         }
-        let manager = Manager::from_config(
+        let manager = Manager::from_connect(
             config,
-            NoTls,
+            Dialer {
+                host: options.host.clone(),
+                port: options.port,
+                keepalive_idle: Duration::from_secs(10),
+                limit: options.timeout,
+            },
             ManagerConfig { recycling_method: RecyclingMethod::Verified },
         );
         let pool = Pool::builder(manager)
@@ -131,7 +137,8 @@ impl Cloud {
             .runtime(Runtime::Tokio1)
             .timeouts(Timeouts {
                 wait: Some(options.timeout),
-                create: Some(options.timeout),
+                // The dialer ends by itself, and says what it waited for.
+                create: None,
                 recycle: Some(options.timeout),
             })
             .build()
@@ -213,57 +220,54 @@ impl Cloud {
             failure.remedy = self.remedy(sqlstate, server.message());
             return failure;
         }
-        let io_kind =
-            error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
+        let (host, port) = (&self.options.host, self.options.port);
+        if let Some(obstacle) = Obstacle::of(error) {
+            let mut failure = CloudFailure::new(obstacle.class(), obstacle.to_string());
+            failure.remedy = obstacle.remedy(host, port);
+            return failure;
+        }
         let text = match error.source() {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         };
-        let starting = phase == Phase::Startup;
-        let class = match io_kind {
-            Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => FailureClass::NotRunning,
-            Some(io::ErrorKind::TimedOut) => FailureClass::NotAnswering,
-            Some(
-                io::ErrorKind::ConnectionReset
-                | io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::BrokenPipe
-                | io::ErrorKind::UnexpectedEof,
-            ) => {
-                if starting {
-                    FailureClass::NotAnswering
-                } else {
-                    FailureClass::Transient
-                }
+        let broken = match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+            // The system gave up on a connection that was open.
+            Some(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return CloudFailure::new(FailureClass::NotAnswering, text);
             }
-            Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) if starting => {
-                FailureClass::NotOurs
+            // The driver's words for an answer that ended before the length that it began with.
+            Some(error) if error.kind() == io::ErrorKind::Other => {
+                error.to_string().contains("bytes remaining")
             }
-            // The codec's words for an answer that ended before the length that its first bytes seemed to say.
-            Some(io::ErrorKind::Other) if starting && text.contains("bytes remaining") => {
-                FailureClass::NotOurs
-            }
-            Some(_) if starting => FailureClass::CheckFailed,
-            Some(_) => FailureClass::Transient,
-            None if error.is_closed() => {
-                if starting {
-                    FailureClass::NotAnswering
-                } else {
-                    FailureClass::Transient
-                }
-            }
-            // The driver's words for a password that is missing, or a login method that it does not know.
-            None if text.contains("password") || text.contains("authentication") => FailureClass::Credentials,
-            None if starting && text.contains("timed out") => FailureClass::NotAnswering,
-            // Bytes that are not PostgreSQL's.
-            None if starting => FailureClass::NotOurs,
-            None => FailureClass::Transient,
+            // What was read does not make sense: the driver's own verdict, not the system's.
+            Some(error) => !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput),
+            None => error.is_closed(),
         };
-        let failure = CloudFailure::new(class, text);
-        match class {
-            FailureClass::Credentials => {
-                failure.with_remedy("set CLOUD_SQL_PASSWORD, or CLOUD_SQL_PASSWORD_FILE, for this role")
-            }
-            _ => failure,
+        if broken {
+            // It was accepted: whoever accepts for an instance that is not there has nothing else to say.
+            return match phase {
+                Phase::Startup => CloudFailure::new(
+                    FailureClass::NotAnswering,
+                    format!("the connection ended before PostgreSQL had answered ({text})"),
+                ),
+                _ => CloudFailure::new(FailureClass::Transient, text),
+            };
+        }
+        match text.as_str() {
+            text if text.ends_with("password missing") => CloudFailure::new(
+                FailureClass::Credentials,
+                "PostgreSQL asks for a password, and none is set",
+            )
+            .with_remedy("set CLOUD_SQL_PASSWORD, or CLOUD_SQL_PASSWORD_FILE, for this role"),
+            // The driver's words for a method that it does not know, or for a server that fails SCRAM's own check.
+            text if text.starts_with("authentication") => CloudFailure::new(FailureClass::Credentials, text)
+                .with_remedy("let this role log in by password (scram-sha-256 in pg_hba.conf)"),
+            _ if phase == Phase::Startup => CloudFailure::new(
+                FailureClass::NotOurs,
+                format!("what answers does not go on as PostgreSQL does ({text})"),
+            )
+            .with_remedy(dial::point_at_proxy(host, port)),
+            text => CloudFailure::new(FailureClass::Transient, text),
         }
     }
 
@@ -271,6 +275,12 @@ impl Cloud {
         let (user, database) = (&self.options.user, &self.options.database);
         Some(match sqlstate {
             "28P01" => format!("check CLOUD_SQL_USER ({user}) and CLOUD_SQL_PASSWORD"),
+            // By the name of the file, which no language translates.
+            "28000" if message.contains("pg_hba.conf") => {
+                "let pg_hba.conf take this role and host without encryption; or, since Tidewater speaks no TLS, go \
+                 through the Cloud SQL Auth Proxy, which does it: CLOUD_SQL_PROXY_HOST and CLOUD_SQL_PROXY_PORT"
+                    .into()
+            }
             "28000" => {
                 format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user))
             }
@@ -303,6 +313,28 @@ impl Cloud {
             )
         }
     }
+}
+
+impl Connect for Dialer {
+    fn connect(&self, config: &tokio_postgres::Config) -> Pin<Box<Connecting<'_>>> {
+        let config = config.clone();
+        Box::pin(async move {
+            let (client, connection) =
+                self.dial(|line| config.connect_raw(line, NoTls), is_postgresqls).await?;
+            // The pool aborts this task when it drops the client, and the client learns of its end by itself.
+            let task = tokio::spawn(async move { drop(connection.await) });
+            Ok((client, task))
+        })
+    }
+}
+
+type Connecting<'a> = dyn Future<Output = std::result::Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
+    + Send
+    + 'a;
+
+/// Whether an error of the log-in is PostgreSQL's answer, or what the driver makes of one.
+fn is_postgresqls(error: &tokio_postgres::Error) -> bool {
+    !error.is_closed() && !error.source().is_some_and(|source| source.is::<io::Error>())
 }
 
 fn silent(after: Duration) -> CloudFailure {
@@ -1688,4 +1720,33 @@ fn parse_uuid(text: &str) -> Result<Uuid> {
 
 fn unexpected(what: &str) -> CloudFailure {
     CloudFailure::new(FailureClass::Transient, format!("the server's answer makes no sense: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dial::{Line, Socket};
+    use super::*;
+
+    /// Of what a log-in can end with, PostgreSQL's refusals and its demand of a password are its own: they are not asked
+    /// for again at another address of the host. A stranger, silence and an end are not.
+    #[tokio::test]
+    async fn what_postgresql_says_is_told_from_what_it_does_not() {
+        let refusal = b"E\0\0\0\x23SFATAL\0VFATAL\0C57P03\0Mnot now\0\0";
+        let asks_password = b"R\0\0\0\x08\0\0\0\x03";
+        for (answer, says) in [
+            (&refusal[..], true),
+            (asks_password, true),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", false),
+            (b"R", false),
+            (b"", false),
+        ] {
+            let mut config = tokio_postgres::Config::new();
+            config.user("till");
+            let (ours, mut theirs) = tokio::net::UnixStream::pair().unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut theirs, answer).await.unwrap();
+            drop(theirs);
+            let error = config.connect_raw(Line::new(Socket::Unix(ours)), NoTls).await.err().unwrap();
+            assert_eq!(is_postgresqls(&error), says, "{error:?}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use tidewater_actors::postgres::{
     RoundFrame, RoundItem, RoundOutcome,
 };
 use tidewater_actors::sqlite::{Cursor, Store, StoreOptions};
-use tidewater_test_support::{Database, FaultProxy, Mode, Postgres, shop};
+use tidewater_test_support::{Database, FaultProxy, Postgres, shop};
 use tokio_postgres::Client;
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1380,112 +1380,6 @@ async fn paging_meets_every_row_once() {
 // ---------------------------------------------------------------------------------------------------------
 // What failures mean
 // ---------------------------------------------------------------------------------------------------------
-
-/// A cloud behind an address where something else is.
-fn cloud_at(database: &Database, port: u16) -> Cloud {
-    Cloud::new(CloudOptions { timeout: Duration::from_millis(400), ..options(database, port) }).unwrap()
-}
-
-/// Answers each connection with these bytes, after having read something, and closes or keeps it.
-fn answering(bytes: &'static [u8], closes: bool) -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let mut kept = vec![];
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
-            let _ = std::io::Write::write_all(&mut stream, bytes);
-            if !closes {
-                kept.push(stream);
-            }
-        }
-    });
-    port
-}
-
-/// Every way of not reaching a PostgreSQL has the class that says what to do, within the timeout.
-#[tokio::test]
-async fn each_kind_of_silence_has_its_class() {
-    let database = Postgres::shared().create_database().await;
-    let proxy = FaultProxy::reserve(Postgres::shared().address());
-    let cloud = cloud_at(&database, proxy.port());
-    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotRunning);
-    proxy.start();
-    proxy.set_mode(Mode::AcceptThenClose);
-    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotAnswering);
-    proxy.set_mode(Mode::Swallow);
-    let begun = Instant::now();
-    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotAnswering);
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    proxy.set_mode(Mode::Forward);
-    cloud.check().await.unwrap();
-    // A live pooled connection that falls silent: found out, at the latest, after twice the timeout.
-    proxy.set_mode(Mode::Swallow);
-    let begun = Instant::now();
-    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotAnswering);
-    assert!(begun.elapsed() < Duration::from_millis(1200), "{:?}", begun.elapsed());
-    proxy.set_mode(Mode::Forward);
-    cloud.check().await.unwrap();
-    proxy.stop();
-    assert_eq!(cloud.check().await.unwrap_err().class, FailureClass::NotRunning);
-    for (bytes, closes) in [
-        (&b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"[..], true),
-        (b"\0\0\0\0garbage of the binary kind", true),
-        (b"N", true),
-        (b"220 mail.example ESMTP ready\r\n", true),
-    ] {
-        let failure = cloud_at(&database, answering(bytes, closes)).check().await.unwrap_err();
-        assert_eq!(failure.class, FailureClass::NotOurs, "{:?}: {failure:?}", String::from_utf8_lossy(bytes));
-    }
-    let failure =
-        cloud_at(&database, answering(b"SSH-2.0-OpenSSH_9.2\r\n", false)).check().await.unwrap_err();
-    assert_eq!(failure.class, FailureClass::NotAnswering, "{failure:?}");
-    let options = CloudOptions { host: "/nowhere/at/all".into(), ..options(&database, 5432) };
-    assert_eq!(Cloud::new(options).unwrap().check().await.unwrap_err().class, FailureClass::NotRunning);
-}
-
-/// What PostgreSQL itself says at the door has its class, a remedy where one helps, and never shows the password.
-#[tokio::test]
-async fn each_refusal_at_the_door_has_its_class() {
-    let database = Postgres::shared().create_database().await;
-    let secret = "hunter2-very-secret";
-    let at = |change: &dyn Fn(&mut CloudOptions)| {
-        let mut options = options(&database, database.port);
-        change(&mut options);
-        Cloud::new(options).unwrap()
-    };
-    let admin = database.connect_as_admin().await;
-    let barred = other_role(&database).await;
-    admin.batch_execute(&format!("ALTER ROLE {} NOLOGIN", barred.user)).await.unwrap();
-    let stranger = other_role(&database).await;
-    admin
-        .batch_execute(&format!("REVOKE CONNECT ON DATABASE {} FROM {}", database.name, stranger.user))
-        .await
-        .unwrap();
-    let full = other_role(&database).await;
-    admin.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT 1", full.user)).await.unwrap();
-    let _only = full.connect().await;
-    for (cloud, class, code, remedy) in [
-        (
-            at(&|o| o.password = Some(secret.into())),
-            FailureClass::Credentials,
-            Some("28P01"),
-            "CLOUD_SQL_PASSWORD",
-        ),
-        (at(&|o| o.password = None), FailureClass::Credentials, None, "CLOUD_SQL_PASSWORD"),
-        (at(&|o| o.database = "nowhere".into()), FailureClass::Credentials, Some("3D000"), "nowhere"),
-        (at(&|o| o.user = barred.user.clone()), FailureClass::Credentials, Some("28000"), "LOGIN"),
-        (at(&|o| o.user = stranger.user.clone()), FailureClass::Credentials, Some("42501"), "GRANT CONNECT"),
-        (at(&|o| o.user = full.user.clone()), FailureClass::Busy, Some("53300"), ""),
-    ] {
-        let failure = cloud.check().await.unwrap_err();
-        assert_eq!((failure.class, failure.sqlstate.as_deref()), (class, code), "{failure:?}");
-        assert!(failure.remedy.clone().unwrap_or_default().contains(remedy), "{failure:?}");
-        let shown = format!("{cloud:?} {failure:?} {failure}");
-        assert!(!shown.contains(secret) && !shown.contains(&database.password), "{shown}");
-    }
-}
 
 /// A connection killed in the middle of a transaction is transient, or the server's own word that it stops.
 #[tokio::test]

@@ -52,10 +52,11 @@ start() {
     pid=$!
     looks=0
     while [ "$looks" -lt 3000 ]; do
-        # The eighth line of this file is the server's own word for its state.
+        # The eighth line of this file is the server's own word for its state. A standby that lets nobody in
+        # gets no further than that; any other server passes through it.
         if { read -r first && [ "$first" = "$pid" ] && read -r _ && read -r _ && read -r _ && read -r _ &&
              read -r _ && read -r _ && read -r state; } 2>/dev/null <"$dir/data/postmaster.pid" &&
-           [ "${state%% *}" = ready ]; then
+           { [ "${state%% *}" = ready ] || { [ "${state%% *}" = standby ] && [ -e data/standby.signal ]; }; }; then
             return 0
         fi
         sleep 0.02
