@@ -171,17 +171,9 @@ impl Device {
         self.conn.feed_page(&self.cursor, 1_000_000, &self.id).await.unwrap()
     }
 
-    /// The feed beyond the cursor as `key` or `own`, and the cursor moves behind it. Other tests' transactions on the
-    /// same server hold the horizon: what has committed by now is waited for.
+    /// The feed beyond the cursor as `key` or `own`, and the cursor moves behind it.
     async fn pull(&mut self, plain: &Client) -> Vec<String> {
-        let xid = one(plain, "SELECT pg_current_xact_id()").await;
-        let begun = Instant::now();
-        while one(plain, &format!("SELECT pg_snapshot_xmin(pg_current_snapshot()) > '{xid}'::xid8")).await
-            != "t"
-        {
-            assert!(begun.elapsed() < Duration::from_secs(10), "the horizon does not move");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        committed(plain).await;
         let entries = self.feed().await;
         if let Some(last) = entries.last() {
             self.cursor = last.cursor.clone();
@@ -200,6 +192,17 @@ impl Device {
         self.conn = cloud.connect().await.unwrap();
         self.session = new_id();
         self.conn.settle(&self.id, &self.session).await.unwrap()
+    }
+}
+
+/// Other tests' transactions on the same server hold the horizon: waits until it is behind what has committed by now.
+async fn committed(plain: &Client) {
+    let xid = one(plain, "SELECT pg_current_xact_id()").await;
+    let begun = Instant::now();
+    while one(plain, &format!("SELECT pg_snapshot_xmin(pg_current_snapshot()) > '{xid}'::xid8")).await != "t"
+    {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the horizon does not move");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -538,6 +541,7 @@ async fn partitions_are_covered() {
     assert_eq!(device.pull(&plain).await, ["6/3", "whole table"]);
     assert!(device.feed().await.is_empty());
     plain.batch_execute("INSERT INTO log VALUES (7, 3)").await.unwrap();
+    committed(&plain).await;
     assert_eq!(device.feed().await[0].table_oid, device.tables[0].1.oid);
 }
 
