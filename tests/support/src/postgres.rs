@@ -55,7 +55,7 @@ start() {
         # The eighth line of this file is the server's own word for its state.
         if { read -r first && [ "$first" = "$pid" ] && read -r _ && read -r _ && read -r _ && read -r _ &&
              read -r _ && read -r _ && read -r state; } 2>/dev/null <"$dir/data/postmaster.pid" &&
-           [ "${state%% *}" = ready ]; then
+           case ${state%% *} in ready | standby) ;; *) false ;; esac; then
             return 0
         fi
         sleep 0.02
