@@ -208,9 +208,12 @@ pub struct Availability {
     listening: Listening,
     /// The last evidence that was evidence; a listener *appears* when this was `No`.
     last_seen: Option<Listening>,
+    appeared_at: Option<Duration>,
     /// Checks because of appearances that failed, since the last success or reset.
     appearances_failed: u32,
     appearance_failed_at: Duration,
+    /// When the last attempt ended, if it was refused for good: remembered also while nobody is there to refuse.
+    refused_at: Option<Duration>,
     /// One failed check of the transient kind while available: asked again before an outage is announced.
     in_doubt: bool,
     /// The next success is announced although nothing changed: somebody asked for a fresh start.
@@ -252,8 +255,10 @@ impl Availability {
             check_id: 0,
             listening: Listening::CannotSee,
             last_seen: None,
+            appeared_at: None,
             appearances_failed: 0,
             appearance_failed_at: Duration::ZERO,
+            refused_at: None,
             in_doubt: false,
             announce: false,
             was_up: false,
@@ -352,6 +357,10 @@ impl Availability {
             self.last_seen = Some(listening);
         }
         self.next_look = Some(self.now + self.look_interval());
+        let appeared_before = self.appeared_at;
+        if appeared {
+            self.appeared_at = Some(self.now);
+        }
 
         match purpose {
             Some(cause) => {
@@ -370,7 +379,7 @@ impl Availability {
                     (_, None) => self.start_check(cause),
                 }
             }
-            None if appeared => self.listener_appeared(),
+            None if appeared => self.listener_appeared(appeared_before),
             None => {}
         }
 
@@ -431,6 +440,7 @@ impl Availability {
         self.announce = true;
         self.start_over();
         self.appearances_failed = 0;
+        self.refused_at = None;
         self.next_check = Some(self.now);
         self.next_cause = Cause::Schedule;
         match &mut self.activity {
@@ -499,9 +509,10 @@ impl Availability {
         (self.listening != Listening::No).then(|| self.now + self.policy.backoff.max())
     }
 
-    fn listener_appeared(&mut self) {
+    fn listener_appeared(&mut self, appeared_before: Option<Duration>) {
         let max = self.policy.backoff.max();
-        if self.now.saturating_sub(self.appearance_failed_at) >= max {
+        // Forgiven once it has stayed as it was for long, not because it was not dialled for long.
+        if appeared_before.is_none_or(|at| self.now.saturating_sub(at) >= max) {
             self.appearances_failed = 0;
         }
         let earliest = match self.appearances_failed.checked_sub(self.free_appearances()) {
@@ -511,7 +522,7 @@ impl Availability {
                 self.now + RECONNECT_JITTER_MAX.mul_f64(spread)
             }
             // It flaps: neither at once nor from the beginning of the timeline.
-            Some(_) if self.is_blocked() => self.appearance_failed_at + max,
+            Some(_) if self.is_blocked() => self.refused_at.unwrap_or(self.appearance_failed_at) + max,
             Some(beyond) => self.appearance_failed_at + self.policy.backoff.wait(beyond + 1),
         };
         let at = earliest.max(self.now);
@@ -559,6 +570,7 @@ impl Availability {
     fn succeeded(&mut self, who: String) {
         self.start_over();
         self.appearances_failed = 0;
+        self.refused_at = None;
         self.in_doubt = false;
         self.was_up = true;
         self.warned_at = None;
@@ -602,6 +614,9 @@ impl Availability {
                 self.listening = seen;
             }
             self.next_look = Some(self.now + self.look_interval());
+        }
+        if attempted {
+            self.refused_at = is_refusal(class).then_some(self.now);
         }
         if cause == Cause::Appearance && attempted {
             self.appearances_failed = self.appearances_failed.saturating_add(1);
@@ -712,7 +727,16 @@ impl Availability {
 
     /// The wait after the failures so far.
     fn wait(&self) -> Duration {
-        if self.is_blocked() { self.policy.backoff.max() } else { self.policy.backoff.wait(self.failures) }
+        if self.class.is_some_and(is_refusal) {
+            return self.policy.backoff.max();
+        }
+        self.policy.backoff.wait(self.failures).max(self.left_of_refusal())
+    }
+
+    /// How long the last refusal still counts, although nobody may be there any more: a proxy that flaps in front of a wrong
+    /// password is not another one each time that it comes back.
+    fn left_of_refusal(&self) -> Duration {
+        self.refused_at.map_or(Duration::ZERO, |at| (at + self.policy.backoff.max()).saturating_sub(self.now))
     }
 
     /// Never before the proxy was up once: the documented start-up timeline holds to the second.
@@ -732,7 +756,7 @@ impl Availability {
     }
 
     fn is_blocked(&self) -> bool {
-        matches!(self.class, Some(FailureClass::Credentials | FailureClass::NotOurs))
+        self.class.is_some_and(is_refusal) || !self.left_of_refusal().is_zero()
     }
 
     fn answer(&mut self) {
@@ -872,6 +896,11 @@ impl fmt::Display for Notice {
 /// that could not even be made cannot.
 fn counts_as_absent(class: FailureClass) -> bool {
     !matches!(class, FailureClass::Credentials | FailureClass::NotOurs | FailureClass::CheckFailed)
+}
+
+/// Nothing gets better by asking again.
+fn is_refusal(class: FailureClass) -> bool {
+    matches!(class, FailureClass::Credentials | FailureClass::NotOurs)
 }
 
 fn status_of(class: FailureClass) -> ProxyStatus {

@@ -373,15 +373,23 @@ fn refused_credentials_are_never_hammered() {
     }
 }
 
-/// A proxy that flaps in front of a wrong password does not get the account locked either.
+/// A proxy that flaps in front of a wrong password does not get the account locked either, whatever the times at which it is down.
 #[test]
 fn a_flapping_listener_does_not_hammer_refused_credentials() {
-    let mut world = World::failing(production(), FailureClass::Credentials);
-    for second in 1..=3_600 {
-        world.listening = if second % 2 == 0 { Listening::Yes } else { Listening::No };
-        world.run_until(f64::from(second) + 0.5);
+    for class in [FailureClass::Credentials, FailureClass::NotOurs] {
+        for period in [1, 2, 7, 45, 130, 400] {
+            let mut world = World::failing(production(), class);
+            for second in 1..=3_600 {
+                let down = (second / period) % 2 == 0;
+                world.listening = if down { Listening::No } else { Listening::Yes };
+                world.run_until(f64::from(second) + 0.5);
+            }
+            // At the start, at the first appearance, and then once per longest delay.
+            assert!(world.attempts.len() <= 2 + 6, "every {period} s: {:?}", world.attempts_s());
+            let spacing = world.attempts.windows(2).skip(1).map(|pair| pair[1] - pair[0]).min();
+            assert!(spacing >= Some(Duration::from_secs(600)), "every {period} s: {:?}", world.attempts_s());
+        }
     }
-    assert!(world.attempts.len() <= 14, "{:?}", world.attempts_s());
 }
 
 /// A check that says nothing about the proxy makes the status unknown, warns once, and never pauses.
