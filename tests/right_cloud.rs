@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Bench, PATIENCE, wait_for};
+use harness::{Bench, PATIENCE, twin, wait_for};
 use tidewater::{Database, ProxyStatus, Statement};
 use tidewater_test_support::{Postgres, postgres, wait};
 
@@ -32,18 +32,6 @@ fn bodies(db: &Database) -> Vec<String> {
     .unwrap()
 }
 
-/// The same role and database on another server, so that only what is in it tells the difference.
-async fn twin(of: &postgres::Database) -> Postgres {
-    let server = Postgres::start();
-    let admin = server.connect_as_admin().await;
-    admin
-        .batch_execute(&format!("CREATE ROLE \"{}\" LOGIN PASSWORD '{}'", of.user, of.password))
-        .await
-        .unwrap();
-    admin.batch_execute(&format!("CREATE DATABASE \"{0}\" OWNER \"{1}\"", of.name, of.user)).await.unwrap();
-    server
-}
-
 async fn owner(server: &Postgres, of: &postgres::Database) -> tokio_postgres::Client {
     let mut config = of.config();
     config = {
@@ -61,7 +49,8 @@ async fn owner(server: &Postgres, of: &postgres::Database) -> tokio_postgres::Cl
 #[actix_rt::test]
 async fn an_empty_database_in_its_place_gets_nothing() {
     let (bench, db) = synced().await;
-    let other = twin(&bench.cloud).await;
+    let other = Postgres::start();
+    twin(&other, &bench.cloud).await;
     bench.proxy.stop();
     bench.proxy.set_upstream(other.address());
     bench.proxy.start();
@@ -86,7 +75,8 @@ async fn an_empty_database_in_its_place_gets_nothing() {
 #[actix_rt::test]
 async fn a_strangers_database_is_not_merged_with() {
     let (bench, db) = synced().await;
-    let other = twin(&bench.cloud).await;
+    let other = Postgres::start();
+    twin(&other, &bench.cloud).await;
     // A stranger's file makes the other database its cloud.
     let stranger = Bench::new().await;
     let theirs = stranger
@@ -123,7 +113,8 @@ async fn a_strangers_database_is_not_merged_with() {
 #[actix_rt::test]
 async fn a_copy_of_its_cloud_waits_for_a_word() {
     let (bench, db) = synced().await;
-    let other = twin(&bench.cloud).await;
+    let other = Postgres::start();
+    twin(&other, &bench.cloud).await;
     // As a dump would bring it: the same identity and ledger, the same rows.
     let from = bench.cloud.connect().await;
     let to = owner(&other, &bench.cloud).await;

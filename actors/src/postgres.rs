@@ -224,6 +224,7 @@ impl Cloud {
         if let Some(obstacle) = Obstacle::of(error) {
             let mut failure = CloudFailure::new(obstacle.class(), obstacle.to_string());
             failure.remedy = obstacle.remedy(host, port);
+            failure.accepted = obstacle.accepted();
             return failure;
         }
         let text = match error.source() {

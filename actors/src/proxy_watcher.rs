@@ -96,7 +96,7 @@ impl WatcherOptions {
             give_up_after: 5,
             health_interval: Duration::from_secs(10),
             recently_verified: Duration::from_secs(2),
-            listen_interval: Duration::from_secs(1),
+            listen_interval: Duration::from_millis(500),
             check_timeout: Duration::from_secs(10),
             probe_missing:
                 "CLOUD_SQL_DATABASE is not set: something listens, but there is nothing to connect to"

@@ -86,6 +86,17 @@ impl Bench {
     }
 }
 
+/// The same role and database on another server, so that only what is in it tells the difference.
+pub async fn twin(server: &Postgres, of: &postgres::Database) {
+    let admin = server.connect_as_admin().await;
+    for statement in [
+        format!("CREATE ROLE \"{}\" LOGIN PASSWORD '{}'", of.user, of.password),
+        format!("CREATE DATABASE \"{}\" OWNER \"{}\"", of.name, of.user),
+    ] {
+        admin.batch_execute(&statement).await.unwrap();
+    }
+}
+
 /// Waits for a status.
 pub async fn wait_for(db: &Database, what: &str, holds: impl Fn(&StatusSummary) -> bool) -> StatusSummary {
     wait::until(what, PATIENCE, async || {

@@ -228,6 +228,7 @@ pub struct Availability {
     sight_in_doubt: bool,
     /// Who answered was not to be seen (W5).
     sight_lies: bool,
+    appeared_at: Option<Duration>,
     /// The process that explains the failure, as of the last check.
     process: Option<String>,
     finding_process: bool,
@@ -238,6 +239,8 @@ pub struct Availability {
     available_since: Duration,
     /// How often in a row it was up for a short time only.
     short_ups: u32,
+    /// When the last attempt ended that met somebody, if it was refused for good: remembered also while nobody is there.
+    refused_at: Option<Duration>,
     /// One failed check of the transient kind while available: asked again before an outage is announced.
     in_doubt: bool,
     /// The next success is announced although nothing changed: somebody asked for a fresh start.
@@ -245,6 +248,8 @@ pub struct Availability {
     was_up: bool,
     explained: bool,
     said_blind: bool,
+    /// Since the last change: a pause that was tried to end in vain is not told again.
+    said_pause: bool,
     warned_at: Option<Duration>,
     suspected_at: Option<Duration>,
     someone_asked: bool,
@@ -281,6 +286,7 @@ impl Availability {
             last_seen: None,
             sight_in_doubt: false,
             sight_lies: false,
+            appeared_at: None,
             process: None,
             finding_process: false,
             said_process: false,
@@ -288,11 +294,13 @@ impl Availability {
             appearance_failed_at: Duration::ZERO,
             available_since: Duration::ZERO,
             short_ups: 0,
+            refused_at: None,
             in_doubt: false,
             announce: false,
             was_up: false,
             explained: false,
             said_blind: false,
+            said_pause: false,
             warned_at: None,
             suspected_at: None,
             someone_asked: false,
@@ -390,6 +398,10 @@ impl Availability {
         if self.status != ProxyStatus::Available {
             self.next_look = Some(self.now + self.look_interval());
         }
+        let appeared_before = self.appeared_at;
+        if appeared {
+            self.appeared_at = Some(self.now);
+        }
 
         match purpose {
             Some(cause) => {
@@ -404,7 +416,9 @@ impl Availability {
                     self.start_or_refuse(cause);
                 }
             }
-            None if appeared && self.status != ProxyStatus::Available => self.listener_appeared(),
+            None if appeared && self.status != ProxyStatus::Available => {
+                self.listener_appeared(appeared_before)
+            }
             None => {}
         }
 
@@ -493,6 +507,8 @@ impl Availability {
         self.short_ups = 0;
         self.sight_lies = false;
         self.said_process = false;
+        self.said_pause = false;
+        self.refused_at = None;
         self.next_check = Some(self.now);
         self.next_cause = Cause::Schedule;
         match &mut self.activity {
@@ -558,17 +574,21 @@ impl Availability {
         }
     }
 
+    /// A server that says that it is full, or not up yet, is no sign of a machine without one.
     fn may_pause(&self) -> bool {
         !self.policy.proxy_expected()
             && !self.paused
             && self.failures >= self.policy.give_up_after
-            && self.class.is_some_and(counts_as_absent)
+            && self.class.is_some_and(|class| counts_as_absent(class) && class != FailureClass::Busy)
     }
 
     fn pause(&mut self) {
         self.paused = true;
-        self.log(Notice::AssumingDevelopment { failures: self.failures });
-        self.log(Notice::Paused);
+        if !self.said_pause {
+            self.said_pause = true;
+            self.log(Notice::AssumingDevelopment { failures: self.failures });
+            self.log(Notice::Paused);
+        }
         self.next_look = Some(self.now + self.look_interval());
         self.next_check = self.next_check_while_paused();
     }
@@ -579,9 +599,10 @@ impl Availability {
         (self.listening != Listening::No).then(|| self.now + self.policy.backoff.max())
     }
 
-    fn listener_appeared(&mut self) {
+    fn listener_appeared(&mut self, appeared_before: Option<Duration>) {
         let max = self.policy.backoff.max();
-        if self.now.saturating_sub(self.appearance_failed_at) >= max {
+        // Forgiven once it has stayed as it was for long, not because it was not dialled for long.
+        if appeared_before.is_none_or(|at| self.now.saturating_sub(at) >= max) {
             self.appearances_failed = 0;
         }
         let earliest = match self.appearances_failed.checked_sub(self.free_appearances()) {
@@ -592,7 +613,7 @@ impl Availability {
                 self.now + RECONNECT_JITTER_MAX.mul_f64(spread)
             }
             // It flaps: neither at once nor from the beginning of the timeline.
-            Some(_) if self.is_blocked() => self.appearance_failed_at + max,
+            Some(_) if self.is_blocked() => self.refused_at.unwrap_or(self.appearance_failed_at) + max,
             Some(beyond) => self.appearance_failed_at + self.policy.backoff.wait(beyond + 1),
         };
         let at = earliest.max(self.now);
@@ -652,6 +673,7 @@ impl Availability {
     fn succeeded(&mut self, who: String) {
         self.start_over();
         self.appearances_failed = 0;
+        self.refused_at = None;
         self.in_doubt = false;
         self.was_up = true;
         self.warned_at = None;
@@ -702,6 +724,9 @@ impl Availability {
             }
             self.next_look = Some(self.now + self.look_interval());
         }
+        if attempted && class != FailureClass::NotRunning {
+            self.refused_at = is_refusal(class).then_some(self.now);
+        }
         if cause == Cause::Appearance && attempted {
             self.appearances_failed = self.appearances_failed.saturating_add(1);
             self.appearance_failed_at = self.now;
@@ -748,6 +773,7 @@ impl Availability {
         }
         self.status = status;
         self.class = class;
+        self.said_pause = false;
         self.epoch += 1;
         self.out.push(Effect::Broadcast(self.current()));
         true
@@ -777,6 +803,9 @@ impl Availability {
             FailureClass::NotOurs => self.log(Notice::NotOurs { endpoint, detail, remedy }),
             FailureClass::Busy => self.log(Notice::Busy { endpoint, detail }),
             FailureClass::CheckFailed => self.log(Notice::CheckFailed { endpoint, detail }),
+            FailureClass::NotAnswering if !failure.accepted => {
+                self.log(Notice::NotReached { endpoint, detail });
+            }
             FailureClass::NotAnswering | FailureClass::Transient | FailureClass::DataRefused => {
                 self.log(Notice::NotAnswering { endpoint, detail });
             }
@@ -840,8 +869,16 @@ impl Availability {
 
     /// The wait after the failures so far.
     fn wait(&self) -> Duration {
-        let backoff = self.policy.backoff;
-        if self.is_blocked() { backoff.max() } else { backoff.wait(self.failures.max(self.flaps())) }
+        if self.class.is_some_and(is_refusal) {
+            return self.policy.backoff.max();
+        }
+        self.policy.backoff.wait(self.failures.max(self.flaps())).max(self.left_of_refusal())
+    }
+
+    /// How long the last refusal still counts, although nobody may be there any more: a proxy that flaps in front of a wrong
+    /// password is not another one each time that it comes back.
+    fn left_of_refusal(&self) -> Duration {
+        self.refused_at.map_or(Duration::ZERO, |at| (at + self.policy.backoff.max()).saturating_sub(self.now))
     }
 
     /// Never before the proxy was up once: the documented start-up timeline holds to the second.
@@ -861,7 +898,7 @@ impl Availability {
     }
 
     fn is_blocked(&self) -> bool {
-        matches!(self.class, Some(FailureClass::Credentials | FailureClass::NotOurs))
+        self.class.is_some_and(is_refusal) || !self.left_of_refusal().is_zero()
     }
 
     fn answer(&mut self) {
@@ -914,6 +951,7 @@ pub enum Notice {
     Reconnected,
     Reset,
     NotAnswering { endpoint: String, detail: String },
+    NotReached { endpoint: String, detail: String },
     Busy { endpoint: String, detail: String },
     Refused { endpoint: String, detail: String, remedy: Option<String> },
     NotOurs { endpoint: String, detail: String, remedy: Option<String> },
@@ -943,6 +981,7 @@ impl Notice {
             | Self::RunsElsewhere { .. } => Level::Info,
             Self::StillUnavailable { .. }
             | Self::NotAnswering { .. }
+            | Self::NotReached { .. }
             | Self::SettingsMissing { .. }
             | Self::CheckFailed { .. }
             | Self::ComesAndGoes { .. } => Level::Warning,
@@ -975,6 +1014,9 @@ impl fmt::Display for Notice {
                     f,
                     "⚠️  Proxy is up on {endpoint} but the Cloud SQL instance does not answer ({detail})"
                 )
+            }
+            Self::NotReached { endpoint, detail } => {
+                write!(f, "⚠️  Nobody takes a connection on {endpoint} ({detail})")
             }
             Self::Busy { endpoint, detail } => {
                 write!(f, "ℹ️  Cloud SQL behind {endpoint} takes no connections right now ({detail})")
@@ -1011,6 +1053,11 @@ impl fmt::Display for Notice {
 /// that could not even be made cannot.
 fn counts_as_absent(class: FailureClass) -> bool {
     !matches!(class, FailureClass::Credentials | FailureClass::NotOurs | FailureClass::CheckFailed)
+}
+
+/// Nothing gets better by asking again.
+fn is_refusal(class: FailureClass) -> bool {
+    matches!(class, FailureClass::Credentials | FailureClass::NotOurs)
 }
 
 fn status_of(class: FailureClass) -> ProxyStatus {

@@ -47,6 +47,8 @@ struct World {
     jitter: f64,
     out: Option<u64>,
     attempts: Vec<Duration>,
+    /// Those that were not refused because nobody was there.
+    met: Vec<Duration>,
     looks: usize,
     lines: Vec<(Duration, Level, String)>,
     broadcasts: Vec<AvailabilityChanged>,
@@ -69,6 +71,7 @@ impl World {
             jitter: 0.0,
             out: None,
             attempts: Vec::new(),
+            met: Vec::new(),
             looks: 0,
             lines: Vec::new(),
             broadcasts: Vec::new(),
@@ -110,6 +113,9 @@ impl World {
                         self.out = Some(id);
                         self.attempts.push(self.now);
                         let refused = self.listening == Listening::No && !self.invisible;
+                        if !refused {
+                            self.met.push(self.now);
+                        }
                         let refusal = Some(Err(failure(FailureClass::NotRunning)));
                         if let Some(result) = if refused { refusal } else { self.answer.clone() } {
                             events.push_back(Event::CheckEnded { id, result });
@@ -520,15 +526,24 @@ fn refused_credentials_are_never_hammered() {
     }
 }
 
-/// A proxy that flaps in front of a wrong password does not get the account locked either.
+/// A proxy that flaps in front of a wrong password does not get the account locked either, whatever the times at which it is down.
 #[test]
 fn a_flapping_listener_does_not_hammer_refused_credentials() {
-    let mut world = World::failing(production(), FailureClass::Credentials);
-    for second in 1..=3_600 {
-        world.listening = if second % 2 == 0 { Listening::Yes } else { Listening::No };
-        world.run_until(f64::from(second) + 0.5);
+    for class in [FailureClass::Credentials, FailureClass::NotOurs] {
+        for period in [1, 2, 7, 45, 130, 400] {
+            let mut world = World::failing(production(), class);
+            for second in 1..=3_600 {
+                let down = (second / period) % 2 == 0;
+                world.listening = if down { Listening::No } else { Listening::Yes };
+                world.run_until(f64::from(second) + 0.5);
+            }
+            // At the start, at the first appearance, and then once per longest delay.
+            let met = &world.met;
+            assert!(met.len() <= 2 + 6, "every {period} s: {met:?}");
+            let spacing = met.windows(2).skip(1).map(|pair| pair[1] - pair[0]).min();
+            assert!(spacing >= Some(Duration::from_secs(600)), "every {period} s: {met:?}");
+        }
     }
-    assert!(world.attempts.len() <= 14, "{:?}", world.attempts_s());
 }
 
 /// A check that says nothing about the proxy makes the status unknown, warns once, and never pauses.
@@ -542,15 +557,42 @@ fn a_check_that_itself_fails_says_nothing_about_the_proxy() {
     assert!(world.attempts.len() < 20);
 }
 
-/// A server that is starting is waited for, with one line.
+/// A server that is starting is waited for with one line, however long, and in development too: it is no sign of a machine
+/// without one.
 #[test]
 fn a_busy_server_is_waited_for() {
     let mut world = World::failing(policy(), FailureClass::Busy);
-    world.run_until(25.0);
+    world.run_until(5_000.0);
+    assert!(!world.machine.paused);
     assert_eq!((world.lines.len(), world.lines[1].1), (2, Level::Info));
     world.answer = Some(Ok("PostgreSQL".to_owned()));
-    world.run_until(30.0);
+    world.run_until(5_600.0);
     assert_eq!(world.machine.status, ProxyStatus::Available);
+}
+
+/// A pause that a listener ended in vain comes back without telling it all again.
+#[test]
+fn a_pause_is_told_once_as_long_as_nothing_changes() {
+    let mut world = World::failing(policy(), FailureClass::NotAnswering);
+    world.run_until(400.0);
+    let told = world.lines.len();
+    world.listening = Listening::No;
+    world.run_until(402.0);
+    world.listening = Listening::Yes;
+    world.run_until(404.0);
+    assert!(!world.machine.paused, "the listener ended it");
+    world.run_until(2_000.0);
+    assert!(world.machine.paused);
+    assert_eq!(world.texts_since(told), [""; 0]);
+}
+
+/// Packets that vanish are not a proxy that is up.
+#[test]
+fn a_connection_that_nobody_takes_is_not_called_a_proxy() {
+    let mut world = World::new(policy(), Listening::CannotSee);
+    world.answer = Some(Err(CloudFailure { accepted: false, ..failure(FailureClass::NotAnswering) }));
+    world.feed(Event::Started);
+    assert_eq!(world.texts()[1], "⚠️  Nobody takes a connection on 127.0.0.1:5432 (it said no)");
 }
 
 /// Without a database nothing is dialled; when something listens, one line names what is missing.

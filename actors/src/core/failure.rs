@@ -86,6 +86,8 @@ pub struct CloudFailure {
     pub detail: String,
     /// One line for a person: what to do, where something can be done.
     pub remedy: Option<String>,
+    /// Whether somebody had taken the connection; false only where it is known that nobody had.
+    pub accepted: bool,
 }
 
 impl CloudFailure {
@@ -98,7 +100,7 @@ impl CloudFailure {
 
     /// A failure without a SQLSTATE.
     pub fn new(class: FailureClass, detail: impl Into<String>) -> Self {
-        Self { class, sqlstate: None, detail: detail.into(), remedy: None }
+        Self { class, sqlstate: None, detail: detail.into(), remedy: None, accepted: true }
     }
 
     /// The same with a remedy.

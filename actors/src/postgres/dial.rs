@@ -33,7 +33,10 @@ pub(super) enum Obstacle {
     /// The connection was not made.
     #[error("cannot connect to {address}: {source}")]
     Connect { address: String, source: io::Error },
-    /// Neither a connection nor an answer on it.
+    /// No connection within the time.
+    #[error("no connection within {} s", .0.as_secs_f64())]
+    Unreached(Duration),
+    /// No answer on the connection within the time.
     #[error("no answer within {} s", .0.as_secs_f64())]
     Silent(Duration),
     /// Something else answers: the beginning of what it says, printable.
@@ -59,10 +62,15 @@ impl Obstacle {
         match self {
             Self::Name { .. } => FailureClass::CheckFailed,
             Self::Connect { source, .. } => class_of_connect(source),
-            Self::Silent(_) => FailureClass::NotAnswering,
+            Self::Unreached(_) | Self::Silent(_) => FailureClass::NotAnswering,
             Self::Foreign(_) | Self::ExpectsTls => FailureClass::NotOurs,
             Self::Unversioned(_) => FailureClass::Busy,
         }
+    }
+
+    /// Whether somebody had taken the connection.
+    pub(super) fn accepted(&self) -> bool {
+        !matches!(self, Self::Name { .. } | Self::Connect { .. } | Self::Unreached(_))
     }
 
     /// What somebody can do about it, where the settings are `host` and `port`.
@@ -87,7 +95,7 @@ impl Obstacle {
                 "Tidewater speaks no TLS, the Cloud SQL Auth Proxy does it: {}",
                 point_at_proxy(host, port)
             )),
-            Self::Connect { .. } | Self::Silent(_) | Self::Unversioned(_) => None,
+            Self::Connect { .. } | Self::Unreached(_) | Self::Silent(_) | Self::Unversioned(_) => None,
         }
     }
 
@@ -108,7 +116,7 @@ impl From<Obstacle> for io::Error {
     fn from(obstacle: Obstacle) -> Self {
         let kind = match &obstacle {
             Obstacle::Connect { source, .. } => source.kind(),
-            Obstacle::Silent(_) => io::ErrorKind::TimedOut,
+            Obstacle::Unreached(_) | Obstacle::Silent(_) => io::ErrorKind::TimedOut,
             Obstacle::Name { .. } => io::ErrorKind::Other,
             Obstacle::Foreign(_) | Obstacle::ExpectsTls | Obstacle::Unversioned(_) => {
                 io::ErrorKind::InvalidData
@@ -209,7 +217,7 @@ impl Dialer {
         log_in: impl Fn(Line) -> F,
         says: impl Fn(&E) -> bool,
     ) -> Result<T, E> {
-        let mut worst = Failed::Before(Obstacle::Silent(self.limit));
+        let mut worst = Failed::Before(Obstacle::Unreached(self.limit));
         for (position, address) in addresses.iter().enumerate() {
             // An address that swallows packets leaves time for those behind it. Once connected, the log-in may take it
             // all.
@@ -222,7 +230,7 @@ impl Dialer {
                     Err(_) => Failed::Before(Obstacle::Silent(self.limit)),
                 },
                 Ok(Err(source)) => Failed::Before(Obstacle::Connect { address: address.to_string(), source }),
-                Err(_) => Failed::Before(Obstacle::Silent(self.limit)),
+                Err(_) => Failed::Before(Obstacle::Unreached(self.limit)),
             };
             // Without a file descriptor or the right to connect the others fare no better.
             let last = failed.is_ours();
