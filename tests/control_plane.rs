@@ -151,6 +151,7 @@ fn fixed(text: &str, bench: &Bench) -> String {
         (bench.cloud.name.as_str(), "DATABASE"),
         (&bench.cloud.user, "ROLE"),
         (&format!(":{}", bench.proxy.port()), ":PORT"),
+        (&format!("({})", bench.proxy.port()), "(PORT)"),
         (&bench.folder.path().display().to_string(), "FOLDER"),
     ] {
         text = text.replace(varying, word);

@@ -93,6 +93,11 @@ impl Scene {
         self.until(|status| status.proxy.paused).await
     }
 
+    /// As often as would be a pause, and twice more.
+    async fn until_persistent(self) -> Played {
+        self.until(|status| status.proxy.consecutive_failures >= 7).await
+    }
+
     async fn until_retried(self) -> Played {
         self.until(|status| status.proxy.consecutive_failures >= 2).await
     }
@@ -293,24 +298,24 @@ async fn nobody_answers() {
     WARN ⚠️  Proxy unavailable after 5 attempts
     ");
     assert_snapshot!(filtered.text, @"
-    unavailable: no answer within 0.5 s
+    unavailable: no connection within 0.5 s
     NotAnswering, circuit open (not_answering), sync offline, paused
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
-    WARN ⚠️  Proxy is up on 127.0.0.1:PORT but the Cloud SQL instance does not answer (no answer within 0.5 s)
+    WARN ⚠️  Nobody takes a connection on 127.0.0.1:PORT (no connection within 0.5 s)
     INFO After 5 failures - assuming local development
     INFO Health checks now paused
     ");
     assert_snapshot!(closing.text, @"
-    unavailable: CLOSED
+    unavailable: the connection ended before PostgreSQL had answered (CLOSED)
     NotAnswering, circuit open (not_answering), sync offline, paused
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
-    WARN ⚠️  Proxy is up on 127.0.0.1:PORT but the Cloud SQL instance does not answer (CLOSED)
+    WARN ⚠️  Proxy is up on 127.0.0.1:PORT but the Cloud SQL instance does not answer (the connection ended before PostgreSQL had answered (CLOSED))
     INFO After 5 failures - assuming local development
     INFO Health checks now paused
     ");
@@ -398,41 +403,41 @@ async fn a_stranger_answers() {
     let (bytes, ssh, http, tls, another, replaced) =
         tokio::join!(play(bytes), play(ssh), play(http), play(tls), another, replaced);
 
-    assert_snapshot!(bytes.text, @"
-    unavailable: error communicating with the server: bytes remaining on stream
+    assert_snapshot!(bytes.text, @r#"
+    unavailable: what answers is not PostgreSQL ("\x00\x01\x02\x03 what is this?\r\n") - point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     NotOurs, circuit open (not_ours), sync blocked, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
-    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: error communicating with the server: bytes remaining on stream
-    ");
-    assert_snapshot!(ssh.text, @"
-    unavailable: error communicating with the server: bytes remaining on stream
+    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: what answers is not PostgreSQL ("\x00\x01\x02\x03 what is this?\r\n") - point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
+    "#);
+    assert_snapshot!(ssh.text, @r#"
+    unavailable: what answers is not PostgreSQL ("SSH-2.0-OpenSSH_9.2p1 Debian-2") - point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     NotOurs, circuit open (not_ours), sync blocked, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
-    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: error communicating with the server: bytes remaining on stream
-    ");
-    assert_snapshot!(http.text, @"
-    unavailable: error communicating with the server: bytes remaining on stream
+    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: what answers is not PostgreSQL ("SSH-2.0-OpenSSH_9.2p1 Debian-2") - point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
+    "#);
+    assert_snapshot!(http.text, @r#"
+    unavailable: what answers is not PostgreSQL ("HTTP/1.1 400 Bad Request") - point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     NotOurs, circuit open (not_ours), sync blocked, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
-    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: error communicating with the server: bytes remaining on stream
-    ");
+    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: what answers is not PostgreSQL ("HTTP/1.1 400 Bad Request") - point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
+    "#);
     assert_snapshot!(tls.text, @"
-    unavailable: error communicating with the server: bytes remaining on stream
+    unavailable: what answers expects TLS - Tidewater speaks no TLS, the Cloud SQL Auth Proxy does it: point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     NotOurs, circuit open (not_ours), sync blocked, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
-    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: error communicating with the server: bytes remaining on stream
+    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: what answers expects TLS - Tidewater speaks no TLS, the Cloud SQL Auth Proxy does it: point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     ");
     assert_snapshot!(replaced.text, @"
     unavailable: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with
@@ -505,7 +510,7 @@ async fn postgresql_refuses_us() {
         let _the_one = bench.cloud.connect().await;
         bench.proxy.start();
         let settings = hurried(&bench);
-        Scene::open(bench, settings).await.until_paused().await
+        Scene::open(bench, settings).await.until_persistent().await
     };
     let standby = Postgres::start();
     let starting = Bench::on(&standby).await;
@@ -532,7 +537,7 @@ async fn postgresql_refuses_us() {
     let play = async |bench: Bench| {
         bench.proxy.start();
         let settings = hurried(&bench);
-        Scene::open(bench, settings).await.until_paused().await
+        Scene::open(bench, settings).await.until_persistent().await
     };
     let (password, database, reading, full, starting, stopping) =
         tokio::join!(password, database, reading, full, play(starting), play(stopping));
@@ -577,36 +582,30 @@ async fn postgresql_refuses_us() {
 
     assert_snapshot!(full.text, @r#"
     unavailable: too many connections for role "ROLE" (SQLSTATE 53300)
-    Busy, circuit open (busy), sync offline, paused
+    Busy, circuit open (busy), sync offline, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
     INFO ℹ️  Cloud SQL behind 127.0.0.1:PORT takes no connections right now (too many connections for role "ROLE" (SQLSTATE 53300))
-    INFO After 5 failures - assuming local development
-    INFO Health checks now paused
     "#);
     assert_snapshot!(starting.text, @"
     unavailable: the database system is not accepting connections (SQLSTATE 57P03)
-    Busy, circuit open (busy), sync offline, paused
+    Busy, circuit open (busy), sync offline, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
     INFO ℹ️  Cloud SQL behind 127.0.0.1:PORT takes no connections right now (the database system is not accepting connections (SQLSTATE 57P03))
-    INFO After 5 failures - assuming local development
-    INFO Health checks now paused
     ");
     assert_snapshot!(stopping.text, @"
     unavailable: the database system is shutting down (SQLSTATE 57P03)
-    Busy, circuit open (busy), sync offline, paused
+    Busy, circuit open (busy), sync offline, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
     INFO ℹ️  Cloud SQL behind 127.0.0.1:PORT takes no connections right now (the database system is shutting down (SQLSTATE 57P03))
-    INFO After 5 failures - assuming local development
-    INFO Health checks now paused
     ");
     for (what, played) in [("full", full), ("starting", starting), ("stopping", stopping)] {
         played.assert_in_backoff(what);
