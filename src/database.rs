@@ -30,7 +30,8 @@ use tidewater_actors::messages::{
 use tidewater_actors::postgres::{Cloud, CloudOptions};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
-    FileLock, Mark, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, Unit, lock_file,
+    FileLock, Mark, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, Unit, Withdrawn,
+    Written, lock_file,
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{GaveUp, Handle, Intensity, Supervisor};
@@ -185,21 +186,35 @@ impl Database {
             match self.inner.children.writer.ask(Write(unit.clone())).await {
                 Ok(written) => break written?,
                 Err(unanswered) => {
-                    if let Some(written) = unit.committed() {
-                        break written.clone();
+                    if let Some(written) = self.taken_back(&unit).await? {
+                        break written;
                     }
-                    // Its writer is gone without having committed it, so that it can be done again without being done
-                    // twice; by itself, because what the writer died of may have been another one of the group.
+                    // By itself from now on: what the writer died of may have been another one of the group.
                     deaths += u32::from(unanswered.delivered);
                     if deaths > WRITE_DEATHS_MAX {
                         return Err(unanswered.into());
                     }
-                    unit = unit.alone();
+                    unit = unit.again();
                     tokio::time::sleep(RESTART_POLL).await;
                 }
             }
         };
         Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
+    }
+
+    /// Takes a unit back from a writer that does not answer, or tells what it did. While its commit is under way, on a
+    /// thread that hangs, nobody else can write the file either: that is waited out.
+    async fn taken_back(&self, unit: &Unit) -> Result<Option<Written>, Error> {
+        loop {
+            match unit.withdraw() {
+                Withdrawn::InTime => return Ok(None),
+                Withdrawn::TooLate(written) => return Ok(Some(written)),
+                Withdrawn::Undecided => {
+                    self.alive()?;
+                    tokio::time::sleep(RESTART_POLL).await;
+                }
+            }
+        }
     }
 
     /// Reads on the caller's own thread, with a read-only connection; sees every acknowledged write.

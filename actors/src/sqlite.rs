@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
@@ -104,6 +104,9 @@ pub enum StoreError {
     /// A round is in flight that has to be settled first.
     #[error("another round is in flight")]
     InFlight,
+    /// Whoever asked for the write has taken it back.
+    #[error("the write was taken back")]
+    Withdrawn,
 }
 
 impl StoreError {
@@ -170,25 +173,50 @@ pub struct Mark {
     pub parkings: i64,
 }
 
-/// Statements that are done as one, or not at all, and the place where their commit is noted. Clones share that place:
-/// who asked for it finds there what a writer that died in between could not answer any more.
+/// Statements that are done as one, or not at all, and the note of how far that has come. Clones share the note: who asked
+/// for it finds there what a writer that died, or hangs, does not answer any more.
+///
+/// ```text
+/// open ─▶ committing ─▶ committed       by the writer; back to open when the commit failed
+///   └───▶ withdrawn                     by who asked: no writer commits it from now on
+/// ```
 #[derive(Debug, Clone)]
 pub struct Unit {
     statements: Arc<[Statement]>,
-    committed: Arc<OnceLock<Written>>,
+    note: Arc<Mutex<Progress>>,
     alone: bool,
+}
+
+#[derive(Debug)]
+enum Progress {
+    Open,
+    Withdrawn,
+    Committing,
+    Committed(Written),
+}
+
+/// What can still become of a unit whose writer does not answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Withdrawn {
+    /// It has not been done, and is not going to be.
+    InTime,
+    /// It is on the disk.
+    TooLate(Written),
+    /// Its commit is under way: ask again.
+    Undecided,
 }
 
 impl Unit {
     /// Statements that have not been done.
     pub fn new(statements: impl IntoIterator<Item = Statement>) -> Self {
-        Self { statements: statements.into_iter().collect(), committed: Arc::default(), alone: false }
+        Self { statements: statements.into_iter().collect(), note: Progress::note(), alone: false }
     }
 
-    /// The same, not to be committed in a group with others: one of those may be what the last writer died of.
+    /// The same statements to be done anew, and not in a group with others: one of those may be what the last writer died
+    /// of. Only for a unit that was withdrawn in time.
     #[must_use]
-    pub fn alone(self) -> Self {
-        Self { alone: true, ..self }
+    pub fn again(self) -> Self {
+        Self { note: Progress::note(), alone: true, ..self }
     }
 
     /// Whether it is to be committed by itself.
@@ -196,9 +224,65 @@ impl Unit {
         self.alone
     }
 
-    /// What it did, once it is on the disk. `None` after its writer is gone means that it was not done and never will be.
-    pub fn committed(&self) -> Option<&Written> {
-        self.committed.get()
+    /// Takes it back, if that is still possible. Never waits for the disk.
+    pub fn withdraw(&self) -> Withdrawn {
+        let mut note = self.note();
+        match &*note {
+            Progress::Open | Progress::Withdrawn => {
+                *note = Progress::Withdrawn;
+                Withdrawn::InTime
+            }
+            Progress::Committing => Withdrawn::Undecided,
+            Progress::Committed(written) => Withdrawn::TooLate(written.clone()),
+        }
+    }
+
+    fn note(&self) -> MutexGuard<'_, Progress> {
+        // A single assignment is never half done.
+        self.note.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress {
+    fn note() -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self::Open))
+    }
+}
+
+/// Keeps a group's notes while its commit is under way. Dropped without one, they are open again.
+struct Committing<'a>(&'a [Unit]);
+
+impl<'a> Committing<'a> {
+    /// Unless one of them has been withdrawn.
+    fn begin(units: &'a [Unit]) -> Result<Self> {
+        let begun = Self(units);
+        for unit in units {
+            let mut note = unit.note();
+            match *note {
+                Progress::Open => *note = Progress::Committing,
+                _ => return Err(StoreError::Withdrawn),
+            }
+        }
+        Ok(begun)
+    }
+
+    /// They are on the disk.
+    fn done(self, results: Vec<Option<Written>>) {
+        for (unit, written) in self.0.iter().zip(results) {
+            // Who was rolled back alone is not asked about: the writer lives and answers.
+            *unit.note() = written.map_or(Progress::Open, Progress::Committed);
+        }
+    }
+}
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        for unit in self.0 {
+            let mut note = unit.note();
+            if let Progress::Committing = *note {
+                *note = Progress::Open;
+            }
+        }
     }
 }
 
@@ -572,11 +656,10 @@ impl Store {
         let results: Vec<Result<Written>> =
             results.into_iter().map(|result| Ok(Written { mark, results: result? })).collect();
         let notes = results.iter().map(|result| result.as_ref().ok().cloned()).collect::<Vec<_>>();
+        let committing = Committing::begin(callers)?;
         tx.commit()?;
         // Nothing that can fail or panic stands between the commit and the notes of it.
-        for (caller, note) in callers.iter().zip(notes) {
-            note.map(|written| caller.committed.set(written));
-        }
+        committing.done(notes);
         if let Some((tables, notices)) = tracked {
             self.remember(tables, version);
             self.untold.extend(notices);

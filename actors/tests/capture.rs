@@ -18,7 +18,7 @@ use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::NoteRound;
 use tidewater_actors::sqlite::{
     Applied, Hit, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement, Store,
-    StoreError, StoreOptions, Unit, Written,
+    StoreError, StoreOptions, Unit, Withdrawn, Written,
 };
 use tidewater_test_support::shell::{python_sqlite, sqlite3_shell};
 
@@ -612,6 +612,26 @@ fn a_deletion_after_a_gap_is_sent() {
     }
 }
 
+/// A unit that was taken back is not done, whoever still has it in hand; those of its group are, and done anew it is done
+/// once.
+#[test]
+fn a_unit_that_was_taken_back_is_never_done() {
+    let mut bench = Bench::new("CREATE TABLE t (id INTEGER PRIMARY KEY)");
+    let unit = |id: i64| Unit::new([Statement::new("INSERT INTO t VALUES (?1)").bind(id)]);
+    let (kept, taken) = (unit(1), unit(2));
+    assert_eq!(taken.withdraw(), Withdrawn::InTime);
+    let results = bench.store().write_group(&[kept.clone(), taken.clone()]);
+    assert!(results[0].is_ok() && results[1] == Err(StoreError::Withdrawn), "{results:?}");
+    assert_eq!(bench.all("SELECT id FROM t"), "1");
+    let again = taken.again();
+    assert!(bench.store().write_group(std::slice::from_ref(&again))[0].is_ok());
+    assert_eq!(bench.all("SELECT id FROM t ORDER BY id"), "1 2");
+    assert!(
+        matches!(kept.withdraw(), Withdrawn::TooLate(_)) && matches!(again.withdraw(), Withdrawn::TooLate(_))
+    );
+    assert_eq!(bench.check(), ["insert t 1", "insert t 2"]);
+}
+
 /// Whoever ends everybody's transaction fails alone, everybody else is committed.
 #[test]
 fn only_the_guilty_caller_fails() {
@@ -633,7 +653,8 @@ fn only_the_guilty_caller_fails() {
         let bad = Unit::new([Statement::new("INSERT INTO c VALUES (3, 1, 3)"), Statement::new(guilty)]);
         let last = Unit::new([Statement::new("UPDATE c SET a = 7 WHERE id = ?1").bind(1)]);
         let results = bench.store().write_group(&[first.clone(), bad.clone(), last]);
-        assert!(first.committed() == results[0].as_ref().ok() && bad.committed().is_none(), "{guilty}");
+        assert_eq!(first.withdraw(), Withdrawn::TooLate(results[0].clone().unwrap()), "{guilty}");
+        assert_eq!(bad.withdraw(), Withdrawn::InTime, "{guilty}");
         assert!(results[0].is_ok() && results[2].is_ok(), "{guilty}: {results:?}");
         assert!(matches!(results[1], Err(StoreError::Statement(_))), "{guilty}: {results:?}");
         assert_eq!(bench.all("SELECT id, a FROM c ORDER BY id"), "1|7 2|2", "{guilty}");
