@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::core::circuit::{Circuit, CircuitPolicy, Effect, Event, Mode, Published, word_of};
 use crate::core::failure::FailureClass;
 use crate::messages::{AvailabilityChanged, CallFinished, CircuitReport, GetCircuitReport, Subscribe};
+use crate::supervision::Context;
 
 /// What guards the calls to the cloud. Clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -312,7 +313,7 @@ mod tests {
     }
 
     fn breaker(gate: &Gate) -> Addr<CircuitBreaker> {
-        CircuitBreaker::new(policy(), gate.clone(), None, log()).start()
+        Context::new().run(CircuitBreaker::new(policy(), gate.clone(), None, log()))
     }
 
     async fn tell(breaker: &Addr<CircuitBreaker>, epoch: u64, status: ProxyStatus) {

@@ -264,9 +264,9 @@ pub enum Notice {
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Restarted { child, end, count, restarts_max } => {
-                write!(f, "{child} ended unexpectedly and is restarted ({count} of {restarts_max})")?;
-                if let End::Abnormal(why) = end { write!(f, ": {why}") } else { Ok(()) }
+            // Why has a line of its own, with more in it.
+            Self::Restarted { child, count, restarts_max, .. } => {
+                write!(f, "{child} ended unexpectedly and is restarted ({count} of {restarts_max})")
             }
             Self::NotRestarted { child, end: End::Normal } => write!(f, "{child} is done"),
             Self::NotRestarted { child, end: End::Abnormal(why) } => write!(f, "{child} ended: {why}"),
@@ -585,23 +585,25 @@ fn wait_after(before: u32) -> Duration {
 /// waits for something to do.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Watch {
-    seen: Option<(u64, Duration)>,
+    /// The beat at the last look, when that was, and how long it has stood still.
+    seen: Option<(u64, Duration, Duration)>,
 }
 
 impl Watch {
-    /// Looks, and says for how long the child has held its thread without a sign of life, when that is `stuck_after` or
-    /// more.
+    /// Looks, which shall happen several times within `stuck_after`, and says for how long the child has held its
+    /// thread without a sign of life, when that is `stuck_after` or more.
+    ///
+    /// No pause between two looks counts for more than a third of it: when the whole process was stopped, the child gets
+    /// its chance first.
     pub fn look(&mut self, beat: u64, now: Duration, stuck_after: Duration) -> Option<Duration> {
-        match self.seen {
-            Some((seen, since)) if seen == beat && beat % 2 == 1 => {
-                let silence = now.saturating_sub(since);
-                (silence >= stuck_after).then_some(silence)
+        let silence = match self.seen {
+            Some((seen, last, silence)) if seen == beat && beat % 2 == 1 => {
+                silence + now.saturating_sub(last).min(stuck_after / 3)
             }
-            _ => {
-                self.seen = Some((beat, now));
-                None
-            }
-        }
+            _ => Duration::ZERO,
+        };
+        self.seen = Some((beat, now, silence));
+        (silence >= stuck_after).then_some(silence)
     }
 }
 

@@ -329,16 +329,19 @@ fn a_blocked_thread_costs_one_restart() {
     assert_eq!(world.ended(), None);
 }
 
-/// A beat that stands still is suspicious only while the child holds its thread.
+/// A beat that stands still is suspicious only while the child holds its thread, and only for as long as somebody looked.
 #[test]
 fn only_a_child_that_holds_its_thread_can_be_stuck() {
-    let stuck_after = 30 * SECOND;
     let mut watch = Watch::default();
-    let mut look = |beat, at| watch.look(beat, at * SECOND, stuck_after);
-    assert_eq!((look(4, 0), look(4, 100)), (None, None), "it waits for something to do");
-    assert_eq!((look(5, 101), look(5, 130)), (None, None), "not long enough");
-    assert_eq!((look(7, 131), look(7, 160)), (None, None), "it ticked in between");
-    assert_eq!(look(7, 161), Some(30 * SECOND));
+    let mut look = |beat, at: u32| watch.look(beat, at * SECOND, 30 * SECOND);
+    for at in (0..100).step_by(10) {
+        assert_eq!(look(4, at), None, "it waits for something to do");
+    }
+    assert_eq!((look(5, 100), look(5, 110), look(5, 120)), (None, None, None), "not long enough");
+    assert_eq!((look(7, 130), look(7, 140), look(7, 150)), (None, None, None), "it ticked in between");
+    assert_eq!(look(7, 160), Some(30 * SECOND));
+    assert_eq!((look(9, 170), look(9, 1000)), (None, None), "the whole process slept");
+    assert_eq!(look(10, 1010), None);
 }
 
 /// What must hold after every step of a history.

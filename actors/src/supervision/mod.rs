@@ -1,0 +1,659 @@
+//! Actors that come back: children from factories, restarted as Erlang/OTP does, behind handles that follow.
+//!
+//! ```text
+//! Supervisor ── launch ─▶ Shell, on a thread of its own, around the machine in core::restart
+//!   Start     ─▶ the child's thread: factory(&Generation) ─▶ actor in its context ─▶ Tenure, which polls it
+//!   Stop      ─▶ a future in the child's context ─▶ ctx.stop()
+//!   Abandon   ─▶ Generation::is_current is false, the interrupt is called, who waits for an answer gets an error
+//!      ▲
+//!      └── Started, StartFailed, Ended ◀── Tenure: stopped, panicked (caught, noted, counted), its thread gone
+//!      └── a beat that stands still    ◀── Life: the turn does not end
+//! Handle      the current address of a child; empty while it is being restarted
+//! Supervision what the app holds: events, reports, shutdown
+//! ```
+//!
+//! Parts: this page, the builder and the shell; `child`, what a child is made from and its life as a future; `life`, one
+//! generation, its turns and its panics; `context`, the context that knows which message it handles; `handle`.
+//!
+//! actix's own `Supervisor` restarts only actors that stop by themselves, and with the same struct; one that panics is
+//! gone. What a child knew comes back from where it is kept (P6), which is why a fresh one from the factory is enough.
+//!
+//! # Panics
+//! A panic ends one generation: in a handler, a timer, a future of its context, `started`, `stopping`, the factory, or
+//! while it is dropped. A panicked actor is not polled again, so neither `stopping` nor `stopped` sees a half-changed
+//! state. The supervisor writes one line with actor, message, place and text; the backtrace goes to the debug level. All
+//! other panics of the process reach the hook that was there before. Futures that leave the actor ([`actix_rt::spawn`],
+//! and what a handler returns as `ResponseFuture`) are not part of it: their panics end them alone.
+//!
+//! # Stuck
+//! A turn, the time between being polled and returning, that lasts longer than [`ChildSpec::stuck_after`] without
+//! [`progress`] is taken for stuck. A thread cannot be killed, so this happens, in this order:
+//!
+//! 1. [`Generation::is_current`] becomes false, for the child and for those that share its thread.
+//! 2. What was given to [`Generation::on_abandoned`] is called, so that a blocking call may return.
+//! 3. Whoever waits for an answer gets [`Unanswered`]; `delivered` is false only for messages that were not begun, and
+//!    those never will be.
+//! 4. Successors start on a new thread; for the budget that is one restart.
+//! 5. When the old one lets go of its thread, it is dropped without another turn, and its thread ends.
+//!
+//! So for a while two of them exist. One that writes a file asks `is_current` before each commit, rolls back when the
+//! answer is no, and opens the file in the factory: between the question and the end of the commit the answer can change,
+//! so the file's own lock has to make the successor wait. Who asked for such a commit hears that it may have happened,
+//! which is true.
+//!
+//! Code that blocks a thread outside of any turn, such as a future that was spawned there with [`actix_rt::spawn`], is
+//! not seen.
+
+mod child;
+mod context;
+mod handle;
+mod life;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use actix::prelude::{
+    Actor, ActorContext, Addr, Arbiter, AsyncContext, Handler, Message, SpawnHandle, System,
+};
+use slog::{Logger, debug, error, info, warn};
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::core::restart::{Effect, End, Ending, Event, Notice, Restarts, Watch};
+use crate::messages::PanicReport;
+
+pub use self::child::{ChildSpec, Thread};
+pub use self::context::{Context, SupervisedContext};
+pub use self::handle::{Handle, Unanswered};
+pub use self::life::{Generation, progress};
+pub use crate::core::restart::{GaveUp, Intensity, Restart, Strategy};
+
+use self::child::{Kind, Report, Reporter, Said};
+use self::life::{Life, NOT_BEGUN, Panic, lock};
+
+/// How many events a subscriber may be behind.
+const EVENTS_MAX: usize = 256;
+
+/// What the threads of children that have ended may take to end as well.
+const THREADS_END_WITHIN: Duration = Duration::from_secs(5);
+
+/// A supervisor that does not run yet: its children, in the order in which they start, and its rules.
+///
+/// ```
+/// use actix::prelude::*;
+/// use tidewater_actors::supervision::{self, ChildSpec, Handle, Intensity, Restart, Supervisor};
+///
+/// struct Counter(u64);
+///
+/// impl Actor for Counter {
+///     type Context = supervision::Context<Self>;
+/// }
+///
+/// #[derive(Message)]
+/// #[rtype(result = "u64")]
+/// struct Add(u64);
+///
+/// impl Handler<Add> for Counter {
+///     type Result = u64;
+///     fn handle(&mut self, Add(n): Add, _: &mut Self::Context) -> u64 {
+///         self.0 = self.0.checked_add(n).expect("small numbers");
+///         self.0
+///     }
+/// }
+///
+/// # #[actix_rt::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let log = slog::Logger::root(slog::Discard, slog::o!());
+/// let counter = Handle::new("Counter");
+/// let supervision = Supervisor::new(Intensity::default(), log)
+///     .child(ChildSpec::new(&counter, |_| Ok(Counter(40))).restart(Restart::Transient))
+///     .launch()
+///     .await?;
+///
+/// assert_eq!(counter.ask(Add(2)).await?, 42);
+/// assert!(counter.ask(Add(u64::MAX)).await.is_err(), "it panics");
+/// while counter.ask(Add(0)).await.is_err() {
+///     tokio::task::yield_now().await; // its successor starts
+/// }
+/// assert_eq!(counter.ask(Add(2)).await?, 42, "from the factory");
+/// assert!(counter.report().last_panic.is_some_and(|panic| panic.message.starts_with("small numbers")));
+/// assert!(supervision.shutdown().await.is_empty(), "everybody ended in time");
+/// # Ok(()) }
+/// ```
+pub struct Supervisor {
+    strategy: Strategy,
+    intensity: Intensity,
+    children: Vec<ChildSpec>,
+    log: Logger,
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.children.iter().map(|child| child.record().name).collect();
+        f.debug_struct("Supervisor").field("children", &names).finish_non_exhaustive()
+    }
+}
+
+/// Why a supervisor did not start. Nothing of it runs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The program was compiled so that a panic ends the process.
+    #[error(
+        "supervision needs panic = \"unwind\": with panic = \"abort\" the first panic of any actor ends the process"
+    )]
+    PanicsAbort,
+    /// There is no actix system on this thread.
+    #[error("supervision needs an actix System on the thread that launches it")]
+    NoSystem,
+    /// The operating system refused a thread.
+    #[error("a thread cannot be started: {0}")]
+    Thread(String),
+    /// A child could not be started. Those before it have been stopped again.
+    #[error("{child} cannot be started: {why}")]
+    Child {
+        /// Which.
+        child: &'static str,
+        /// Why, in words.
+        why: String,
+    },
+}
+
+/// What happened to a child.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildEvent {
+    /// Its name; the name of the child that ended for [`ChildEventKind::GaveUp`].
+    pub child: &'static str,
+    /// What.
+    pub kind: ChildEventKind,
+}
+
+/// The kinds of events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChildEventKind {
+    /// It is up.
+    Started,
+    /// It panicked.
+    Panicked(PanicReport),
+    /// It held its thread for too long.
+    Stuck {
+        /// What it was handling, where that is known.
+        message_type: Option<&'static str>,
+        /// For how long it showed no sign of life.
+        silence: Duration,
+    },
+    /// It ended and is going to be started again.
+    Restarting,
+    /// It ended and will not be started again.
+    Ended,
+    /// It did not stop in time.
+    NotStopped,
+    /// Its supervisor gave up and ends.
+    GaveUp(GaveUp),
+}
+
+/// A running supervisor, as the app holds it. Cheap to clone; children go on when it is dropped.
+#[derive(Debug, Clone)]
+pub struct Supervision {
+    root: Addr<Shell>,
+    given_up: watch::Receiver<Option<GaveUp>>,
+    ended: watch::Receiver<Option<Vec<&'static str>>>,
+    events: Arc<broadcast::Receiver<ChildEvent>>,
+    /// To be waited for.
+    threads: Arc<Mutex<Vec<Arbiter>>>,
+}
+
+impl Supervisor {
+    /// A supervisor without children.
+    pub fn new(intensity: Intensity, log: Logger) -> Self {
+        Self { strategy: Strategy::default(), intensity, children: vec![], log }
+    }
+
+    /// Who is restarted along with a child; nobody unless set.
+    #[must_use]
+    pub fn strategy(self, strategy: Strategy) -> Self {
+        Self { strategy, ..self }
+    }
+
+    /// Adds a child. Children start in the order in which they were added and stop in reverse.
+    #[must_use]
+    pub fn child(mut self, child: ChildSpec) -> Self {
+        self.children.push(child);
+        self
+    }
+
+    /// Starts every child, in order, and returns when the last one is up.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn launch(self) -> Result<Supervision, StartError> {
+        if cfg!(panic = "abort") {
+            return Err(StartError::PanicsAbort);
+        }
+        if System::try_current().is_none() {
+            return Err(StartError::NoSystem);
+        }
+        life::install_hook();
+        let thread = |error: &dyn fmt::Display| StartError::Thread(error.to_string());
+        let arbiter = Arbiter::try_new().map_err(|error| thread(&error))?;
+        let (launched, answer) = oneshot::channel();
+        let (outcome, given_up) = watch::channel(None);
+        let (end, ended) = watch::channel(None);
+        let (events, received) = broadcast::channel(EVENTS_MAX);
+        let threads = Arc::new(Mutex::new(vec![]));
+        let parent = Parent::App { launched: Some(launched), outcome, end, threads: threads.clone() };
+        let root = Shell::start_in_arbiter(&arbiter.handle(), move |_| Shell::new(self, parent, events));
+        lock(&threads).push(arbiter);
+        let supervision = Supervision { root, given_up, ended, events: Arc::new(received), threads };
+        match answer.await {
+            Ok(Ok(())) => Ok(supervision),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(thread(&"the supervisor's own ended")),
+        }
+    }
+}
+
+impl Supervision {
+    /// Says why the supervisor gave up, once it has.
+    pub fn given_up(&self) -> watch::Receiver<Option<GaveUp>> {
+        self.given_up.clone()
+    }
+
+    /// What happens to children from now on, those of nested supervisors included.
+    pub fn subscribe(&self) -> broadcast::Receiver<ChildEvent> {
+        self.events.resubscribe()
+    }
+
+    /// Resolves when nothing runs any more, with the names of those that did not end in time.
+    pub async fn ended(&self) -> Vec<&'static str> {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(left) => left.clone().unwrap_or_default(),
+            // The System ended, and everything with it.
+            Err(_) => vec![],
+        }
+    }
+
+    /// Stops every child, in reverse order, each within its bound, and returns the names of those that did not end in
+    /// time. They hold their threads, and are dropped when they let go of them.
+    pub async fn shutdown(&self) -> Vec<&'static str> {
+        self.root.do_send(Shutdown);
+        let left = self.ended().await;
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let (joined, all) = oneshot::channel();
+        let join = move || {
+            for thread in threads {
+                // A panic in there has been told already.
+                let _ = thread.join();
+            }
+            // Who waited may have gone.
+            let _ = joined.send(());
+        };
+        if std::thread::Builder::new().name("supervision-end".into()).spawn(join).is_ok() {
+            let _ = tokio::time::timeout(THREADS_END_WITHIN, all).await;
+        }
+        left
+    }
+}
+
+/// The supervisor at work: performs what the machine decides.
+struct Shell {
+    machine: Restarts,
+    children: Vec<Child>,
+    parent: Parent,
+    /// Where children without a thread of their own live.
+    common: Thread,
+    events: broadcast::Sender<ChildEvent>,
+    origin: Instant,
+    timer: Option<SpawnHandle>,
+    /// Keeps it alive while no child is, whose reporters hold the other addresses.
+    me: Option<Addr<Self>>,
+    log: Logger,
+}
+
+struct Child {
+    spec: ChildSpec,
+    started_before: bool,
+    life: Option<Arc<Life>>,
+    nested: Option<Addr<Shell>>,
+    watch: Watch,
+}
+
+/// Whom to tell.
+enum Parent {
+    App {
+        launched: Option<oneshot::Sender<Result<(), StartError>>>,
+        outcome: watch::Sender<Option<GaveUp>>,
+        end: watch::Sender<Option<Vec<&'static str>>>,
+        threads: Arc<Mutex<Vec<Arbiter>>>,
+    },
+    Supervisor(Reporter),
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Shutdown;
+
+impl Shell {
+    fn new(supervisor: Supervisor, parent: Parent, events: broadcast::Sender<ChildEvent>) -> Self {
+        let Supervisor { strategy, intensity, children, log } = supervisor;
+        let machine = Restarts::new(strategy, intensity, children.iter().map(ChildSpec::rules));
+        let child =
+            |spec| Child { spec, started_before: false, life: None, nested: None, watch: Watch::default() };
+        Self {
+            machine,
+            children: children.into_iter().map(child).collect(),
+            parent,
+            common: Thread::new(),
+            events,
+            origin: Instant::now(),
+            timer: None,
+            me: None,
+            log,
+        }
+    }
+
+    /// Runs the machine and performs its effects, until none of them led to another event.
+    fn advance(&mut self, event: Event, ctx: &mut actix::Context<Self>) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for effect in self.machine.advance(event, self.origin.elapsed()) {
+                match effect {
+                    Effect::Start { child, generation } => {
+                        if let Err(why) = self.start(child, generation, ctx) {
+                            events.push_back(Event::StartFailed { child, generation, why });
+                        }
+                    }
+                    Effect::Stop { child, .. } => self.stop(child),
+                    Effect::Abandon { child, .. } => self.abandon(child),
+                    Effect::ScheduleAt(at) => self.schedule(at, ctx),
+                    Effect::Launched => self.launched(),
+                    Effect::GaveUp(gave_up) => {
+                        error!(self.log, "{gave_up}");
+                        self.tell(gave_up.child, ChildEventKind::GaveUp(gave_up.clone()));
+                        if let Parent::App { outcome, .. } = &self.parent {
+                            outcome.send_replace(Some(gave_up));
+                        }
+                    }
+                    Effect::Ended { ending, left } => self.end(ending, left, ctx),
+                    Effect::Log(notice) => self.write(&notice),
+                }
+            }
+        }
+        for (at, child) in self.children.iter().enumerate() {
+            child.spec.record().over.store(!self.machine.is_wanted(at), Ordering::Relaxed);
+        }
+    }
+
+    fn start(&mut self, at: usize, generation: u64, ctx: &mut actix::Context<Self>) -> Result<(), String> {
+        let reporter = Reporter { child: at, generation, supervisor: ctx.address() };
+        let child = &mut self.children[at];
+        let record = child.spec.record().clone();
+        if std::mem::replace(&mut child.started_before, true) {
+            record.restarts.fetch_add(1, Ordering::Relaxed);
+        }
+        let life = Life::new(record, generation);
+        child.watch = Watch::default();
+        match &child.spec.kind {
+            Kind::Actor(founder) => {
+                let thread = child.spec.thread.as_ref().unwrap_or(&self.common);
+                let thread = thread.handle().map_err(|error| format!("no thread: {error}"))?;
+                founder.host(Arbiter::current());
+                child.life = Some(life.clone());
+                match founder.begin(&life, &thread, reporter) {
+                    true => Ok(()),
+                    false => Err("its thread has ended".to_owned()),
+                }
+            }
+            Kind::Supervisor { make, .. } => {
+                let (made, panic) = life.turn(|| make());
+                let events = self.events.clone();
+                match made {
+                    Ok(supervisor) => {
+                        let shell = Self::new(supervisor, Parent::Supervisor(reporter), events);
+                        child.nested = Some(shell.start());
+                        Ok(())
+                    }
+                    Err(()) => {
+                        let name = child.spec.record().name;
+                        panic.iter().for_each(|panic| self.panicked(name, panic));
+                        Err("it panicked".to_owned())
+                    }
+                }
+            }
+        }
+    }
+
+    fn stop(&self, at: usize) {
+        if let Some(life) = &self.children[at].life {
+            life.stop();
+        }
+        if let Some(nested) = &self.children[at].nested {
+            nested.do_send(Shutdown);
+        }
+    }
+
+    fn abandon(&mut self, at: usize) {
+        let child = &mut self.children[at];
+        if let (Some(life), Kind::Actor(founder)) = (child.life.take(), &child.spec.kind) {
+            founder.vacate(&life);
+            life.abandon();
+        }
+    }
+
+    fn schedule(&mut self, at: Duration, ctx: &mut actix::Context<Self>) {
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        let wait = at.saturating_sub(self.origin.elapsed());
+        self.timer = Some(ctx.run_later(wait, |shell, ctx| {
+            shell.timer = None;
+            shell.advance(Event::Woke, ctx);
+        }));
+    }
+
+    fn launched(&mut self) {
+        match &mut self.parent {
+            Parent::App { launched, .. } => {
+                // Who launched may have gone; the children run all the same.
+                let _ = launched.take().map(|launched| launched.send(Ok(())));
+            }
+            Parent::Supervisor(reporter) => reporter.say(Said::Started, vec![]),
+        }
+    }
+
+    fn end(&mut self, ending: Ending, left: Vec<&'static str>, ctx: &mut actix::Context<Self>) {
+        self.me = None;
+        ctx.stop();
+        let left_there = |thread: &Thread| {
+            self.children.iter().any(|child| {
+                left.contains(&child.spec.record().name)
+                    && child.spec.thread.as_ref().unwrap_or(&self.common).is(thread)
+            })
+        };
+        let threads = self.children.iter().filter_map(|child| child.spec.thread.as_ref());
+        let ended = threads.chain([&self.common]).filter_map(|thread| {
+            let waited_for = !left_there(thread);
+            thread.leave().filter(|_| waited_for)
+        });
+        match &mut self.parent {
+            Parent::App { launched, end, threads, .. } => {
+                lock(threads).extend(ended);
+                if let (Ending::StartFailed { child, why }, Some(launched)) = (&ending, launched.take()) {
+                    let _ = launched.send(Err(StartError::Child { child, why: why.clone() }));
+                }
+                end.send_replace(Some(left));
+                Arbiter::current().stop();
+            }
+            Parent::Supervisor(reporter) => {
+                ended.for_each(drop);
+                let said = match ending {
+                    Ending::ShutDown => Said::Ended(End::Normal),
+                    Ending::GaveUp(gave_up) => Said::Ended(End::Abnormal(gave_up.to_string())),
+                    Ending::StartFailed { child, why } => {
+                        Said::StartFailed(format!("{child} cannot be started: {why}"))
+                    }
+                };
+                reporter.say(said, vec![]);
+            }
+        }
+    }
+
+    /// Looks whether anybody is stuck, and looks again.
+    fn look(&mut self, every: Duration, ctx: &mut actix::Context<Self>) {
+        ctx.run_later(every, move |shell, ctx| shell.look(every, ctx));
+        let now = self.origin.elapsed();
+        let mut stuck = vec![];
+        for (at, Child { spec, life, watch, .. }) in self.children.iter_mut().enumerate() {
+            if let Some(life) = life
+                && self.machine.living(at) == Some(life.number)
+                && !spec.stuck_after.is_zero()
+                && let Some(silence) = watch.look(life.beat(), now, spec.stuck_after)
+            {
+                stuck.push((at, silence, life.clone()));
+            }
+        }
+        // Who could not even begin is not to blame, unless nobody else is.
+        stuck.sort_by_key(|(_, _, life)| life.beat() == NOT_BEGUN);
+        for (at, silence, life) in stuck {
+            // It may have been moved along with another one meanwhile.
+            if self.machine.living(at) == Some(life.number) {
+                self.replace(at, silence, &life, ctx);
+            }
+        }
+    }
+
+    fn replace(&mut self, at: usize, silence: Duration, life: &Life, ctx: &mut actix::Context<Self>) {
+        let thread = self.thread_of(at).clone();
+        let name = life.record.name;
+        let message_type = life.message();
+        let doing = message_type.unwrap_or(match life.beat() {
+            NOT_BEGUN => "its start",
+            _ => "something that is not a message",
+        });
+        let why = format!("it was stuck for {:.1} s in {doing}", silence.as_secs_f64());
+        warn!(self.log, "{name} is replaced, on a new thread: {why}");
+        self.tell(name, ChildEventKind::Stuck { message_type, silence });
+        let others = (0..self.children.len())
+            .filter(|other| *other != at && self.thread_of(*other).is(&thread))
+            .filter_map(|other| Some((other, self.children[other].life.as_ref()?.number)))
+            .collect();
+        // It cannot be joined: nobody knows when it ends.
+        drop(thread.leave());
+        self.advance(Event::ThreadBlocked { child: at, generation: life.number, why, others }, ctx);
+    }
+
+    fn thread_of(&self, at: usize) -> &Thread {
+        self.children[at].spec.thread.as_ref().unwrap_or(&self.common)
+    }
+
+    fn panicked(&self, name: &'static str, Panic { report, backtrace }: &Panic) {
+        let message_type = report.message_type.as_deref().unwrap_or("no message that is known");
+        error!(
+            self.log,
+            "{name} panicked at {}, handling {message_type}: {}", report.location, report.message
+        );
+        if let Some(backtrace) = backtrace {
+            debug!(self.log, "{name} panicked there:\n{backtrace}");
+        }
+        self.tell(name, ChildEventKind::Panicked(report.clone()));
+    }
+
+    fn write(&self, notice: &Notice) {
+        match notice {
+            Notice::Restarted { child, .. } => {
+                warn!(self.log, "{notice}");
+                self.tell(child, ChildEventKind::Restarting);
+            }
+            Notice::NotRestarted { child, end } => {
+                match end {
+                    End::Normal => info!(self.log, "{notice}"),
+                    End::Abnormal(_) => error!(self.log, "{notice}"),
+                }
+                self.tell(child, ChildEventKind::Ended);
+            }
+            Notice::NotStopped { child } => {
+                warn!(self.log, "{notice}");
+                self.tell(child, ChildEventKind::NotStopped);
+            }
+        }
+    }
+
+    fn tell(&self, child: &'static str, kind: ChildEventKind) {
+        // Nobody may listen.
+        let _ = self.events.send(ChildEvent { child, kind });
+    }
+}
+
+impl Actor for Shell {
+    type Context = actix::Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.me = Some(ctx.address());
+        let shortest =
+            self.children.iter().map(|child| child.spec.stuck_after).filter(|after| !after.is_zero());
+        if let Some(shortest) = shortest.min() {
+            // Four looks find it at the latest a quarter later than promised.
+            let every = (shortest / 4).max(Duration::from_millis(1));
+            ctx.run_later(every, move |shell, ctx| shell.look(every, ctx));
+        }
+        self.advance(Event::LaunchRequested, ctx);
+    }
+}
+
+impl Handler<Report> for Shell {
+    type Result = ();
+
+    fn handle(&mut self, report: Report, ctx: &mut Self::Context) {
+        let Report { child, generation, panics, what } = report;
+        // What a dead generation says does not count; the machine would say so as well.
+        if self.machine.living(child) != Some(generation) {
+            return;
+        }
+        let name = self.children[child].spec.record().name;
+        if let Said::Survived = what {
+            for Panic { report, .. } in &panics {
+                warn!(self.log, "{name} caught a panic at {}: {}", report.location, report.message);
+            }
+            return;
+        }
+        panics.iter().for_each(|panic| self.panicked(name, panic));
+        let event = match what {
+            Said::Started | Said::Survived => {
+                self.tell(name, ChildEventKind::Started);
+                Event::ChildStarted { child, generation }
+            }
+            Said::StartFailed(why) => {
+                if panics.is_empty() {
+                    error!(self.log, "{name} cannot be started: {why}");
+                }
+                Event::StartFailed { child, generation, why }
+            }
+            Said::Ended(end) => {
+                if let (End::Abnormal(why), true) = (&end, panics.is_empty()) {
+                    error!(self.log, "{name} ended: {why}");
+                }
+                Event::ChildEnded { child, generation, end }
+            }
+        };
+        if !matches!(event, Event::ChildStarted { .. }) {
+            self.children[child].life = None;
+            self.children[child].nested = None;
+        }
+        self.advance(event, ctx);
+    }
+}
+
+impl Handler<Shutdown> for Shell {
+    type Result = ();
+
+    fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) {
+        self.advance(Event::ShutdownRequested, ctx);
+    }
+}
+
+#[cfg(test)]
+mod tests;
