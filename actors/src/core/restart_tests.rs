@@ -433,7 +433,7 @@ impl Checker {
                 Effect::Log(_) => {}
             }
         }
-        for child in 0..children.len() {
+        for (child, rules) in children.iter().enumerate() {
             assert_eq!(machine.living(child), self.living[child], "S1, S2");
             let waits_for_others =
                 self.living.iter().zip(&self.up).any(|(living, up)| living.is_some() && !up)
@@ -441,7 +441,7 @@ impl Checker {
             if !self.ended && machine.is_wanted(child) && self.living[child].is_none() {
                 assert!(waits_for_others || self.armed.is_some(), "S8: {child}");
             }
-            if self.stopping[child] && children[child].stop_within.is_some() {
+            if self.stopping[child] && rules.stop_within.is_some() {
                 assert!(self.armed.is_some(), "S8: {child} stops");
             }
         }

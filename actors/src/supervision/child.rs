@@ -18,10 +18,11 @@ use actix::prelude::{
     Actor, ActorContext, ActorFutureExt, Addr, Arbiter, ArbiterHandle, AsyncContext, Message,
 };
 
+use super::Supervisor;
 use super::context::SupervisedContext;
 use super::handle::{Handle, Slot};
 use super::life::{Generation, Life, Panic, Record, lock};
-use super::{Shell, Supervisor};
+use super::shell::Shell;
 use crate::core::restart::{ChildRules, End, Restart};
 
 /// How a child is made, and what is to be done when it ends, is stuck, or has to stop.

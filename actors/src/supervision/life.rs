@@ -172,8 +172,8 @@ impl Life {
 
     /// Runs a piece of the child's own code on this thread.
     pub(crate) fn turn<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> (Result<T, ()>, Option<Panic>) {
-        let beat = self.beat();
-        self.beat.store(beat + if beat % 2 == 0 { 1 } else { 2 }, Ordering::Relaxed);
+        // The next odd number.
+        self.beat.store((self.beat() + 1) | 1, Ordering::Relaxed);
         let before = TURN.try_with(|turn| turn.replace(Some(Turn { life: self.clone(), panic: None })));
         let result = catch_unwind(AssertUnwindSafe(work));
         let noted = TURN
