@@ -49,6 +49,8 @@ enum Act {
     Nothing,
     Panic,
     PanicOutside,
+    /// Blocks until the other end is dropped.
+    Hold(std::sync::mpsc::Receiver<()>),
 }
 
 impl Handler<Act> for Worker {
@@ -58,6 +60,7 @@ impl Handler<Act> for Worker {
         match act {
             Act::Nothing => {}
             Act::Panic => panic!("as the test asks: inside"),
+            Act::Hold(held) => assert!(held.recv().is_err()),
             Act::PanicOutside => {
                 let outside = std::thread::spawn(|| panic!("as the test asks: outside"));
                 assert!(outside.join().is_err());
@@ -124,6 +127,37 @@ fn a_thousand_panics_leave_nothing_behind() {
         assert_eq!(supervision.shutdown().await, Vec::<&str>::new());
         assert_eq!(before.1, 3, "the test's, the factory's, the living actor's");
         assert_eq!(Arc::strong_count(&token), 1, "the supervisor is gone, and its threads with it");
+    });
+}
+
+/// A thread that a child blocked ends when the child lets go of it: replacing one does not add up.
+#[test]
+fn a_blocked_thread_ends_when_it_can() {
+    let _alone = alone();
+    listen();
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    actix_rt::System::new().block_on(async {
+        let handle = Handle::new("Worker");
+        let child = ChildSpec::new(&handle, |_| Ok(Worker { _token: Arc::default() }))
+            .stuck_after(Duration::from_millis(50));
+        let supervisor = Supervisor::new(Intensity { restarts_max: 1000, within: Duration::ZERO }, silent());
+        let supervision = supervisor.child(child).launch().await.unwrap();
+        let before = threads();
+        let mut letting_go = vec![];
+        for _ in 0..3 {
+            let (let_go, held) = std::sync::mpsc::channel();
+            letting_go.push(let_go);
+            let _ = handle.ask(Act::Hold(held)).await;
+            while handle.ask(Act::Nothing).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(threads() >= before + 3);
+        drop(letting_go);
+        while threads() > before {
+            actix_rt::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(supervision.shutdown().await, Vec::<&str>::new());
     });
 }
 

@@ -457,21 +457,27 @@ impl Checker {
 /// Any history of ends, failures, blocked threads, stale words and shutdowns keeps S1 to S8.
 #[test]
 fn random_histories_keep_the_invariants() {
-    for seed in 0..4000 {
-        let mut random = fastrand::Rng::with_seed(seed);
+    for seed in 0..4000_u64 {
+        let mut random = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut below = |bound: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % bound
+        };
         let kinds = [Restart::Permanent, Restart::Permanent, Restart::Transient, Restart::Temporary];
         let names = ["a", "b", "c", "d", "e"];
-        let children: Vec<_> = names[..random.usize(1..=5)]
+        let children: Vec<_> = names[..=below(5) as usize]
             .iter()
             .map(|name| ChildRules {
                 name,
-                restart: kinds[random.usize(0..4)],
-                stop_within: random.bool().then_some(Duration::from_millis(random.u64(1..50))),
+                restart: kinds[below(4) as usize],
+                stop_within: (below(2) == 0).then(|| Duration::from_millis(1 + below(49))),
             })
             .collect();
-        let strategy = if random.bool() { Strategy::OneForOne } else { Strategy::RestForOne };
+        let strategy = if below(2) == 0 { Strategy::OneForOne } else { Strategy::RestForOne };
         let intensity =
-            Intensity { restarts_max: random.u32(0..12), within: Duration::from_millis(random.u64(0..2000)) };
+            Intensity { restarts_max: below(12) as u32, within: Duration::from_millis(below(2000)) };
         let count = children.len();
         let mut machine = Restarts::new(strategy, intensity, children.iter().copied());
         let mut checker = Checker {
@@ -492,15 +498,15 @@ fn random_histories_keep_the_invariants() {
         let effects = machine.advance(Event::LaunchRequested, now);
         checker.check(&effects, &machine, &children, strategy, intensity, now);
         for _ in 0..200 {
-            now += Duration::from_micros(random.u64(0..5000));
-            let child = random.usize(0..count);
-            let generation = match random.u8(0..8) {
-                0 => random.u64(0..checker.highest + 2),
+            now += Duration::from_micros(below(5000));
+            let child = below(count as u64) as usize;
+            let generation = match below(8) {
+                0 => below(checker.highest + 2),
                 _ => checker.living[child].unwrap_or_default(),
             };
             let current = checker.living[child] == Some(generation);
-            let end = if random.bool() { End::Normal } else { died() };
-            let event = match random.u8(0..20) {
+            let end = if below(2) == 0 { End::Normal } else { died() };
+            let event = match below(20) {
                 0..8 => Event::ChildStarted { child, generation },
                 8 => Event::StartFailed { child, generation, why: "no".into() },
                 9..12 => Event::ChildEnded { child, generation, end },
@@ -511,11 +517,11 @@ fn random_histories_keep_the_invariants() {
                 15 => {
                     let others: Vec<_> = (0..count)
                         .filter_map(|other| Some((other, checker.living[other]?)))
-                        .filter(|_| random.bool())
+                        .filter(|_| below(2) == 0)
                         .collect();
                     Event::ThreadBlocked { child, generation, why: "stuck".into(), others }
                 }
-                16 if random.u8(0..20) == 0 => {
+                16 if below(20) == 0 => {
                     asked_to_end = true;
                     Event::ShutdownRequested
                 }

@@ -342,7 +342,11 @@ where
             use actix::dev::AsyncContextParts;
             actor.ctx().parts().terminate();
         }
-        let dropped = self.turn(move || drop(actor));
+        let life = self.life.clone();
+        let dropped = self.turn(move || {
+            drop(actor);
+            life.over();
+        });
         let end = match (end, dropped) {
             (End::Normal, Err(why)) => End::Abnormal(why),
             (end, _) => end,

@@ -143,11 +143,18 @@ impl Life {
     /// It does not count any more: whatever it holds is to be let go of.
     pub(crate) fn abandon(&self) {
         self.current.store(false, Ordering::Release);
-        if let Some(Interrupt(interrupt)) = lock(&self.interrupt).take() {
+        let interrupt = lock(&self.interrupt).take();
+        if let Some(Interrupt(interrupt)) = interrupt {
             // Somebody else's code, on the supervisor's thread.
             let _ = catch_unwind(AssertUnwindSafe(interrupt));
         }
         self.signal.send_replace(Signal::Abandon);
+    }
+
+    /// Nothing is left that could be interrupted. What was registered may hold the generation itself.
+    pub(crate) fn over(&self) {
+        let interrupt = lock(&self.interrupt).take();
+        drop(interrupt);
     }
 
     /// Resolves when it was asked to stop.

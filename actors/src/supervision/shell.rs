@@ -85,7 +85,11 @@ impl Shell {
                     Effect::Stop { child, .. } => self.stop(child),
                     Effect::Abandon { child, .. } => self.abandon(child),
                     Effect::ScheduleAt(at) => self.schedule(at, ctx),
-                    Effect::Launched => self.launched(),
+                    Effect::Launched => {
+                        if !self.launched() {
+                            events.push_back(Event::ShutdownRequested);
+                        }
+                    }
                     Effect::GaveUp(gave_up) => {
                         error!(self.log, "{gave_up}");
                         self.tell(gave_up.child, ChildEventKind::GaveUp(gave_up.clone()));
@@ -170,13 +174,16 @@ impl Shell {
         }));
     }
 
-    fn launched(&mut self) {
+    /// Returns whether anybody still wants it: who does not wait for the launch has no way to end it.
+    fn launched(&mut self) -> bool {
         match &mut self.parent {
             Parent::App { launched, .. } => {
-                // Who launched may have gone; the children run all the same.
-                let _ = launched.take().map(|launched| launched.send(Ok(())));
+                launched.take().is_none_or(|launched| launched.send(Ok(())).is_ok())
             }
-            Parent::Supervisor(reporter) => reporter.say(Said::Started, vec![]),
+            Parent::Supervisor(reporter) => {
+                reporter.say(Said::Started, vec![]);
+                true
+            }
         }
     }
 

@@ -59,6 +59,10 @@ macro_rules! worker {
                         ctx.spawn(actix::fut::wrap_future(async { panic!("as the test asks: future") }));
                     }
                     Act::PanicInNotice => ctx.notify(Act::Panic),
+                    Act::PanicTwice => {
+                        self.panics_when = PanicsWhen::Dropped;
+                        panic!("as the test asks: first");
+                    }
                     Act::CatchPanic => {
                         let caught = std::panic::catch_unwind(|| panic!("as the test asks: caught"));
                         assert!(caught.is_err());
@@ -111,6 +115,7 @@ enum Act {
     PanicInTimer,
     PanicInFuture,
     PanicInNotice,
+    PanicTwice,
     CatchPanic,
     Block(Arc<Gate>),
     PanicLater(PanicsWhen),
@@ -273,6 +278,64 @@ async fn a_panic_is_survived_wherever_it_happens() {
     }
     assert_eq!(handle.report().panics, 6);
     supervision.shutdown().await;
+}
+
+/// A second panic, while a panicked actor is dropped, changes nothing.
+#[actix_rt::test]
+async fn a_panic_on_top_of_a_panic_is_survived() {
+    let handle = Handle::new("Worker");
+    let supervision = supervised(worker(&handle)).await;
+    let mut events = supervision.subscribe();
+    handle.hint(Act::PanicTwice);
+    for text in ["as the test asks: first", "as the test asks: dropped"] {
+        let told = event(&mut events, |kind| matches!(kind, ChildEventKind::Panicked(_))).await;
+        let ChildEventKind::Panicked(report) = told.kind else { unreachable!() };
+        assert_eq!(report.message, text);
+    }
+    answer(&handle).await;
+    assert_eq!(handle.report().restarts, 1);
+    supervision.shutdown().await;
+}
+
+/// A child whose thread ends under it, because it belongs to somebody else, goes on with a thread of the supervisor.
+#[actix_rt::test]
+async fn a_child_survives_its_thread() {
+    let handle = Handle::new("Worker");
+    let arbiter = Arbiter::new();
+    let thread = Thread::of(arbiter.handle());
+    let supervision = supervised(worker(&handle).thread(&thread)).await;
+    let first = answer(&handle).await;
+    arbiter.stop();
+    arbiter.join().unwrap();
+    assert!(answer(&handle).await > first);
+    supervision.shutdown().await;
+}
+
+/// Whoever stops waiting for a launch leaves nothing running.
+#[actix_rt::test]
+async fn a_launch_that_nobody_waits_for_ends() {
+    let gate = Arc::new(Gate::default());
+    let (handle, inner) = (Handle::new("Worker"), gate.clone());
+    let slow = ChildSpec::new(&handle, move |generation| {
+        inner.pass();
+        Ok::<Worker, _>(Worker::new(generation))
+    });
+    let launch = Supervisor::new(GENEROUS, silent()).child(slow).launch();
+    let reached = async {
+        while !gate.reached.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = launch => panic!("the factory waits"),
+        () = reached => {}
+    }
+    gate.open();
+    let weak = Arc::downgrade(&gate);
+    drop(gate);
+    gone(&weak).await;
+    assert_eq!(handle.ask(Ask).await, Err(Unanswered { actor: "Worker", delivered: false }));
 }
 
 /// An actor with actix's own context is supervised all the same; only the type of its message is not known.
