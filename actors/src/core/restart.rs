@@ -493,7 +493,6 @@ impl Restarts {
         }
         self.recent.push_back(now);
         effects.push(Effect::Log(Notice::Restarted { child, end, count: before + 1, restarts_max }));
-        self.children[at].wanted = true;
         self.children[at].not_before = now + wait_after(before);
         if self.strategy == Strategy::RestForOne {
             self.children.iter_mut().skip(at + 1).for_each(Child::renew);

@@ -329,6 +329,62 @@ fn a_blocked_thread_costs_one_restart() {
     assert_eq!(world.ended(), None);
 }
 
+/// Under rest_for_one, who was started after anybody that is moved is restarted too: it may rest on it.
+#[test]
+fn a_blocked_thread_takes_the_rest_along() {
+    let permanent = |name| rules(name, Restart::Permanent);
+    let children = [permanent("a"), permanent("b"), permanent("c"), permanent("d")];
+    let mut world = World::launched(Strategy::RestForOne, GENEROUS, &children);
+    let generation = |child| world.machine.living(child).unwrap();
+    let others = vec![(0, generation(0))];
+    let blocked = Event::ThreadBlocked { child: 2, generation: generation(2), why: "stuck".into(), others };
+    world.feed(blocked);
+    assert_eq!(world.steps(), "!a !c -d -b +a +b +c +d");
+}
+
+/// A child that was up and ends while later ones still start for the first time is restarted; only a first start that
+/// fails ends a launch.
+#[test]
+fn a_launch_survives_a_restart() {
+    let mut world = World::new(Strategy::OneForOne, GENEROUS, &three(Restart::Permanent));
+    world.prompt = false;
+    world.feed(Event::LaunchRequested);
+    let a_up = world.unanswered.remove(0);
+    world.feed(a_up);
+    world.ends(0, died());
+    world.prompt = true;
+    let b_up = world.unanswered.remove(0);
+    world.feed(b_up);
+    assert_eq!(world.steps(), "+a +b +a +c");
+    assert!(world.said.contains(&Effect::Launched));
+}
+
+/// Who is asked to end while it gives up still says that it gave up.
+#[test]
+fn the_first_reason_to_end_stands() {
+    let none = Intensity { restarts_max: 0, within: SECOND };
+    let mut world = World::launched(Strategy::OneForOne, none, &three(Restart::Permanent));
+    world.prompt = false;
+    world.ends(1, died());
+    world.feed(Event::ShutdownRequested);
+    world.prompt = true;
+    let c_ended = world.unanswered.remove(0);
+    world.feed(c_ended);
+    assert!(matches!(world.ended(), Some((Ending::GaveUp(GaveUp { child: "b", .. }), []))));
+}
+
+/// A timer may be early: the wake-up is armed again.
+#[test]
+fn an_early_wake_up_is_not_the_last() {
+    let mut world = World::launched(Strategy::OneForOne, GENEROUS, &three(Restart::Permanent));
+    world.ends(0, died());
+    world.ends(0, died());
+    assert_eq!(world.armed.take(), Some(WAIT));
+    world.now += WAIT / 2;
+    world.feed(Event::Woke);
+    assert_eq!(world.armed, Some(WAIT));
+}
+
 /// A beat that stands still is suspicious only while the child holds its thread, and only for as long as somebody looked.
 #[test]
 fn only_a_child_that_holds_its_thread_can_be_stuck() {

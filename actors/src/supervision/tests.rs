@@ -468,7 +468,9 @@ async fn a_stuck_child_is_replaced() {
     let stuck = blocker.ask(Act::Block(gate.clone()));
     let behind = blocker.ask(Ask);
     let aside = neighbour.ask(Ask);
-    let (stuck, behind, aside) = tokio::join!(biased; stuck, behind, aside);
+    let too_late = Arc::new(Gate::default());
+    let hint = async { blocker.hint(Act::Block(too_late.clone())) };
+    let (stuck, behind, aside, ()) = tokio::join!(biased; stuck, behind, aside, hint);
     assert_eq!(stuck, Err(Unanswered { actor: "Blocker", delivered: true }));
     assert_eq!(behind, Err(Unanswered { actor: "Blocker", delivered: false }));
     assert_eq!(aside, Err(Unanswered { actor: "Neighbour", delivered: false }));
@@ -488,6 +490,7 @@ async fn a_stuck_child_is_replaced() {
     // Its actor and its mailbox go, and nothing else held it.
     gone(old).await;
     assert!(gate.passed.load(Ordering::SeqCst));
+    assert!(!too_late.reached.load(Ordering::SeqCst), "what lay in its mailbox was not handled");
     assert_eq!(answer(&blocker).await, living);
     supervision.shutdown().await;
 }
