@@ -26,6 +26,60 @@ use super::shell::Shell;
 use crate::core::restart::{ChildRules, End, Restart};
 
 /// How a child is made, and what is to be done when it ends, is stuck, or has to stop.
+///
+/// A child that does long work says so, can be interrupted, and asks before it makes something final:
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicBool, Ordering};
+/// use std::time::Duration;
+///
+/// use actix::prelude::{Actor, Handler, Message};
+/// use tidewater_actors::supervision::{ChildSpec, Context, Generation, Handle, Thread, progress};
+///
+/// struct Archivist {
+///     generation: Generation,
+///     interrupted: Arc<AtomicBool>,
+/// }
+///
+/// impl Actor for Archivist {
+///     type Context = Context<Self>;
+/// }
+///
+/// #[derive(Message)]
+/// #[rtype(result = "Result<(), &'static str>")]
+/// struct Archive(Vec<String>);
+///
+/// impl Handler<Archive> for Archivist {
+///     type Result = Result<(), &'static str>;
+///
+///     fn handle(&mut self, Archive(lines): Archive, _: &mut Self::Context) -> Self::Result {
+///         for _line in lines {
+///             // … something slow; then a sign of life:
+///             progress();
+///             if self.interrupted.load(Ordering::Relaxed) {
+///                 return Err("interrupted");
+///             }
+///         }
+///         match self.generation.is_current() {
+///             true => Ok(()), // commit
+///             false => Err("there is a successor"), // roll back
+///         }
+///     }
+/// }
+///
+/// let archivist = Handle::new("Archivist");
+/// let spec = ChildSpec::new(&archivist, |generation| {
+///     let interrupted = Arc::new(AtomicBool::new(false));
+///     let interrupt = interrupted.clone();
+///     generation.on_abandoned(move || interrupt.store(true, Ordering::Relaxed));
+///     Ok(Archivist { generation: generation.clone(), interrupted })
+/// })
+/// .thread(&Thread::new()) // it blocks, so it lives alone
+/// .stuck_after(Duration::from_secs(60))
+/// .stop_within(Some(Duration::from_secs(10)));
+/// # drop(spec);
+/// ```
 pub struct ChildSpec {
     pub(super) kind: Kind,
     pub(super) restart: Restart,
@@ -64,6 +118,19 @@ impl ChildSpec {
 
     /// A supervisor with children of its own. When its intensity is exceeded it ends abnormally, and its parent's rules
     /// apply. It may take as long to stop as its children may.
+    ///
+    /// ```
+    /// use tidewater_actors::supervision::{ChildSpec, Intensity, Restart, Supervisor};
+    ///
+    /// let log = slog::Logger::root(slog::Discard, slog::o!());
+    /// let inner = log.clone();
+    /// let plugins = ChildSpec::supervisor("Plugins", move || {
+    ///     Supervisor::new(Intensity::default(), inner.clone()) // .child(…), made anew each time
+    /// })
+    /// .restart(Restart::Transient);
+    /// let app = Supervisor::new(Intensity::default(), log).child(plugins);
+    /// # drop(app);
+    /// ```
     pub fn supervisor(name: &'static str, make: impl Fn() -> Supervisor + Send + Sync + 'static) -> Self {
         let record = Arc::new(Record { name, ..Record::default() });
         Self {
