@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Database::open ─▶ a thread with an actix System of its own
-//!                     ├─ Supervisor, ProxyWatcher, CircuitBreaker, CloudSyncer   (this thread)
-//!                     └─ SqliteWriter                                           (an arbiter of its own)
+//!                     ├─ Supervisor                                   (an arbiter of its own)
+//!                     ├─ ProxyWatcher, CircuitBreaker, CloudSyncer    (an arbiter for the three)
+//!                     └─ SqliteWriter                                 (an arbiter of its own)
 //! write, synced, subscribe, … ─▶ Handle ─▶ the living actor
 //! read ─▶ a read-only connection, on the caller's own thread
 //! ```
@@ -34,7 +35,7 @@ use tidewater_actors::sqlite::{
     Written, lock_file,
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
-use tidewater_actors::supervision::{GaveUp, Handle, Intensity, Supervisor};
+use tidewater_actors::supervision::{ChildSpec, GaveUp, Handle, Intensity, StartError, Supervisor, Thread};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::Error;
@@ -339,7 +340,7 @@ impl Database {
         let mut given_up = self.inner.given_up.clone();
         loop {
             if let Some(gave_up) = given_up.borrow_and_update().clone() {
-                return Error::Failed(gave_up.reason);
+                return Error::Failed(gave_up.to_string());
             }
             if given_up.changed().await.is_err() {
                 return Error::ShutDown;
@@ -376,7 +377,7 @@ impl Database {
 
     fn alive(&self) -> Result<(), Error> {
         if let Some(gave_up) = self.inner.given_up.borrow().as_ref() {
-            return Err(Error::Failed(gave_up.reason.clone()));
+            return Err(Error::Failed(gave_up.to_string()));
         }
         match *self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(_) => Ok(()),
@@ -454,11 +455,21 @@ impl Plan {
         };
         let sqlite =
             SqliteReport { path: self.store.path.display().to_string(), journal_mode: "wal".to_owned() };
-        let writer_arbiter = Arbiter::new();
         let shutdown = self.settings.supervisor.shutdown;
         let log = self.log.clone();
-        let (children, given_up, supervisor) = self.children(store, own_readers.clone(), &writer_arbiter);
-        supervisor.launch().await;
+        let (children, supervisor) = self.children(store, own_readers.clone());
+        let supervision = match supervisor.launch().await {
+            Ok(supervision) => supervision,
+            Err(error) => {
+                let error = match error {
+                    StartError::Thread(why) => Error::Thread(why),
+                    error => Error::Failed(error.to_string()),
+                };
+                let _ = opened.send(Err(error));
+                return;
+            }
+        };
+        let given_up = supervision.given_up();
         // The watcher's answer comes after its first look, so that the log tells things in the documented order.
         let _ = children.watcher.ask(GetProxyReport).await;
         info!(log, "✅ SQLite initialized (WAL mode enabled)");
@@ -466,13 +477,16 @@ impl Plan {
         let (stop, stopped) = oneshot::channel();
         let inner = Inner { children, readers, sqlite, given_up, shutdown, runtime: Mutex::new(None) };
         if opened.send(Ok((inner, stop))).is_ok() {
-            // An error means that every handle is gone, which is an end as well.
-            let _ = stopped.await;
+            tokio::select! {
+                // An error means that every handle is gone, which is an end as well.
+                _ = stopped => {}
+                // Supervision gave up: the file is free for another try.
+                _ = supervision.ended() => {}
+            }
         }
         own_readers.close();
-        writer_arbiter.stop();
-        if writer_arbiter.join().is_err() {
-            warn!(log, "the writer's thread ended in a panic");
+        for name in supervision.shutdown().await {
+            warn!(log, "{name} did not end in time");
         }
         drop(lock);
     }
@@ -492,12 +506,7 @@ impl Plan {
     }
 
     /// The four actors as the supervisor's children, in the order in which they start.
-    fn children(
-        self,
-        store: Store,
-        readers: Readers,
-        writer_arbiter: &Arbiter,
-    ) -> (Children, watch::Receiver<Option<GaveUp>>, Supervisor) {
+    fn children(self, store: Store, readers: Readers) -> (Children, Supervisor) {
         let Self { settings, store: store_options, watcher: watcher_options, circuit, cloud, gate, log } =
             self;
         let children = Children {
@@ -512,22 +521,20 @@ impl Plan {
             restarts_max: settings.supervisor.restarts_max,
             within: settings.supervisor.restarts_within,
         };
-        let (mut supervisor, given_up) = Supervisor::new(intensity, log.clone());
-        let here = Arbiter::current();
-
         let probe = cloud.clone().map(|cloud| Arc::new(cloud) as Arc<dyn Probe>);
         let (family, watcher_log) = (children.clone(), child_log("ProxyWatcher"));
-        supervisor.add(&children.watcher, here.clone(), move || {
-            let mut subscribers: Vec<_> =
-                [family.breaker.recipient(), family.syncer.recipient()].into_iter().flatten().collect();
-            subscribers.extend(family.subscribers.all());
+        let watcher = ChildSpec::new(&children.watcher, move |_| {
+            // Their living generations: a successor subscribes by itself.
+            let breaker = family.breaker.addr().map(Addr::recipient);
+            let syncer = family.syncer.addr().map(Addr::recipient);
+            let subscribers = breaker.into_iter().chain(syncer).chain(family.subscribers.all()).collect();
             Ok(ProxyWatcher::new(watcher_options.clone(), probe.clone(), subscribers, watcher_log.clone()))
         });
 
         let (family, breaker_gate, breaker_log) =
             (children.clone(), gate.clone(), child_log("CircuitBreaker"));
-        supervisor.add(&children.breaker, here.clone(), move || {
-            let subscribe = family.watcher.recipient();
+        let breaker = ChildSpec::new(&children.breaker, move |_| {
+            let subscribe = family.watcher.addr().map(Addr::recipient);
             Ok(CircuitBreaker::new(circuit, breaker_gate.clone(), subscribe, breaker_log.clone()))
         });
 
@@ -537,9 +544,9 @@ impl Plan {
             foreign_poll: settings.sync.foreign_poll,
         };
         let (syncer, writer_log) = (children.syncer.clone(), child_log("SqliteWriter"));
-        let mut first = Some(store);
-        supervisor.add(&children.writer, writer_arbiter.handle(), move || {
-            let store = match first.take() {
+        let first = Mutex::new(Some(store));
+        let writer = ChildSpec::new(&children.writer, move |_| {
+            let store = match first.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 Some(store) => store,
                 None => {
                     let (store, notices) = Store::open(&store_options).map_err(|error| error.to_string())?;
@@ -571,9 +578,16 @@ impl Plan {
             proxy_required: settings.proxy.require,
         };
         let syncer_log = child_log("CloudSyncer");
-        supervisor.add(&children.syncer, here, move || {
+        let syncer = ChildSpec::new(&children.syncer, move |_| {
             Ok(CloudSyncer::new(parts.clone(), options, syncer_log.clone()))
         });
-        (children, given_up, supervisor)
+        let supervisor = Supervisor::new(intensity, log)
+            .child(watcher)
+            .child(breaker)
+            // The file is not free before the writer is done with it, however long that takes; nor may a second one be
+            // started while the first may still commit, so a long transaction is not taken for stuck.
+            .child(writer.thread(&Thread::new()).stop_within(None).stuck_after(Duration::ZERO))
+            .child(syncer);
+        (children, supervisor)
     }
 }

@@ -9,6 +9,7 @@
 //! | [`settings`] | every knob, its layers, its bounds; `config/*.toml` are compiled in |
 //! | [`Database`] | the facade: open, write, read, synced, subscribe, shutdown |
 //! | [`run`](run()) | the same as a process, with the control socket |
+//! | [`supervision`] | actors that come back after a panic: Tidewater's own, and those of the app |
 //! | [`Error`] | what can go wrong, and whether a retry helps |
 //! | [`cli`] | flags, verbs, exit statuses, the status page |
 //! | [`control`] | the Unix socket beside the database, over which a verb reaches the supervisor |
@@ -36,3 +37,4 @@ pub use tidewater_actors::messages::{
     AvailabilityChanged, Detection, Forced, ProxyStatus, Readiness, StatusSummary, SyncError,
 };
 pub use tidewater_actors::sqlite::{Statement, StatementResult, StoreError};
+pub use tidewater_actors::supervision;

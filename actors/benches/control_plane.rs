@@ -19,6 +19,7 @@ use tidewater_actors::core::circuit::{CircuitPolicy, Mode};
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::{AvailabilityChanged, GetCircuitReport, ProxyStatus};
 use tidewater_actors::processes::running_proxies;
+use tidewater_actors::supervision::Context;
 use tidewater_test_support::bench::{Comparison, Figure};
 
 const ROUNDS: usize = 101;
@@ -89,7 +90,7 @@ fn closed_gate() -> Gate {
             open_time: Backoff::try_new(second, second).unwrap(),
         };
         let log = Logger::root(slog::Discard, slog::o!());
-        let breaker = CircuitBreaker::new(policy, gate.clone(), None, log).start();
+        let breaker = Context::new().run(CircuitBreaker::new(policy, gate.clone(), None, log));
         let available = AvailabilityChanged { epoch: 1, status: ProxyStatus::Available, class: None };
         breaker.send(available).await.unwrap();
         gate.permit().unwrap().finish(Ok(()));

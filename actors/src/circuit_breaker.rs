@@ -25,6 +25,7 @@ use crate::core::failure::FailureClass;
 use crate::messages::{
     AvailabilityChanged, CallFinished, CircuitReport, ForceCircuit, Forced, GetCircuitReport, Subscribe,
 };
+use crate::supervision::Context;
 
 /// What guards the calls to the cloud. Clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -340,7 +341,7 @@ mod tests {
     }
 
     fn breaker(gate: &Gate) -> Addr<CircuitBreaker> {
-        CircuitBreaker::new(policy(), gate.clone(), None, log()).start()
+        Context::new().run(CircuitBreaker::new(policy(), gate.clone(), None, log()))
     }
 
     async fn tell(breaker: &Addr<CircuitBreaker>, epoch: u64, status: ProxyStatus) {

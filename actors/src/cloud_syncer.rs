@@ -43,7 +43,7 @@ use crate::sqlite::{
     ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
-use crate::supervision::{Handle, Unanswered};
+use crate::supervision::{Context, Handle, Unanswered};
 
 /// How the syncer works.
 #[derive(Debug, Clone, Copy)]

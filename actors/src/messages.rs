@@ -421,10 +421,32 @@ pub struct SqliteReport {
 pub struct ActorReport {
     /// Its name.
     pub name: String,
-    /// `running` or `restarting`.
+    /// `running`, `restarting`, or `ended` when it does not come back.
     pub state: String,
     /// How often it was restarted.
     pub restarts: u32,
+    /// How often it panicked.
+    #[serde(default)]
+    pub panics: u32,
+    /// How many callers wait for an answer.
+    #[serde(default)]
+    pub mailbox: u64,
+    /// The last panic.
+    #[serde(default)]
+    pub last_panic: Option<PanicReport>,
+}
+
+/// A panic, as people are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct PanicReport {
+    /// Its text, on one line.
+    pub message: String,
+    /// File, line and column.
+    pub location: String,
+    /// The type of the message that was being handled; `None` for anything else, and for actors with actix's own context.
+    pub message_type: Option<String>,
+    /// When, in seconds since 1970.
+    pub at: u64,
 }
 
 /// Whether somebody may rely on this process now.

@@ -31,6 +31,7 @@ use crate::messages::{
     AvailabilityChanged, CallFinished, DetectProxy, Detection, GetProxyReport, ProxyReport, ResetDetector,
     Subscribe,
 };
+use crate::supervision::Context;
 
 /// So many may wait for one check; who comes after them is told what is known.
 const WAITERS_MAX: usize = 1_024;

@@ -88,7 +88,7 @@ impl Stage {
         let log = Logger::root(Capture(lines.clone()), slog::o!());
         *probe.listening.lock().unwrap() = Some(listening.clone());
         let probe = Arc::new(probe);
-        let watcher = ProxyWatcher::new(options, Some(probe.clone()), subscribers, log).start();
+        let watcher = Context::new().run(ProxyWatcher::new(options, Some(probe.clone()), subscribers, log));
         Self { watcher, listening, probe, lines, origin: Instant::now() }
     }
 
@@ -126,7 +126,7 @@ impl Stage {
 struct Listener(Arc<Mutex<Vec<AvailabilityChanged>>>);
 
 impl Actor for Listener {
-    type Context = Context<Self>;
+    type Context = actix::Context<Self>;
 }
 
 impl Handler<AvailabilityChanged> for Listener {
@@ -304,7 +304,7 @@ async fn without_a_database_a_listener_is_one_warning() {
     let log = Logger::root(Capture(lines.clone()), slog::o!());
     let options =
         WatcherOptions { probe_missing: "CLOUD_SQL_DATABASE is not set".to_owned(), ..options(&listening) };
-    let watcher = ProxyWatcher::new(options, None, Vec::new(), log).start();
+    let watcher = Context::new().run(ProxyWatcher::new(options, None, Vec::new(), log));
     tokio::time::sleep(Duration::from_secs(5_000)).await;
     assert_eq!(watcher.send(GetProxyReport).await.unwrap().status, ProxyStatus::Unavailable);
     let lines = lines.lock().unwrap().clone();

@@ -23,6 +23,7 @@ use crate::messages::{
     RememberCloud, RememberCloudTable, StartOver, Stored, Write,
 };
 use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
+use crate::supervision::{Context, Handle};
 
 /// How the writer works.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +56,7 @@ pub trait Hint: Send + std::fmt::Debug {
     fn journal_grew(&self);
 }
 
-impl<A> Hint for crate::supervision::Handle<A>
+impl<A> Hint for Handle<A>
 where
     A: Actor + Handler<JournalGrew>,
     A::Context: actix::dev::ToEnvelope<A, JournalGrew>,

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod circuit;
 pub mod failure;
 pub mod merge;
+pub mod restart;
 pub mod schema;
 pub mod sync;
 pub mod value;
