@@ -10,7 +10,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use actix::Actor;
 use slog::Logger;
 use tidewater_actors::circuit_breaker::{CircuitBreaker, Gate};
 use tidewater_actors::core::availability::Listening;
