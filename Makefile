@@ -7,9 +7,9 @@ run:
 	@sh tests/setup.sh run
 	cargo run --release --bin run_supervisor
 
-# Everything: unit tests, and the tests by promise against a real PostgreSQL.
+# Everything: unit tests, and the tests by promise against a real PostgreSQL. Fail points are in test builds only.
 test: setup
-	cargo test --workspace --locked
+	cargo test --workspace --features failpoints --locked
 
 # Speed, each figure beside its raw twin's of the same run.
 bench:
@@ -18,7 +18,7 @@ bench:
 # Format and lints, as CI runs them first.
 check:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --features failpoints --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 # A C compiler for the embedded SQLite; PostgreSQL's server programs, the sqlite3 shell and Python for the tests.

@@ -545,7 +545,8 @@ impl Plan {
         };
         let (syncer, writer_log) = (children.syncer.clone(), child_log("SqliteWriter"));
         let first = Mutex::new(Some(store));
-        let writer = ChildSpec::new(&children.writer, move |_| {
+        let busy_timeout = settings.sqlite.busy_timeout;
+        let writer = ChildSpec::new(&children.writer, move |generation| {
             let store = match first.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 Some(store) => store,
                 None => {
@@ -554,6 +555,7 @@ impl Plan {
                     store
                 }
             };
+            generation.on_abandoned(store.interrupt());
             Ok(SqliteWriter::new(store, options, Box::new(syncer.clone()), writer_log.clone()))
         });
 
@@ -581,13 +583,17 @@ impl Plan {
         let syncer = ChildSpec::new(&children.syncer, move |_| {
             Ok(CloudSyncer::new(parts.clone(), options, syncer_log.clone()))
         });
+        let stuck_after = settings.supervisor.stuck_after;
+        // Waiting for another process's lock is not being stuck.
+        let writer_stuck_after =
+            if stuck_after.is_zero() { stuck_after } else { stuck_after + 2 * busy_timeout };
         let supervisor = Supervisor::new(intensity, log)
-            .child(watcher)
-            .child(breaker)
-            // The file is not free before the writer is done with it, however long that takes; nor may a second one be
-            // started while the first may still commit, so a long transaction is not taken for stuck.
-            .child(writer.thread(&Thread::new()).stop_within(None).stuck_after(Duration::ZERO))
-            .child(syncer);
+            .child(watcher.stuck_after(stuck_after))
+            .child(breaker.stuck_after(stuck_after))
+            // The file is not free before the writer is done with it, however long that takes. SQLite blocks, so it has a
+            // thread to itself.
+            .child(writer.thread(&Thread::new()).stop_within(None).stuck_after(writer_stuck_after))
+            .child(syncer.stuck_after(stuck_after));
         (children, supervisor)
     }
 }

@@ -339,6 +339,8 @@ pub struct SupervisorSettings {
     pub restarts_max: u32,
     /// The time over which restarts are counted.
     pub restarts_within: Duration,
+    /// How long an actor may hold its thread without a sign of life; zero: for ever.
+    pub stuck_after: Duration,
     /// What an orderly end may take.
     pub shutdown: Duration,
     /// Whether the absence of a proxy is normal.

@@ -201,6 +201,7 @@ impl CircuitBreaker {
     }
 
     fn advance(&mut self, event: Event, ctx: &mut Context<Self>) {
+        fail::fail_point!("breaker.advance");
         let now = self.origin.elapsed();
         if let Some(circuit) = &mut self.circuit {
             let effects = circuit.advance(event, now);

@@ -509,6 +509,7 @@ impl Cycle {
     async fn steps(&mut self) -> Step<()> {
         let Some(cloud) = self.parts.cloud.clone() else { return Ok(()) };
         let session = cloud.connect().await?;
+        fail::fail_point!("syncer.connected");
         let link = self.settle(&cloud, &session).await?;
         self.prepare(&session, &link).await?;
         let mut link = self.fix_cursor(&session, link).await?;
@@ -535,7 +536,10 @@ impl Cycle {
         SqliteWriter: Handler<M>,
         <SqliteWriter as Actor>::Context: actix::dev::ToEnvelope<SqliteWriter, M>,
     {
-        Ok(self.parts.writer.ask(message).await??)
+        fail::fail_point!("syncer.asks");
+        let answer = self.parts.writer.ask(message).await??;
+        fail::fail_point!("syncer.answered");
+        Ok(answer)
     }
 
     /// Says something once in the life of the process.

@@ -1063,7 +1063,9 @@ impl CloudSession {
             let sql = "UPDATE tidewater.devices SET left_out = $2 WHERE id = $1";
             self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;
         }
+        fail::fail_point!("cloud.commit");
         self.batch("COMMIT", Phase::Pull).await?;
+        fail::fail_point!("cloud.committed");
         Ok(RoundOutcome::Committed { hits: taken.hits, unseen: taken.unseen, caused_more })
     }
 

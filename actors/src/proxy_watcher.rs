@@ -185,6 +185,7 @@ impl ProxyWatcher {
 
     /// Runs the machine and performs its effects; a look is answered within the same turn.
     fn advance(&mut self, event: Event, ctx: &mut Context<Self>) {
+        fail::fail_point!("watcher.advance");
         let mut next = Some(event);
         while let Some(event) = next.take() {
             let jitter = (self.options.jitter)();

@@ -14,6 +14,8 @@
 //! - S3: `_tidewater_round` has a row exactly while a flight table may have one.
 //! - S4: every change to the files' tables, ours or the app's, is one transaction: a crash leaves the old state or
 //!   the new one.
+//! - S5: a writer that was given up for stuck commits nothing any more, and a unit that was taken back is committed by
+//!   nobody: two writers that hold the file for a while do nothing twice.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -26,8 +28,8 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, ToSql, TransactionBehavior, params,
-    params_from_iter,
+    Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _, Row, ToSql, Transaction,
+    TransactionBehavior, params, params_from_iter,
 };
 
 use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
@@ -38,6 +40,7 @@ use crate::sql::capture::{
     self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
 };
 use crate::sql::{all, ident, list};
+use crate::supervision::{is_stale, patiently, progress};
 
 /// Where the file is and how it is used.
 #[derive(Debug, Clone)]
@@ -107,6 +110,9 @@ pub enum StoreError {
     /// Whoever asked for the write has taken it back.
     #[error("the write was taken back")]
     Withdrawn,
+    /// The writer was taken for stuck and has a successor: it commits nothing any more.
+    #[error("another writer has taken over")]
+    Replaced,
 }
 
 impl StoreError {
@@ -120,6 +126,7 @@ impl StoreError {
                 | Self::SchemaChanged
                 | Self::InFlight
                 | Self::NotInFlight
+                | Self::Replaced
         )
     }
 }
@@ -598,7 +605,7 @@ impl Store {
         let device = uuid::Uuid::new_v4().to_string();
         tx.execute("INSERT OR IGNORE INTO _tidewater_meta VALUES ('format', 1), ('device', ?1)", [device])
             .map_err(explain)?;
-        tx.commit().map_err(explain)?;
+        commit(tx).map_err(name)?;
         notices.extend(store.track().map_err(name)?);
         store.foreign_commit().map_err(name)?;
         Ok((store, notices))
@@ -636,6 +643,7 @@ impl Store {
         let mut results = Vec::with_capacity(callers.len());
         for caller in callers {
             tx.execute_batch("SAVEPOINT tidewater_caller")?;
+            progress();
             let outcome =
                 caller.statements.iter().map(|statement| run(&tx, statement)).collect::<Result<Vec<_>>>();
             if tx.is_autocommit() {
@@ -656,15 +664,23 @@ impl Store {
         let results: Vec<Result<Written>> =
             results.into_iter().map(|result| Ok(Written { mark, results: result? })).collect();
         let notes = results.iter().map(|result| result.as_ref().ok().cloned()).collect::<Vec<_>>();
+        fail::fail_point!("sqlite.written");
         let committing = Committing::begin(callers)?;
-        tx.commit()?;
+        commit(tx)?;
         // Nothing that can fail or panic stands between the commit and the notes of it.
         committing.done(notes);
+        fail::fail_point!("sqlite.noted");
         if let Some((tables, notices)) = tracked {
             self.remember(tables, version);
             self.untold.extend(notices);
         }
         Ok(results)
+    }
+
+    /// Makes the statement that runs return with an error, from any thread.
+    pub fn interrupt(&self) -> impl Fn() + Send + Sync + 'static {
+        let handles = [&self.write, &self.apply].map(Connection::get_interrupt_handle);
+        move || handles.iter().for_each(InterruptHandle::interrupt)
     }
 
     /// Brings journals and triggers up to date with the schema, if it changed.
@@ -683,7 +699,7 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (tables, notices) = track(&tx, Missing::IsGap)?;
         let version = schema_version(&tx)?;
-        tx.commit()?;
+        commit(tx)?;
         self.remember(tables, version);
         self.untold.extend(notices);
         Ok(())
@@ -775,7 +791,7 @@ impl Store {
             params![id, number],
         )?;
         tx.execute("UPDATE _tidewater_clock SET epoch = epoch + 1", [])?;
-        tx.commit()?;
+        commit(tx)?;
         self.sweep = sweep;
         self.first_table = self.first_table.wrapping_add(1);
         Ok(Some(Noted {
@@ -857,7 +873,7 @@ impl Store {
         let total =
             meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_flushed", total)?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(())
     }
 
@@ -881,7 +897,7 @@ impl Store {
             merge_back(&tx, table)?;
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(())
     }
 
@@ -894,7 +910,7 @@ impl Store {
             tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(())
     }
 
@@ -928,7 +944,7 @@ impl Store {
         set_meta(&tx, "parkings", parkings)?;
         let id = uuid::Uuid::new_v4().to_string();
         tx.execute("UPDATE _tidewater_round SET id = ?1", [&id])?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(id)
     }
 
@@ -988,7 +1004,7 @@ impl Store {
         let total =
             meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_warmed", total)?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(Applied::Done { changed, conflicts, aside })
     }
 
@@ -1023,7 +1039,7 @@ impl Store {
             [table.id],
         )?;
         let version = schema_version(&tx)?;
-        tx.commit()?;
+        commit(tx)?;
         self.schema_version = version;
         Ok(())
     }
@@ -1059,7 +1075,7 @@ impl Store {
             }
             tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", ident(&side_table(SEEN, table))))?;
             let version = schema_version(&tx)?;
-            tx.commit()?;
+            commit(tx)?;
             self.schema_version = version;
         }
         Ok(keys)
@@ -1115,7 +1131,7 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         set_meta(&tx, "cloud", cloud)?;
         set_meta(&tx, "system", system)?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(())
     }
 
@@ -1123,7 +1139,7 @@ impl Store {
     pub fn fix_cursor(&mut self, cursor: &Cursor) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         set_cursor(&tx, cursor)?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(())
     }
 
@@ -1132,7 +1148,7 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
         tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag')", [])?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(())
     }
 
@@ -1181,7 +1197,7 @@ impl Store {
             set_meta(&tx, &made_key, text)?;
         }
         if same_trace {
-            tx.commit()?;
+            commit(tx)?;
             return Ok(());
         }
         tx.execute(
@@ -1189,7 +1205,7 @@ impl Store {
             [table],
         )?;
         set_meta(&tx, &key, trace)?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(())
     }
 
@@ -1221,7 +1237,7 @@ impl Store {
             [],
         )?;
         set_meta(&tx, "device", uuid::Uuid::new_v4().to_string())?;
-        tx.commit()?;
+        commit(tx)?;
         Ok(())
     }
 }
@@ -1491,6 +1507,9 @@ fn open_to_others(_path: &Path, _metadata: &std::fs::Metadata) -> Vec<Notice> {
     vec![]
 }
 
+/// After so many of SQLite's instructions, some milliseconds, a statement shows a sign of life.
+const PROGRESS_OPS: i32 = 100_000;
+
 fn connect(options: &StoreOptions) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(&options.path, flags)?;
@@ -1504,6 +1523,14 @@ fn connect(options: &StoreOptions) -> rusqlite::Result<Connection> {
         ));
     }
     conn.pragma_update(None, "synchronous", "FULL")?;
+    // A statement that takes long is not one that hangs.
+    conn.progress_handler(
+        PROGRESS_OPS,
+        Some(|| {
+            progress();
+            false
+        }),
+    )?;
     Ok(conn)
 }
 
@@ -1572,6 +1599,17 @@ fn alter(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
     let result = execute(conn, statement)?;
     track(conn, Missing::IsOurDoing)?;
     Ok(result)
+}
+
+/// The one way in which a transaction of the writer's becomes durable. A writer that has a successor ends none any more
+/// (S5): of two that hold the file for a while only one goes on.
+fn commit(tx: Transaction<'_>) -> Result<()> {
+    fail::fail_point!("sqlite.commit");
+    if is_stale() {
+        return Err(StoreError::Replaced);
+    }
+    // However long the disk takes for it, that is not a writer that hangs.
+    Ok(patiently(|| tx.commit())?)
 }
 
 fn execute(conn: &Connection, statement: &Statement) -> Result<StatementResult> {

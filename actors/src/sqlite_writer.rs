@@ -77,7 +77,9 @@ impl SqliteWriter {
         if self.group.is_empty() {
             return;
         }
+        fail::fail_point!("writer.group");
         let results = self.store.write_group(&std::mem::take(&mut self.group));
+        fail::fail_point!("writer.done");
         self.grew.journal_grew();
         for (answer, result) in std::mem::take(&mut self.answers).into_iter().zip(results) {
             // A caller that has gone meanwhile does not want to know.
@@ -162,8 +164,10 @@ macro_rules! store_calls {
 
             fn handle(&mut self, $m: $message, _: &mut Self::Context) -> Self::Result {
                 self.commit();
+                fail::fail_point!("writer.call");
                 let $store = &mut self.store;
                 let result: Stored<$answer> = $call;
+                fail::fail_point!("writer.called");
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
                     warn!(self.log, "{error}");
                 }

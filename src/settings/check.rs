@@ -207,6 +207,7 @@ impl Sections {
             supervisor: SupervisorSettings {
                 restarts_max: reader.count("supervisor.restarts_max", 0, 100_000)?,
                 restarts_within: reader.seconds("supervisor.restarts_within_s", SHORTEST_S, DAY_S)?,
+                stuck_after: reader.seconds("supervisor.stuck_after_s", 0.0, DAY_S)?,
                 shutdown: reader.seconds("supervisor.shutdown_s", SHORTEST_S, HOUR_S)?,
                 environment: reader.environment()?,
             },

@@ -219,6 +219,16 @@ pub fn progress() {
     });
 }
 
+/// Runs what can neither show progress nor be interrupted, such as the fsync of a commit: however long it takes, the child
+/// is not taken for stuck meanwhile. Without a child on this thread it only runs it.
+pub fn patiently<T>(work: impl FnOnce() -> T) -> T {
+    // Even, as between two turns; odd again afterwards. A panic in between ends the turn, which is even as well.
+    with_life(|life| life.beat.store((life.beat() | 1) + 1, Ordering::Relaxed));
+    let done = work();
+    with_life(|life| life.beat.store(life.beat() | 1, Ordering::Relaxed));
+    done
+}
+
 /// Whether the child on this thread has a successor.
 pub(crate) fn is_stale() -> bool {
     with_life(|life| !life.is_current()).unwrap_or(false)

@@ -63,7 +63,8 @@ use crate::messages::PanicReport;
 pub use self::child::{ChildSpec, Thread};
 pub use self::context::{Context, SupervisedContext};
 pub use self::handle::{Handle, Unanswered};
-pub use self::life::{Generation, progress};
+pub(crate) use self::life::is_stale;
+pub use self::life::{Generation, patiently, progress};
 pub use crate::core::restart::{GaveUp, Intensity, Restart, Strategy};
 
 use self::life::lock;
