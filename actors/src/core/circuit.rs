@@ -132,8 +132,8 @@ pub struct Circuit {
     openings: u32,
     availability_epoch: u64,
     forced: Option<Forced>,
-    /// Until when a failure counts that a retry cannot help.
-    refused_until: Option<Duration>,
+    /// Until when a failure counts that a retry cannot help, and which.
+    refused: Option<(Duration, FailureClass)>,
 }
 
 impl Circuit {
@@ -155,10 +155,10 @@ impl Circuit {
             openings: 0,
             availability_epoch: 0,
             // Since when is not known: all of it.
-            refused_until: seen
+            refused: seen
                 .reason
-                .filter(|reason| !reason.retry_helps())
-                .map(|_| now + policy.open_time.max()),
+                .filter(|class| !class.retry_helps())
+                .map(|class| (now + policy.open_time.max(), class)),
             forced: seen.forced.then_some(if seen.mode == Mode::Closed {
                 Forced::Closed
             } else {
@@ -233,8 +233,10 @@ impl Circuit {
             // Repeated to a late subscriber: what was decided since then stands.
             ProxyStatus::Available if heard_before && self.state != State::Offline => {}
             ProxyStatus::Available if matches!(self.state, State::Closed { .. }) => {}
-            ProxyStatus::Available => match self.refused_until {
-                Some(until) if now < until => self.enter(State::Open { until }, self.reason, effects),
+            ProxyStatus::Available => match self.refused {
+                Some((until, class)) if now < until => {
+                    self.enter(State::Open { until }, Some(class), effects);
+                }
                 _ => self.enter(State::HalfOpen { successes: 0 }, self.reason, effects),
             },
             ProxyStatus::Unavailable if self.state == State::Offline && self.reason == change.class => {}
@@ -253,7 +255,7 @@ impl Circuit {
                 *successes += 1;
                 if *successes >= self.policy.success_threshold {
                     self.openings = 0;
-                    self.refused_until = None;
+                    self.refused = None;
                     self.enter(State::Closed { failures: 0 }, None, effects);
                 }
             }
@@ -287,7 +289,7 @@ impl Circuit {
 
     fn reset(&mut self, effects: &mut Vec<Effect>) {
         self.openings = 0;
-        self.refused_until = None;
+        self.refused = None;
         if let State::Open { .. } = self.state {
             self.enter(State::HalfOpen { successes: 0 }, self.reason, effects);
         }
@@ -306,7 +308,7 @@ impl Circuit {
     fn open(&mut self, class: FailureClass, now: Duration, effects: &mut Vec<Effect>) {
         self.openings = self.openings.saturating_add(1);
         let until = now + wait_after(&self.policy, Some(class), self.openings);
-        self.refused_until = (!class.retry_helps()).then_some(until);
+        self.refused = (!class.retry_helps()).then_some((until, class));
         self.enter(State::Open { until }, Some(class), effects);
     }
 
