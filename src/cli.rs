@@ -240,7 +240,7 @@ fn word(part: &Value, key: &str) -> Option<String> {
 }
 
 /// Whatever it holds: a terminal obeys control characters.
-fn on_one_line(text: &str) -> String {
+pub(crate) fn on_one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -44,6 +44,9 @@ use crate::settings::{AddColumns, Settings};
 /// How many writers may die while they have a unit in hand before it is given back: it may be what they die of.
 const WRITE_DEATHS_MAX: u32 = 2;
 
+/// What waits, and the actors: each may take `supervisor.shutdown_s`.
+const SHUTDOWN_PARTS: u32 = 2;
+
 /// Between two looks for the successor of an actor that died.
 const RESTART_POLL: Duration = Duration::from_millis(5);
 
@@ -348,8 +351,21 @@ impl Database {
         }
     }
 
-    /// Ends in order: what waits is committed, what a few seconds allow is flushed, the file is closed. Afterwards every
-    /// clone of this handle answers with [`Error::ShutDown`]. Calling it again does nothing.
+    /// Ends in order: what waits is committed, what a few seconds allow is flushed, the actors stop in the reverse of the
+    /// order in which they started, the file is closed. Afterwards every clone of this handle answers with
+    /// [`Error::ShutDown`]. Calling it again does nothing.
+    ///
+    /// Takes at most twice `supervisor.shutdown_s`, whatever cloud, disk or actors do:
+    ///
+    /// 1. `shutdown_s` for what waits: the writer commits it, and a last cycle takes it to the cloud. What a silent cloud
+    ///    does not take in this time stays pending in the file, for the next start.
+    /// 2. `shutdown_s` for the actors' end. In there the syncer, the breaker and the watcher have 5 s each, the writer as
+    ///    long as its transaction takes, and their threads 5 s together; whatever that adds up to, it is not waited for
+    ///    any longer.
+    ///
+    /// # Errors
+    /// [`Error::StillBusy`] when the second part was not enough: the actors still hold the file, until they are done or the
+    /// process ends. [`Error::Thread`].
     pub async fn shutdown(&self) -> Result<(), Error> {
         let runtime = self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Runtime { stop, thread }) = runtime else { return Ok(()) };
@@ -373,6 +389,11 @@ impl Database {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::StillBusy(within.as_secs_f64())),
         }
+    }
+
+    /// The longest that [`shutdown`](Self::shutdown) takes.
+    pub(crate) fn shutdown_bound(&self) -> Duration {
+        self.inner.shutdown * SHUTDOWN_PARTS
     }
 
     fn alive(&self) -> Result<(), Error> {
