@@ -339,7 +339,7 @@ pub struct SupervisorSettings {
     pub restarts_max: u32,
     /// The time over which restarts are counted.
     pub restarts_within: Duration,
-    /// What an orderly end may take.
+    /// What the last flush may take at an orderly end, and then the actors once more.
     pub shutdown: Duration,
     /// Whether the absence of a proxy is normal.
     pub environment: Environment,
