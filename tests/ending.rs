@@ -4,10 +4,17 @@
 
 mod process;
 
+use std::process::Command;
 use std::time::Instant;
 
 use process::{Device, message};
 use tidewater_test_support::Mode;
+
+fn ending_within(device: &Device, shutdown_s: &str) -> Command {
+    let mut command = device.command();
+    command.env("TIDEWATER_SUPERVISOR__SHUTDOWN_S", shutdown_s);
+    command
+}
 
 /// The row that waited is in the cloud after the next start.
 async fn assert_nothing_is_lost(device: &Device) {
@@ -22,7 +29,7 @@ async fn assert_nothing_is_lost(device: &Device) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orderly_end_does_not_wait_for_a_silent_cloud() {
     let device = Device::new().await;
-    let process = device.start_silenced("1").await;
+    let process = device.start_silenced(&mut ending_within(&device, "1")).await;
     let asked = Instant::now();
     process.signal("TERM");
     let (status, lines) = process.wait();
@@ -39,7 +46,7 @@ async fn an_orderly_end_does_not_wait_for_a_silent_cloud() {
 async fn the_second_signal_ends_a_slow_end_at_once() {
     for (first, second, status) in [("TERM", "TERM", 143), ("TERM", "INT", 130)] {
         let device = Device::new().await;
-        let mut process = device.start_silenced("3600").await;
+        let mut process = device.start_silenced(&mut ending_within(&device, "3600")).await;
         process.signal(first);
         device.wait_until_ending();
         assert!(process.is_running(), "the end takes its time: {:#?}", process.lines());

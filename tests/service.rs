@@ -7,31 +7,38 @@ mod process;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
 
 use process::{Device, PATIENCE, Process, READY, command, message};
 use tidewater_test_support::FaultProxy;
 
 /// The service manager's end: what it was told, one assignment after the other.
 struct Manager {
-    socket: UnixDatagram,
+    messages: Receiver<String>,
     told: Vec<String>,
 }
 
 impl Manager {
-    /// Listens in a folder, and is named to the command.
+    /// Listens in a folder, and is named to the command. Always at it: who is not listened to would wait.
     fn listen(folder: &Path, command: &mut Command) -> Self {
         let path = folder.join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         command.env("NOTIFY_SOCKET", path);
-        Self { socket, told: vec![] }
+        let (heard, messages) = channel();
+        // It ends with the process of this test.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(len) = socket.recv(&mut buffer)
+                && heard.send(String::from_utf8(buffer[..len].to_vec()).unwrap()).is_ok()
+            {}
+        });
+        Self { messages, told: vec![] }
     }
 
     /// The assignments of the next message.
     fn next(&mut self) -> Vec<String> {
-        let mut buffer = [0; 4096];
-        let len = self.socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}: {:#?}", self.told));
-        let text = std::str::from_utf8(&buffer[..len]).unwrap();
+        let text = self.messages.recv_timeout(PATIENCE);
+        let text = text.unwrap_or_else(|error| panic!("{error}: {:#?}", self.told));
         let message: Vec<_> = text.lines().map(str::to_owned).collect();
         self.told.extend(message.iter().cloned());
         message
@@ -108,6 +115,22 @@ async fn the_status_follows_the_cloud() {
     manager.wait_for("STATUS=cloud available, 0 pending");
     process.stop();
     manager.wait_for("STOPPING=1");
+}
+
+/// A cloud that is silent in the middle of a flush is no reason to be ended: the pings go on for as long as it lasts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_go_on_while_the_cloud_is_silent() {
+    let device = Device::new().await;
+    let mut command = device.command();
+    let mut manager = Manager::listen(device.folder.path(), &mut command);
+    let process = device.start_silenced(command.env("WATCHDOG_USEC", "400000")).await;
+    // What was said before the silence does not count.
+    manager.messages.try_iter().for_each(drop);
+    for _ in 0..5 {
+        manager.wait_for("WATCHDOG=1");
+    }
+    assert_ne!(device.status().unwrap()["sync"]["state"], "idle", "the silence lasted");
+    process.kill();
 }
 
 /// A service manager that does not listen is named once, and is no reason not to work.

@@ -255,15 +255,11 @@ impl Device {
 
     /// A running supervisor whose cloud went silent with a row still pending. Nothing but a signal, or what an orderly end
     /// may take, ends that silence: every timeout of the network is longer than the test's patience.
-    pub async fn start_silenced(&self, shutdown_s: &str) -> Process {
+    pub async fn start_silenced(&self, command: &mut Command) -> Process {
         shell::sqlite3_shell(self.path(), "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);");
         self.proxy.start();
-        let mut patient = self.command();
-        patient
-            .env("TIDEWATER_CLOUD__STATEMENT_TIMEOUT_S", "600")
-            .env("CLOUD_SQL_PROXY_TIMEOUT", "60")
-            .env("TIDEWATER_SUPERVISOR__SHUTDOWN_S", shutdown_s);
-        let process = Process::ready(&mut patient);
+        command.env("TIDEWATER_CLOUD__STATEMENT_TIMEOUT_S", "600").env("CLOUD_SQL_PROXY_TIMEOUT", "60");
+        let process = Process::ready(command);
         self.wait_until_equal(&["note"]).await;
         self.wait_until_flushed();
         self.proxy.set_mode(Mode::Swallow);
