@@ -355,7 +355,7 @@ impl Database {
     /// order in which they started, the file is closed. Afterwards every clone of this handle answers with
     /// [`Error::ShutDown`]. Calling it again does nothing.
     ///
-    /// Takes at most twice `supervisor.shutdown_s`, whatever cloud, disk or actors do:
+    /// Takes at most twice `supervisor.shutdown_s`, whatever the cloud and the actors do:
     ///
     /// 1. `shutdown_s` for what waits: the writer commits it, and a last cycle takes it to the cloud. What a silent cloud
     ///    does not take in this time stays pending in the file, for the next start.
