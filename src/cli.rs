@@ -32,6 +32,9 @@ pub struct Cli {
     /// The SQLite file [TIDEWATER_DATABASE, default tidewater.db]
     #[arg(long, value_name = "FILE", global = true)]
     pub database: Option<String>,
+    /// A folder of numbered .sql files to apply at the start [TIDEWATER_SQLITE__MIGRATIONS]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub migrations: Option<String>,
     /// How the log looks
     #[arg(long, value_name = "FORMAT", global = true, value_parser = ["text", "json"])]
     pub log_format: Option<String>,
@@ -54,6 +57,18 @@ pub enum Verb {
         /// How to hold it
         #[arg(value_enum)]
         hold: Hold,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Copy the database to a file, complete or not at all, while it is in use
+    Backup {
+        /// The file; it must not be there
+        #[arg(value_name = "FILE")]
+        path: PathBuf,
+        /// Replace the file if it is there
+        #[arg(long)]
+        overwrite: bool,
         /// How to print
         #[command(flatten)]
         output: Output,
@@ -113,6 +128,9 @@ impl Cli {
         }
         if let Some(path) = &self.database {
             sources = sources.flag("--database", "sqlite.path", path);
+        }
+        if let Some(folder) = &self.migrations {
+            sources = sources.flag("--migrations", "sqlite.migrations", folder);
         }
         if let Some(format) = &self.log_format {
             sources = sources.flag("--log-format", "log.format", format);

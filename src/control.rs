@@ -67,6 +67,13 @@ pub enum Request {
         /// How it is held.
         forced: Option<Forced>,
     },
+    /// Copies the database while it is in use; the answer is a [`Copied`](tidewater_actors::sqlite::Copied).
+    Backup {
+        /// Where to; absolute, because the supervisor is in another folder than who asks.
+        path: PathBuf,
+        /// Whether a file that is there is replaced.
+        overwrite: bool,
+    },
 }
 
 /// The answer to [`Request::Check`].

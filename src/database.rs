@@ -26,8 +26,9 @@ use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::{
     AvailabilityChanged, DetectProxy, Detection, ForceCircuit, Forced, GetCircuitReport, GetLink,
     GetProxyReport, GetSyncReport, ProxyReport, Readiness, ResetCircuit, ResetDetector, SqliteReport,
-    StatusSummary, Subscribe, SyncNow, WaitSynced, Write,
+    StatusSummary, Stored, Subscribe, SyncNow, WaitSynced, Write,
 };
+use tidewater_actors::migrations::Migrations;
 use tidewater_actors::postgres::{Cloud, CloudOptions};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
@@ -151,13 +152,17 @@ struct Plan {
 }
 
 impl Database {
-    /// Opens the SQLite file, creates it when missing, and starts the actors. Returns as soon as reads and writes work,
+    /// Opens the SQLite file, creates it when missing, starts the actors, and applies the migrations of the folder
+    /// `sqlite.migrations`, if it is set. Returns as soon as reads and writes work,
     /// which does not depend on any network.
     ///
     /// # Errors
     /// [`Error::Store`] says what is wrong with the file and what helps; [`Error::Settings`] names what cannot be used.
     pub async fn open(settings: Settings, log: Logger) -> Result<Self, Error> {
-        let plan = Plan::new(settings, log)?;
+        let folder = settings.sqlite.migrations.as_ref();
+        // Before anything is touched: a folder that cannot be read is no half start.
+        let migrations = folder.map(Migrations::from_dir).transpose().map_err(StoreError::from)?;
+        let plan = Plan::new(settings, log.clone())?;
         let (opened, open) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("tidewater".into())
@@ -169,7 +174,16 @@ impl Database {
         match open.await {
             Ok(Ok((mut inner, stop))) => {
                 inner.runtime = Mutex::new(Some(Runtime { stop, thread }));
-                Ok(Self { inner: Arc::new(inner) })
+                let db = Self { inner: Arc::new(inner) };
+                if let Some(migrations) = migrations
+                    && let Err(error) = db.migrate(&migrations).await
+                {
+                    // The first error is the one that helps.
+                    let _ = db.shutdown().await;
+                    return Err(error);
+                }
+                info!(log, "✅ Hybrid sync initialized");
+                Ok(db)
             }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::Thread("it ended before it had begun".into())),
@@ -188,15 +202,24 @@ impl Database {
     /// [`Error::Store`] when SQLite refuses; nothing of the unit is done then. [`Error::Unanswered`] when one writer after
     /// the other died of it; it is not done then either.
     pub async fn write(&self, statements: impl IntoIterator<Item = Statement>) -> Result<Committed, Error> {
-        let mut unit = Unit::new(statements);
+        let written = self.unit(Unit::new(statements), Write).await?;
+        Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
+    }
+
+    /// Has the writer do a unit, and its successors if it dies meanwhile: once, or not at all.
+    pub(crate) async fn unit<M>(&self, mut unit: Unit, message: impl Fn(Unit) -> M) -> Result<Written, Error>
+    where
+        M: Message<Result = Stored<Written>> + Send + 'static,
+        SqliteWriter: Handler<M>,
+    {
         let mut deaths = 0;
-        let written = loop {
+        loop {
             self.alive()?;
-            match self.inner.children.writer.ask(Write(unit.clone())).await {
-                Ok(written) => break written?,
+            match self.inner.children.writer.ask(message(unit.clone())).await {
+                Ok(written) => return Ok(written?),
                 Err(unanswered) => {
                     if let Some(written) = self.taken_back(&unit).await? {
-                        break written;
+                        return Ok(written);
                     }
                     // By itself from now on: what the writer died of may have been another one of the group.
                     deaths += u32::from(unanswered.delivered);
@@ -207,8 +230,7 @@ impl Database {
                     tokio::time::sleep(RESTART_POLL).await;
                 }
             }
-        };
-        Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
+        }
     }
 
     /// Takes a unit back from a writer that does not answer, or tells what it did. While its commit is under way, on a
@@ -234,10 +256,11 @@ impl Database {
         &self,
         work: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        self.inner.readers.read(work).map_err(|error| match error {
-            StoreError::Closed => Error::ShutDown,
-            error => error.into(),
-        })
+        self.readers().read(work).map_err(of_reader)
+    }
+
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.inner.readers
     }
 
     /// Resolves when the cloud has what the receipt stands for, however long that takes. Waits across outages and
@@ -445,6 +468,14 @@ impl Database {
     }
 }
 
+/// A file that is closed was closed by [`Database::shutdown`].
+pub(crate) fn of_reader(error: StoreError) -> Error {
+    match error {
+        StoreError::Closed => Error::ShutDown,
+        error => error.into(),
+    }
+}
+
 impl Plan {
     fn new(settings: Settings, log: Logger) -> Result<Self, Error> {
         let bad = |error: &dyn std::fmt::Display| Error::Settings(error.to_string());
@@ -539,7 +570,6 @@ impl Plan {
         // The watcher's answer comes after its first look, so that the log tells things in the documented order.
         let _ = children.watcher.ask(GetProxyReport).await;
         info!(log, "✅ SQLite initialized (WAL mode enabled)");
-        info!(log, "✅ Hybrid sync initialized");
         let (stop, stopped) = oneshot::channel();
         let inner =
             Inner { children, readers, sqlite, unasked, given_up, shutdown, runtime: Mutex::new(None) };

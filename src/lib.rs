@@ -7,7 +7,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`settings`] | every knob, its layers, its bounds; `config/*.toml` are compiled in |
-//! | [`Database`] | the facade: open, write, read, synced, subscribe, shutdown |
+//! | [`Database`] | the facade: open, migrate, write, read, synced, subscribe, backup, shutdown |
 //! | [`run`](run()) | the same as a process, with the control socket |
 //! | [`supervision`] | actors that come back after a panic: Tidewater's own, and those of the app |
 //! | [`Error`] | what can go wrong, and whether a retry helps |
@@ -23,14 +23,18 @@ pub mod cli;
 pub mod control;
 mod database;
 mod error;
+mod migrations;
+mod reads;
 mod run;
 pub mod service;
 pub mod settings;
 pub mod signals;
 pub mod telemetry;
+mod upkeep;
 
 pub use database::{Committed, Database, Receipt};
 pub use error::Error;
+pub use migrations::Migrated;
 pub use run::run;
 /// The `Connection` that [`Database::read`] hands out is this version's.
 pub use rusqlite;
@@ -38,5 +42,8 @@ pub use tidewater_actors::core::value::Value;
 pub use tidewater_actors::messages::{
     AvailabilityChanged, Detection, Forced, ProxyStatus, Readiness, StatusSummary, SyncError,
 };
-pub use tidewater_actors::sqlite::{Statement, StatementResult, StoreError};
+pub use tidewater_actors::migrations::{MigrationError, Migrations};
+pub use tidewater_actors::sqlite::{
+    Copied, IntegrityReport, Orphans, RowError, Statement, StatementResult, StoreError,
+};
 pub use tidewater_actors::supervision;

@@ -79,6 +79,10 @@ fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {
                 },
                 Request::Reset => done(db.reset().await),
                 Request::Circuit { forced } => done(db.force_circuit(forced).await),
+                Request::Backup { path, overwrite } => match db.copy_to(path, overwrite).await {
+                    Ok(copied) => Response::of(&copied),
+                    Err(error) => refused(&error),
+                },
             }
         })
     })

@@ -289,6 +289,8 @@ pub struct SqliteSettings {
     pub queue_max: usize,
     /// Callers in one transaction; at least 1.
     pub group_rows_max: usize,
+    /// The folder with the migrations that are applied when it is opened.
+    pub migrations: Option<PathBuf>,
 }
 
 impl SqliteSettings {

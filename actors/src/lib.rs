@@ -7,6 +7,7 @@ pub mod core;
 pub mod endpoint;
 mod listeners;
 pub mod messages;
+pub mod migrations;
 pub mod postgres;
 pub mod processes;
 pub mod proxy_watcher;

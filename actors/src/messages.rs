@@ -5,7 +5,7 @@
 //! app          ── DetectProxy, ResetDetector, Subscribe ─▶ ProxyWatcher
 //! app          ── ForceCircuit, ResetCircuit ─▶ CircuitBreaker
 //! CloudSyncer  ── CallFinished ─▶ CircuitBreaker, ProxyWatcher      (traffic that succeeded counts as a check)
-//! app          ── Write ─▶ SqliteWriter ── JournalGrew (a hint) ─▶ CloudSyncer
+//! app          ── Write, Migrate ─▶ SqliteWriter ── JournalGrew (a hint) ─▶ CloudSyncer
 //! CloudSyncer  ── NoteRound, Acknowledge, PutBack, Park, ApplyPage … ─▶ SqliteWriter
 //! app          ── Flush, Warm ─▶ CloudSyncer
 //! ```
@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use crate::core::failure::FailureClass;
 use crate::core::schema::Table;
 use crate::core::value::Value;
+use crate::migrations::Migrations;
 use crate::sqlite::{
     Applied, Cursor, Hit, Link, Lookup, Mark, Noted, Page, Refusal, StoreError, Unit, Written,
 };
@@ -185,6 +186,18 @@ pub type Stored<T> = Result<T, StoreError>;
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<Written>")]
 pub struct Write(pub Unit);
+
+/// Applies the next of the app's migrations that the file does not have, as the unit; see [`Store::migrate`].
+///
+/// [`Store::migrate`]: crate::sqlite::Store::migrate
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<Written>")]
+pub struct Migrate {
+    /// Without statements: the note of how far it has come.
+    pub unit: Unit,
+    /// All of them.
+    pub migrations: Migrations,
+}
 
 /// The tracked tables and the number of their generation.
 #[derive(Debug, Clone, Copy, Message)]

@@ -1,4 +1,4 @@
-//! The one file that knows SQLite.
+//! The one place that knows SQLite: this file, and its parts in the folder `sqlite`.
 //!
 //! ```text
 //! Store     two connections on the writer's thread
@@ -6,6 +6,9 @@
 //!           └─ apply   rows that come from the cloud; triggers and foreign-key actions off
 //! Readers   a pool of read-only connections, for the app and for reading a round's rows
 //! ```
+//!
+//! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
+//! (rows as types), `upkeep.rs` (a copy of the file while it is in use; whether it is whole).
 //!
 //! Invariants:
 //! - S1 (P1): nothing is answered before its COMMIT returned, in WAL mode with `synchronous=FULL`.
@@ -16,6 +19,11 @@
 //!   the new one.
 //! - S5: a writer that was given up for stuck commits nothing any more, and a unit that was taken back is committed by
 //!   nobody: two writers that hold the file for a while do nothing twice.
+
+mod background;
+mod migrate;
+mod rows;
+mod upkeep;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -36,11 +44,16 @@ use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{Value, json_array};
 use crate::messages::NoteRound;
+use crate::migrations::MigrationError;
 use crate::sql::capture::{
     self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
 };
 use crate::sql::{all, ident, list};
 use crate::supervision::{is_stale, patiently, progress};
+
+pub use self::background::{Cancel, Canceller};
+pub use self::rows::RowError;
+pub use self::upkeep::{Copied, IntegrityReport, Orphans};
 
 /// Where the file is and how it is used.
 #[derive(Debug, Clone)]
@@ -113,6 +126,20 @@ pub enum StoreError {
     /// The writer was taken for stuck and has a successor: it commits nothing any more.
     #[error("another writer has taken over")]
     Replaced,
+    /// A migration of the app's schema cannot be applied.
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
+    /// A row is not what the caller takes it for.
+    #[error(transparent)]
+    Row(#[from] RowError),
+    /// A copy of the file cannot be made.
+    #[error("{path} cannot be written: {reason}")]
+    Copy {
+        /// Where it was to be.
+        path: String,
+        /// Why not, and what helps.
+        reason: String,
+    },
 }
 
 impl StoreError {
@@ -1281,6 +1308,8 @@ pub struct Readers {
     /// Empty once it is closed: for all clones at once, so that the writer is the last to close the file and SQLite
     /// folds the write-ahead log into it.
     pool: Arc<RwLock<Option<r2d2::Pool<SqliteConnectionManager>>>>,
+    /// For a connection beside the pool.
+    options: Arc<StoreOptions>,
 }
 
 impl Readers {
@@ -1301,7 +1330,7 @@ impl Readers {
             .connection_timeout(busy.max(Duration::from_secs(1)))
             .build(manager)
             .map_err(|error| StoreError::Io(error.to_string()))?;
-        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))) })
+        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))), options: Arc::new(options.clone()) })
     }
 
     /// Closes the idle connections; those in use close when they are given back.
@@ -1320,13 +1349,22 @@ impl Readers {
     /// [`StoreError::Busy`] when every connection is in use for longer than the busy timeout, and whatever
     /// SQLite says.
     pub fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let conn = self.get()?;
-        let result = work(&conn);
-        if !conn.is_autocommit() {
-            // A transaction that is left open would show the next reader an old state.
-            conn.execute_batch("ROLLBACK")?;
+        self.with(|conn| Ok(work(conn)?))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        /// A transaction that is left open would show the next reader an old state, also when its reader panicked.
+        struct Closed(r2d2::PooledConnection<SqliteConnectionManager>);
+        impl Drop for Closed {
+            fn drop(&mut self) {
+                if !self.0.is_autocommit() {
+                    // It cannot fail: there is nothing to undo.
+                    let _ = self.0.execute_batch("ROLLBACK");
+                }
+            }
         }
-        Ok(result?)
+        let conn = Closed(self.get()?);
+        work(&conn.0)
     }
 
     /// The rows of the round in flight, each as it was when the round was noted.
@@ -1586,18 +1624,35 @@ fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
         return Err(StoreError::Forbidden(word));
     }
     if first_word(&statement.sql) == "ALTER" {
-        return alter(conn, statement);
+        return aside(conn, || execute(conn, statement));
     }
     execute(conn, statement)
 }
 
 /// SQLite does not drop a column that a trigger reads. Ours step aside meanwhile; no row changes.
-fn alter(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
-    for table in &track(conn, Missing::IsGap)?.0 {
-        drop_triggers(conn, &table.name)?;
+///
+/// A table that is made anew passes through states in which it is not there, or is an unknown one: whoever has no triggers
+/// is left alone until the transaction ends, except when this gives it the name of one that was tracked.
+fn aside<T>(conn: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mut before = HashMap::new();
+    for table in &remembered_tables(conn)? {
+        let dressed = has_triggers(conn, &table.name)?;
+        let missing = match dressed {
+            false => None,
+            true if trigger_state(conn, table)? == Triggers::Gap => Some(Missing::IsGap),
+            true => Some(Missing::IsOurDoing),
+        };
+        before.insert(table.id, missing);
+        if dressed {
+            drop_triggers(conn, &table.name)?;
+        }
     }
-    let result = execute(conn, statement)?;
-    track(conn, Missing::IsOurDoing)?;
+    let result = run()?;
+    for table in &mut remembered_tables(conn)? {
+        if let Some(missing) = before.get(&table.id).copied().unwrap_or(Some(Missing::IsGap)) {
+            equip(conn, table, missing)?;
+        }
+    }
     Ok(result)
 }
 
@@ -2563,15 +2618,8 @@ enum Missing {
 fn track(tx: &Connection, missing: Missing) -> Result<(Vec<Table>, Vec<Notice>)> {
     let mut notices = vec![];
     let mut tables = vec![];
-    let names = query(
-        tx,
-        "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' \
-         AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name NOT LIKE '\\_tidewater\\_%' ESCAPE '\\' ORDER BY name",
-        &[],
-        |row| row.get::<_, String>(0),
-    )?;
-    for name in names {
-        match describe(tx, &name)? {
+    for (name, described) in describe_all(tx)? {
+        match described {
             Ok(table) => tables.push(table),
             Err(reason) => {
                 // Triggers of a table that was tracked once would go on filling a journal that nobody reads.
@@ -2588,6 +2636,37 @@ fn track(tx: &Connection, missing: Missing) -> Result<(Vec<Table>, Vec<Notice>)>
     // The order in which rounds take and send them.
     let order = crate::core::schema::parents_first(&tables);
     Ok((order.into_iter().map(|at| tables[at].clone()).collect(), notices))
+}
+
+/// The tables that are there and have a number, as they are now; their columns have none yet.
+fn remembered_tables(tx: &Connection) -> Result<Vec<Table>> {
+    let mut tables: Vec<Table> =
+        describe_all(tx)?.into_iter().filter_map(|(_, described)| described.ok()).collect();
+    resolve_parents(&mut tables);
+    let mut remembered = vec![];
+    for mut table in tables {
+        let id = tx
+            .prepare_cached("SELECT id FROM _tidewater_tables WHERE name = ?1")?
+            .query_row([&table.name], |row| row.get(0))
+            .optional()?;
+        if let Some(id) = id {
+            table.id = id;
+            remembered.push(table);
+        }
+    }
+    Ok(remembered)
+}
+
+/// Every table of the app's, as it is tracked, or why it cannot be.
+fn describe_all(tx: &Connection) -> Result<Vec<(String, std::result::Result<Table, String>)>> {
+    let names = query(
+        tx,
+        "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' \
+         AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name NOT LIKE '\\_tidewater\\_%' ESCAPE '\\' ORDER BY name",
+        &[],
+        |row| row.get::<_, String>(0),
+    )?;
+    names.into_iter().map(|name| Ok((name.clone(), describe(tx, &name)?))).collect()
 }
 
 /// A table as it is tracked, or why it cannot be.
@@ -2961,15 +3040,22 @@ fn trigger_state(tx: &Connection, table: &Table) -> Result<Triggers> {
     Ok(if exact && newer.is_empty() { Triggers::Ours } else { Triggers::Outdated })
 }
 
-fn drop_triggers(tx: &Connection, table: &str) -> Result<()> {
-    let names = query(
+fn has_triggers(tx: &Connection, table: &str) -> Result<bool> {
+    Ok(!our_triggers(tx, table)?.is_empty())
+}
+
+fn our_triggers(tx: &Connection, table: &str) -> Result<Vec<String>> {
+    query(
         tx,
         "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE \
          AND name LIKE '\\_tidewater\\_%' ESCAPE '\\'",
         &[table.into()],
         |row| row.get::<_, String>(0),
-    )?;
-    for name in names {
+    )
+}
+
+fn drop_triggers(tx: &Connection, table: &str) -> Result<()> {
+    for name in our_triggers(tx, table)? {
         tx.execute_batch(&format!("DROP TRIGGER {}", ident(&name)))?;
     }
     Ok(())

@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 
 use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetLink, GetSetAside,
-    GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, NoteRound, ParkRows, PutBackRound,
-    RememberCloud, RememberCloudTable, StartOver, Stored, Write,
+    GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, Migrate, NoteRound, ParkRows,
+    PutBackRound, RememberCloud, RememberCloudTable, StartOver, Stored, Write,
 };
 use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
 use crate::supervision::{Context, Handle};
@@ -153,6 +153,27 @@ impl Handler<Commit> for SqliteWriter {
 
     fn handle(&mut self, _: Commit, _: &mut Self::Context) {
         self.commit();
+    }
+}
+
+impl Handler<Migrate> for SqliteWriter {
+    type Result = Stored<Written>;
+
+    fn handle(&mut self, Migrate { unit, migrations }: Migrate, _: &mut Self::Context) -> Self::Result {
+        // They came first.
+        self.commit();
+        fail::fail_point!("writer.call");
+        let written = self.store.migrate(&unit, &migrations)?;
+        fail::fail_point!("writer.called");
+        if let [applied] = written.results.as_slice() {
+            let number = applied.last_insert_rowid;
+            info!(self.log, "Migration applied: {}", migrations.name(number).unwrap_or_default());
+            if let Ok(notices) = self.store.track() {
+                tell(&self.log, notices);
+            }
+            self.grew.journal_grew();
+        }
+        Ok(written)
     }
 }
 

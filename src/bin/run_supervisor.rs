@@ -13,10 +13,13 @@ use tidewater::cli::{Cli, Exit, Output, Verb, render_status};
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
 use tidewater::service::ServiceManager;
 use tidewater::settings::Settings;
-use tidewater::{Error, signals, telemetry};
+use tidewater::{Copied, Error, signals, telemetry};
 
 /// A verb asks actors; one that is stuck is reported, not waited for.
 const WAIT: Duration = Duration::from_secs(10);
+
+/// A copy takes as long as its disk does; who does not want to wait ends the verb, and the copy with it.
+const BACKUP_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -58,6 +61,10 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
         Verb::Check(output) => (Request::Check, WAIT + settings.proxy.check_timeout(), output),
         Verb::Reset(output) => (Request::Reset, WAIT, output),
         Verb::Circuit { hold, output } => (Request::Circuit { forced: hold.forced() }, WAIT, output),
+        Verb::Backup { path, overwrite, output } => match std::path::absolute(path) {
+            Ok(path) => (Request::Backup { path, overwrite: *overwrite }, BACKUP_WAIT, output),
+            Err(error) => return complain(&format!("{}: {error}", path.display()), Exit::Failed),
+        },
     };
     let answer = match ControlClient::call(&settings.sqlite.control_socket(), &request, wait) {
         Ok(answer) => answer,
@@ -74,6 +81,12 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
             ("failures and waits are forgotten; a check follows at once\n".to_owned(), Exit::Success)
         }
         Verb::Circuit { hold, .. } => (format!("{}\n", hold.done()), Exit::Success),
+        Verb::Backup { .. } => match Copied::deserialize(&answer) {
+            Ok(Copied { path, bytes }) => {
+                (format!("{bytes} bytes are in {}\n", path.display()), Exit::Success)
+            }
+            Err(error) => return complain(&error, Exit::Failed),
+        },
     };
     match print(&if *json { format!("{answer:#}\n") } else { text }) {
         Exit::Success => exit,

@@ -352,6 +352,9 @@ impl SqliteSettings {
             read_pool_max: reader.count("sqlite.read_pool_max", 1, 128)?,
             queue_max: reader.count("sqlite.queue_max", 1, 1_000_000)?,
             group_rows_max: reader.count("sqlite.group_rows_max", 1, 1_000_000)?,
+            migrations: reader
+                .text("sqlite.migrations", "the path of a folder")?
+                .map(|(path, _)| path.into()),
         })
     }
 }

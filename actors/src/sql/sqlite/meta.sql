@@ -49,3 +49,11 @@ CREATE TABLE IF NOT EXISTS _tidewater_conflicts (
     cloud      TEXT,           -- JSON; NULL: deleted there
     kept       TEXT NOT NULL   -- local, cloud
 );
+
+-- The migrations of the app's own schema that this file has.
+CREATE TABLE IF NOT EXISTS _tidewater_migrations (
+    number     INTEGER PRIMARY KEY,
+    name       TEXT NOT NULL,
+    sha256     TEXT NOT NULL,
+    applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now'))
+);
