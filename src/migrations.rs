@@ -24,7 +24,8 @@ impl Database {
     /// - foreign keys are not enforced statement by statement and their actions do not run, so that a table can be made anew
     ///   (create, copy, drop, rename) without emptying its children; rows that are left without a parent are refused at the end;
     /// - rows that are inserted, changed or deleted go to the cloud like any others; a table that was made anew is compared
-    ///   with the cloud row by row, and what waited to be sent still waits.
+    ///   with the cloud row by row, and what waited to be sent still waits. Rows that the copy leaves out come back from the
+    ///   cloud: their absence is not taken for a deletion. Delete them first.
     ///
     /// A writer that dies meanwhile is not the caller's business, as in [`write`](Self::write). Dropping the future leaves the
     /// rest for the next call.

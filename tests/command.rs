@@ -43,7 +43,14 @@ fn assert_one_line(output: &Output, status: i32) -> &str {
 #[test]
 fn a_verb_without_a_supervisor_says_not_running() {
     let folder = tempfile::tempdir().unwrap();
-    for arguments in [&["status"][..], &["status", "--json"], &["check"], &["reset"], &["circuit", "open"]] {
+    for arguments in [
+        &["status"][..],
+        &["status", "--json"],
+        &["check"],
+        &["reset"],
+        &["circuit", "open"],
+        &["backup", "copy.db"],
+    ] {
         let output = command(folder.path(), arguments).output().unwrap();
         let line = assert_one_line(&output, 3);
         assert!(line.contains("not running"), "{line}");
@@ -113,6 +120,67 @@ fn status_prints_what_the_supervisor_answers() {
     assert_eq!((page.status.code(), json.status.code()), (Some(0), Some(0)));
     assert_eq!(text(&page.stdout), "sync     idle  0 pending  0 parked  0 conflicts\n");
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&json.stdout).unwrap(), answer);
+}
+
+/// `--migrations` applies a folder at the start; one that fails ends the start with status 1 and one line that names file,
+/// line and reason.
+#[test]
+fn a_migration_that_fails_ends_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join("migrations");
+    std::fs::create_dir(&files).unwrap();
+    std::fs::write(
+        files.join("0001_note.sql"),
+        "CREATE TABLE note (id INTEGER PRIMARY KEY);\nDROP TABLE nowhere",
+    )
+    .unwrap();
+    let by_flag =
+        command(folder.path(), &["--database", "x.db", "--migrations", "migrations"]).output().unwrap();
+    let mut by_variable = command(folder.path(), &["--database", "x.db"]);
+    let by_variable = by_variable.env("TIDEWATER_SQLITE__MIGRATIONS", "migrations").output().unwrap();
+    for output in [by_flag, by_variable] {
+        let log = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        let ours: Vec<_> = log.lines().filter(|line| line.starts_with("run_supervisor: ")).collect();
+        let said = "run_supervisor: 0001_note.sql, line 2: no such table: nowhere; nothing of this migration is done";
+        assert_eq!(ours, [said], "{log}");
+        assert!(!log.contains("Hybrid sync initialized"), "{log}");
+    }
+}
+
+/// `backup` copies the database of the supervisor that runs, to a path that counts from the verb's folder; a file that is
+/// there is replaced only when that is asked for.
+#[cfg(target_os = "linux")]
+#[test]
+fn backup_copies_the_running_database() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut child = command(folder.path(), &["--database", "x.db"]).stderr(Stdio::null()).spawn().unwrap();
+    let database = folder.path().join("x.db");
+    let database = database.to_str().unwrap();
+    let backup = |more: &[&str]| {
+        let arguments = [&["--database", database, "backup", "copy.db"], more].concat();
+        command(elsewhere.path(), &arguments).output().unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let first = loop {
+        let output = backup(&[]);
+        if output.status.code() != Some(3) {
+            break output;
+        }
+        assert!(Instant::now() < deadline, "it never runs");
+    };
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
+    let path = elsewhere.path().join("copy.db");
+    let bytes = std::fs::metadata(&path).unwrap().len();
+    assert_eq!(text(&first.stdout), format!("{bytes} bytes are in {}\n", path.display()));
+    let again = backup(&[]);
+    assert!(assert_one_line(&again, 1).contains("it is there already"));
+    let json = backup(&["--overwrite", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["path"], path.to_str().unwrap());
+    let kill = format!("kill -TERM {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 /// SIGTERM and SIGINT are orderly ends: status 0.

@@ -1,6 +1,6 @@
 //! The app's own schema as numbered files of SQL: what they are, which one is next, and when that is for a person to say.
 //!
-//! Parts: [`Migrations`] (the files that the app brings), [`Recorded`] (what a database remembers of those that it has),
+//! Parts: [`Migrations`] (the files that the app brings), `Recorded` (what a database remembers of those that it has),
 //! [`MigrationError`]. How one is applied is in `sqlite/migrate.rs`.
 //!
 //! ```text

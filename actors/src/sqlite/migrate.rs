@@ -109,9 +109,18 @@ fn run_one(conn: &Connection, migration: &Migration, at: usize) -> Result<usize>
         return Err(refused(migration, at, word));
     }
     let run = || -> rusqlite::Result<usize> {
-        let Some(mut statement) = Batch::new(conn, script).next()? else { return Ok(script.len()) };
+        // SQLite copies all that it is given, which adds up in a long script: it gets one statement, as far as that can be
+        // told without it. Where it does not agree, it gets the rest.
+        let one = &script[..statement_length(script)];
+        let prepared = match Batch::new(conn, one).next() {
+            Err(rusqlite::Error::SqlInputError { msg, .. }) if msg == "incomplete input" => {
+                Batch::new(conn, script).next()
+            }
+            prepared => prepared,
+        };
+        let Some(mut statement) = prepared? else { return Ok(one.len()) };
         // Without parameters that is the text itself, up to the end of the statement.
-        let length = statement.expanded_sql().map_or(script.len(), |sql| sql.len());
+        let length = statement.expanded_sql().map_or(one.len(), |sql| sql.len());
         let mut rows = statement.query([])?;
         while rows.next()?.is_some() {}
         Ok(length)
