@@ -32,7 +32,7 @@ pub struct Cli {
     /// The SQLite file [TIDEWATER_DATABASE, default tidewater.db]
     #[arg(long, value_name = "FILE", global = true)]
     pub database: Option<String>,
-    /// A folder of numbered .sql files to apply at the start [TIDEWATER_SQLITE__MIGRATIONS]
+    /// A folder of numbered .sql files to apply at the start [TIDEWATER_SQLITE__MIGRATIONS, default none]
     #[arg(long, value_name = "DIR", global = true)]
     pub migrations: Option<String>,
     /// How the log looks
