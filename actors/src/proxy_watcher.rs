@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use crate::core::availability::{Availability, Effect, Environment, Event, Level, Listening, Notice, Policy};
 use crate::core::backoff::Backoff;
 use crate::core::failure::CloudFailure;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Lookout};
 use crate::messages::{
     AvailabilityChanged, CallFinished, DetectProxy, Detection, GetProxyReport, ProxyReport, ResetDetector,
     Subscribe,
@@ -71,7 +71,8 @@ pub struct WatcherOptions {
     pub check_timeout: Duration,
     /// The sentence that names what is missing when there is no probe.
     pub probe_missing: String,
-    /// Looks whether something listens, without connecting; cheap, because it runs in the actor.
+    /// Looks whether something listens, without connecting; cheap, because it runs in the actor. It remembers whom it
+    /// saw, also for successors.
     pub look: Arc<dyn Fn() -> Listening + Send + Sync>,
     /// Sees whether a process of the proxy runs, in words. Runs on a thread that may block.
     pub find_process: Arc<dyn Fn() -> Option<String> + Send + Sync>,
@@ -88,7 +89,7 @@ pub struct WatcherOptions {
 impl WatcherOptions {
     /// The documented defaults for an endpoint, in development.
     pub fn new(endpoint: Endpoint, backoff: Backoff) -> Self {
-        let looked_at = endpoint.clone();
+        let lookout = Lookout::new(endpoint.clone());
         Self {
             endpoint,
             environment: Environment::Development,
@@ -102,7 +103,7 @@ impl WatcherOptions {
             probe_missing:
                 "CLOUD_SQL_DATABASE is not set: something listens, but there is nothing to connect to"
                     .to_owned(),
-            look: Arc::new(move || looked_at.look()),
+            look: Arc::new(move || lookout.look()),
             find_process: Arc::new(named_process),
             asleep: Arc::new(crate::clock::asleep),
             jitter: Arc::new(random_share),
