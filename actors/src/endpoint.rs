@@ -326,7 +326,9 @@ mod tests {
         // Other systems do not tell one socket from another.
         if cfg!(target_os = "linux") {
             let last = seen_replaced(&lookout, &|| Box::new(TcpListener::bind(address).unwrap()));
-            let Some((second, _)) = listen_on_ipv6(&format!("[::1]:{}", address.port()), true) else { return };
+            let Some((second, _)) = listen_on_ipv6(&format!("[::1]:{}", address.port()), true) else {
+                return;
+            };
             assert_eq!(lookout.look(), Listening::Another, "a second one besides");
             assert_eq!(lookout.look(), Listening::Yes);
             drop(second);

@@ -130,7 +130,8 @@ impl Cloud {
                 keepalive_idle: Duration::from_secs(10),
                 limit: options.timeout,
             },
-            ManagerConfig { recycling_method: RecyclingMethod::Verified },
+            // `connect` verifies: it knows what the silence of one says about the others.
+            ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );
         let pool = Pool::builder(manager)
             .max_size(options.pool_max.max(2))
@@ -139,7 +140,7 @@ impl Cloud {
                 wait: Some(options.timeout),
                 // The dialer ends by itself, and says what it waited for.
                 create: None,
-                recycle: Some(options.timeout),
+                recycle: None,
             })
             .build()
             .map_err(|error| CloudFailure::new(FailureClass::CheckFailed, error.to_string()))?;
@@ -155,7 +156,8 @@ impl Cloud {
     /// Answers with who is there.
     ///
     /// # Errors
-    /// With the class that says what to do. Bounded by the timeout of the options, twice.
+    /// With the class that says what to do. Bounded by the timeout of the options: for [`Cloud::connect`], and once more for
+    /// the answers.
     pub async fn check(&self) -> Result<String> {
         let session = self.connect().await?;
         let found = bounded(self.options.timeout, self.identify(&session.client)).await;
@@ -197,16 +199,42 @@ impl Cloud {
     /// A connection for one cycle.
     ///
     /// # Errors
-    /// With the class that says what to do. Bounded by the timeout of the options.
+    /// With the class that says what to do. Bounded by the timeout of the options, once for each: the wait where all are in
+    /// use, the silence of those that were idle, and dialling.
     pub async fn connect(&self) -> Result<CloudSession> {
-        match bounded(self.options.timeout * 2, async { Ok(self.pool.get().await) }).await? {
-            Ok(client) => Ok(CloudSession { client: Client(Some(client)), cloud: self.clone() }),
-            Err(PoolError::Backend(error)) => Err(self.explain(&error, Phase::Startup)),
-            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Wait)) => {
-                Err(CloudFailure::new(FailureClass::CheckFailed, "every connection of the pool is in use"))
+        let connected = async {
+            loop {
+                let object = self.pool.get().await.map_err(|error| self.no_connection(error))?;
+                let was_idle = Object::metrics(&object).recycle_count > 0;
+                let client = Client(Some(object));
+                if !was_idle || self.answers(&client).await {
+                    return Ok(CloudSession { client, cloud: self.clone() });
+                }
             }
-            Err(PoolError::Timeout(_)) => Err(silent(self.options.timeout)),
-            Err(error) => Err(CloudFailure::new(FailureClass::CheckFailed, error.to_string())),
+        };
+        bounded(self.options.timeout * 3, connected).await
+    }
+
+    /// Whether somebody is still there behind a connection that was idle.
+    async fn answers(&self, client: &Client) -> bool {
+        match tokio::time::timeout(self.options.timeout, client.simple_query("")).await {
+            Ok(answer) => answer.is_ok(),
+            Err(_) => {
+                // Whatever silenced it, a suspended machine or a proxy that lost its instance, silenced those beside it:
+                // a new connection tells, and to ask each of them would take the time of each.
+                self.pool.retain(|_, _| false);
+                false
+            }
+        }
+    }
+
+    fn no_connection(&self, error: PoolError) -> CloudFailure {
+        match error {
+            PoolError::Backend(error) => self.explain(&error, Phase::Startup),
+            PoolError::Timeout(_) => {
+                CloudFailure::new(FailureClass::CheckFailed, "every connection of the pool is in use")
+            }
+            error => CloudFailure::new(FailureClass::CheckFailed, error.to_string()),
         }
     }
 

@@ -824,8 +824,7 @@ fn random_histories_keep_the_invariants() {
             match next(13) {
                 12 => world.invisible = next(4) == 0,
                 0..=2 => {
-                    let seen =
-                        [Listening::Yes, Listening::No, Listening::CannotSee, Listening::Another];
+                    let seen = [Listening::Yes, Listening::No, Listening::CannotSee, Listening::Another];
                     world.listening = seen[next(4) as usize];
                 }
                 3 | 4 => {
