@@ -12,7 +12,6 @@
 //! The app's own actix System is not touched: everything here can be awaited in any actix or tokio runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -94,10 +93,12 @@ struct Inner {
     runtime: Mutex<Option<Runtime>>,
 }
 
+/// The thread of the actors, which nobody joins: it ends by itself.
 #[derive(Debug)]
 struct Runtime {
     stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
+    /// The file and its lock are free.
+    ended: oneshot::Receiver<()>,
 }
 
 /// The addresses of the four actors, and the app's subscribers, who have to be told again when the watcher is new.
@@ -151,16 +152,20 @@ impl Database {
     pub async fn open(settings: Settings, log: Logger) -> Result<Self, Error> {
         let plan = Plan::new(settings, log)?;
         let (opened, open) = oneshot::channel();
-        let thread = std::thread::Builder::new()
+        let (over, ended) = oneshot::channel();
+        std::thread::Builder::new()
             .name("tidewater".into())
             .spawn(move || {
                 // A panic in here would end the thread; `open` and the handles then answer with errors.
-                System::new().block_on(plan.live(opened));
+                let system = System::new();
+                system.block_on(plan.live(opened));
+                // Told before the system is dropped, which may wait for what is blocked in it. Who asked may have gone.
+                let _ = over.send(());
             })
             .map_err(|error| Error::Thread(error.to_string()))?;
         match open.await {
             Ok(Ok((mut inner, stop))) => {
-                inner.runtime = Mutex::new(Some(Runtime { stop, thread }));
+                inner.runtime = Mutex::new(Some(Runtime { stop, ended }));
                 Ok(Self { inner: Arc::new(inner) })
             }
             Ok(Err(error)) => Err(error),
@@ -352,7 +357,7 @@ impl Database {
     /// clone of this handle answers with [`Error::ShutDown`]. Calling it again does nothing.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let runtime = self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Runtime { stop, thread }) = runtime else { return Ok(()) };
+        let Some(Runtime { stop, ended }) = runtime else { return Ok(()) };
         let children = &self.inner.children;
         let within = self.inner.shutdown;
         // The writer's mailbox is first in, first out: its answer means that what waited before has been committed.
@@ -364,11 +369,7 @@ impl Database {
         self.inner.readers.close();
         // The thread may have ended by itself.
         let _ = stop.send(());
-        let (joined, ended) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("tidewater-end".into())
-            .spawn(move || joined.send(thread.join().is_ok()))
-            .map_err(|error| Error::Thread(error.to_string()))?;
+        // A thread that panicked has ended as well.
         match tokio::time::timeout(within, ended).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::StillBusy(within.as_secs_f64())),

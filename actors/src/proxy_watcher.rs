@@ -232,7 +232,11 @@ impl ProxyWatcher {
 
     fn find_process(&self, ctx: &mut Context<Self>) {
         let find = self.options.find_process.clone();
-        let found = actix_rt::task::spawn_blocking(move || find()).into_actor(self);
+        let found = actix_rt::task::spawn_blocking(move || {
+            fail::fail_point!("watcher.find_process");
+            find()
+        });
+        let found = found.into_actor(self);
         ctx.spawn(found.map(|found, watcher, ctx| {
             // A search that failed explains nothing.
             watcher.advance(Event::ProcessFound(found.unwrap_or_default()), ctx);
