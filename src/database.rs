@@ -24,8 +24,8 @@ use tidewater_actors::core::sync::Pace;
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::{
     AvailabilityChanged, DetectProxy, Detection, ForceCircuit, Forced, GetCircuitReport, GetLink,
-    GetProxyReport, GetSyncReport, Readiness, ResetDetector, SqliteReport, StatusSummary, Subscribe,
-    SyncError, SyncNow, WaitSynced, Write,
+    GetProxyReport, GetSyncReport, ProxyReport, Readiness, ResetCircuit, ResetDetector, SqliteReport,
+    StatusSummary, Subscribe, SyncNow, WaitSynced, Write,
 };
 use tidewater_actors::postgres::{Cloud, CloudOptions};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
@@ -42,6 +42,9 @@ use crate::settings::{AddColumns, Settings};
 
 /// How many writers may die while they have a unit in hand before it is given back: it may be what they die of.
 const WRITE_DEATHS_MAX: u32 = 2;
+
+/// `status` asks every actor; one that is stuck is reported, not waited for.
+const STATUS_WAIT: Duration = Duration::from_secs(2);
 
 /// Between two looks for the successor of an actor that died.
 const RESTART_POLL: Duration = Duration::from_millis(5);
@@ -88,6 +91,8 @@ struct Inner {
     children: Children,
     readers: Readers,
     sqlite: SqliteReport,
+    /// What is known of the proxy without the watcher.
+    unasked: ProxyReport,
     given_up: watch::Receiver<Option<GaveUp>>,
     shutdown: Duration,
     runtime: Mutex<Option<Runtime>>,
@@ -117,7 +122,7 @@ struct Subscribers(Arc<Mutex<Vec<Recipient<AvailabilityChanged>>>>);
 impl Subscribers {
     fn add(&self, recipient: Recipient<AvailabilityChanged>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(Recipient::connected);
+        known.retain(|other| other.connected() && *other != recipient);
         known.push(recipient);
     }
 
@@ -241,20 +246,23 @@ impl Database {
     /// restarts of actors; drop it to stop waiting.
     ///
     /// # Errors
-    /// [`SyncError::Parked`] when PostgreSQL refuses a row of it; [`SyncError::ProxyRequired`] at once where the proxy is
+    /// [`SyncError::Parked`](crate::SyncError::Parked) when PostgreSQL refuses a row of it; [`SyncError::ProxyRequired`](crate::SyncError::ProxyRequired) at once where the proxy is
     /// required and not available, and when it goes away meanwhile; [`Error::Failed`] when supervision gave up.
     pub async fn synced(&self, receipt: &Receipt) -> Result<(), Error> {
         let mut given_up = self.inner.given_up.clone();
         loop {
             self.alive()?;
-            let waiting = self.inner.children.syncer.ask(WaitSynced(receipt.mark));
+            let (answer, answered) = oneshot::channel();
+            let waiting = async {
+                let asked = self.inner.children.syncer.ask(WaitSynced { mark: receipt.mark, answer }).await;
+                asked.ok()?;
+                answered.await.ok()
+            };
             tokio::select! {
                 answer = waiting => match answer {
-                    Ok(Err(SyncError::Failed(_))) | Err(_) => {
-                        // The syncer was restarted: its successor is asked, when it is there.
-                        tokio::time::sleep(RESTART_POLL).await;
-                    }
-                    Ok(answer) => return Ok(answer?),
+                    Some(answer) => return Ok(answer?),
+                    // The syncer was restarted: its successor is asked, when it is there.
+                    None => tokio::time::sleep(RESTART_POLL).await,
                 },
                 changed = given_up.changed() => {
                     if changed.is_err() {
@@ -267,9 +275,15 @@ impl Database {
 
     /// Sends every change of the availability to a recipient, the current state first.
     pub async fn subscribe(&self, recipient: Recipient<AvailabilityChanged>) -> Result<(), Error> {
-        self.alive()?;
         self.inner.children.subscribers.add(recipient.clone());
-        Ok(self.inner.children.watcher.ask(Subscribe(recipient)).await?)
+        loop {
+            self.alive()?;
+            match self.inner.children.watcher.ask(Subscribe(recipient.clone())).await {
+                Ok(()) => return Ok(()),
+                // Its successor may have been made before the recipient was known.
+                Err(_) => tokio::time::sleep(RESTART_POLL).await,
+            }
+        }
     }
 
     /// Whether the proxy is there, with the reason in words. `force` skips what was verified within the last seconds.
@@ -281,6 +295,8 @@ impl Database {
     /// Sets the failure count and the delay back, ends a pause, and checks at once.
     pub async fn reset(&self) -> Result<(), Error> {
         self.alive()?;
+        // First, so that what the check finds meets a circuit that remembers nothing.
+        self.inner.children.breaker.ask(ResetCircuit).await?;
         Ok(self.inner.children.watcher.ask(ResetDetector).await?)
     }
 
@@ -295,7 +311,7 @@ impl Database {
     /// Takes what waits to the cloud now, and returns when that is done. Rows written meanwhile may or may not go along.
     ///
     /// # Errors
-    /// [`SyncError::Offline`] at once while the proxy is not available, [`SyncError::ProxyRequired`] where it is required.
+    /// [`SyncError::Offline`](crate::SyncError::Offline) at once while the proxy is not available, [`SyncError::ProxyRequired`](crate::SyncError::ProxyRequired) where it is required.
     pub async fn flush(&self) -> Result<(), Error> {
         self.sync_now().await
     }
@@ -303,7 +319,7 @@ impl Database {
     /// Brings home what others wrote, now, and returns when that is done.
     ///
     /// # Errors
-    /// [`SyncError::Offline`] at once while the proxy is not available, [`SyncError::ProxyRequired`] where it is required.
+    /// [`SyncError::Offline`](crate::SyncError::Offline) at once while the proxy is not available, [`SyncError::ProxyRequired`](crate::SyncError::ProxyRequired) where it is required.
     pub async fn warm(&self) -> Result<(), Error> {
         self.sync_now().await
     }
@@ -315,23 +331,37 @@ impl Database {
         Ok(self.inner.children.syncer.ask(SyncNow).await??)
     }
 
-    /// Everything that `run_supervisor status --json` says. An actor that is being restarted has empty entries.
+    /// Everything that `run_supervisor status --json` says, within two seconds. An actor that is being restarted, or does not
+    /// answer in time, has empty entries.
     pub async fn status_summary(&self) -> StatusSummary {
         let children = &self.inner.children;
+        // Before they are asked: one that is being restarted may be back when the others have answered.
+        let actors = vec![
+            children.watcher.report(),
+            children.breaker.report(),
+            children.writer.report(),
+            children.syncer.report(),
+        ];
+        let (proxy, circuit, sync) = tokio::join!(
+            tokio::time::timeout(STATUS_WAIT, children.watcher.ask(GetProxyReport)),
+            tokio::time::timeout(STATUS_WAIT, children.breaker.ask(GetCircuitReport)),
+            tokio::time::timeout(STATUS_WAIT, children.syncer.ask(GetSyncReport)),
+        );
+        let silent = [
+            ("ProxyWatcher", matches!(proxy, Ok(Ok(_)))),
+            ("CircuitBreaker", matches!(circuit, Ok(Ok(_)))),
+            ("CloudSyncer", matches!(sync, Ok(Ok(_)))),
+        ];
+        let silent: Vec<_> = silent.iter().filter(|(_, answered)| !answered).map(|(name, _)| *name).collect();
         let status = StatusSummary {
-            proxy: children.watcher.ask(GetProxyReport).await.unwrap_or_default(),
-            circuit: children.breaker.ask(GetCircuitReport).await.unwrap_or_default(),
-            sync: children.syncer.ask(GetSyncReport).await.unwrap_or_default(),
+            proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(|| self.inner.unasked.clone()),
+            circuit: circuit.ok().and_then(Result::ok).unwrap_or_default(),
+            sync: sync.ok().and_then(Result::ok).unwrap_or_default(),
             sqlite: self.inner.sqlite.clone(),
-            actors: vec![
-                children.watcher.report(),
-                children.breaker.report(),
-                children.writer.report(),
-                children.syncer.report(),
-            ],
+            actors,
             ..StatusSummary::default()
         };
-        status.judged()
+        status.judged(&silent)
     }
 
     /// Whether somebody may rely on this process now: every actor runs and, where the proxy is required, the cloud is
@@ -363,7 +393,11 @@ impl Database {
         // The writer's mailbox is first in, first out: its answer means that what waited before has been committed.
         let orderly = async {
             let _ = children.writer.ask(GetLink).await;
-            let _ = children.syncer.ask(SyncNow).await;
+            // A cloud that is not there, or that nobody has looked for yet, is not waited for.
+            let sync = children.syncer.ask(GetSyncReport).await;
+            if sync.is_ok_and(|sync| !["offline", "blocked"].contains(&sync.state.as_str())) {
+                let _ = children.syncer.ask(SyncNow).await;
+            }
         };
         let _ = tokio::time::timeout(within, orderly).await;
         self.inner.readers.close();
@@ -457,6 +491,13 @@ impl Plan {
         let sqlite =
             SqliteReport { path: self.store.path.display().to_string(), journal_mode: "wal".to_owned() };
         let shutdown = self.settings.supervisor.shutdown;
+        let unasked = ProxyReport {
+            endpoint: self.settings.proxy.endpoint(),
+            environment: self.settings.supervisor.environment.to_string(),
+            proxy_required: self.settings.proxy.require,
+            detail: "the watcher is being restarted".to_owned(),
+            ..ProxyReport::default()
+        };
         let log = self.log.clone();
         let (children, supervisor) = self.children(store, own_readers.clone());
         let supervision = match supervisor.launch().await {
@@ -476,7 +517,8 @@ impl Plan {
         info!(log, "✅ SQLite initialized (WAL mode enabled)");
         info!(log, "✅ Hybrid sync initialized");
         let (stop, stopped) = oneshot::channel();
-        let inner = Inner { children, readers, sqlite, given_up, shutdown, runtime: Mutex::new(None) };
+        let inner =
+            Inner { children, readers, sqlite, unasked, given_up, shutdown, runtime: Mutex::new(None) };
         if opened.send(Ok((inner, stop))).is_ok() {
             tokio::select! {
                 // An error means that every handle is gone, which is an end as well.

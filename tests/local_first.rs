@@ -119,3 +119,50 @@ async fn a_circuit_held_open_holds_the_sync_until_it_is_let_go() {
     assert_eq!(bench.log.count("Circuit decides by itself again"), 1);
     db.shutdown().await.unwrap();
 }
+
+/// Who asks for the cloud before anybody has looked for it waits for that first look, and no longer: neither a cloud that is
+/// there nor one that is not needs a second call.
+#[actix_rt::test]
+async fn the_first_check_is_waited_for() {
+    let bench = Bench::new().await;
+    bench.proxy.start();
+    let db = bench.open_with(bench.settings().set("proxy.require", true)).await;
+    db.warm().await.unwrap();
+    let create = Statement::new("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)");
+    let insert = Statement::new("INSERT INTO note (body) VALUES ('here')");
+    let receipt = db.write([create, insert]).await.unwrap().receipt;
+    db.synced(&receipt).await.unwrap();
+    db.shutdown().await.unwrap();
+
+    bench.proxy.stop();
+    let db = bench.open().await;
+    assert!(matches!(db.warm().await, Err(Error::Sync(SyncError::Offline(_)))));
+    db.shutdown().await.unwrap();
+}
+
+/// A cloud that answers and lets nothing be synced is a fault where it is required: whoever waits is told, each time and with
+/// the word that waiting does not help, and readiness is red.
+#[actix_rt::test]
+async fn a_required_cloud_that_blocks_is_told_to_whoever_waits() {
+    let bench = Bench::new().await;
+    let admin = bench.cloud.connect_as_admin().await;
+    let only_reads = format!("ALTER ROLE {} SET default_transaction_read_only = on", bench.cloud.user);
+    admin.batch_execute(&only_reads).await.unwrap();
+    bench.proxy.start();
+    let db = bench.open_with(bench.settings().set("proxy.require", true)).await;
+    let create = Statement::new("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)");
+    let insert = Statement::new("INSERT INTO note (body) VALUES ('here')");
+    let receipt = db.write([create, insert]).await.unwrap().receipt;
+    for answer in [db.synced(&receipt).await, db.synced(&receipt).await, db.flush().await, db.flush().await] {
+        let error = answer.unwrap_err();
+        assert!(matches!(error, Error::Sync(SyncError::Blocked(_))) && !error.retry_helps(), "{error:?}");
+    }
+    let status = db.status_summary().await;
+    assert_eq!(status.proxy.status, ProxyStatus::Available);
+    assert!(
+        !status.readiness.ready && status.readiness.reasons[0].contains("blocked"),
+        "{:?}",
+        status.readiness
+    );
+    db.shutdown().await.unwrap();
+}

@@ -7,7 +7,7 @@
 mod harness;
 
 use fail::FailScenario;
-use harness::{Bench, here, wait_for, wait_until_available};
+use harness::{Bench, here, wait_for};
 use tidewater::Statement;
 
 /// A writer that hangs in the middle of somebody's write is replaced: who waited is answered by the successor, and when the

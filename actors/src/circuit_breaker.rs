@@ -23,7 +23,8 @@ use tokio::time::Instant;
 use crate::core::circuit::{Circuit, CircuitPolicy, Effect, Event, Mode, Published, word_of};
 use crate::core::failure::FailureClass;
 use crate::messages::{
-    AvailabilityChanged, CallFinished, CircuitReport, ForceCircuit, Forced, GetCircuitReport, Subscribe,
+    AvailabilityChanged, CallFinished, CircuitReport, ForceCircuit, Forced, GetCircuitReport, ResetCircuit,
+    Subscribe,
 };
 use crate::supervision::Context;
 
@@ -268,6 +269,14 @@ impl Handler<CallFinished> for CircuitBreaker {
 
     fn handle(&mut self, call: CallFinished, ctx: &mut Self::Context) {
         self.advance(Event::Call(call), ctx);
+    }
+}
+
+impl Handler<ResetCircuit> for CircuitBreaker {
+    type Result = ();
+
+    fn handle(&mut self, _: ResetCircuit, ctx: &mut Self::Context) {
+        self.advance(Event::Reset, ctx);
     }
 }
 

@@ -93,9 +93,12 @@ pub struct CloudSyncer {
     asked: Vec<(u64, oneshot::Sender<Result<(), SyncError>>)>,
     /// Who waits for what is up to a mark to be in the cloud.
     receipts: Vec<(Mark, oneshot::Sender<Result<(), SyncError>>)>,
+    /// When there are so many, those that nobody waits for any more are let go.
+    receipts_max: usize,
     cycles_begun: u64,
     trouble: Option<String>,
-    why_offline: Option<FailureClass>,
+    /// Why the cloud is away; nothing as long as nobody has looked, and while it is there.
+    offline: Option<Option<FailureClass>>,
     log: Logger,
 }
 
@@ -137,6 +140,9 @@ impl Portion {
     }
 }
 
+/// The fewest receipts that are worth looking through for those that nobody waits for.
+const RECEIPTS_MIN: usize = 64;
+
 /// The first window or page, as long as nobody knows what a row weighs.
 const FIRST_PORTION: usize = 64;
 
@@ -167,9 +173,10 @@ impl CloudSyncer {
             timer: None,
             asked: vec![],
             receipts: vec![],
+            receipts_max: RECEIPTS_MIN,
             cycles_begun: 0,
             trouble: None,
-            why_offline: None,
+            offline: None,
             log,
         }
     }
@@ -183,12 +190,6 @@ impl CloudSyncer {
                         ctx.cancel_future(running);
                     }
                     self.memory = Memory::default();
-                    let error =
-                        self.unavailable().unwrap_or(SyncError::Failed("the cycle was cut off".into()));
-                    for (_, waiting) in std::mem::take(&mut self.asked) {
-                        // Who asked may have gone.
-                        let _ = waiting.send(Err(error.clone()));
-                    }
                 }
                 Effect::Wake { wait, after } => {
                     if let Some(timer) = self.timer.take() {
@@ -239,6 +240,12 @@ impl CloudSyncer {
             Err(trouble) if matches!(outcome, Outcome::Failed(class) if !class.retry_helps()) => {
                 Err(SyncError::Blocked(trouble.to_string()))
             }
+            Err(Trouble::Open(open))
+                if open.reason.is_some_and(|class| !class.retry_helps()) && !open.forced =>
+            {
+                let why = open.reason.map_or("see the log", FailureClass::in_words);
+                Err(SyncError::Blocked(self.trouble.clone().unwrap_or_else(|| why.to_owned())))
+            }
             Err(trouble) => Err(SyncError::Failed(trouble.to_string())),
         };
         for (first, waiting) in std::mem::take(&mut self.asked) {
@@ -251,6 +258,7 @@ impl CloudSyncer {
         }
         self.advance(Event::Ended { cycle, outcome }, ctx);
         self.settle_receipts();
+        self.refuse();
     }
 
     /// One line when trouble begins and one when it ends; nothing while it lasts.
@@ -306,28 +314,30 @@ impl CloudSyncer {
         }
     }
 
-    /// Why nothing that needs the cloud can be done now; `None` where it can.
+    /// Why nothing that needs the cloud can be done now; `None` where it can, and as long as nobody knows.
     fn unavailable(&self) -> Option<SyncError> {
-        let why = || self.why_offline.map_or("not checked yet", FailureClass::in_words).to_owned();
-        match self.machine.state() {
-            State::Offline if self.options.proxy_required => Some(SyncError::ProxyRequired(why())),
-            State::Offline => Some(SyncError::Offline(why())),
-            State::Blocked if self.running.is_none() => {
-                Some(SyncError::Blocked(self.trouble.clone().unwrap_or_else(why)))
+        let why =
+            |class: Option<FailureClass>| class.map_or("not checked yet", FailureClass::in_words).to_owned();
+        match (self.machine.state(), self.offline) {
+            (State::Offline, Some(class)) if self.options.proxy_required => {
+                Some(SyncError::ProxyRequired(why(class)))
             }
-            State::Blocked | State::Working | State::Idle => None,
+            (State::Offline, Some(class)) => Some(SyncError::Offline(why(class))),
+            (State::Blocked, class) if self.running.is_none() => {
+                Some(SyncError::Blocked(self.trouble.clone().unwrap_or_else(|| why(class.flatten()))))
+            }
+            _ => None,
         }
     }
 
-    /// Receipts outlast an outage, unless there must be none.
-    fn refuse_receipts(&mut self) {
-        if self.options.proxy_required
-            && let Some(error) = self.unavailable()
-        {
-            for (_, waiting) in self.receipts.drain(..) {
-                // Who waited may have gone.
-                let _ = waiting.send(Err(error.clone()));
-            }
+    /// Answers whoever waits for the cloud while it cannot be used. Receipts outlast an outage, unless there must be none.
+    fn refuse(&mut self) {
+        let Some(error) = self.unavailable() else { return };
+        let asked = self.asked.drain(..).map(|(_, waiting)| waiting);
+        let receipts = if self.options.proxy_required { self.receipts.len() } else { 0 };
+        for waiting in asked.chain(self.receipts.drain(..receipts).map(|(_, waiting)| waiting)) {
+            // Who waited may have gone.
+            let _ = waiting.send(Err(error.clone()));
         }
     }
 
@@ -366,11 +376,16 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
 
     fn handle(&mut self, changed: AvailabilityChanged, ctx: &mut Self::Context) {
         match changed.status {
-            ProxyStatus::Available if self.parts.cloud.is_some() => self.advance(Event::Available, ctx),
+            ProxyStatus::Available if self.parts.cloud.is_some() => {
+                self.offline = None;
+                self.advance(Event::Available, ctx);
+            }
+            // Not checked yet: whoever asks waits for what the first check says.
+            ProxyStatus::Unknown if changed.class.is_none() => {}
             _ => {
-                self.why_offline = changed.class;
+                self.offline = Some(changed.class);
                 self.advance(Event::Unavailable(changed.class), ctx);
-                self.refuse_receipts();
+                self.refuse();
             }
         }
     }
@@ -410,18 +425,20 @@ impl Handler<RoundSettled> for CloudSyncer {
 }
 
 impl Handler<WaitSynced> for CloudSyncer {
-    type Result = ResponseFuture<Result<(), SyncError>>;
+    type Result = ();
 
-    fn handle(&mut self, WaitSynced(mark): WaitSynced, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, WaitSynced { mark, answer }: WaitSynced, _: &mut Self::Context) {
         if let Some(settled) = self.receipt(mark) {
-            return Box::pin(async { settled });
+            // Who waited may have gone.
+            let _ = answer.send(settled);
+            return;
         }
-        let (answer, answered) = oneshot::channel();
         self.receipts.push((mark, answer));
-        self.refuse_receipts();
-        Box::pin(async {
-            answered.await.unwrap_or_else(|_| Err(SyncError::Failed("the syncer stopped".into())))
-        })
+        if self.receipts.len() >= self.receipts_max {
+            self.receipts.retain(|(_, waiting)| !waiting.is_closed());
+            self.receipts_max = (self.receipts.len() * 2).max(RECEIPTS_MIN);
+        }
+        self.refuse();
     }
 }
 

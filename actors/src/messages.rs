@@ -3,7 +3,7 @@
 //! ```text
 //! ProxyWatcher ── AvailabilityChanged ─▶ CircuitBreaker, CloudSyncer, any Recipient of the app
 //! app          ── DetectProxy, ResetDetector, Subscribe ─▶ ProxyWatcher
-//! app          ── ForceCircuit ─▶ CircuitBreaker
+//! app          ── ForceCircuit, ResetCircuit ─▶ CircuitBreaker
 //! CloudSyncer  ── CallFinished ─▶ CircuitBreaker, ProxyWatcher      (traffic that succeeded counts as a check)
 //! app          ── Write ─▶ SqliteWriter ── JournalGrew (a hint) ─▶ CloudSyncer
 //! CloudSyncer  ── NoteRound, Acknowledge, PutBack, Park, ApplyPage … ─▶ SqliteWriter
@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::core::failure::FailureClass;
 use crate::core::schema::Table;
@@ -151,6 +152,11 @@ pub enum Forced {
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct ForceCircuit(pub Option<Forced>);
+
+/// Forgets why the circuit is open, and lets one call try.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct ResetCircuit;
 
 /// Asks the breaker what it knows.
 #[derive(Debug, Clone, Copy, Message)]
@@ -335,10 +341,16 @@ pub struct StartOver {
 #[rtype(result = "()")]
 pub struct JournalGrew;
 
-/// Waits until everything that was dirty at a mark, or before, is in the cloud.
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "Result<(), SyncError>")]
-pub struct WaitSynced(pub Mark);
+/// Waits until everything that was dirty at a mark, or before, is in the cloud. The answer comes apart, so that the syncer
+/// sees when nobody waits for it any more.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct WaitSynced {
+    /// What is waited for.
+    pub mark: Mark,
+    /// Who waits; dropped without an answer when the syncer is.
+    pub answer: oneshot::Sender<Result<(), SyncError>>,
+}
 
 /// Runs a cycle now and answers when it ended.
 #[derive(Debug, Clone, Copy, Message)]
@@ -477,13 +489,24 @@ pub struct StatusSummary {
 
 impl StatusSummary {
     /// Ready is who has every actor running and, where the proxy is required, a cloud. Without the requirement no cloud is
-    /// needed: that is what the local file is for.
+    /// needed: that is what the local file is for. `silent` are the actors that did not answer.
     #[must_use]
-    pub fn judged(mut self) -> Self {
-        let actors = self.actors.iter().filter(|actor| actor.state != "running");
-        let mut reasons: Vec<_> = actors.map(|actor| format!("{} is {}", actor.name, actor.state)).collect();
-        if self.proxy.proxy_required && self.proxy.status != ProxyStatus::Available {
-            reasons.push(format!("Cloud SQL is required and not available: {}", self.proxy.detail));
+    pub fn judged(mut self, silent: &[&str]) -> Self {
+        let fault = |actor: &ActorReport| match actor.state.as_str() {
+            "running" if silent.contains(&actor.name.as_str()) => {
+                Some(format!("{} does not answer", actor.name))
+            }
+            "running" => None,
+            state => Some(format!("{} is {state}", actor.name)),
+        };
+        let mut reasons: Vec<_> = self.actors.iter().filter_map(fault).collect();
+        if self.proxy.proxy_required {
+            if self.proxy.status != ProxyStatus::Available {
+                reasons.push(format!("Cloud SQL is required and not available: {}", self.proxy.detail));
+            } else if self.sync.state == "blocked" {
+                let why = self.sync.detail.as_deref().unwrap_or("see the log");
+                reasons.push(format!("Cloud SQL is required and the sync is blocked: {why}"));
+            }
         }
         self.readiness = Readiness { ready: reasons.is_empty(), reasons };
         self

@@ -14,8 +14,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix::prelude::*;
@@ -23,7 +22,9 @@ use slog::{Logger, error, info, warn};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::core::availability::{Availability, Effect, Environment, Event, Level, Listening, Notice, Policy};
+use crate::core::availability::{
+    Availability, Effect, Environment, Event, Legacy, Level, Listening, Notice, Policy,
+};
 use crate::core::backoff::Backoff;
 use crate::core::failure::CloudFailure;
 use crate::endpoint::{Endpoint, Lookout};
@@ -82,8 +83,8 @@ pub struct WatcherOptions {
     pub jitter: Arc<dyn Fn() -> f64 + Send + Sync>,
     /// Tells of the calls that end; every watcher introduces itself.
     pub gate: Option<crate::circuit_breaker::Gate>,
-    /// The epoch of the last broadcast. Outlives a watcher, so that its successor's changes are newer.
-    pub last_epoch: Arc<AtomicU64>,
+    /// What a watcher leaves to its successor, and when it was so.
+    pub legacy: Arc<Mutex<Option<(Legacy, Instant)>>>,
 }
 
 impl WatcherOptions {
@@ -108,7 +109,7 @@ impl WatcherOptions {
             asleep: Arc::new(crate::clock::asleep),
             jitter: Arc::new(random_share),
             gate: None,
-            last_epoch: Arc::default(),
+            legacy: Arc::default(),
         }
     }
 
@@ -164,11 +165,15 @@ impl ProxyWatcher {
         subscribers: Vec<Recipient<AvailabilityChanged>>,
         log: Logger,
     ) -> Self {
-        let last_epoch = options.last_epoch.load(Ordering::Acquire);
-        let machine =
-            Availability::new(options.policy(probe.is_some()), options.endpoint.to_string(), last_epoch);
-        // They know the state in which everything starts; a successor broadcasts a new one.
-        let told = Some(last_epoch);
+        let policy = options.policy(probe.is_some());
+        let endpoint = options.endpoint.to_string();
+        let legacy = options.legacy.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let machine = match legacy {
+            Some((legacy, since)) => Availability::succeed(policy, endpoint, legacy.after(since.elapsed())),
+            None => Availability::new(policy, endpoint),
+        };
+        // They know the state in which everything starts. What a predecessor said last may not have reached everybody.
+        let told = (machine.current().epoch == 0).then_some(0);
         let subscribers = subscribers.into_iter().map(|recipient| Subscriber { recipient, told }).collect();
         Self {
             asleep_before: (options.asleep)(),
@@ -197,15 +202,16 @@ impl ProxyWatcher {
                     Effect::DropCheck => self.drop_check(ctx),
                     Effect::FindProcess => self.find_process(ctx),
                     Effect::ScheduleAt(at) => self.schedule(at, ctx),
-                    Effect::Broadcast(change) => {
-                        self.options.last_epoch.store(change.epoch, Ordering::Release)
-                    }
+                    // Told at the end of the turn.
+                    Effect::Broadcast(_) => {}
                     Effect::Answer(detection) => self.answer(&detection),
                     Effect::Log(notice) => self.write(&notice),
                 }
             }
         }
         self.tell_subscribers();
+        let legacy = (self.machine.legacy(), Instant::now());
+        *self.options.legacy.lock().unwrap_or_else(PoisonError::into_inner) = Some(legacy);
     }
 
     fn start_check(&mut self, id: u64, ctx: &mut Context<Self>) {

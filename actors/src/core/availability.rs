@@ -33,6 +33,8 @@
 //! - **W6** A link that keeps coming and going is followed with a backoff too: after [`FREE_APPEARANCES`] short ups
 //!   in a row each further one is waited for longer, whatever its cause, so that neither the log nor the proxy
 //!   has to bear every one of them.
+//! - **W7** A successor of a watcher that died goes on where that one was: it announces nothing, tries nothing before its
+//!   time, and does not wait longer either.
 //!
 //! Times are durations since an origin of the shell's choice, so nothing here reads a clock. Time in which the
 //! machine was suspended counts: what fell due meanwhile is due when it wakes.
@@ -57,6 +59,9 @@ pub const RECONNECT_JITTER_MAX: Duration = Duration::from_millis(250);
 
 /// The share of a backoff wait that jitter may add once the proxy was up.
 const BACKOFF_JITTER_SHARE: f64 = 0.1;
+
+/// Who asks is answered after so long at the latest without the process that might explain the answer.
+const PROCESS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Having been up for so many health intervals ends a row of short ups.
 const STABLE_AFTER_CHECKS: u32 = 6;
@@ -208,6 +213,34 @@ enum Activity {
     },
 }
 
+/// What a watcher leaves to its successor: as little as keeps P7 and the subscribers' peace.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Legacy {
+    /// The last broadcast.
+    pub last: AvailabilityChanged,
+    detail: String,
+    failures: u32,
+    absences: u32,
+    paused: bool,
+    last_seen: Option<Listening>,
+    /// For how long it is not to try.
+    wait: Option<Duration>,
+    /// For how long the last refusal counts.
+    refused_for: Duration,
+}
+
+impl Legacy {
+    /// The same, so much later.
+    #[must_use]
+    pub fn after(self, passed: Duration) -> Self {
+        Self {
+            wait: self.wait.map(|wait| wait.saturating_sub(passed)),
+            refused_for: self.refused_for.saturating_sub(passed),
+            ..self
+        }
+    }
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct Availability {
@@ -219,6 +252,8 @@ pub struct Availability {
     detail: String,
     epoch: u64,
     failures: u32,
+    /// Those in a row that can mean that there is no proxy to expect here.
+    absences: u32,
     paused: bool,
     activity: Activity,
     check_id: u64,
@@ -234,6 +269,8 @@ pub struct Availability {
     /// The process that explains the failure, as of the last check.
     process: Option<String>,
     finding_process: bool,
+    /// Whoever asks waits so long for a search to end.
+    found_by: Duration,
     said_process: bool,
     /// Checks because of appearances that failed, since the last success or reset.
     appearances_failed: u32,
@@ -241,8 +278,8 @@ pub struct Availability {
     available_since: Duration,
     /// How often in a row it was up for a short time only.
     short_ups: u32,
-    /// When the last attempt ended that met somebody, if it was refused for good: remembered also while nobody is there.
-    refused_at: Option<Duration>,
+    /// Until when the last refusal counts: remembered also while nobody is there to refuse, or nobody answers.
+    refused_until: Option<Duration>,
     /// One failed check of the transient kind while available: asked again before an outage is announced.
     in_doubt: bool,
     /// The next success is announced although nothing changed: somebody asked for a fresh start.
@@ -270,17 +307,54 @@ pub struct Availability {
 }
 
 impl Availability {
-    /// A machine that knows nothing yet. `endpoint` is how log lines name it; epochs go on after
-    /// `last_epoch`, so that subscribers who outlive a watcher are not deaf to its successor.
-    pub fn new(policy: Policy, endpoint: impl Into<String>, last_epoch: u64) -> Self {
+    /// A machine that goes on where its predecessor was (W7).
+    pub fn succeed(policy: Policy, endpoint: impl Into<String>, legacy: Legacy) -> Self {
+        let AvailabilityChanged { epoch, status, class } = legacy.last;
+        let was_up = status == ProxyStatus::Available;
+        Self {
+            epoch,
+            status,
+            class,
+            detail: legacy.detail,
+            failures: legacy.failures,
+            absences: legacy.absences,
+            paused: legacy.paused,
+            last_seen: legacy.last_seen,
+            explained: true,
+            said_pause: legacy.paused,
+            was_up,
+            // A healthy link is looked at soon; everything else has its time.
+            next_check: if was_up { Some(Duration::ZERO) } else { legacy.wait },
+            refused_until: (!legacy.refused_for.is_zero()).then_some(legacy.refused_for),
+            ..Self::new(policy, endpoint)
+        }
+    }
+
+    /// What a successor has to know.
+    pub fn legacy(&self) -> Legacy {
+        Legacy {
+            last: self.current(),
+            detail: self.detail.clone(),
+            failures: self.failures,
+            absences: self.absences,
+            paused: self.paused,
+            last_seen: self.last_seen,
+            wait: self.next_check.map(|at| at.saturating_sub(self.now)),
+            refused_for: self.left_of_refusal(),
+        }
+    }
+
+    /// A machine that knows nothing yet. `endpoint` is how log lines name it.
+    pub fn new(policy: Policy, endpoint: impl Into<String>) -> Self {
         Self {
             policy,
             endpoint: endpoint.into(),
             status: ProxyStatus::Unknown,
             class: None,
             detail: "not checked yet".to_owned(),
-            epoch: last_epoch,
+            epoch: 0,
             failures: 0,
+            absences: 0,
             paused: false,
             activity: Activity::Idle,
             check_id: 0,
@@ -291,12 +365,13 @@ impl Availability {
             appeared_at: None,
             process: None,
             finding_process: false,
+            found_by: Duration::ZERO,
             said_process: false,
             appearances_failed: 0,
             appearance_failed_at: Duration::ZERO,
             available_since: Duration::ZERO,
             short_ups: 0,
-            refused_at: None,
+            refused_until: None,
             in_doubt: false,
             announce: false,
             was_up: false,
@@ -346,7 +421,12 @@ impl Availability {
 
     /// The status and the reason in words.
     pub fn detection(&self) -> Detection {
-        Detection { status: self.status, detail: self.explained_detail() }
+        let mut detail = self.explained_detail();
+        let left = self.left_of_refusal().as_secs_f64().ceil();
+        if self.class.is_some_and(is_refusal) && left > 0.0 {
+            detail += &format!(" (asked again in {left} s, or at once by a reset)");
+        }
+        Detection { status: self.status, detail }
     }
 
     /// What `status` shows; the two times of day are the shell's to fill in.
@@ -379,12 +459,14 @@ impl Availability {
     // --- events ------------------------------------------------------------------------------------------
 
     fn started(&mut self) {
-        self.log(Notice::Initialized);
         if self.epoch > 0 {
-            // A successor: whoever listens must not take its predecessor's word for what is now.
-            self.epoch += 1;
-            self.out.push(Effect::Broadcast(self.current()));
+            match self.status {
+                ProxyStatus::Available => self.start_check(Cause::Schedule),
+                _ => self.look(None),
+            }
+            return;
         }
+        self.log(Notice::Initialized);
         self.look(Some(Cause::Schedule));
     }
 
@@ -513,7 +595,7 @@ impl Availability {
         self.sight_lies = false;
         self.said_process = false;
         self.said_pause = false;
-        self.refused_at = None;
+        self.refused_until = None;
         self.next_check = Some(self.now);
         self.next_cause = Cause::Schedule;
         match &mut self.activity {
@@ -572,19 +654,20 @@ impl Availability {
         if self.status == ProxyStatus::Available {
             // The pool's own connection is better evidence than the socket table.
             self.start_check(Cause::Schedule);
-        } else if self.may_pause() {
+        } else if self.may_pause() && !self.listener_is_new() {
             self.pause();
         } else {
             self.look(Some(self.next_cause));
         }
     }
 
-    /// A server that says that it is full, or not up yet, is no sign of a machine without one.
     fn may_pause(&self) -> bool {
-        !self.policy.proxy_expected()
-            && !self.paused
-            && self.failures >= self.policy.give_up_after
-            && self.class.is_some_and(|class| counts_as_absent(class) && class != FailureClass::Busy)
+        !self.policy.proxy_expected() && !self.paused && self.absences >= self.policy.give_up_after
+    }
+
+    /// Whether a listener appeared that has not been asked yet.
+    fn listener_is_new(&self) -> bool {
+        self.next_cause == Cause::Appearance || self.appeared_at > self.last_check
     }
 
     fn pause(&mut self) {
@@ -609,6 +692,7 @@ impl Availability {
         // Forgiven once it has stayed as it was for long, not because it was not dialled for long.
         if appeared_before.is_none_or(|at| self.now.saturating_sub(at) >= max) {
             self.appearances_failed = 0;
+            self.short_ups = 0;
         }
         let earliest = match self.appearances_failed.checked_sub(self.free_appearances()) {
             None if self.flaps() > 0 => self.last_check.unwrap_or_default() + self.jittered_wait(),
@@ -618,7 +702,7 @@ impl Availability {
                 self.now + RECONNECT_JITTER_MAX.mul_f64(spread)
             }
             // It flaps: neither at once nor from the beginning of the timeline.
-            Some(_) if self.is_blocked() => self.refused_at.unwrap_or(self.appearance_failed_at) + max,
+            Some(_) if self.is_blocked() => self.refused_until.unwrap_or(self.appearance_failed_at + max),
             Some(beyond) => self.appearance_failed_at + self.policy.backoff.wait(beyond + 1),
         };
         let at = earliest.max(self.now);
@@ -648,6 +732,7 @@ impl Availability {
 
     fn start_over(&mut self) {
         self.failures = 0;
+        self.absences = 0;
         self.paused = false;
     }
 
@@ -659,6 +744,7 @@ impl Availability {
     fn find_process(&mut self) {
         if !self.finding_process {
             self.finding_process = true;
+            self.found_by = self.now + PROCESS_PATIENCE;
             self.out.push(Effect::FindProcess);
         }
     }
@@ -678,7 +764,7 @@ impl Availability {
     fn succeeded(&mut self, who: String) {
         self.start_over();
         self.appearances_failed = 0;
-        self.refused_at = None;
+        self.refused_until = None;
         self.in_doubt = false;
         self.was_up = true;
         self.warned_at = None;
@@ -729,25 +815,28 @@ impl Availability {
             }
             self.next_look = Some(self.now + self.look_interval());
         }
-        if attempted && class != FailureClass::NotRunning {
-            self.refused_at = is_refusal(class).then_some(self.now);
+        if attempted && is_refusal(class) {
+            self.refused_until = Some(self.now + self.policy.backoff.max());
         }
         if cause == Cause::Appearance && attempted {
             self.appearances_failed = self.appearances_failed.saturating_add(1);
             self.appearance_failed_at = self.now;
         }
 
-        let same_kind = self.class.is_none_or(|before| counts_as_absent(before) == counts_as_absent(class));
+        let same_kind = self.class.is_none_or(|before| is_refusal(before) == is_refusal(class));
         let timeline_stands = cause == Cause::Demand
             && same_kind
             && !was_available
             && self.next_check.map_or(self.paused, |at| at > self.now);
         if !timeline_stands {
-            self.failures = if same_kind { self.failures.saturating_add(1) } else { 1 };
+            // Whoever paused and hears from a server after all begins anew.
+            let goes_on = same_kind && (!self.paused || suggests_absence(class));
+            self.failures = if goes_on { self.failures.saturating_add(1) } else { 1 };
+            self.absences = if suggests_absence(class) { self.absences.saturating_add(1) } else { 0 };
         }
         self.detail = self.detail_of(class, &failure);
         let changed = self.change_to(status_of(class), Some(class));
-        self.paused &= counts_as_absent(class);
+        self.paused &= suggests_absence(class);
         if !timeline_stands {
             self.next_cause = Cause::Schedule;
             self.next_check = if self.paused {
@@ -815,7 +904,7 @@ impl Availability {
                 self.log(Notice::NotAnswering { endpoint, detail });
             }
         }
-        if self.listening == Listening::CannotSee && counts_as_absent(class) {
+        if self.listening == Listening::CannotSee && suggests_absence(class) {
             self.say_blind();
         }
     }
@@ -831,7 +920,7 @@ impl Availability {
     fn warn_of_long_absence(&mut self, class: FailureClass) {
         let due = self.warned_at.is_none_or(|at| self.now - at >= self.policy.backoff.max());
         if self.policy.proxy_expected()
-            && counts_as_absent(class)
+            && !is_refusal(class)
             && self.failures >= self.policy.give_up_after
             && due
         {
@@ -883,7 +972,7 @@ impl Availability {
     /// How long the last refusal still counts, although nobody may be there any more: a proxy that flaps in front of a wrong
     /// password is not another one each time that it comes back.
     fn left_of_refusal(&self) -> Duration {
-        self.refused_at.map_or(Duration::ZERO, |at| (at + self.policy.backoff.max()).saturating_sub(self.now))
+        self.refused_until.map_or(Duration::ZERO, |until| until.saturating_sub(self.now))
     }
 
     /// Never before the proxy was up once: the documented start-up timeline holds to the second.
@@ -891,7 +980,12 @@ impl Availability {
         let wait = self.wait();
         let spread =
             if self.was_up { wait.mul_f64(BACKOFF_JITTER_SHARE * self.jitter) } else { Duration::ZERO };
-        (wait + spread).min(self.policy.backoff.max())
+        match wait < self.policy.backoff.max() {
+            true => (wait + spread).min(self.policy.backoff.max()),
+            // Refusals come at most once per longest wait, everything else at least.
+            false if self.is_blocked() => wait + spread,
+            false => wait - spread,
+        }
     }
 
     /// Without sight a look only finds out whether sight is back.
@@ -907,10 +1001,15 @@ impl Availability {
     }
 
     fn answer(&mut self) {
-        if self.someone_asked && self.activity == Activity::Idle && !self.finding_process {
+        if self.someone_asked && self.activity == Activity::Idle && !self.explanation_is_due() {
             self.someone_asked = false;
             self.out.push(Effect::Answer(self.detection()));
         }
+    }
+
+    /// Whether a search for a process may still say why it is as it is. One that hangs keeps nobody waiting.
+    fn explanation_is_due(&self) -> bool {
+        self.finding_process && self.status != ProxyStatus::Available && self.now < self.found_by
     }
 
     /// Arms the earliest wake-up. One that is armed too early stays: waking up for nothing is cheaper than
@@ -919,7 +1018,10 @@ impl Availability {
         let wake = match self.activity {
             Activity::Looking(_) => return,
             Activity::Checking { deadline, .. } => Some(deadline),
-            Activity::Idle => [self.next_check, self.next_look].into_iter().flatten().min(),
+            Activity::Idle => {
+                let found_by = (self.someone_asked && self.explanation_is_due()).then_some(self.found_by);
+                [self.next_check, self.next_look, found_by].into_iter().flatten().min()
+            }
         };
         if let Some(at) = wake
             && self.armed.is_none_or(|armed| at < armed)
@@ -1054,15 +1156,15 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Whether such failures in a row can mean that there is no proxy to expect here. A refused login or a check
-/// that could not even be made cannot.
-fn counts_as_absent(class: FailureClass) -> bool {
-    !matches!(class, FailureClass::Credentials | FailureClass::NotOurs | FailureClass::CheckFailed)
-}
-
 /// Nothing gets better by asking again.
 fn is_refusal(class: FailureClass) -> bool {
     matches!(class, FailureClass::Credentials | FailureClass::NotOurs)
+}
+
+/// Whether such failures in a row mean local development. A refused login, a check that could not even be made, or a
+/// server that says that it is full or not up yet, is no sign of a machine without one.
+fn suggests_absence(class: FailureClass) -> bool {
+    matches!(class, FailureClass::NotRunning | FailureClass::NotAnswering)
 }
 
 fn status_of(class: FailureClass) -> ProxyStatus {

@@ -22,6 +22,8 @@
 //! - **C5** It is never open for ever by itself: `Open` has an end, and a wake-up is scheduled for it.
 //! - **C6** A circuit that is forced changes by hand only. Underneath, the watcher is still listened to, calls are not:
 //!   whoever lets it go finds it offline, or half-open for a probe to decide.
+//! - **C7** What a retry cannot help is not tried again before the longest wait is over, whatever comes and goes meanwhile;
+//!   only a person's reset ends that earlier.
 
 use std::time::Duration;
 
@@ -87,6 +89,8 @@ pub enum Event {
     Call(CallFinished),
     /// A person holds it, or lets it go.
     Force(Option<Forced>),
+    /// A person wants everything to be tried anew.
+    Reset,
     /// The time of the last [`Effect::ScheduleAt`] has come.
     Woke,
 }
@@ -128,6 +132,8 @@ pub struct Circuit {
     openings: u32,
     availability_epoch: u64,
     forced: Option<Forced>,
+    /// Until when a failure counts that a retry cannot help, and which.
+    refused: Option<(Duration, FailureClass)>,
 }
 
 impl Circuit {
@@ -137,7 +143,7 @@ impl Circuit {
             // What was underneath is not known; the watcher says it again to whoever subscribes.
             _ if seen.forced => State::Offline,
             Mode::Closed => State::Closed { failures: 0 },
-            Mode::Open => State::Open { until: now + policy.open_time.initial() },
+            Mode::Open => State::Open { until: now + wait_after(&policy, seen.reason, 1) },
             Mode::Offline => State::Offline,
             Mode::HalfOpen => State::HalfOpen { successes: 0 },
         };
@@ -148,6 +154,11 @@ impl Circuit {
             reason: seen.reason,
             openings: 0,
             availability_epoch: 0,
+            // Since when is not known: all of it.
+            refused: seen
+                .reason
+                .filter(|class| !class.retry_helps())
+                .map(|class| (now + policy.open_time.max(), class)),
             forced: seen.forced.then_some(if seen.mode == Mode::Closed {
                 Forced::Closed
             } else {
@@ -164,10 +175,11 @@ impl Circuit {
     pub fn advance(&mut self, event: Event, now: Duration) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Availability(change) => self.availability_changed(change, &mut effects),
+            Event::Availability(change) => self.availability_changed(change, now, &mut effects),
             Event::Call(_) if self.forced.is_some() => {}
             Event::Call(call) => self.call_finished(call, now, &mut effects),
             Event::Force(forced) => self.force(forced, &mut effects),
+            Event::Reset => self.reset(&mut effects),
             Event::Woke => self.woke(now, &mut effects),
         }
         effects
@@ -206,7 +218,12 @@ impl Circuit {
         }
     }
 
-    fn availability_changed(&mut self, change: AvailabilityChanged, effects: &mut Vec<Effect>) {
+    fn availability_changed(
+        &mut self,
+        change: AvailabilityChanged,
+        now: Duration,
+        effects: &mut Vec<Effect>,
+    ) {
         if change.epoch < self.availability_epoch {
             return;
         }
@@ -216,7 +233,12 @@ impl Circuit {
             // Repeated to a late subscriber: what was decided since then stands.
             ProxyStatus::Available if heard_before && self.state != State::Offline => {}
             ProxyStatus::Available if matches!(self.state, State::Closed { .. }) => {}
-            ProxyStatus::Available => self.enter(State::HalfOpen { successes: 0 }, self.reason, effects),
+            ProxyStatus::Available => match self.refused {
+                Some((until, class)) if now < until => {
+                    self.enter(State::Open { until }, Some(class), effects);
+                }
+                _ => self.enter(State::HalfOpen { successes: 0 }, self.reason, effects),
+            },
             ProxyStatus::Unavailable if self.state == State::Offline && self.reason == change.class => {}
             ProxyStatus::Unavailable => self.enter(State::Offline, change.class, effects),
             ProxyStatus::Unknown => {}
@@ -233,6 +255,7 @@ impl Circuit {
                 *successes += 1;
                 if *successes >= self.policy.success_threshold {
                     self.openings = 0;
+                    self.refused = None;
                     self.enter(State::Closed { failures: 0 }, None, effects);
                 }
             }
@@ -264,6 +287,14 @@ impl Circuit {
         self.enter(state, self.reason, effects);
     }
 
+    fn reset(&mut self, effects: &mut Vec<Effect>) {
+        self.openings = 0;
+        self.refused = None;
+        if let State::Open { .. } = self.state {
+            self.enter(State::HalfOpen { successes: 0 }, self.reason, effects);
+        }
+    }
+
     fn woke(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         if let State::Open { until } = self.state {
             if now >= until {
@@ -276,9 +307,9 @@ impl Circuit {
 
     fn open(&mut self, class: FailureClass, now: Duration, effects: &mut Vec<Effect>) {
         self.openings = self.openings.saturating_add(1);
-        let open_time = self.policy.open_time;
-        let wait = if class.retry_helps() { open_time.wait(self.openings) } else { open_time.max() };
-        self.enter(State::Open { until: now + wait }, Some(class), effects);
+        let until = now + wait_after(&self.policy, Some(class), self.openings);
+        self.refused = (!class.retry_helps()).then_some((until, class));
+        self.enter(State::Open { until }, Some(class), effects);
     }
 
     fn enter(&mut self, state: State, reason: Option<FailureClass>, effects: &mut Vec<Effect>) {
@@ -289,6 +320,14 @@ impl Circuit {
         if let State::Open { until } = state {
             effects.push(Effect::ScheduleAt(until));
         }
+    }
+}
+
+/// How long it stays open after so many openings in a row, the last for this reason.
+fn wait_after(policy: &CircuitPolicy, reason: Option<FailureClass>, openings: u32) -> Duration {
+    match reason {
+        Some(class) if !class.retry_helps() => policy.open_time.max(),
+        _ => policy.open_time.wait(openings),
     }
 }
 
@@ -435,9 +474,30 @@ mod tests {
         assert_eq!(circuit.published().mode, Mode::HalfOpen);
 
         let mut circuit = closed();
-        call(&mut circuit, Err(FailureClass::NotOurs), SECOND);
+        for _ in 0..3 {
+            call(&mut circuit, Err(FailureClass::Busy), SECOND);
+        }
+        assert_eq!(circuit.published().mode, Mode::Open);
         available(&mut circuit, 3);
-        assert_eq!(circuit.published().mode, Mode::HalfOpen, "although it had 600 s to go");
+        assert_eq!(circuit.published().mode, Mode::HalfOpen, "although it had 10 s to go");
+    }
+
+    /// C7: a link that comes and goes in front of a missing right is no reason to ask for it again; a person's reset is.
+    #[test]
+    fn a_refusal_counts_while_the_link_comes_and_goes() {
+        let mut circuit = closed();
+        call(&mut circuit, Err(FailureClass::Credentials), SECOND);
+        for epoch in 1..100 {
+            unavailable(&mut circuit, 2 * epoch);
+            available(&mut circuit, 2 * epoch + 1);
+            assert_eq!(circuit.published().mode, Mode::Open);
+        }
+        let (mut successor, effects) = Circuit::take_over(policy(), circuit.published(), 5 * SECOND);
+        assert!(effects.contains(&Effect::ScheduleAt(605 * SECOND)), "{effects:?}");
+        successor.advance(Event::Woke, 605 * SECOND);
+        assert_eq!(successor.published().mode, Mode::HalfOpen);
+        circuit.advance(Event::Reset, 6 * SECOND);
+        assert_eq!(circuit.published().mode, Mode::HalfOpen);
     }
 
     /// An old message that was overtaken, or one that is repeated to a late subscriber, does not undo what is known.
