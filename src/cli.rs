@@ -189,12 +189,30 @@ fn render_status_at(status: &Value, now: Duration) -> String {
     page.row("sqlite", &[word(sqlite, "path"), journal]);
 
     for (n, actor) in status["actors"].as_array().into_iter().flatten().enumerate() {
-        let restarts = amount(actor, "restarts").filter(|n| *n > 0);
-        let restarts = restarts.map(|n| format!("{n} {}", if n == 1 { "restart" } else { "restarts" }));
         let name = word(actor, "name").map(|name| format!("{name:<16}"));
-        page.row(if n == 0 { "actors" } else { "" }, &[name, word(actor, "state"), restarts]);
+        page.row(
+            if n == 0 { "actors" } else { "" },
+            &[
+                name,
+                word(actor, "state"),
+                some(actor, "restarts", "restart", "restarts"),
+                some(actor, "panics", "panic", "panics"),
+                some(actor, "mailbox", "caller waits", "callers wait"),
+            ],
+        );
+        page.row("", &[last_panic(&actor["last_panic"])]);
     }
     page.text
+}
+
+/// Where the last panic was, and what it said.
+fn last_panic(panic: &Value) -> Option<String> {
+    let [place, text] = ["location", "message"].map(|key| word(panic, key).filter(|it| !it.is_empty()));
+    match (place, text) {
+        (Some(place), Some(text)) => Some(format!("  panicked at {place}: {text}")),
+        (Some(place), None) => Some(format!("  panicked at {place}")),
+        (None, text) => Some(format!("  panicked: {}", text?)),
+    }
 }
 
 /// What the failures mean for the next check.
@@ -240,7 +258,7 @@ fn word(part: &Value, key: &str) -> Option<String> {
 }
 
 /// Whatever it holds: a terminal obeys control characters.
-fn on_one_line(text: &str) -> String {
+pub(crate) fn on_one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
@@ -250,6 +268,12 @@ fn amount(part: &Value, key: &str) -> Option<u64> {
 
 fn counted(part: &Value, key: &str) -> Option<String> {
     Some(format!("{} {key}", amount(part, key)?))
+}
+
+/// How many, in words; nothing for none.
+fn some(part: &Value, key: &str, one: &str, many: &str) -> Option<String> {
+    let n = amount(part, key).filter(|n| *n > 0)?;
+    Some(format!("{n} {}", if n == 1 { one } else { many }))
 }
 
 /// Seconds as people say them, never more exact than they care.
@@ -310,6 +334,41 @@ actors   proxy_watcher     running
          cloud_syncer      restarting  2 restarts
 ";
         assert_eq!(page, expected);
+    }
+
+    /// An actor that panicked says how often, where and with which text, and who waits for it is counted; the others say
+    /// nothing of it. A long text is cut, one of several lines is one.
+    #[test]
+    fn an_actor_that_panicked_says_where_and_why() {
+        let panic = json!({
+            "location": "actors/src/cloud_syncer.rs:300:5", "message_type": "SyncNow", "at": 1_000_000_000,
+            "message": "index out of bounds: the len is 3 but\nthe index is 3, and more",
+        });
+        let actors = json!({"actors": [
+            {"name": "ProxyWatcher", "state": "running", "restarts": 0, "panics": 0, "mailbox": 0, "last_panic": null},
+            {"name": "SqliteWriter", "state": "running", "restarts": 1, "panics": 1, "mailbox": 1,
+             "last_panic": {"location": "a.rs:1:2", "message": "boom"}},
+            {"name": "CloudSyncer", "state": "restarting", "restarts": 2, "panics": 3, "mailbox": 12, "last_panic": panic},
+        ]});
+        let expected = "\
+actors   ProxyWatcher      running
+         SqliteWriter      running  1 restart  1 panic  1 caller waits
+           panicked at a.rs:1:2: boom
+         CloudSyncer       restarting  2 restarts  3 panics  12 callers wait
+           panicked at actors/src/cloud_syncer.rs:300:5: index out of bounds: t…
+";
+        assert_eq!(render_status(&actors), expected);
+    }
+
+    /// A panic without a place, or without a text, is told as far as it is known.
+    #[test]
+    fn half_a_panic_is_shown_as_far_as_it_goes() {
+        let page = |panic| render_status(&json!({"actors": [{"name": "CloudSyncer", "last_panic": panic}]}));
+        assert!(page(json!({"message": "boom", "location": ""})).ends_with("\n           panicked: boom\n"));
+        assert!(page(json!({"location": "a.rs:1:2"})).ends_with("\n           panicked at a.rs:1:2\n"));
+        for nothing in [json!({}), json!(null), json!("boom")] {
+            assert_eq!(page(nothing), "actors   CloudSyncer\n");
+        }
     }
 
     /// A healthy system says nothing of failures, and of retries only while there are any.

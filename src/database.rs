@@ -46,6 +46,9 @@ const WRITE_DEATHS_MAX: u32 = 2;
 /// `status` asks every actor; one that is stuck is reported, not waited for.
 const STATUS_WAIT: Duration = Duration::from_secs(2);
 
+/// What waits, and the actors: each may take `supervisor.shutdown_s`.
+const SHUTDOWN_PARTS: u32 = 2;
+
 /// Between two looks for the successor of an actor that died.
 const RESTART_POLL: Duration = Duration::from_millis(5);
 
@@ -336,7 +339,7 @@ impl Database {
     pub async fn status_summary(&self) -> StatusSummary {
         let children = &self.inner.children;
         // Before they are asked: one that is being restarted may be back when the others have answered.
-        let actors = vec![
+        let mut actors = vec![
             children.watcher.report(),
             children.breaker.report(),
             children.writer.report(),
@@ -347,12 +350,16 @@ impl Database {
             tokio::time::timeout(STATUS_WAIT, children.breaker.ask(GetCircuitReport)),
             tokio::time::timeout(STATUS_WAIT, children.syncer.ask(GetSyncReport)),
         );
-        let silent = [
+        let answered = [
             ("ProxyWatcher", matches!(proxy, Ok(Ok(_)))),
             ("CircuitBreaker", matches!(circuit, Ok(Ok(_)))),
             ("CloudSyncer", matches!(sync, Ok(Ok(_)))),
         ];
-        let silent: Vec<_> = silent.iter().filter(|(_, answered)| !answered).map(|(name, _)| *name).collect();
+        for actor in &mut actors {
+            if actor.state == "running" && answered.contains(&(actor.name.as_str(), false)) {
+                actor.state = "silent".to_owned();
+            }
+        }
         let status = StatusSummary {
             proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(|| self.inner.unasked.clone()),
             circuit: circuit.ok().and_then(Result::ok).unwrap_or_default(),
@@ -361,7 +368,7 @@ impl Database {
             actors,
             ..StatusSummary::default()
         };
-        status.judged(&silent)
+        status.judged()
     }
 
     /// Whether somebody may rely on this process now: every actor runs and, where the proxy is required, the cloud is
@@ -383,8 +390,21 @@ impl Database {
         }
     }
 
-    /// Ends in order: what waits is committed, what a few seconds allow is flushed, the file is closed. Afterwards every
-    /// clone of this handle answers with [`Error::ShutDown`]. Calling it again does nothing.
+    /// Ends in order: what waits is committed, what a few seconds allow is flushed, the actors stop in the reverse of the
+    /// order in which they started, the file is closed. Afterwards every clone of this handle answers with
+    /// [`Error::ShutDown`]. Calling it again does nothing.
+    ///
+    /// Takes at most twice `supervisor.shutdown_s`, whatever the cloud and the actors do:
+    ///
+    /// 1. `shutdown_s` for what waits: the writer commits it, and a last cycle takes it to the cloud. What a silent cloud
+    ///    does not take in this time stays pending in the file, for the next start.
+    /// 2. `shutdown_s` for the actors' end. In there the syncer, the breaker and the watcher have 5 s each, the writer as
+    ///    long as its transaction takes, and their threads 5 s together; whatever that adds up to, it is not waited for
+    ///    any longer.
+    ///
+    /// # Errors
+    /// [`Error::StillBusy`] when the second part was not enough: the actors still hold the file, until they are done or the
+    /// process ends. [`Error::Thread`].
     pub async fn shutdown(&self) -> Result<(), Error> {
         let runtime = self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Runtime { stop, ended }) = runtime else { return Ok(()) };
@@ -408,6 +428,11 @@ impl Database {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::StillBusy(within.as_secs_f64())),
         }
+    }
+
+    /// The longest that [`shutdown`](Self::shutdown) takes.
+    pub(crate) fn shutdown_bound(&self) -> Duration {
+        self.inner.shutdown * SHUTDOWN_PARTS
     }
 
     fn alive(&self) -> Result<(), Error> {

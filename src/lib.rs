@@ -13,6 +13,7 @@
 //! | [`Error`] | what can go wrong, and whether a retry helps |
 //! | [`cli`] | flags, verbs, exit statuses, the status page |
 //! | [`control`] | the Unix socket beside the database, over which a verb reaches the supervisor |
+//! | [`service`] | what systemd is told, for the binary |
 //! | [`signals`] | SIGINT and SIGTERM, for the binary |
 //! | [`telemetry`] | the log on standard error: the documented look, or JSON |
 //!
@@ -23,6 +24,7 @@ pub mod control;
 mod database;
 mod error;
 mod run;
+pub mod service;
 pub mod settings;
 pub mod signals;
 pub mod telemetry;

@@ -1,20 +1,27 @@
-//! Running as a process: the database, the control socket, and an orderly end.
+//! Running as a process: the database, the control socket, what the service manager is told, and an orderly end.
 
 use std::future::Future;
 use std::rc::Rc;
 
-use slog::{Logger, info, warn};
+use slog::{Logger, debug, info, warn};
 
 use crate::control::{Checked, ControlServer, Request, Response};
 use crate::database::Database;
 use crate::error::Error;
+use crate::service::ServiceManager;
 use crate::settings::Settings;
 
-/// Runs until `shutdown` resolves or supervision gives up. Must be awaited in a tokio or actix runtime.
+/// Runs until `shutdown` resolves or supervision gives up, and tells `manager` how it is. Must be awaited in a tokio or
+/// actix runtime.
 ///
 /// # Errors
 /// When the file cannot be opened, and [`Error::Failed`] when supervision gave up.
-pub async fn run(settings: Settings, log: Logger, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+pub async fn run(
+    settings: Settings,
+    log: Logger,
+    manager: Option<ServiceManager>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let socket = settings.sqlite.control_socket();
     let proxy_required = settings.proxy.require;
     let db = Database::open(settings, log.clone()).await?;
@@ -36,11 +43,23 @@ pub async fn run(settings: Settings, log: Logger, shutdown: impl Future<Output =
             None => std::future::pending().await,
         }
     };
+    let accompany = async {
+        match &manager {
+            Some(manager) => manager.accompany(async || db.status_summary().await, &log).await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
         () = shutdown => Ok(()),
         error = db.failed() => Err(error),
         () = serve => Ok(()),
+        () = accompany => Ok(()),
     };
+    if let Some(manager) = &manager
+        && let Err(error) = manager.stopping(db.shutdown_bound(), ended.as_ref().err().map(|it| it as _))
+    {
+        debug!(log, "The service manager cannot be told of the end: {error}");
+    }
     db.shutdown().await?;
     if ended.is_ok() {
         info!(log, "✅ Stopped");

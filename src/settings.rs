@@ -341,7 +341,7 @@ pub struct SupervisorSettings {
     pub restarts_within: Duration,
     /// How long an actor may hold its thread without a sign of life; zero: for ever.
     pub stuck_after: Duration,
-    /// What an orderly end may take.
+    /// What the last flush may take at an orderly end, and then the actors once more.
     pub shutdown: Duration,
     /// Whether the absence of a proxy is normal.
     pub environment: Environment,

@@ -433,7 +433,7 @@ pub struct SqliteReport {
 pub struct ActorReport {
     /// Its name.
     pub name: String,
-    /// `running`, `restarting`, or `ended` when it does not come back.
+    /// `running`, `silent` when it runs but does not answer, `restarting`, or `ended` when it does not come back.
     pub state: String,
     /// How often it was restarted.
     pub restarts: u32,
@@ -489,17 +489,11 @@ pub struct StatusSummary {
 
 impl StatusSummary {
     /// Ready is who has every actor running and, where the proxy is required, a cloud. Without the requirement no cloud is
-    /// needed: that is what the local file is for. `silent` are the actors that did not answer.
+    /// needed: that is what the local file is for.
     #[must_use]
-    pub fn judged(mut self, silent: &[&str]) -> Self {
-        let fault = |actor: &ActorReport| match actor.state.as_str() {
-            "running" if silent.contains(&actor.name.as_str()) => {
-                Some(format!("{} does not answer", actor.name))
-            }
-            "running" => None,
-            state => Some(format!("{} is {state}", actor.name)),
-        };
-        let mut reasons: Vec<_> = self.actors.iter().filter_map(fault).collect();
+    pub fn judged(mut self) -> Self {
+        let actors = self.actors.iter().filter(|actor| actor.state != "running");
+        let mut reasons: Vec<_> = actors.map(|actor| format!("{} is {}", actor.name, actor.state)).collect();
         if self.proxy.proxy_required {
             if self.proxy.status != ProxyStatus::Available {
                 reasons.push(format!("Cloud SQL is required and not available: {}", self.proxy.detail));

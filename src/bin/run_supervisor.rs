@@ -11,6 +11,7 @@ use slog::Logger;
 use tidewater::ProxyStatus;
 use tidewater::cli::{Cli, Exit, Output, Verb, render_status};
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
+use tidewater::service::ServiceManager;
 use tidewater::settings::Settings;
 use tidewater::{Error, signals, telemetry};
 
@@ -42,7 +43,8 @@ fn supervise(settings: Settings, log: Logger) -> Exit {
     let shutdown = async {
         shutdown.await;
     };
-    match actix_rt::System::new().block_on(tidewater::run(settings, log, shutdown)) {
+    let running = tidewater::run(settings, log, ServiceManager::of_this_process(), shutdown);
+    match actix_rt::System::new().block_on(running) {
         Ok(()) => Exit::Success,
         Err(error @ Error::Failed(_)) => complain(&error, Exit::BudgetSpent),
         Err(error) => complain(&error, Exit::Failed),

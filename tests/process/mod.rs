@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tidewater_test_support::{FaultProxy, Postgres, compare, postgres, wait};
+use tidewater_test_support::{FaultProxy, Mode, Postgres, compare, postgres, shell, wait};
 
 /// Long enough for a loaded machine; a wait ends when its condition holds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,6 +28,9 @@ pub fn command(folder: &Path) -> Command {
 pub fn command_of(binary: &Path, folder: &Path) -> Command {
     let mut command = Command::new(binary);
     command.current_dir(folder).stdin(Stdio::null()).env("RUST_BACKTRACE", "1");
+    for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        command.env_remove(name);
+    }
     for (name, _) in std::env::vars_os() {
         let ours = ["CLOUD_SQL_", "TIDEWATER_", "JARVIS_"];
         if ours.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
@@ -131,6 +134,11 @@ impl Process {
             }
             (lines, _) = self.log.grew.wait_timeout(lines, left).unwrap();
         }
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Sends a signal by its name, such as `TERM`.
@@ -243,6 +251,32 @@ impl Device {
             .env("TIDEWATER_SYNC__PULL_INTERVAL_S", "0.1")
             .env("TIDEWATER_SYNC__RETRY_DELAY_S", "0.1");
         command
+    }
+
+    /// A running supervisor whose cloud went silent with a row still pending. Nothing but a signal, or what an orderly end
+    /// may take, ends that silence: every timeout of the network is longer than the test's patience.
+    pub async fn start_silenced(&self, command: &mut Command) -> Process {
+        shell::sqlite3_shell(self.path(), "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);");
+        self.proxy.start();
+        command.env("TIDEWATER_CLOUD__STATEMENT_TIMEOUT_S", "600").env("CLOUD_SQL_PROXY_TIMEOUT", "60");
+        let process = Process::ready(command);
+        self.wait_until_equal(&["note"]).await;
+        self.wait_until_flushed();
+        self.proxy.set_mode(Mode::Swallow);
+        shell::sqlite3_shell(self.path(), "INSERT INTO note (body) VALUES ('into the silence');");
+        self.wait_for_status("a flush is under way", |status| {
+            status["sync"]["pending"] == 1 && status["sync"]["state"] != "idle"
+        });
+        process
+    }
+
+    /// Waits until the one that runs has begun to end: its control socket goes first.
+    pub fn wait_until_ending(&self) {
+        let socket = self.folder.path().join("shop.db.sock");
+        wait::until_blocking("the control socket is gone", PATIENCE, || match socket.exists() {
+            true => Err("it is there".to_owned()),
+            false => Ok(()),
+        });
     }
 
     pub fn start(&self) -> Process {
