@@ -400,11 +400,11 @@ impl Database {
     ///    does not take in this time stays pending in the file, for the next start.
     /// 2. `shutdown_s` for the actors' end. In there the syncer, the breaker and the watcher have 5 s each, the writer as
     ///    long as its transaction takes, and their threads 5 s together; whatever that adds up to, it is not waited for
-    ///    any longer.
+    ///    any longer. What hangs in a blocking pool, a resolver for instance, is not waited for at all.
     ///
     /// # Errors
     /// [`Error::StillBusy`] when the second part was not enough: the actors still hold the file, until they are done or the
-    /// process ends. [`Error::Thread`].
+    /// process ends.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let runtime = self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Runtime { stop, ended }) = runtime else { return Ok(()) };
