@@ -22,6 +22,7 @@ use slog::{Logger, debug, error, info, warn};
 use tokio::sync::oneshot;
 
 use crate::circuit_breaker::{CircuitOpen, Gate};
+use crate::core::circuit::Mode;
 use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::merge::{Change, change};
 use crate::core::schema::{CloudTable, Table};
@@ -229,6 +230,8 @@ impl CloudSyncer {
         let outcome = match &ended {
             Ok(()) => Outcome::Done,
             Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) => Outcome::Failed(failure.class),
+            // The breaker is about to hear what is known here: that the cloud is there, or how the last cycle ended.
+            Err(Trouble::Open(open)) if open.mode != Mode::Open => Outcome::Early,
             Err(Trouble::Open(_)) => Outcome::Held,
             Err(Trouble::Store(_) | Trouble::Unanswered(_)) => Outcome::Interrupted,
         };
@@ -249,8 +252,8 @@ impl CloudSyncer {
             Err(trouble) => Err(SyncError::Failed(trouble.to_string())),
         };
         for (first, waiting) in std::mem::take(&mut self.asked) {
-            if first > cycle {
-                self.asked.push((first, waiting));
+            if first > cycle || outcome == Outcome::Early {
+                self.asked.push((first.max(cycle + 1), waiting));
             } else {
                 // Who asked may have gone.
                 let _ = waiting.send(answer.clone());
