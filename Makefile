@@ -14,6 +14,7 @@ test: setup
 # Speed, each figure beside its raw twin's of the same run.
 bench:
 	cargo bench -p tidewater-actors --bench control_plane
+	cargo bench -p tidewater --bench local
 
 # Format and lints, as CI runs them first.
 check:
