@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use actix::dev::{MessageResponse, OneshotSender};
 use actix::prelude::*;
 use slog::{Logger, error, info, warn};
 use tokio::sync::oneshot;
@@ -121,8 +122,24 @@ impl Actor for SqliteWriter {
     }
 }
 
+/// The answer to a write, sent after its commit. A writer that dies first answers nothing: who asked hears that, and only
+/// then knows that the write is to be taken back.
+#[derive(Debug)]
+pub struct AfterCommit(oneshot::Receiver<Stored<Written>>);
+
+impl MessageResponse<SqliteWriter, Write> for AfterCommit {
+    fn handle(self, _: &mut Context<SqliteWriter>, asker: Option<OneshotSender<Stored<Written>>>) {
+        actix_rt::spawn(async move {
+            if let (Ok(written), Some(asker)) = (self.0.await, asker) {
+                // Who asked may have gone.
+                let _ = asker.send(written);
+            }
+        });
+    }
+}
+
 impl Handler<Write> for SqliteWriter {
-    type Result = ResponseFuture<Stored<Written>>;
+    type Result = AfterCommit;
 
     fn handle(&mut self, Write(unit): Write, ctx: &mut Self::Context) -> Self::Result {
         let (answer, answered) = oneshot::channel();
@@ -138,9 +155,7 @@ impl Handler<Write> for SqliteWriter {
             self.commit_is_due = true;
             ctx.notify(Commit);
         }
-        Box::pin(async {
-            answered.await.unwrap_or_else(|_| Err(StoreError::Io("the writer stopped".into())))
-        })
+        AfterCommit(answered)
     }
 }
 
