@@ -86,7 +86,7 @@ impl fmt::Debug for CloudOptions {
 /// The cloud as a pool of connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Cloud {
-    pool: Pool,
+    pool: Arc<Mutex<Pool>>,
     options: Arc<CloudOptions>,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
@@ -104,46 +104,17 @@ impl Cloud {
     /// # Errors
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
-        let mut config = tokio_postgres::Config::new();
-        config
-            .dbname(&options.database)
-            .user(&options.user)
-            .application_name(&options.application_name)
-            // Everything that shapes the text of a value; statements that see what committed before them; plans made
-            // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
-            // client was cut off: its locks stand in the way.
-            .options(format!(
-                "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
-                 -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
-                 -c idle_in_transaction_session_timeout={}",
-                options.statement_timeout.as_millis(),
-                options.statement_timeout.as_millis() * 2
-            ));
-        if let Some(password) = &options.password {
-            config.password(password);
-        }
-        let manager = Manager::from_connect(
-            config,
-            Dialer {
-                host: options.host.clone(),
-                port: options.port,
-                keepalive_idle: Duration::from_secs(10),
-                limit: options.timeout,
-            },
-            ManagerConfig { recycling_method: RecyclingMethod::Verified },
-        );
-        let pool = Pool::builder(manager)
-            .max_size(options.pool_max.max(2))
-            .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts {
-                wait: Some(options.timeout),
-                // The dialer ends by itself, and says what it waited for.
-                create: None,
-                recycle: Some(options.timeout),
-            })
-            .build()
-            .map_err(|error| CloudFailure::new(FailureClass::CheckFailed, error.to_string()))?;
+        let pool = Arc::new(Mutex::new(pool(&options)?));
         Ok(Self { pool, options: Arc::new(options), expected: Arc::default() })
+    }
+
+    /// Goes on with connections of its own. Each is driven by the thread that opened it: when that is blocked, those that are
+    /// out do not come back, and those that wait in the pool do not answer.
+    pub fn leave_thread(&self) {
+        // A pool with the same options has been made before.
+        if let Ok(pool) = pool(&self.options) {
+            std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
+        }
     }
 
     /// From now on only the database with this identity is ours.
@@ -199,7 +170,8 @@ impl Cloud {
     /// # Errors
     /// With the class that says what to do. Bounded by the timeout of the options.
     pub async fn connect(&self) -> Result<CloudSession> {
-        match bounded(self.options.timeout * 2, async { Ok(self.pool.get().await) }).await? {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match bounded(self.options.timeout * 2, async { Ok(pool.get().await) }).await? {
             Ok(client) => Ok(CloudSession { client: Client(Some(client)), cloud: self.clone() }),
             Err(PoolError::Backend(error)) => Err(self.explain(&error, Phase::Startup)),
             Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Wait)) => {
@@ -314,6 +286,49 @@ impl Cloud {
             )
         }
     }
+}
+
+/// A pool that has not connected yet.
+fn pool(options: &CloudOptions) -> Result<Pool> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .dbname(&options.database)
+        .user(&options.user)
+        .application_name(&options.application_name)
+        // Everything that shapes the text of a value; statements that see what committed before them; plans made
+        // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
+        // client was cut off: its locks stand in the way.
+        .options(format!(
+            "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
+             -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
+             -c idle_in_transaction_session_timeout={}",
+            options.statement_timeout.as_millis(),
+            options.statement_timeout.as_millis() * 2
+        ));
+    if let Some(password) = &options.password {
+        config.password(password);
+    }
+    let manager = Manager::from_connect(
+        config,
+        Dialer {
+            host: options.host.clone(),
+            port: options.port,
+            keepalive_idle: Duration::from_secs(10),
+            limit: options.timeout,
+        },
+        ManagerConfig { recycling_method: RecyclingMethod::Verified },
+    );
+    Pool::builder(manager)
+        .max_size(options.pool_max.max(2))
+        .runtime(Runtime::Tokio1)
+        .timeouts(Timeouts {
+            wait: Some(options.timeout),
+            // The dialer ends by itself, and says what it waited for.
+            create: None,
+            recycle: Some(options.timeout),
+        })
+        .build()
+        .map_err(|error| CloudFailure::new(FailureClass::CheckFailed, error.to_string()))
 }
 
 impl Connect for Dialer {
