@@ -1032,6 +1032,7 @@ impl CloudSession {
         may_widen: bool,
     ) -> Result<RoundOutcome> {
         self.begin_round(frame).await?;
+        fail::fail_point!("cloud.begun");
         let mut taken = match self.take(frame, items, &in_order(items, |_| true)).await {
             Ok(taken) => taken,
             // The file as a whole fits its own constraints: what part of it a row needs may only be outside of this round.

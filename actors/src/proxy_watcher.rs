@@ -204,6 +204,7 @@ impl ProxyWatcher {
                 }
             }
         }
+        fail::fail_point!("watcher.tell");
         self.tell_subscribers();
     }
 

@@ -83,6 +83,7 @@ impl SqliteWriter {
         fail::fail_point!("writer.done");
         self.grew.journal_grew();
         for (answer, result) in std::mem::take(&mut self.answers).into_iter().zip(results) {
+            fail::fail_point!("writer.answer");
             // A caller that has gone meanwhile does not want to know.
             let _ = answer.send(result);
         }
@@ -90,6 +91,7 @@ impl SqliteWriter {
 
     fn look_for_others(&mut self, ctx: &mut Context<Self>) {
         ctx.run_later(self.options.foreign_poll, Self::look_for_others);
+        fail::fail_point!("writer.look");
         match self.store.foreign_commit() {
             Ok(false) => {}
             Ok(true) => {
@@ -142,6 +144,7 @@ impl Handler<Write> for SqliteWriter {
     type Result = AfterCommit;
 
     fn handle(&mut self, Write(unit): Write, ctx: &mut Self::Context) -> Self::Result {
+        fail::fail_point!("writer.write");
         let (answer, answered) = oneshot::channel();
         let alone = unit.is_alone();
         if alone {
@@ -179,10 +182,10 @@ macro_rules! store_calls {
 
             fn handle(&mut self, $m: $message, _: &mut Self::Context) -> Self::Result {
                 self.commit();
-                fail::fail_point!("writer.call");
+                fail::fail_point!(concat!("writer.call.", stringify!($message)));
                 let $store = &mut self.store;
                 let result: Stored<$answer> = $call;
-                fail::fail_point!("writer.called");
+                fail::fail_point!(concat!("writer.called.", stringify!($message)));
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
                     warn!(self.log, "{error}");
                 }

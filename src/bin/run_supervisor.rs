@@ -18,6 +18,9 @@ use tidewater::{Error, signals, telemetry};
 const WAIT: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
+    // Test builds let things go wrong where FAILPOINTS says so.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     let cli = Cli::parse();
     let settings = match cli.settings(Settings::builder().process_environment()) {
         Ok(settings) => settings,
