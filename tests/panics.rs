@@ -2,6 +2,7 @@
 //!
 //! - [`load`]: writers here and in the cloud, traps on their way, and the count of what arrived on both sides.
 //! - [`points`]: every place alone, in pairs, and thousands at random.
+//! - [`rare`]: the stages that a row seldom meets.
 //! - [`service`]: how long it takes until somebody answers again.
 //! - [`stuck`]: an actor that holds its thread, and those that only seem to.
 //! - [`deadly`]: a write that no writer survives, and a budget that is spent.
@@ -21,6 +22,8 @@ mod deadly;
 mod load;
 #[path = "panics/points.rs"]
 mod points;
+#[path = "panics/rare.rs"]
+mod rare;
 #[path = "panics/service.rs"]
 mod service;
 #[path = "panics/stuck.rs"]

@@ -42,6 +42,9 @@ async fn after_a_panic_somebody_answers_again() {
             tokio::task::yield_now().await;
         }
         answered.push(at.elapsed());
+        if answered.len() % 5 != 0 {
+            continue;
+        }
         let asked = Instant::now();
         while let Err(error) = db.flush().await {
             assert!(asked.elapsed() < crate::harness::PATIENCE, "{error}");
