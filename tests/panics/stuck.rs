@@ -1,11 +1,12 @@
 //! An actor that holds its thread, and those that only seem to.
 
-use std::time::Instant;
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use fail::FailScenario;
 use tidewater::{Database, Statement};
 
-use crate::harness::{Bench, here, run, wait_for, wait_until_available};
+use crate::harness::{Bench, PATIENCE, here, run, wait_for, wait_until_available};
 use crate::load::{Scene, hurried};
 
 /// A writer that hangs in the middle of somebody's write is replaced: who waited is answered by the successor, and when the
@@ -40,6 +41,48 @@ async fn a_writer_that_hangs_is_replaced_and_does_nothing_any_more() {
     wait_for(&db, "nothing waits", |status| status.sync.pending == 2).await;
     db.shutdown().await.unwrap();
     assert_eq!(bench.log.count("stuck"), 1, "{:#?}", bench.log.all());
+    scenario.teardown();
+}
+
+/// The threads on which actors live.
+fn actors_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    names.filter(|name| name.starts_with("actix-rt")).count()
+}
+
+/// What a writer has to say after it was replaced is not heard, not even by one who listens so late that the successor has
+/// begun: the write is done by that one.
+#[actix_rt::test]
+async fn a_writer_that_was_replaced_answers_nobody() {
+    let scenario = FailScenario::setup();
+    let bench = Bench::new().await;
+    let db = impatient(&bench).await;
+    let threads = actors_threads();
+    let sql = "INSERT INTO note (body) VALUES ('late')";
+    let (let_go, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    fail::cfg_callback(sql, move || {
+        // Errs once nobody holds it any more; from then on it passes.
+        let _ = held.lock().unwrap().recv();
+    })
+    .unwrap();
+    let patience = Instant::now();
+    let (late, ()) = tokio::join!(db.write([Statement::new(sql)]), async {
+        // Nobody listens on this thread while it is blocked.
+        let wait_for = |what: &str, holds: &dyn Fn() -> bool| {
+            while !holds() {
+                assert!(patience.elapsed() < PATIENCE, "{what}: {:#?}", bench.log.all());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        wait_for("it is replaced", &|| bench.log.count("SqliteWriter is replaced") == 1);
+        drop(let_go);
+        wait_for("the old one's thread ends", &|| actors_threads() == threads);
+    });
+    late.unwrap();
+    assert_eq!(here(&db, "SELECT count(*) FROM note"), "1");
+    db.shutdown().await.unwrap();
     scenario.teardown();
 }
 
