@@ -179,3 +179,20 @@ async fn a_process_whose_budget_is_spent_says_why_in_its_last_line() {
     device.wait_until_equal(&["note"]).await;
     process.stop();
 }
+
+/// The same for one that hangs each time, and holds its thread to the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_whose_actors_hang_ends_as_well() {
+    let device = Device::new().await;
+    let table = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO note VALUES (1, 'one');";
+    shell::sqlite3_shell(device.path(), table);
+    device.proxy.start();
+    let mut command = device.command();
+    command.env("FAILPOINTS", "syncer.encoded=pause");
+    command.env("TIDEWATER_SUPERVISOR__RESTARTS_MAX", "1").env("TIDEWATER_SUPERVISOR__STUCK_AFTER_S", "1");
+    let (status, lines) = Process::spawn(&mut command).wait();
+    assert_eq!(status.code(), Some(4), "{lines:#?}");
+    let begin = "run_supervisor: CloudSyncer ended unexpectedly after 1 restart within 60 s; supervision gives up. \
+                 The last time: it was stuck for ";
+    assert!(lines.last().unwrap().starts_with(begin), "{lines:#?}");
+}

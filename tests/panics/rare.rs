@@ -44,9 +44,8 @@ async fn a_panic_at_a_rare_stage_costs_nothing() {
         "GetSetAside",
         "ParkRows",
     ];
-    let mut parked = 0;
-    for (at, point) in first_sync.map(both).concat().iter().enumerate() {
-        let table = format!("extra{at}");
+    for (parked, point) in (1..).zip(first_sync.map(both).concat().iter()) {
+        let table = format!("extra{parked}");
         let columns = "(id bigint PRIMARY KEY, body text CHECK (body <> 'refused'))";
         let theirs = format!("INSERT INTO {table} VALUES (1, 'theirs'), (2, 'theirs')");
         client.batch_execute(&format!("CREATE TABLE {table} {columns}; {theirs}")).await.unwrap();
@@ -54,7 +53,6 @@ async fn a_panic_at_a_rare_stage_costs_nothing() {
         let ours = format!("INSERT INTO {table} VALUES (3, 'ours'), (4, 'refused'), (5, 'ours')");
         run(db, &format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY, body TEXT);\n{ours}")).await;
         trap.sprung().await;
-        parked += 1;
         wait_for(db, point, |status| status.sync.parked == parked && status.sync.pending == 0).await;
         let ids = format!("(SELECT id FROM {table} ORDER BY id) AS ids");
         assert_eq!(here(db, &format!("SELECT group_concat(id) FROM {ids}")), "1,2,3,4,5", "{point}");
@@ -77,9 +75,8 @@ async fn a_panic_at_a_rare_stage_costs_nothing() {
         let inserts = format!("SELECT count(*) FROM audit WHERE body = '{body}'");
         assert_eq!(there(&client, &inserts).await, "1", "{point}");
     }
-    for (at, point) in both("CompareAnew").iter().enumerate() {
+    for (point, table) in both("CompareAnew").iter().zip(["extra1", "extra2"]) {
         let trap = Trap::set(point, 1);
-        let table = format!("extra{at}");
         client
             .batch_execute(&format!("TRUNCATE {table}; INSERT INTO {table} VALUES (9, 'new')"))
             .await
