@@ -34,7 +34,9 @@ use tidewater_actors::sqlite::{
     Written, lock_file,
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
-use tidewater_actors::supervision::{ChildSpec, GaveUp, Handle, Intensity, StartError, Supervisor, Thread};
+use tidewater_actors::supervision::{
+    ChildSpec, GaveUp, Generation, Handle, Intensity, StartError, Supervisor, Thread,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::Error;
@@ -590,8 +592,16 @@ impl Plan {
             within: settings.supervisor.restarts_within,
         };
         let probe = cloud.clone().map(|cloud| Arc::new(cloud) as Arc<dyn Probe>);
+        let left = cloud.clone();
+        let leave = move |generation: &Generation| {
+            if let Some(cloud) = left.clone() {
+                generation.on_abandoned(move || cloud.leave_thread());
+            }
+        };
+        let (on_watcher_left, on_syncer_left) = (leave.clone(), leave);
         let (family, watcher_log) = (children.clone(), child_log("ProxyWatcher"));
-        let watcher = ChildSpec::new(&children.watcher, move |_| {
+        let watcher = ChildSpec::new(&children.watcher, move |generation| {
+            on_watcher_left(generation);
             // Their living generations: a successor subscribes by itself.
             let breaker = family.breaker.addr().map(Addr::recipient);
             let syncer = family.syncer.addr().map(Addr::recipient);
@@ -648,7 +658,8 @@ impl Plan {
             proxy_required: settings.proxy.require,
         };
         let syncer_log = child_log("CloudSyncer");
-        let syncer = ChildSpec::new(&children.syncer, move |_| {
+        let syncer = ChildSpec::new(&children.syncer, move |generation| {
+            on_syncer_left(generation);
             Ok(CloudSyncer::new(parts.clone(), options, syncer_log.clone()))
         });
         let stuck_after = settings.supervisor.stuck_after;

@@ -209,6 +209,7 @@ impl CircuitBreaker {
             let effects = circuit.advance(event, now);
             self.perform(effects, ctx);
         }
+        fail::fail_point!("breaker.advanced");
     }
 
     fn perform(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {

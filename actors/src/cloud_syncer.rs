@@ -227,6 +227,7 @@ impl CloudSyncer {
     }
 
     fn ended(&mut self, cycle: u64, memory: Memory, ended: Result<(), Trouble>, ctx: &mut Context<Self>) {
+        fail::fail_point!("syncer.ended");
         let outcome = match &ended {
             Ok(()) => Outcome::Done,
             Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) => Outcome::Failed(failure.class),
@@ -423,6 +424,7 @@ impl Handler<RoundSettled> for CloudSyncer {
     type Result = ();
 
     fn handle(&mut self, _: RoundSettled, _: &mut Self::Context) {
+        fail::fail_point!("syncer.receipts");
         self.settle_receipts();
     }
 }
@@ -514,6 +516,7 @@ impl Cycle {
             Ok(permit) => permit,
             Err(open) => return (self.memory, Err(Trouble::Open(open))),
         };
+        fail::fail_point!("syncer.permitted");
         let ended = self.steps().await;
         match &ended {
             Ok(()) => permit.finish(Ok(())),
@@ -745,6 +748,7 @@ impl Cycle {
             let limit = self.pages.rows();
             let entries =
                 session.feed_page(&cursor, i64::try_from(limit).unwrap_or(i64::MAX), &link.device).await?;
+            fail::fail_point!("syncer.pulled");
             let Some(last) = entries.last().map(|entry| entry.cursor.clone()) else {
                 session.end_read().await?;
                 return Ok(());
@@ -1036,6 +1040,7 @@ impl Cycle {
             then: Then::GoOn,
         };
         let mut window = Window::encode(tables, &noted, rows);
+        fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
         if !window.refusals.is_empty() {
             id = self.park(&noted, id, std::mem::take(&mut window.refusals)).await?;

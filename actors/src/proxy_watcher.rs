@@ -209,6 +209,7 @@ impl ProxyWatcher {
                 }
             }
         }
+        fail::fail_point!("watcher.tell");
         self.tell_subscribers();
         let legacy = (self.machine.legacy(), Instant::now());
         *self.options.legacy.lock().unwrap_or_else(PoisonError::into_inner) = Some(legacy);
