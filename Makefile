@@ -1,6 +1,6 @@
 # The two commands of the README. Each does its own set-up on a fresh Debian or Ubuntu; the Rust toolchain is presupposed.
 
-.PHONY: run test bench check setup
+.PHONY: run test long bench check setup
 
 # The main job, with SQLite embedded: nothing else is needed.
 run:
@@ -11,9 +11,15 @@ run:
 test: setup
 	cargo test --workspace --features failpoints --locked
 
+# What takes minutes: every pair of places where actors die, and 10,000 panics in one run (TIDEWATER_PANICS says how many). The
+# same build as for `test`.
+long: setup
+	cargo test -p tidewater --features failpoints --locked --test panics -- --ignored --nocapture --test-threads=1
+
 # Speed, each figure beside its raw twin's of the same run.
 bench:
 	cargo bench -p tidewater-actors --bench control_plane
+	cargo bench -p tidewater --bench local
 
 # Format and lints, as CI runs them first.
 check:

@@ -12,7 +12,6 @@
 //! The app's own actix System is not touched: everything here can be awaited in any actix or tokio runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -36,7 +35,9 @@ use tidewater_actors::sqlite::{
     Written, lock_file,
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
-use tidewater_actors::supervision::{ChildSpec, GaveUp, Handle, Intensity, StartError, Supervisor, Thread};
+use tidewater_actors::supervision::{
+    ChildSpec, GaveUp, Generation, Handle, Intensity, StartError, Supervisor, Thread,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::error::Error;
@@ -103,10 +104,12 @@ struct Inner {
     runtime: Mutex<Option<Runtime>>,
 }
 
+/// The thread of the actors, which nobody joins: it ends by itself.
 #[derive(Debug)]
 struct Runtime {
     stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
+    /// The file and its lock are free.
+    ended: oneshot::Receiver<()>,
 }
 
 /// The addresses of the four actors, and the app's subscribers, who have to be told again when the watcher is new.
@@ -164,16 +167,20 @@ impl Database {
         let migrations = folder.map(Migrations::from_dir).transpose().map_err(StoreError::from)?;
         let plan = Plan::new(settings, log.clone())?;
         let (opened, open) = oneshot::channel();
-        let thread = std::thread::Builder::new()
+        let (over, ended) = oneshot::channel();
+        std::thread::Builder::new()
             .name("tidewater".into())
             .spawn(move || {
                 // A panic in here would end the thread; `open` and the handles then answer with errors.
-                System::new().block_on(plan.live(opened));
+                let system = System::new();
+                system.block_on(plan.live(opened));
+                // Told before the system is dropped, which may wait for what is blocked in it. Who asked may have gone.
+                let _ = over.send(());
             })
             .map_err(|error| Error::Thread(error.to_string()))?;
         match open.await {
             Ok(Ok((mut inner, stop))) => {
-                inner.runtime = Mutex::new(Some(Runtime { stop, thread }));
+                inner.runtime = Mutex::new(Some(Runtime { stop, ended }));
                 let db = Self { inner: Arc::new(inner) };
                 if let Some(migrations) = migrations
                     && let Err(error) = db.migrate(&migrations).await
@@ -418,14 +425,14 @@ impl Database {
     ///    does not take in this time stays pending in the file, for the next start.
     /// 2. `shutdown_s` for the actors' end. In there the syncer, the breaker and the watcher have 5 s each, the writer as
     ///    long as its transaction takes, and their threads 5 s together; whatever that adds up to, it is not waited for
-    ///    any longer.
+    ///    any longer. What hangs in a blocking pool, a resolver for instance, is not waited for at all.
     ///
     /// # Errors
     /// [`Error::StillBusy`] when the second part was not enough: the actors still hold the file, until they are done or the
-    /// process ends. [`Error::Thread`].
+    /// process ends.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let runtime = self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Runtime { stop, thread }) = runtime else { return Ok(()) };
+        let Some(Runtime { stop, ended }) = runtime else { return Ok(()) };
         let children = &self.inner.children;
         let within = self.inner.shutdown;
         // The writer's mailbox is first in, first out: its answer means that what waited before has been committed.
@@ -441,11 +448,7 @@ impl Database {
         self.inner.readers.close();
         // The thread may have ended by itself.
         let _ = stop.send(());
-        let (joined, ended) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("tidewater-end".into())
-            .spawn(move || joined.send(thread.join().is_ok()))
-            .map_err(|error| Error::Thread(error.to_string()))?;
+        // A thread that panicked has ended as well.
         match tokio::time::timeout(within, ended).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::StillBusy(within.as_secs_f64())),
@@ -619,8 +622,16 @@ impl Plan {
             within: settings.supervisor.restarts_within,
         };
         let probe = cloud.clone().map(|cloud| Arc::new(cloud) as Arc<dyn Probe>);
+        let left = cloud.clone();
+        let leave = move |generation: &Generation| {
+            if let Some(cloud) = left.clone() {
+                generation.on_abandoned(move || cloud.leave_thread());
+            }
+        };
+        let (on_watcher_left, on_syncer_left) = (leave.clone(), leave);
         let (family, watcher_log) = (children.clone(), child_log("ProxyWatcher"));
-        let watcher = ChildSpec::new(&children.watcher, move |_| {
+        let watcher = ChildSpec::new(&children.watcher, move |generation| {
+            on_watcher_left(generation);
             // Their living generations: a successor subscribes by itself.
             let breaker = family.breaker.addr().map(Addr::recipient);
             let syncer = family.syncer.addr().map(Addr::recipient);
@@ -677,7 +688,8 @@ impl Plan {
             proxy_required: settings.proxy.require,
         };
         let syncer_log = child_log("CloudSyncer");
-        let syncer = ChildSpec::new(&children.syncer, move |_| {
+        let syncer = ChildSpec::new(&children.syncer, move |generation| {
+            on_syncer_left(generation);
             Ok(CloudSyncer::new(parts.clone(), options, syncer_log.clone()))
         });
         let stuck_after = settings.supervisor.stuck_after;

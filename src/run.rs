@@ -60,11 +60,11 @@ pub async fn run(
     {
         debug!(log, "The service manager cannot be told of the end: {error}");
     }
-    db.shutdown().await?;
-    if ended.is_ok() {
-        info!(log, "✅ Stopped");
-    }
-    ended
+    let stopped = db.shutdown().await;
+    // Why it had to end says more than that somebody is still busy.
+    ended.and(stopped)?;
+    info!(log, "✅ Stopped");
+    Ok(())
 }
 
 fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {

@@ -192,8 +192,8 @@ impl ProxySettings {
         }
     }
 
-    /// A check that has not ended after this is given up: the wait for a connection, connecting, and the two answers, each
-    /// within the timeout, and a second more, so that their own bounds come first.
+    /// A check that has not ended after this is given up: the wait for a connection, an idle one that is silent, connecting,
+    /// and the answers, each within the timeout, and a second more, so that their own bounds come first.
     #[must_use]
     pub fn check_timeout(&self) -> Duration {
         self.timeout * 4 + Duration::from_secs(1)

@@ -9,6 +9,7 @@ use harness::{
     wait_until_there,
 };
 use tidewater::Database;
+use tidewater_test_support::Postgres;
 use tokio_postgres::Client;
 
 const NOTE: &str = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)";
@@ -48,6 +49,36 @@ async fn transactions_that_commit_in_another_order_than_they_began_all_arrive() 
     first.batch_execute("UPDATE note SET body = body || '!' WHERE id = 2; COMMIT").await.unwrap();
     wait_until_here(&db, "SELECT group_concat(id) FROM note WHERE id >= 100", "100,101,102").await;
     bench.wait_until_equal(&db, &["note"]).await;
+    unharmed(&db).await;
+    db.shutdown().await.unwrap();
+}
+
+/// The feed is in the order of the transactions' numbers, not of their digits: no page ends beyond what it does not have.
+#[actix_rt::test]
+async fn numbers_of_transactions_may_grow_a_digit_within_a_page() {
+    let server = Postgres::start();
+    let bench = Bench::on(&server).await;
+    let db = bench.open_with(bench.settings().set("sync.page_rows_max", 16)).await;
+    bench.proxy.start();
+    run(&db, NOTE).await;
+    let receipt = run(&db, "INSERT INTO note VALUES (0, 'the first')").await;
+    db.synced(&receipt).await.unwrap();
+    bench.proxy.stop();
+    wait_for(&db, "offline", |status| status.sync.state == "offline").await;
+
+    let client = bench.cloud.connect().await;
+    let now: i64 = client.query_one("SELECT pg_current_xact_id()::text::bigint", &[]).await.unwrap().get(0);
+    let digit_more = (0..).map(|digits| 10_i64.pow(digits)).find(|power| power - 20 > now).unwrap();
+    let script = format!(
+        "DO $$ BEGIN
+            WHILE pg_current_xact_id()::text::bigint < {digit_more} - 20 LOOP COMMIT; END LOOP;
+            FOR i IN 1..60 LOOP INSERT INTO note VALUES (i, 'one of many'); COMMIT; END LOOP;
+         END $$"
+    );
+    client.batch_execute(&script).await.unwrap();
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["note"]).await;
+    assert_eq!(here(&db, "SELECT count(*) FROM note"), "61");
     unharmed(&db).await;
     db.shutdown().await.unwrap();
 }

@@ -324,6 +324,8 @@ async fn the_verbs_of_the_control_plane_act_on_the_one_that_runs() {
         (output.status.code().unwrap(), text)
     };
     let port = device.proxy.port();
+    // The control socket comes last.
+    device.wait_for_status("it answers", |_| true);
     let (status, text) = run(&["check"]);
     assert_eq!((status, &*text), (1, &*format!("unavailable: Proxy not running on 127.0.0.1:{port}\n")));
     let (status, json) = run(&["check", "--json"]);

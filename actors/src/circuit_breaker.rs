@@ -73,8 +73,9 @@ pub struct Permit<'gate> {
 pub struct CircuitOpen {
     /// Why, where that is known.
     pub reason: Option<FailureClass>,
-    /// Only because another call is out that tries whether it works again.
-    pub probing: bool,
+    /// [`Mode::Offline`] also as long as the breaker has not heard what its caller may know; [`Mode::HalfOpen`] when another
+    /// call is out that tries whether it works again.
+    pub mode: Mode,
     /// Because a person holds the circuit open.
     pub forced: bool,
 }
@@ -104,9 +105,9 @@ impl Gate {
             let Published { epoch, mode, reason, forced } = decode(word);
             match mode {
                 Mode::Closed => return Ok(Permit { gate: self, epoch, slot: None }),
-                Mode::Open | Mode::Offline => return Err(CircuitOpen { reason, probing: false, forced }),
+                Mode::Open | Mode::Offline => return Err(CircuitOpen { reason, mode, forced }),
                 Mode::HalfOpen if word & SLOT_TAKEN != 0 => {
-                    return Err(CircuitOpen { reason, probing: true, forced });
+                    return Err(CircuitOpen { reason, mode, forced });
                 }
                 Mode::HalfOpen => {
                     let taken = word | SLOT_TAKEN;
@@ -208,6 +209,7 @@ impl CircuitBreaker {
             let effects = circuit.advance(event, now);
             self.perform(effects, ctx);
         }
+        fail::fail_point!("breaker.advanced");
     }
 
     fn perform(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
@@ -382,12 +384,15 @@ mod tests {
     async fn in_half_open_one_call_is_out_at_a_time_and_a_success_returns_the_slot() {
         let gate = Gate::new();
         let breaker = breaker(&gate);
-        assert_eq!(gate.permit().unwrap_err(), CircuitOpen { reason: None, probing: false, forced: false });
+        assert_eq!(
+            gate.permit().unwrap_err(),
+            CircuitOpen { reason: None, mode: Mode::Offline, forced: false }
+        );
         tell(&breaker, 1, ProxyStatus::Available).await;
 
         let first = gate.permit().unwrap();
         for _ in 0..100 {
-            assert!(gate.permit().unwrap_err().probing);
+            assert_eq!(gate.permit().unwrap_err().mode, Mode::HalfOpen);
         }
         first.finish(Ok(()));
         let second = gate.permit().unwrap();
@@ -420,7 +425,7 @@ mod tests {
         assert_eq!(state(&breaker).await, "open");
         assert_eq!(
             gate.permit().unwrap_err(),
-            CircuitOpen { reason: Some(FailureClass::Busy), probing: false, forced: false }
+            CircuitOpen { reason: Some(FailureClass::Busy), mode: Mode::Open, forced: false }
         );
     }
 
@@ -450,7 +455,7 @@ mod tests {
         tell(&breaker, 3, ProxyStatus::Available).await;
         let new = gate.permit().unwrap();
         drop(old);
-        assert!(gate.permit().unwrap_err().probing, "the new probe is still out");
+        assert_eq!(gate.permit().unwrap_err().mode, Mode::HalfOpen, "the new probe is still out");
         drop(new);
         assert!(gate.permit().is_ok());
     }

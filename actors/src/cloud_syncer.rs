@@ -22,6 +22,7 @@ use slog::{Logger, debug, error, info, warn};
 use tokio::sync::oneshot;
 
 use crate::circuit_breaker::{CircuitOpen, Gate};
+use crate::core::circuit::Mode;
 use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::merge::{Change, change};
 use crate::core::schema::{CloudTable, Table};
@@ -226,9 +227,12 @@ impl CloudSyncer {
     }
 
     fn ended(&mut self, cycle: u64, memory: Memory, ended: Result<(), Trouble>, ctx: &mut Context<Self>) {
+        fail::fail_point!("syncer.ended");
         let outcome = match &ended {
             Ok(()) => Outcome::Done,
             Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) => Outcome::Failed(failure.class),
+            // The breaker is about to hear what is known here: that the cloud is there, or how the last cycle ended.
+            Err(Trouble::Open(open)) if open.mode != Mode::Open => Outcome::Early,
             Err(Trouble::Open(_)) => Outcome::Held,
             Err(Trouble::Store(_) | Trouble::Unanswered(_)) => Outcome::Interrupted,
         };
@@ -249,8 +253,8 @@ impl CloudSyncer {
             Err(trouble) => Err(SyncError::Failed(trouble.to_string())),
         };
         for (first, waiting) in std::mem::take(&mut self.asked) {
-            if first > cycle {
-                self.asked.push((first, waiting));
+            if first > cycle || outcome == Outcome::Early {
+                self.asked.push((first.max(cycle + 1), waiting));
             } else {
                 // Who asked may have gone.
                 let _ = waiting.send(answer.clone());
@@ -420,6 +424,7 @@ impl Handler<RoundSettled> for CloudSyncer {
     type Result = ();
 
     fn handle(&mut self, _: RoundSettled, _: &mut Self::Context) {
+        fail::fail_point!("syncer.receipts");
         self.settle_receipts();
     }
 }
@@ -511,6 +516,7 @@ impl Cycle {
             Ok(permit) => permit,
             Err(open) => return (self.memory, Err(Trouble::Open(open))),
         };
+        fail::fail_point!("syncer.permitted");
         let ended = self.steps().await;
         match &ended {
             Ok(()) => permit.finish(Ok(())),
@@ -742,6 +748,7 @@ impl Cycle {
             let limit = self.pages.rows();
             let entries =
                 session.feed_page(&cursor, i64::try_from(limit).unwrap_or(i64::MAX), &link.device).await?;
+            fail::fail_point!("syncer.pulled");
             let Some(last) = entries.last().map(|entry| entry.cursor.clone()) else {
                 session.end_read().await?;
                 return Ok(());
@@ -1033,6 +1040,7 @@ impl Cycle {
             then: Then::GoOn,
         };
         let mut window = Window::encode(tables, &noted, rows);
+        fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
         if !window.refusals.is_empty() {
             id = self.park(&noted, id, std::mem::take(&mut window.refusals)).await?;

@@ -2,17 +2,23 @@
 //! connecting.
 //!
 //! ```text
-//! Unix socket            ─▶ is the file there?
-//! a port of this machine ─▶ is it in the socket table, listening?
+//! Unix socket            ─▶ is the file there, and which?
+//! a port of this machine ─▶ is it in the socket table, listening, and which socket is it?
 //! anything else          ─▶ cannot be seen from here
 //! ```
+//!
+//! Parts: [`Endpoint`], which looks once; [`Lookout`], which looks again and again and sees when the listener is another
+//! one, however short the time was in which there was none.
 //!
 //! No connection and no name resolution: every connection makes the real proxy dial the instance behind it,
 //! and a resolver can take seconds.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::core::availability::Listening;
 use crate::listeners::{self, Listener};
@@ -52,24 +58,77 @@ impl Endpoint {
     /// Elsewhere the system lists every TCP socket that it has.
     ///
     /// A Unix socket's file stays when its listener dies, and then this says [`Listening::Yes`]: one check is
-    /// refused per step of the backoff. The kernel's list of Unix sockets cannot correct that: it leaves out
+    /// refused per step of the backoff; its successor's file is seen by [`Lookout`]. The kernel's list of Unix sockets cannot correct that: it leaves out
     /// listeners of other network namespaces, which a path shared between containers reaches all the same.
     pub fn look(&self) -> Listening {
-        match self {
-            Self::Unix { path } => match path.try_exists() {
-                Ok(true) => Listening::Yes,
-                Ok(false) => Listening::No,
-                Err(_) => Listening::CannotSee,
-            },
-            Self::Tcp { host, port } => match Local::of(host) {
-                Some(local) => match listeners::on_port(*port) {
-                    Ok(found) if found.iter().any(|listener| local.is_served_by(listener)) => Listening::Yes,
-                    Ok(_) => Listening::No,
-                    Err(_) => Listening::CannotSee,
-                },
-                None => Listening::CannotSee,
-            },
+        match self.listeners() {
+            Some(listeners) if listeners.is_empty() => Listening::No,
+            Some(_) => Listening::Yes,
+            None => Listening::CannotSee,
         }
+    }
+
+    /// Which ones; `None` when that cannot be seen.
+    fn listeners(&self) -> Option<Vec<Identity>> {
+        match self {
+            Self::Unix { path } => match path.metadata() {
+                Ok(file) => Some(vec![Identity::of(&file)]),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Some(vec![]),
+                Err(_) => None,
+            },
+            Self::Tcp { host, port } => {
+                let local = Local::of(host)?;
+                let found = listeners::on_port(*port).ok()?;
+                let serving = found.iter().filter(|listener| local.is_served_by(listener));
+                Some(serving.map(|listener| Identity::Socket(listener.inode)).collect())
+            }
+        }
+    }
+}
+
+/// What makes a listener the same one as before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    /// The number of a file alone does not do: the next file may get it.
+    File { device: u64, inode: u64, changed: (i64, i64) },
+    /// Without a number, as from systems that tell none, all are the same.
+    Socket(Option<u32>),
+}
+
+impl Identity {
+    fn of(file: &std::fs::Metadata) -> Self {
+        Self::File { device: file.dev(), inode: file.ino(), changed: (file.ctime(), file.ctime_nsec()) }
+    }
+}
+
+/// Looks at an endpoint again and again.
+///
+/// A proxy that is replaced between two looks leaves its file, or a listener on its port, for either of them to see:
+/// only who remembers which one it was sees that it is new.
+#[derive(Debug)]
+pub struct Lookout {
+    endpoint: Endpoint,
+    /// Those of the last look that saw any.
+    known: Mutex<Option<Vec<Identity>>>,
+}
+
+impl Lookout {
+    /// One that has not looked yet: the first it sees is nobody else.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, known: Mutex::new(None) }
+    }
+
+    /// As [`Endpoint::look`]; [`Listening::Another`] when one is there that was not when somebody was last seen.
+    /// One of several that is gone makes nobody new.
+    pub fn look(&self) -> Listening {
+        let Some(found) = self.endpoint.listeners() else { return Listening::CannotSee };
+        if found.is_empty() {
+            return Listening::No;
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = known.as_ref().is_some_and(|known| found.iter().any(|one| !known.contains(one)));
+        *known = Some(found);
+        if new { Listening::Another } else { Listening::Yes }
     }
 }
 
@@ -233,7 +292,7 @@ mod tests {
             ("localhost", "10.0.0.1", false, false),
             ("127.0.0.1", "10.0.0.1", false, false),
         ] {
-            let listener = Listener { bound: address.parse().unwrap(), v6_only };
+            let listener = Listener { bound: address.parse().unwrap(), v6_only, inode: None };
             assert_eq!(Local::of(host).unwrap().is_served_by(&listener), served, "{host} by {listener:?}");
         }
     }
@@ -244,6 +303,52 @@ mod tests {
         for host in ["10.0.0.1", "db.example", "cloud-sql-proxy", "::2"] {
             assert_eq!(tcp(host, 5432).look(), Listening::CannotSee, "{host}");
         }
+    }
+
+    /// A proxy that is gone and back between two looks is another one; the first that is seen is not, nor is one that
+    /// stays.
+    #[test]
+    fn a_listener_that_was_replaced_between_two_looks_is_another_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(".s.PGSQL.5432");
+        let file = || -> Box<dyn Send> {
+            let _ = std::fs::remove_file(&path);
+            Box::new(std::os::unix::net::UnixListener::bind(&path).unwrap())
+        };
+        let lookout = Lookout::new(Endpoint::Unix { path: path.clone() });
+        drop(seen_replaced(&lookout, &file));
+        assert_eq!(lookout.look(), Listening::Yes, "the file of a dead one is no new one");
+
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = first.local_addr().unwrap();
+        drop(first);
+        let lookout = Lookout::new(tcp("localhost", address.port()));
+        // Other systems do not tell one socket from another.
+        if cfg!(target_os = "linux") {
+            let last = seen_replaced(&lookout, &|| Box::new(TcpListener::bind(address).unwrap()));
+            let Some((second, _)) = listen_on_ipv6(&format!("[::1]:{}", address.port()), true) else {
+                return;
+            };
+            assert_eq!(lookout.look(), Listening::Another, "a second one besides");
+            assert_eq!(lookout.look(), Listening::Yes);
+            drop(second);
+            assert_eq!(lookout.look(), Listening::Yes, "the first one stayed");
+            drop(last);
+            assert_eq!(lookout.look(), Listening::No);
+        }
+    }
+
+    /// Two listeners, one after the other; returns the second.
+    fn seen_replaced(lookout: &Lookout, bind: &dyn Fn() -> Box<dyn Send>) -> Box<dyn Send> {
+        assert_eq!(lookout.look(), Listening::No);
+        let first = bind();
+        assert_eq!(lookout.look(), Listening::Yes, "the first one");
+        assert_eq!(lookout.look(), Listening::Yes, "it stays");
+        drop(first);
+        let second = bind();
+        assert_eq!(lookout.look(), Listening::Another);
+        assert_eq!(lookout.look(), Listening::Yes, "it stays");
+        second
     }
 
     /// For a Unix socket the file is the evidence.

@@ -17,6 +17,8 @@ pub(crate) struct Listener {
     pub(crate) bound: IpAddr,
     /// An IPv6 socket that takes no IPv4. Where the system does not tell: false.
     pub(crate) v6_only: bool,
+    /// Which socket it is, for as long as it exists. Where the system does not tell: none.
+    pub(crate) inode: Option<u32>,
 }
 
 /// Every listener on `port`, of this network namespace.
@@ -110,7 +112,7 @@ mod system {
 
     fn listener(row: &InetResponse) -> Listener {
         let v6_only = row.nlas.iter().any(|attribute| matches!(attribute, Nla::SkV6Only(true)));
-        Listener { bound: row.header.socket_id.source_address, v6_only }
+        Listener { bound: row.header.socket_id.source_address, v6_only, inode: Some(row.header.inode) }
     }
 
     fn unusable(why: impl ToString) -> io::Error {
@@ -132,7 +134,7 @@ mod system {
                 && socket.state == TcpState::Listen
                 && socket.local_port == port
             {
-                listeners.push(Listener { bound: socket.local_addr, v6_only: false });
+                listeners.push(Listener { bound: socket.local_addr, v6_only: false, inode: None });
             }
         }
         Ok(listeners)
@@ -149,6 +151,7 @@ mod tests {
     use netlink_sys::Socket;
     use netlink_sys::protocols::NETLINK_SOCK_DIAG;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::os::unix::fs::MetadataExt;
 
     /// The kernel hands over the listener alone, however many connections there are on its port.
     #[test]
@@ -157,7 +160,9 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let connections: Vec<_> =
             (0..200).map(|_| (TcpStream::connect(address).unwrap(), listener.accept().unwrap().0)).collect();
-        let expected = Listener { bound: Ipv4Addr::LOCALHOST.into(), v6_only: false };
+        let socket = std::fs::File::from(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()));
+        let inode = u32::try_from(socket.metadata().unwrap().ino()).unwrap();
+        let expected = Listener { bound: Ipv4Addr::LOCALHOST.into(), v6_only: false, inode: Some(inode) };
         assert_eq!(on_port(address.port()).unwrap(), [expected]);
         drop(connections);
         assert_eq!(on_port(address.port()).unwrap(), [expected], "nor when they are closed");

@@ -86,7 +86,7 @@ impl fmt::Debug for CloudOptions {
 /// The cloud as a pool of connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Cloud {
-    pool: Pool,
+    pool: Arc<Mutex<Pool>>,
     options: Arc<CloudOptions>,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
@@ -104,46 +104,17 @@ impl Cloud {
     /// # Errors
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
-        let mut config = tokio_postgres::Config::new();
-        config
-            .dbname(&options.database)
-            .user(&options.user)
-            .application_name(&options.application_name)
-            // Everything that shapes the text of a value; statements that see what committed before them; plans made
-            // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
-            // client was cut off: its locks stand in the way.
-            .options(format!(
-                "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
-                 -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
-                 -c idle_in_transaction_session_timeout={}",
-                options.statement_timeout.as_millis(),
-                options.statement_timeout.as_millis() * 2
-            ));
-        if let Some(password) = &options.password {
-            config.password(password);
-        }
-        let manager = Manager::from_connect(
-            config,
-            Dialer {
-                host: options.host.clone(),
-                port: options.port,
-                keepalive_idle: Duration::from_secs(10),
-                limit: options.timeout,
-            },
-            ManagerConfig { recycling_method: RecyclingMethod::Verified },
-        );
-        let pool = Pool::builder(manager)
-            .max_size(options.pool_max.max(2))
-            .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts {
-                wait: Some(options.timeout),
-                // The dialer ends by itself, and says what it waited for.
-                create: None,
-                recycle: Some(options.timeout),
-            })
-            .build()
-            .map_err(|error| CloudFailure::new(FailureClass::CheckFailed, error.to_string()))?;
+        let pool = Arc::new(Mutex::new(pool_of(&options)?));
         Ok(Self { pool, options: Arc::new(options), expected: Arc::default() })
+    }
+
+    /// Goes on with connections of its own. Each is driven by the thread that opened it: when that is blocked, those that are
+    /// out do not come back, and those that wait in the pool do not answer.
+    pub fn leave_thread(&self) {
+        // A pool with the same options has been made before.
+        if let Ok(pool) = pool_of(&self.options) {
+            std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
+        }
     }
 
     /// From now on only the database with this identity is ours.
@@ -155,7 +126,8 @@ impl Cloud {
     /// Answers with who is there.
     ///
     /// # Errors
-    /// With the class that says what to do. Bounded by the timeout of the options, twice.
+    /// With the class that says what to do. Bounded by the timeout of the options: for [`Cloud::connect`], and once more for
+    /// the answers.
     pub async fn check(&self) -> Result<String> {
         let session = self.connect().await?;
         let found = bounded(self.options.timeout, self.identify(&session.client)).await;
@@ -197,16 +169,43 @@ impl Cloud {
     /// A connection for one cycle.
     ///
     /// # Errors
-    /// With the class that says what to do. Bounded by the timeout of the options.
+    /// With the class that says what to do. Bounded by the timeout of the options, once for each: the wait where all are in
+    /// use, the silence of those that were idle, and dialling.
     pub async fn connect(&self) -> Result<CloudSession> {
-        match bounded(self.options.timeout * 2, async { Ok(self.pool.get().await) }).await? {
-            Ok(client) => Ok(CloudSession { client: Client(Some(client)), cloud: self.clone() }),
-            Err(PoolError::Backend(error)) => Err(self.explain(&error, Phase::Startup)),
-            Err(PoolError::Timeout(deadpool_postgres::TimeoutType::Wait)) => {
-                Err(CloudFailure::new(FailureClass::CheckFailed, "every connection of the pool is in use"))
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let connected = async {
+            loop {
+                let object = pool.get().await.map_err(|error| self.no_connection(error))?;
+                let was_idle = Object::metrics(&object).recycle_count > 0;
+                let client = Client(Some(object));
+                if !was_idle || self.answers(&client, &pool).await {
+                    return Ok(CloudSession { client, cloud: self.clone() });
+                }
             }
-            Err(PoolError::Timeout(_)) => Err(silent(self.options.timeout)),
-            Err(error) => Err(CloudFailure::new(FailureClass::CheckFailed, error.to_string())),
+        };
+        bounded(self.options.timeout * 3, connected).await
+    }
+
+    /// Whether somebody is still there behind a connection that was idle.
+    async fn answers(&self, client: &Client, pool: &Pool) -> bool {
+        match tokio::time::timeout(self.options.timeout, client.simple_query("")).await {
+            Ok(answer) => answer.is_ok(),
+            Err(_) => {
+                // Whatever silenced it, a suspended machine or a proxy that lost its instance, silenced those beside it:
+                // a new connection tells, and to ask each of them would take the time of each.
+                pool.retain(|_, _| false);
+                false
+            }
+        }
+    }
+
+    fn no_connection(&self, error: PoolError) -> CloudFailure {
+        match error {
+            PoolError::Backend(error) => self.explain(&error, Phase::Startup),
+            PoolError::Timeout(_) => {
+                CloudFailure::new(FailureClass::CheckFailed, "every connection of the pool is in use")
+            }
+            error => CloudFailure::new(FailureClass::CheckFailed, error.to_string()),
         }
     }
 
@@ -314,6 +313,50 @@ impl Cloud {
             )
         }
     }
+}
+
+/// A pool that has not connected yet.
+fn pool_of(options: &CloudOptions) -> Result<Pool> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .dbname(&options.database)
+        .user(&options.user)
+        .application_name(&options.application_name)
+        // Everything that shapes the text of a value; statements that see what committed before them; plans made
+        // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
+        // client was cut off: its locks stand in the way.
+        .options(format!(
+            "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
+             -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
+             -c idle_in_transaction_session_timeout={}",
+            options.statement_timeout.as_millis(),
+            options.statement_timeout.as_millis() * 2
+        ));
+    if let Some(password) = &options.password {
+        config.password(password);
+    }
+    let manager = Manager::from_connect(
+        config,
+        Dialer {
+            host: options.host.clone(),
+            port: options.port,
+            keepalive_idle: Duration::from_secs(10),
+            limit: options.timeout,
+        },
+        // `connect` verifies: it knows what the silence of one says about the others.
+        ManagerConfig { recycling_method: RecyclingMethod::Fast },
+    );
+    Pool::builder(manager)
+        .max_size(options.pool_max.max(2))
+        .runtime(Runtime::Tokio1)
+        .timeouts(Timeouts {
+            wait: Some(options.timeout),
+            // The dialer ends by itself, and says what it waited for.
+            create: None,
+            recycle: None,
+        })
+        .build()
+        .map_err(|error| CloudFailure::new(FailureClass::CheckFailed, error.to_string()))
 }
 
 impl Connect for Dialer {
@@ -1017,6 +1060,7 @@ impl CloudSession {
         may_widen: bool,
     ) -> Result<RoundOutcome> {
         self.begin_round(frame).await?;
+        fail::fail_point!("cloud.begun");
         let mut taken = match self.take(frame, items, &in_order(items, |_| true)).await {
             Ok(taken) => taken,
             // The file as a whole fits its own constraints: what part of it a row needs may only be outside of this round.

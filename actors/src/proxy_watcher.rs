@@ -27,7 +27,7 @@ use crate::core::availability::{
 };
 use crate::core::backoff::Backoff;
 use crate::core::failure::CloudFailure;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Lookout};
 use crate::messages::{
     AvailabilityChanged, CallFinished, DetectProxy, Detection, GetProxyReport, ProxyReport, ResetDetector,
     Subscribe,
@@ -72,7 +72,8 @@ pub struct WatcherOptions {
     pub check_timeout: Duration,
     /// The sentence that names what is missing when there is no probe.
     pub probe_missing: String,
-    /// Looks whether something listens, without connecting; cheap, because it runs in the actor.
+    /// Looks whether something listens, without connecting; cheap, because it runs in the actor. It remembers whom it
+    /// saw, also for successors.
     pub look: Arc<dyn Fn() -> Listening + Send + Sync>,
     /// Sees whether a process of the proxy runs, in words. Runs on a thread that may block.
     pub find_process: Arc<dyn Fn() -> Option<String> + Send + Sync>,
@@ -89,7 +90,7 @@ pub struct WatcherOptions {
 impl WatcherOptions {
     /// The documented defaults for an endpoint, in development.
     pub fn new(endpoint: Endpoint, backoff: Backoff) -> Self {
-        let looked_at = endpoint.clone();
+        let lookout = Lookout::new(endpoint.clone());
         Self {
             endpoint,
             environment: Environment::Development,
@@ -103,7 +104,7 @@ impl WatcherOptions {
             probe_missing:
                 "CLOUD_SQL_DATABASE is not set: something listens, but there is nothing to connect to"
                     .to_owned(),
-            look: Arc::new(move || looked_at.look()),
+            look: Arc::new(move || lookout.look()),
             find_process: Arc::new(named_process),
             asleep: Arc::new(crate::clock::asleep),
             jitter: Arc::new(random_share),
@@ -208,6 +209,7 @@ impl ProxyWatcher {
                 }
             }
         }
+        fail::fail_point!("watcher.tell");
         self.tell_subscribers();
         let legacy = (self.machine.legacy(), Instant::now());
         *self.options.legacy.lock().unwrap_or_else(PoisonError::into_inner) = Some(legacy);
@@ -237,7 +239,11 @@ impl ProxyWatcher {
 
     fn find_process(&self, ctx: &mut Context<Self>) {
         let find = self.options.find_process.clone();
-        let found = actix_rt::task::spawn_blocking(move || find()).into_actor(self);
+        let found = actix_rt::task::spawn_blocking(move || {
+            fail::fail_point!("watcher.find_process");
+            find()
+        });
+        let found = found.into_actor(self);
         ctx.spawn(found.map(|found, watcher, ctx| {
             // A search that failed explains nothing.
             watcher.advance(Event::ProcessFound(found.unwrap_or_default()), ctx);

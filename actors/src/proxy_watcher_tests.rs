@@ -211,6 +211,28 @@ async fn health_is_checked_every_ten_seconds_unless_there_is_traffic() {
     assert_eq!(stage.report().await.status, ProxyStatus::Unavailable, "without waiting for the ten seconds");
 }
 
+/// The file of a proxy that was killed stays, and so it is there before and after the next proxy makes its own: that is
+/// seen with the next look all the same.
+#[actix::test]
+async fn a_proxy_that_replaces_the_file_of_a_dead_one_is_noticed_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(".s.PGSQL.5432");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let endpoint = Endpoint::Unix { path: path.clone() };
+    let stage = Stage::new(
+        |options| options.look = WatcherOptions::new(endpoint, options.backoff).look,
+        Listening::Yes,
+    );
+    stage.answer(Err(FailureClass::NotRunning));
+    stage.at(400.0).await;
+    assert!(stage.report().await.paused);
+    stage.answer(Ok("PostgreSQL 15"));
+    std::fs::remove_file(&path).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    stage.at(400.6).await;
+    assert_eq!(stage.report().await.status, ProxyStatus::Available);
+}
+
 /// A check that never answers ends as not answering, and its connection is dropped.
 #[actix::test]
 async fn a_silent_check_ends_after_its_time() {

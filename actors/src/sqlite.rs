@@ -578,6 +578,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Open`] says what is wrong with the file and what helps; the file is not touched then.
     pub fn open(options: &StoreOptions) -> Result<(Self, Vec<Notice>)> {
+        fail::fail_point!("sqlite.open");
         let mut notices = check_file(&options.path)?;
         let path = &options.path;
         let name = |error: StoreError| {
@@ -667,6 +668,7 @@ impl Store {
     fn try_group(&mut self, callers: &[Unit]) -> Result<Vec<Result<Written>>> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        fail::fail_point!("sqlite.begun");
         let mut results = Vec::with_capacity(callers.len());
         for caller in callers {
             tx.execute_batch("SAVEPOINT tidewater_caller")?;
@@ -1620,6 +1622,8 @@ fn query<T>(
 
 /// Runs one statement of a caller.
 fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
+    // One that ends whoever runs it: its own text is the name of the place.
+    fail::fail_point!(&statement.sql);
     if let Some(word) = forbidden(&statement.sql) {
         return Err(StoreError::Forbidden(word));
     }
@@ -1664,7 +1668,10 @@ fn commit(tx: Transaction<'_>) -> Result<()> {
         return Err(StoreError::Replaced);
     }
     // However long the disk takes for it, that is not a writer that hangs.
-    Ok(patiently(|| tx.commit())?)
+    Ok(patiently(|| {
+        fail::fail_point!("sqlite.sync");
+        tx.commit()
+    })?)
 }
 
 fn execute(conn: &Connection, statement: &Statement) -> Result<StatementResult> {

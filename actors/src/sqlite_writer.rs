@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use actix::dev::{MessageResponse, OneshotSender};
 use actix::prelude::*;
 use slog::{Logger, error, info, warn};
 use tokio::sync::oneshot;
@@ -23,7 +24,7 @@ use crate::messages::{
     PutBackRound, RememberCloud, RememberCloudTable, StartOver, Stored, Write,
 };
 use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
-use crate::supervision::{Context, Handle};
+use crate::supervision::{Context, Handle, is_stale};
 
 /// How the writer works.
 #[derive(Debug, Clone, Copy)]
@@ -80,8 +81,14 @@ impl SqliteWriter {
         fail::fail_point!("writer.group");
         let results = self.store.write_group(&std::mem::take(&mut self.group));
         fail::fail_point!("writer.done");
+        if is_stale() {
+            // Who asked looks at what became of it, and asks the successor if nothing did.
+            self.answers.clear();
+            return;
+        }
         self.grew.journal_grew();
         for (answer, result) in std::mem::take(&mut self.answers).into_iter().zip(results) {
+            fail::fail_point!("writer.answer");
             // A caller that has gone meanwhile does not want to know.
             let _ = answer.send(result);
         }
@@ -89,6 +96,7 @@ impl SqliteWriter {
 
     fn look_for_others(&mut self, ctx: &mut Context<Self>) {
         ctx.run_later(self.options.foreign_poll, Self::look_for_others);
+        fail::fail_point!("writer.look");
         match self.store.foreign_commit() {
             Ok(false) => {}
             Ok(true) => {
@@ -121,10 +129,27 @@ impl Actor for SqliteWriter {
     }
 }
 
+/// The answer to a write, sent after its commit. A writer that dies first answers nothing: who asked hears that, and only
+/// then knows that the write is to be taken back.
+#[derive(Debug)]
+pub struct AfterCommit(oneshot::Receiver<Stored<Written>>);
+
+impl MessageResponse<SqliteWriter, Write> for AfterCommit {
+    fn handle(self, _: &mut Context<SqliteWriter>, asker: Option<OneshotSender<Stored<Written>>>) {
+        actix_rt::spawn(async move {
+            if let (Ok(written), Some(asker)) = (self.0.await, asker) {
+                // Who asked may have gone.
+                let _ = asker.send(written);
+            }
+        });
+    }
+}
+
 impl Handler<Write> for SqliteWriter {
-    type Result = ResponseFuture<Stored<Written>>;
+    type Result = AfterCommit;
 
     fn handle(&mut self, Write(unit): Write, ctx: &mut Self::Context) -> Self::Result {
+        fail::fail_point!("writer.write");
         let (answer, answered) = oneshot::channel();
         let alone = unit.is_alone();
         if alone {
@@ -138,9 +163,7 @@ impl Handler<Write> for SqliteWriter {
             self.commit_is_due = true;
             ctx.notify(Commit);
         }
-        Box::pin(async {
-            answered.await.unwrap_or_else(|_| Err(StoreError::Io("the writer stopped".into())))
-        })
+        AfterCommit(answered)
     }
 }
 
@@ -185,10 +208,10 @@ macro_rules! store_calls {
 
             fn handle(&mut self, $m: $message, _: &mut Self::Context) -> Self::Result {
                 self.commit();
-                fail::fail_point!("writer.call");
+                fail::fail_point!(concat!("writer.call.", stringify!($message)));
                 let $store = &mut self.store;
                 let result: Stored<$answer> = $call;
-                fail::fail_point!("writer.called");
+                fail::fail_point!(concat!("writer.called.", stringify!($message)));
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
                     warn!(self.log, "{error}");
                 }

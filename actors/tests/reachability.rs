@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tidewater_actors::core::failure::{CloudFailure, FailureClass};
-use tidewater_actors::postgres::{Cloud, CloudOptions};
+use tidewater_actors::postgres::{Cloud, CloudOptions, CloudSession};
 use tidewater_test_support::postgres::Options;
 use tidewater_test_support::{Database, FaultProxy, Mode, Postgres, wait};
 
@@ -161,6 +161,30 @@ async fn silence_has_its_class() {
     let (port, _listener, _waiting) = full_queue();
     let unreached = expected(NotAnswering, None, "no connection within 0.4 s", None);
     assert_eq!(failure(&nobody("127.0.0.1", port)).await, unreached);
+}
+
+/// Connections that the pool kept while what lay behind them went away are no outage where a new one is answered, however
+/// many there are: they cost the time of one.
+#[tokio::test]
+async fn silent_connections_of_the_pool_are_replaced_within_one_check() {
+    let database = Postgres::shared().create_database().await;
+    let proxy = FaultProxy::started(Postgres::shared().address());
+    let cloud =
+        Cloud::new(CloudOptions { timeout: Duration::from_secs(2), ..options(&database, proxy.port()) })
+            .unwrap();
+    let mut sessions = vec![];
+    for _ in 0..3 {
+        sessions.push(cloud.connect().await.unwrap());
+    }
+    sessions.into_iter().for_each(CloudSession::release);
+    cloud.check().await.unwrap();
+    assert_eq!(proxy.accepted(), 3);
+    proxy.silence_live();
+    cloud.check().await.unwrap();
+    assert_eq!(proxy.accepted(), 4);
+    proxy
+        .wait_for_async("the silent ones to be closed", Duration::from_secs(10), |stats| stats.live == 1)
+        .await;
 }
 
 /// An answer that is cut in its middle was PostgreSQL's all the same: the instance is out of reach, it is not another

@@ -22,6 +22,9 @@ const WAIT: Duration = Duration::from_secs(10);
 const BACKUP_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn main() -> ExitCode {
+    // Test builds let things go wrong where FAILPOINTS says so.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     let cli = Cli::parse();
     let settings = match cli.settings(Settings::builder().process_environment()) {
         Ok(settings) => settings,
@@ -29,29 +32,29 @@ fn main() -> ExitCode {
     };
     let exit = match cli.verb {
         None => {
-            let (log, _guard) = telemetry::start(&settings.log);
-            supervise(settings, log)
+            let (log, guard) = telemetry::start(&settings.log);
+            let ended = supervise(settings, log);
+            // Why it ends is the last line.
+            drop(guard);
+            ended.map_or_else(|(exit, why)| complain(&why, exit), |()| Exit::Success)
         }
         Some(verb) => ask(&settings, &verb),
     };
     exit.into()
 }
 
-/// Runs until it is asked to end.
-fn supervise(settings: Settings, log: Logger) -> Exit {
-    let shutdown = match signals::shutdown_requested() {
-        Ok(shutdown) => shutdown,
-        Err(error) => return complain(&format!("signals cannot be watched: {error}"), Exit::Failed),
-    };
+/// Runs until it is asked to end. The error is the exit status with the reason.
+fn supervise(settings: Settings, log: Logger) -> Result<(), (Exit, String)> {
+    let shutdown = signals::shutdown_requested()
+        .map_err(|error| (Exit::Failed, format!("signals cannot be watched: {error}")))?;
     let shutdown = async {
         shutdown.await;
     };
     let running = tidewater::run(settings, log, ServiceManager::of_this_process(), shutdown);
-    match actix_rt::System::new().block_on(running) {
-        Ok(()) => Exit::Success,
-        Err(error @ Error::Failed(_)) => complain(&error, Exit::BudgetSpent),
-        Err(error) => complain(&error, Exit::Failed),
-    }
+    actix_rt::System::new().block_on(running).map_err(|error| match error {
+        Error::Failed(why) => (Exit::BudgetSpent, why),
+        error => (Exit::Failed, error.to_string()),
+    })
 }
 
 /// Asks the supervisor that runs, and prints its answer.

@@ -97,6 +97,8 @@ impl fmt::Display for Environment {
 pub enum Listening {
     /// Something does.
     Yes,
+    /// Something does that did not when it was last looked: it *appeared*, however short the gap was.
+    Another,
     /// Nothing does.
     No,
     /// Cannot be seen from here: a remote host, or the system does not show its sockets.
@@ -257,7 +259,7 @@ pub struct Availability {
     check_id: u64,
 
     listening: Listening,
-    /// The last evidence that was evidence; a listener *appears* when this was `No`.
+    /// The last evidence that was evidence; a listener *appears* when this was `No`, or when it is another one.
     last_seen: Option<Listening>,
     /// Somebody answered although nothing seemed to listen: the next look tells chance from blindness.
     sight_in_doubt: bool,
@@ -472,7 +474,10 @@ impl Availability {
         let Activity::Looking(purpose) = self.activity else { return };
         self.activity = Activity::Idle;
         let listening = self.believe(listening);
-        let appeared = listening == Listening::Yes && self.last_seen == Some(Listening::No);
+        let (listening, appeared) = match listening {
+            Listening::Another => (Listening::Yes, self.last_seen.is_some()),
+            seen => (seen, seen == Listening::Yes && self.last_seen == Some(Listening::No)),
+        };
         self.listening = listening;
         if listening != Listening::CannotSee {
             self.last_seen = Some(listening);
@@ -987,7 +992,7 @@ impl Availability {
     fn look_interval(&self) -> Duration {
         at_least_min(match self.listening {
             Listening::CannotSee => self.policy.backoff.initial(),
-            Listening::Yes | Listening::No => self.policy.listen_interval,
+            Listening::Yes | Listening::Another | Listening::No => self.policy.listen_interval,
         })
     }
 

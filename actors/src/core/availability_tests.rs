@@ -107,6 +107,10 @@ impl World {
                     Effect::Look => {
                         self.looks += 1;
                         events.push_front(Event::Looked(self.listening));
+                        if self.listening == Listening::Another {
+                            // The next look meets the same one again.
+                            self.listening = Listening::Yes;
+                        }
                     }
                     Effect::StartCheck { id } => {
                         assert_eq!(self.out, None, "P7.1");
@@ -459,6 +463,25 @@ fn a_link_that_keeps_coming_and_going_is_followed_less_and_less_often() {
     world.listening = Listening::No;
     world.run_until(4_311.0);
     assert_eq!(world.machine.short_ups, 0);
+}
+
+/// Behind a listener that did not answer, or a file that its owner left, another one has appeared, although no look was
+/// without any; what the first look meets has not.
+#[test]
+fn a_listener_in_the_place_of_another_one_has_appeared() {
+    for class in [FailureClass::NotAnswering, FailureClass::NotRunning] {
+        let mut world = World::failing(policy(), class);
+        world.run_until(400.0);
+        assert!(world.machine.paused);
+        world.answer = Some(Ok("PostgreSQL".to_owned()));
+        world.listening = Listening::Another;
+        world.run_until(401.0);
+        assert_eq!(world.machine.status, ProxyStatus::Available, "{class:?}");
+    }
+    let mut world = World::new(policy(), Listening::Another);
+    world.answer = Some(Err(failure(FailureClass::NotAnswering)));
+    world.feed(Event::Started);
+    assert_eq!((world.attempts.len(), world.machine.appearances_failed), (1, 0));
 }
 
 /// A proxy that is restarted between two looks has appeared all the same.
@@ -950,8 +973,8 @@ fn random_histories_keep_the_invariants() {
                 }
                 12 => world.invisible = next(4) == 0,
                 0..=2 => {
-                    let seen = [Listening::Yes, Listening::No, Listening::CannotSee];
-                    world.listening = seen[next(3) as usize];
+                    let seen = [Listening::Yes, Listening::No, Listening::CannotSee, Listening::Another];
+                    world.listening = seen[next(4) as usize];
                 }
                 3 | 4 => {
                     world.answer = match next(4) {

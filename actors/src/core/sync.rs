@@ -48,6 +48,8 @@ pub enum Outcome {
     Interrupted,
     /// The circuit is open: nothing was tried, so nothing failed.
     Held,
+    /// The circuit has not heard yet what is known here; it will in a moment.
+    Early,
 }
 
 /// What the shell has to do.
@@ -81,6 +83,9 @@ pub struct Pace {
     /// The longest wait.
     pub max_retry_delay: Duration,
 }
+
+/// Between two questions to a circuit that has not heard yet; shorter ones would be a busy loop.
+const MOMENT: Duration = Duration::from_millis(2);
 
 /// What the machine is doing, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,6 +207,7 @@ impl Syncing {
             // Asking the gate again costs an atomic load and no connection. Doubling here would add its own wait to
             // the circuit's.
             Outcome::Held => vec![self.wake(self.pace.retry_delay)],
+            Outcome::Early => vec![self.wake(self.pace.debounce.max(MOMENT))],
             Outcome::Failed(_) | Outcome::Interrupted => {
                 self.blocked = false;
                 let doubled = 2u32.saturating_pow(self.failures.min(20));

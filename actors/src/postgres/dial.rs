@@ -20,7 +20,7 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::core::failure::FailureClass;
 
@@ -219,12 +219,14 @@ impl Dialer {
     ) -> Result<T, E> {
         let mut worst = Failed::Before(Obstacle::Unreached(self.limit));
         for (position, address) in addresses.iter().enumerate() {
-            // An address that swallows packets leaves time for those behind it. Once connected, the log-in may take it
-            // all.
-            let share = deadline.saturating_duration_since(Instant::now())
+            // An address that swallows packets, or takes a connection and says nothing, leaves time for those behind it;
+            // the last one has all that is left.
+            let now = Instant::now();
+            let share = deadline.saturating_duration_since(now)
                 / u32::try_from(addresses.len() - position).unwrap_or(u32::MAX);
-            let failed = match timeout(share, address.connect(self.keepalive_idle)).await {
-                Ok(Ok(socket)) => match timeout_at(deadline, log_in(Line::new(socket))).await {
+            let until = now + share;
+            let failed = match timeout_at(until, address.connect(self.keepalive_idle)).await {
+                Ok(Ok(socket)) => match timeout_at(until, log_in(Line::new(socket))).await {
                     Ok(Err(error)) if !says(&error) => Failed::LogIn(error),
                     Ok(ended) => return ended,
                     Err(_) => Failed::Before(Obstacle::Silent(self.limit)),

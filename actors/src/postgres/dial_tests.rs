@@ -94,6 +94,13 @@ fn answering(answer: &'static [u8]) -> Place {
     place
 }
 
+/// Takes connections, reads nothing and says nothing.
+fn mute() -> Place {
+    let socket = bound();
+    socket.listen(10).unwrap();
+    place(address_of(&socket), vec![Box::new(socket)])
+}
+
 async fn dialled(places: &[&Place]) -> Ended {
     let addresses: Vec<_> = places.iter().map(|place| Address::Tcp(place.address)).collect();
     let limit = Duration::from_secs(2);
@@ -104,8 +111,8 @@ async fn dialled(places: &[&Place]) -> Ended {
 #[tokio::test]
 async fn the_first_postgresql_is_taken() {
     let (refusing, swallowing, unreachable) = (refusing(), swallowing(), unreachable());
-    let (foreign, closing) = (answering(b"SSH-2.0-OpenSSH_9.2\r\n"), answering(b""));
-    for before in [&refusing, &swallowing, &unreachable, &foreign, &closing] {
+    let (foreign, closing, mute) = (answering(b"SSH-2.0-OpenSSH_9.2\r\n"), answering(b""), mute());
+    for before in [&refusing, &swallowing, &unreachable, &foreign, &closing, &mute] {
         let server = answering(STARTING);
         let ended = dialled(&[before, &server]).await;
         assert!(says(&ended), "after {}: {ended:?}", before.address);

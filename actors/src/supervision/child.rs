@@ -185,14 +185,55 @@ pub struct Thread(Arc<Mutex<Place>>);
 
 #[derive(Debug, Default)]
 struct Place {
-    own: Option<Arbiter>,
+    own: Option<OwnThread>,
     foreign: Option<ArbiterHandle>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(own) = &self.own {
-            own.stop();
+            own.arbiter.stop();
+        }
+    }
+}
+
+/// A thread of a supervisor, whose end never waits for what hangs in its blocking pool, as a resolver does without a
+/// network: nobody can interrupt that, and nobody needs its answer any more.
+#[derive(Debug)]
+pub(super) struct OwnThread {
+    arbiter: Arbiter,
+    runtime: Unhurried,
+}
+
+impl OwnThread {
+    pub(super) fn begin() -> io::Result<Self> {
+        let runtime = Arc::new(tokio::runtime::Builder::new_current_thread().enable_all().build()?);
+        let shared = runtime.clone();
+        let arbiter = Arbiter::try_with_tokio_rt(move || Ok(shared))?;
+        Ok(Self { arbiter, runtime: Unhurried(Some(runtime)) })
+    }
+
+    pub(super) fn handle(&self) -> ArbiterHandle {
+        self.arbiter.handle()
+    }
+
+    /// Returns when the thread has ended; what ran there has been dropped then.
+    pub(super) fn join(self) -> std::thread::Result<()> {
+        let ended = self.arbiter.join();
+        // The last one to hold it: the arbiter's own share would wait.
+        drop(self.runtime);
+        ended
+    }
+}
+
+/// A share of a runtime; the last one, when it is this, ends it without waiting.
+#[derive(Debug)]
+struct Unhurried(Option<Arc<tokio::runtime::Runtime>>);
+
+impl Drop for Unhurried {
+    fn drop(&mut self) {
+        if let Some(last) = self.0.take().and_then(Arc::into_inner) {
+            last.shutdown_background();
         }
     }
 }
@@ -214,24 +255,24 @@ impl Thread {
 
     pub(super) fn handle(&self) -> io::Result<ArbiterHandle> {
         let mut place = lock(&self.0);
-        let known = place.own.as_ref().map(Arbiter::handle).or_else(|| place.foreign.clone());
+        let known = place.own.as_ref().map(OwnThread::handle).or_else(|| place.foreign.clone());
         if let Some(handle) = known.filter(ArbiterHandle::alive) {
             return Ok(handle);
         }
-        let arbiter = Arbiter::try_new()?;
-        let handle = arbiter.handle();
-        *place = Place { own: Some(arbiter), foreign: None };
+        let own = OwnThread::begin()?;
+        let handle = own.handle();
+        *place = Place { own: Some(own), foreign: None };
         Ok(handle)
     }
 
     /// Gives the thread up: the next one who needs it gets a new one. It ends when whoever runs there lets go of it; it
     /// is returned if it is ours.
-    pub(super) fn leave(&self) -> Option<Arbiter> {
+    pub(super) fn leave(&self) -> Option<OwnThread> {
         let mut place = lock(&self.0);
         place.foreign = None;
         let own = place.own.take();
         if let Some(own) = &own {
-            own.stop();
+            own.arbiter.stop();
         }
         own
     }

@@ -54,7 +54,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use actix::prelude::{Actor, Addr, Arbiter, System};
+use actix::prelude::{Actor, Addr, System};
 use slog::Logger;
 use tokio::sync::{broadcast, oneshot, watch};
 
@@ -67,6 +67,7 @@ pub(crate) use self::life::is_stale;
 pub use self::life::{Generation, patiently, progress};
 pub use crate::core::restart::{GaveUp, Intensity, Restart, Strategy};
 
+use self::child::OwnThread;
 use self::life::lock;
 use self::shell::{Parent, Shell, Shutdown};
 
@@ -200,7 +201,7 @@ pub struct Supervision {
     ended: watch::Receiver<Option<Vec<&'static str>>>,
     events: Arc<broadcast::Receiver<ChildEvent>>,
     /// To be waited for.
-    threads: Arc<Mutex<Vec<Arbiter>>>,
+    threads: Arc<Mutex<Vec<OwnThread>>>,
 }
 
 impl Supervisor {
@@ -235,15 +236,15 @@ impl Supervisor {
         }
         life::install_hook();
         let thread = |error: &dyn fmt::Display| StartError::Thread(error.to_string());
-        let arbiter = Arbiter::try_new().map_err(|error| thread(&error))?;
+        let own = OwnThread::begin().map_err(|error| thread(&error))?;
         let (launched, answer) = oneshot::channel();
         let (outcome, given_up) = watch::channel(None);
         let (end, ended) = watch::channel(None);
         let (events, received) = broadcast::channel(EVENTS_MAX);
         let threads = Arc::new(Mutex::new(vec![]));
         let parent = Parent::App { launched: Some(launched), outcome, end, threads: threads.clone() };
-        let root = Shell::start_in_arbiter(&arbiter.handle(), move |_| Shell::new(self, parent, events));
-        lock(&threads).push(arbiter);
+        let root = Shell::start_in_arbiter(&own.handle(), move |_| Shell::new(self, parent, events));
+        lock(&threads).push(own);
         let supervision = Supervision { root, given_up, ended, events: Arc::new(received), threads };
         match answer.await {
             Ok(Ok(())) => Ok(supervision),
@@ -275,7 +276,8 @@ impl Supervision {
     }
 
     /// Stops every child, in reverse order, each within its bound, and returns the names of those that did not end in
-    /// time. They hold their threads, and are dropped when they let go of them.
+    /// time. They hold their threads, and are dropped when they let go of them. What hangs in a blocking pool there
+    /// (`spawn_blocking`, a resolver) is left behind.
     pub async fn shutdown(&self) -> Vec<&'static str> {
         self.root.do_send(Shutdown);
         let left = self.ended().await;

@@ -9,7 +9,7 @@ use actix::prelude::{Actor, ActorContext, Addr, Arbiter, AsyncContext, Handler, 
 use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{broadcast, oneshot, watch};
 
-use super::child::{ChildSpec, Kind, Report, Reporter, Said, Thread};
+use super::child::{ChildSpec, Kind, OwnThread, Report, Reporter, Said, Thread};
 use super::life::{Life, NOT_BEGUN, Panic, lock};
 use super::{ChildEvent, ChildEventKind, StartError, Supervisor};
 use crate::core::restart::{Effect, End, Ending, Event, GaveUp, Notice, Restarts, Watch};
@@ -43,7 +43,7 @@ pub(super) enum Parent {
         launched: Option<oneshot::Sender<Result<(), StartError>>>,
         outcome: watch::Sender<Option<GaveUp>>,
         end: watch::Sender<Option<Vec<&'static str>>>,
-        threads: Arc<Mutex<Vec<Arbiter>>>,
+        threads: Arc<Mutex<Vec<OwnThread>>>,
     },
     Supervisor(Reporter),
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, OnceLock, Weak};
 
 use actix::MailboxError;
-use actix::prelude::{ActorContext, AsyncContext, Handler, Message, Running};
+use actix::prelude::{ActorContext, Arbiter, AsyncContext, Handler, Message, Running};
 
 use super::life::Life;
 use super::*;
@@ -295,6 +295,29 @@ async fn a_panic_on_top_of_a_panic_is_survived() {
     answer(&handle).await;
     assert_eq!(handle.report().restarts, 1);
     supervision.shutdown().await;
+}
+
+/// What hangs in the blocking pool of a child's thread, such as the system's resolver, keeps neither that thread nor those
+/// who wait for its end.
+#[actix_rt::test]
+async fn a_blocking_call_that_hangs_keeps_no_thread() {
+    thread_local!(static THREAD: std::cell::Cell<Option<Arc<()>>> = const { std::cell::Cell::new(None) });
+    let (handle, gate, thread) = (Handle::new("Worker"), Arc::new(Gate::default()), Arc::new(()));
+    let (inner, weak, thread) = (gate.clone(), Arc::downgrade(&thread), Mutex::new(Some(thread)));
+    let hanging = ChildSpec::new(&handle, move |generation| {
+        THREAD.set(thread.lock().unwrap().take());
+        let inner = inner.clone();
+        drop(actix_rt::task::spawn_blocking(move || inner.pass()));
+        Ok::<Worker, _>(Worker::new(generation))
+    });
+    let supervision = supervised(hanging).await;
+    while !gate.reached.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(supervision.shutdown().await, Vec::<&str>::new());
+    assert!(weak.upgrade().is_none(), "the thread has ended");
+    assert!(!gate.passed.load(Ordering::SeqCst));
+    gate.open();
 }
 
 /// A child whose thread ends under it, because it belongs to somebody else, goes on with a thread of the supervisor.

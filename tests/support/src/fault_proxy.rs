@@ -96,6 +96,8 @@ struct Shared {
 struct State {
     upstream: SocketAddr,
     stats: Stats,
+    /// On so many connections, the first ones, nothing passes any more.
+    silenced: u64,
     hooks_set: u64,
     /// The hooks that have cut, by their ids.
     triggered: Vec<u64>,
@@ -180,6 +182,7 @@ impl FaultProxy {
             state: Mutex::new(State {
                 upstream,
                 stats,
+                silenced: 0,
                 hooks_set: 0,
                 triggered: Vec::new(),
                 cut_to_server: None,
@@ -242,6 +245,12 @@ impl FaultProxy {
     /// Sets the mode, for new connections and for live ones.
     pub fn set_mode(&self, mode: Mode) {
         self.shared.mode.send_replace(mode);
+    }
+
+    /// On the connections that there are nothing passes any more, in either direction, and nobody tells: what lies behind
+    /// them is gone. New ones are not concerned.
+    pub fn silence_live(&self) {
+        self.shared.change(|state| state.silenced = state.stats.accepted);
     }
 
     /// Sends new connections elsewhere, as when another instance is behind the same port.
@@ -385,13 +394,14 @@ async fn run(shared: Arc<Shared>, port: Port, mut orders: mpsc::UnboundedReceive
             },
             accepted = accept => match accepted {
                 Ok((client, _)) => {
-                    shared.change(|state| {
+                    let number = shared.change(|state| {
                         state.stats.accepted += 1;
                         state.stats.live += 1;
+                        state.stats.accepted
                     });
                     let client = End::new(client);
                     let live = Live { shared: Arc::clone(&shared), counted: Mutex::new(true) };
-                    connections.spawn(serve(Arc::clone(&shared), client, live));
+                    connections.spawn(serve(Arc::clone(&shared), number, client, live));
                 }
                 Err(error) => eprintln!("the proxy could not accept a connection: {error}"),
             },
@@ -477,7 +487,7 @@ type Chunk = (Instant, Vec<u8>);
 /// A connection's end before its good end, and the hook that asked for it.
 struct Cut(Option<u64>);
 
-async fn serve(shared: Arc<Shared>, client: End, live: Live) {
+async fn serve(shared: Arc<Shared>, number: u64, client: End, live: Live) {
     let mut mode = shared.mode.subscribe();
     if *mode.borrow_and_update() == Mode::AcceptThenClose {
         client.no_reset();
@@ -511,8 +521,8 @@ async fn serve(shared: Arc<Shared>, client: End, live: Live) {
         };
         let ended = tokio::try_join!(
             from_server,
-            write_all(&shared, &wire, Direction::ToServer, for_server, &server),
-            write_all(&shared, &wire, Direction::ToClient, for_client, &client),
+            write_all(&shared, number, &wire, Direction::ToServer, for_server, &server),
+            write_all(&shared, number, &wire, Direction::ToClient, for_client, &client),
         );
         // What the server has got, it carries out, cut or not.
         server.no_reset();
@@ -554,6 +564,7 @@ enum Direction {
 
 async fn write_all(
     shared: &Shared,
+    number: u64,
     wire: &Mutex<Wire>,
     direction: Direction,
     mut queue: mpsc::Receiver<Chunk>,
@@ -564,6 +575,9 @@ async fn write_all(
         tokio::time::sleep_until(due.into()).await;
         if mode.wait_for(|mode| *mode != Mode::Swallow).await.is_err() {
             return Err(Cut(None));
+        }
+        if shared.lock().silenced >= number {
+            std::future::pending::<()>().await;
         }
         if bytes.is_empty() {
             let held = wire.lock().unwrap_or_else(PoisonError::into_inner).held;
@@ -857,6 +871,18 @@ mod tests {
         assert_eq!(query.await.unwrap(), 1);
         new.await.unwrap().unwrap();
         assert_eq!(rows(&database).await, 1);
+    }
+
+    #[tokio::test]
+    async fn silences_the_connections_that_there_are() {
+        let (proxy, database) = bench().await;
+        let old = database.connect_via(proxy.port()).await;
+        proxy.silence_live();
+        let new = database.connect_via(proxy.port()).await;
+        assert!(works(&new).await);
+        let silent = Duration::from_millis(300);
+        assert!(tokio::time::timeout(silent, works(&old)).await.is_err());
+        assert!(works(&new).await);
     }
 
     #[tokio::test]
