@@ -280,17 +280,13 @@ impl Database {
         let mut given_up = self.inner.given_up.clone();
         loop {
             self.alive()?;
-            let (answer, answered) = oneshot::channel();
-            let waiting = async {
-                let asked = self.inner.children.syncer.ask(WaitSynced { mark: receipt.mark, answer }).await;
-                asked.ok()?;
-                answered.await.ok()
-            };
+            let syncer = &self.inner.children.syncer;
+            let waiting = syncer.ask_apart(|answer| WaitSynced { mark: receipt.mark, answer });
             tokio::select! {
                 answer = waiting => match answer {
-                    Some(answer) => return Ok(answer?),
+                    Ok(answer) => return Ok(answer?),
                     // The syncer was restarted: its successor is asked, when it is there.
-                    None => tokio::time::sleep(RESTART_POLL).await,
+                    Err(_) => tokio::time::sleep(RESTART_POLL).await,
                 },
                 changed = given_up.changed() => {
                     if changed.is_err() {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use actix::dev::{MessageResponse, OneshotSender, Request, ToEnvelope};
 use actix::prelude::{Actor, Addr, ArbiterHandle, Handler, Message, Recipient};
+use tokio::sync::oneshot;
 
 use super::context::Slip;
 use super::life::{Life, Record, lock};
@@ -82,6 +83,35 @@ impl<A: Actor> Handle<A> {
         A::Context: ToEnvelope<A, M>,
     {
         self.send(message).answer().await
+    }
+
+    /// Sends a message that takes the place for its answer along, and waits until something is put there. The actor sees
+    /// when nobody waits any more ([`oneshot::Sender::is_closed`]), which it does not with [`ask`](Self::ask).
+    ///
+    /// # Errors
+    /// [`Unanswered`] when the message, or the actor with it, ends without an answer, or is given up as stuck.
+    pub async fn ask_apart<M, T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<T>) -> M,
+    ) -> Result<T, Unanswered>
+    where
+        M: Message<Result = ()> + Send + 'static,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        let waiting = Waiting::new(self.slot.record.clone());
+        let actor = waiting.0.name;
+        let Some((addr, life)) = self.slot.tenant() else {
+            return Err(Unanswered { actor, delivered: false });
+        };
+        let (answer, answered) = oneshot::channel();
+        addr.do_send(message(answer));
+        tokio::select! {
+            biased;
+            answer = answered => answer.map_err(|_| Unanswered { actor, delivered: true }),
+            // It may hold its thread, and the message, for ever.
+            () = life.abandoned() => Err(Unanswered { actor, delivered: true }),
+        }
     }
 
     fn send<M>(&self, message: M) -> Asking<A, M>
