@@ -36,7 +36,7 @@ use tidewater_actors::sqlite::{
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{ChildSpec, GaveUp, Handle, Intensity, StartError, Supervisor, Thread};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 
 use crate::error::Error;
 use crate::settings::{AddColumns, Settings};
@@ -93,6 +93,7 @@ pub struct Committed {
 #[derive(Debug)]
 struct Inner {
     children: Children,
+    queue: Queue,
     readers: Readers,
     sqlite: SqliteReport,
     /// What is known of the proxy without the watcher.
@@ -106,6 +107,41 @@ struct Inner {
 struct Runtime {
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
+}
+
+/// The writes under way. The writer's mailbox bounds none of them: in actix every clone of an address has a place of its own
+/// in it.
+#[derive(Debug)]
+struct Queue {
+    /// Closed after an orderly end.
+    places: Arc<Semaphore>,
+    max: u32,
+}
+
+impl Queue {
+    fn new(max: usize) -> Self {
+        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        Self { places: Arc::new(Semaphore::new(max as usize)), max }
+    }
+
+    /// A place, in the order in which they were asked for.
+    async fn enter(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.places.clone().acquire_owned().await.map_err(|_| Error::ShutDown)
+    }
+
+    /// A place if there is one and nobody waits for it.
+    fn try_enter(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.places.clone().try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => Error::QueueFull(self.max),
+            TryAcquireError::Closed => Error::ShutDown,
+        })
+    }
+
+    /// Waits until everybody who entered, or waited for it, has an answer.
+    async fn emptied(&self) {
+        // An error means that this has been waited for before.
+        let _ = self.places.acquire_many(self.max).await;
+    }
 }
 
 /// The addresses of the four actors, and the app's subscribers, who have to be told again when the watcher is new.
@@ -176,8 +212,9 @@ impl Database {
         }
     }
 
-    /// Runs statements as one unit and returns when they are on the disk. Waits for a place in the queue when that is
-    /// full, never for the network.
+    /// Runs statements as one unit and returns when they are on the disk. While `sqlite.queue_max` writes are under way
+    /// it waits for its turn, in the order of the calls; [`try_write`](Self::try_write) fails instead. It never waits for
+    /// the network.
     ///
     /// A writer that dies meanwhile is not the caller's business: what it had committed is answered as committed, and what it
     /// had not is done by its successor.
@@ -188,10 +225,28 @@ impl Database {
     /// [`Error::Store`] when SQLite refuses; nothing of the unit is done then. [`Error::Unanswered`] when one writer after
     /// the other died of it; it is not done then either.
     pub async fn write(&self, statements: impl IntoIterator<Item = Statement>) -> Result<Committed, Error> {
-        let mut unit = Unit::new(statements);
+        self.alive()?;
+        let place = self.inner.queue.enter().await?;
+        self.write_in(place, Unit::new(statements)).await
+    }
+
+    /// The same, but fails at once while `sqlite.queue_max` writes are under way.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] then; nothing is done, and trying again helps. Otherwise those of [`write`](Self::write).
+    pub async fn try_write(
+        &self,
+        statements: impl IntoIterator<Item = Statement>,
+    ) -> Result<Committed, Error> {
+        self.alive()?;
+        let place = self.inner.queue.try_enter()?;
+        self.write_in(place, Unit::new(statements)).await
+    }
+
+    /// The place is held until the answer is there. Who has one is served, also when the end has begun meanwhile.
+    async fn write_in(&self, _place: OwnedSemaphorePermit, mut unit: Unit) -> Result<Committed, Error> {
         let mut deaths = 0;
         let written = loop {
-            self.alive()?;
             match self.inner.children.writer.ask(Write(unit.clone())).await {
                 Ok(written) => break written?,
                 Err(unanswered) => {
@@ -203,6 +258,7 @@ impl Database {
                     if deaths > WRITE_DEATHS_MAX {
                         return Err(unanswered.into());
                     }
+                    self.alive()?;
                     unit = unit.again();
                     tokio::time::sleep(RESTART_POLL).await;
                 }
@@ -405,8 +461,11 @@ impl Database {
         let Some(Runtime { stop, thread }) = runtime else { return Ok(()) };
         let children = &self.inner.children;
         let within = self.inner.shutdown;
-        // The writer's mailbox is first in, first out: its answer means that what waited before has been committed.
+        let queue = &self.inner.queue;
         let orderly = async {
+            // Writes that nobody polls any more keep their places; the last flush shall have its time all the same.
+            let _ = tokio::time::timeout(within / 2, queue.emptied()).await;
+            // The writer's mailbox is first in, first out: its answer means that what waited before has been committed.
             let _ = children.writer.ask(GetLink).await;
             // A cloud that is not there, or that nobody has looked for yet, is not waited for.
             let sync = children.syncer.ask(GetSyncReport).await;
@@ -415,6 +474,7 @@ impl Database {
             }
         };
         let _ = tokio::time::timeout(within, orderly).await;
+        queue.places.close();
         self.inner.readers.close();
         // The thread may have ended by itself.
         let _ = stop.send(());
@@ -488,6 +548,7 @@ impl Plan {
                 path: settings.sqlite.path.clone(),
                 busy_timeout: settings.sqlite.busy_timeout,
                 read_pool_max: u32::try_from(settings.sqlite.read_pool_max).unwrap_or(u32::MAX),
+                upkeep: settings.sqlite.upkeep,
             },
             watcher,
             circuit: CircuitPolicy {
@@ -515,6 +576,7 @@ impl Plan {
         let sqlite =
             SqliteReport { path: self.store.path.display().to_string(), journal_mode: "wal".to_owned() };
         let shutdown = self.settings.supervisor.shutdown;
+        let queue_max = self.settings.sqlite.queue_max;
         let unasked = ProxyReport {
             endpoint: self.settings.proxy.endpoint(),
             environment: self.settings.supervisor.environment.to_string(),
@@ -541,8 +603,9 @@ impl Plan {
         info!(log, "✅ SQLite initialized (WAL mode enabled)");
         info!(log, "✅ Hybrid sync initialized");
         let (stop, stopped) = oneshot::channel();
-        let inner =
-            Inner { children, readers, sqlite, unasked, given_up, shutdown, runtime: Mutex::new(None) };
+        let queue = Queue::new(queue_max);
+        let runtime = Mutex::new(None);
+        let inner = Inner { children, queue, readers, sqlite, unasked, given_up, shutdown, runtime };
         if opened.send(Ok((inner, stop))).is_ok() {
             tokio::select! {
                 // An error means that every handle is gone, which is an end as well.

@@ -5,6 +5,7 @@
 //!                                                                                     └─ JournalGrew ─▶ CloudSyncer
 //! NoteRound, AcknowledgeRound, ApplyPage … ─▶ one transaction each
 //! timer ─▶ has another program committed? ─▶ JournalGrew
+//!       └▶ does nobody write? ─▶ the file's upkeep, step by step
 //! ```
 //!
 //! SQLite blocks, and may: nothing else lives in this arbiter. actix hands over the whole mailbox before it runs what
@@ -28,7 +29,7 @@ use crate::supervision::{Context, Handle};
 /// How the writer works.
 #[derive(Debug, Clone, Copy)]
 pub struct WriterOptions {
-    /// The most messages that wait in the mailbox before senders wait.
+    /// The most messages that wait in the mailbox, besides one of each sender: what bounds the writes is the facade.
     pub queue_max: usize,
     /// The most callers in one transaction.
     pub group_max: usize,
@@ -47,6 +48,8 @@ pub struct SqliteWriter {
     /// The group is going to be committed once the mailbox is empty.
     commit_is_due: bool,
     grew: Box<dyn Hint>,
+    /// What the last look for others met: it is said once, not with every look.
+    trouble: Option<StoreError>,
     log: Logger,
 }
 
@@ -69,7 +72,16 @@ where
 impl SqliteWriter {
     /// A writer for a store that is open.
     pub fn new(store: Store, options: WriterOptions, grew: Box<dyn Hint>, log: Logger) -> Self {
-        Self { store, options, group: vec![], answers: vec![], commit_is_due: false, grew, log }
+        Self {
+            store,
+            options,
+            group: vec![],
+            answers: vec![],
+            commit_is_due: false,
+            grew,
+            trouble: None,
+            log,
+        }
     }
 
     fn commit(&mut self) {
@@ -85,22 +97,30 @@ impl SqliteWriter {
             // A caller that has gone meanwhile does not want to know.
             let _ = answer.send(result);
         }
+        self.store.tend();
     }
 
     fn look_for_others(&mut self, ctx: &mut Context<Self>) {
         ctx.run_later(self.options.foreign_poll, Self::look_for_others);
-        match self.store.foreign_commit() {
-            Ok(false) => {}
-            Ok(true) => {
-                match self.store.track() {
-                    Ok(notices) => tell(&self.log, notices),
-                    // Another program may hold the lock; the next round looks again.
-                    Err(StoreError::Busy(_)) => {}
-                    Err(error) => error!(self.log, "tables cannot be tracked: {error}"),
-                }
+        let looked = self.store.foreign_commit().and_then(|foreign| {
+            if foreign {
                 self.grew.journal_grew();
+                tell(&self.log, self.store.track()?);
             }
-            Err(error) => error!(self.log, "the SQLite file cannot be read: {error}"),
+            Ok(())
+        });
+        match looked {
+            Ok(()) => self.trouble = None,
+            // Another program may hold the lock; the next round looks again.
+            Err(StoreError::Busy(_)) => {}
+            Err(error) if self.trouble.as_ref() == Some(&error) => {}
+            Err(error) => {
+                error!(self.log, "❌ {error}");
+                self.trouble = Some(error);
+            }
+        }
+        for Notice(text) in self.store.tick() {
+            warn!(self.log, "⚠️  {text}");
         }
     }
 }
@@ -167,6 +187,7 @@ macro_rules! store_calls {
                 fail::fail_point!("writer.call");
                 let $store = &mut self.store;
                 let result: Stored<$answer> = $call;
+                $store.tend();
                 fail::fail_point!("writer.called");
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
                     warn!(self.log, "{error}");
