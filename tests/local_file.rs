@@ -423,8 +423,9 @@ async fn child_on_a_small_disk() {
         let filler = disk.join("filler");
         let mut file = fs::File::create(&filler).unwrap();
         while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+        // Room for a few of them, and not for the group.
+        file.set_len(file.metadata().unwrap().len() - (300 << 10)).unwrap();
         drop(file);
-        // One group, larger than whatever the log has left.
         let writes: Vec<_> = (next..next + 24).map(large).collect();
         next += 24;
         let answers = join_all(writes.iter().map(|(_, write)| db.write([write.clone()]))).await;

@@ -742,7 +742,23 @@ impl Store {
         self.upkeep.tend(&self.write);
     }
 
-    /// On a timer: when nobody writes, does a little of what is left to do then. What a person should know of it comes
+    /// Looks at the file every so often, from a thread of its own and without SQLite, and tells when it is time for
+    /// [`foreign_commit`](Self::foreign_commit) and [`tick`](Self::tick). At rest nothing is told.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when there is no thread to be had.
+    pub fn watch(&mut self, every: Duration, tell: impl Fn() + Send + 'static) -> Result<()> {
+        let mut place = self.place.clone();
+        // Each write looks where the file is; this is for the time without writes, and may take a moment.
+        let (mut looks, check_each) = (0_u128, (1000 / every.as_millis().max(1)).max(1));
+        let is_due = move || {
+            looks += 1;
+            place.log_was_written() || looks % check_each == 0 && place.check().is_err()
+        };
+        self.upkeep.watch(every, is_due, tell)
+    }
+
+    /// When nobody writes, does a little of what is left to do then. What a person should know of it comes
     /// back, once.
     pub fn tick(&mut self) -> Vec<Notice> {
         self.upkeep.tick(&self.write)
@@ -779,7 +795,7 @@ impl Store {
         }
     }
 
-    /// Whether another connection committed since the last call; cheap enough to ask twenty times a second.
+    /// Whether another connection committed since the last call.
     ///
     /// # Errors
     /// [`StoreError::ReplacedFile`], and whatever SQLite says.
@@ -790,9 +806,6 @@ impl Store {
                 self.upkeep.save(&self.write);
             }
             return Err(error);
-        }
-        if !self.place.log_was_written() && self.data_version != -1 {
-            return Ok(false);
         }
         let foreign = self.was_changed()?;
         if foreign {
@@ -1598,7 +1611,7 @@ fn open_to_others(_path: &Path, _metadata: &std::fs::Metadata) -> Vec<Notice> {
 
 /// Where the open file is, so that it is noticed when somebody deletes or replaces it. SQLite does not care, and a file
 /// that has lost its name takes writes until it is closed, which is when they are gone.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Place {
     known: Vec<(PathBuf, FileId)>,
     log: PathBuf,

@@ -4,14 +4,16 @@
 //! Write ─▶ the group that is forming ─▶ (mailbox empty, or the group full) ─▶ one transaction, one fsync ─▶ answers
 //!                                                                                     └─ JournalGrew ─▶ CloudSyncer
 //! NoteRound, AcknowledgeRound, ApplyPage … ─▶ one transaction each
-//! timer ─▶ has another program committed? ─▶ JournalGrew
-//!       └▶ does nobody write? ─▶ the file's upkeep, step by step
+//! Look, from the store's watch ─▶ has another program committed? ─▶ JournalGrew
+//!                             └▶ does nobody write? ─▶ the file's upkeep, step by step
 //! ```
 //!
 //! SQLite blocks, and may: nothing else lives in this arbiter. actix hands over the whole mailbox before it runs what
 //! an actor notified itself of, so the messages that wait while one group commits are the next group, without any
 //! timer (P1, and N callers cost one fsync).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -50,6 +52,8 @@ pub struct SqliteWriter {
     grew: Box<dyn Hint>,
     /// What the last look for others met: it is said once, not with every look.
     trouble: Option<StoreError>,
+    /// A look is under way to the mailbox.
+    asked: Arc<AtomicBool>,
     log: Logger,
 }
 
@@ -80,6 +84,7 @@ impl SqliteWriter {
             commit_is_due: false,
             grew,
             trouble: None,
+            asked: Arc::default(),
             log,
         }
     }
@@ -100,8 +105,7 @@ impl SqliteWriter {
         self.store.tend();
     }
 
-    fn look_for_others(&mut self, ctx: &mut Context<Self>) {
-        ctx.run_later(self.options.foreign_poll, Self::look_for_others);
+    fn look(&mut self) {
         let looked = self.store.foreign_commit().and_then(|foreign| {
             if foreign {
                 self.grew.journal_grew();
@@ -137,7 +141,32 @@ impl Actor for SqliteWriter {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(self.options.queue_max);
-        ctx.run_later(self.options.foreign_poll, Self::look_for_others);
+        // Without a strong address: this is no reason to live on.
+        let (me, asked) = (ctx.address().downgrade(), self.asked.clone());
+        let tell = move || {
+            // One that waits in the mailbox is enough, however long the writer is busy.
+            if let Some(me) = me.upgrade()
+                && !asked.swap(true, Ordering::Relaxed)
+            {
+                me.do_send(Look);
+            }
+        };
+        if let Err(error) = self.store.watch(self.options.foreign_poll, tell) {
+            error!(self.log, "❌ Other programs' writes are not noticed: {error}");
+        }
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Look;
+
+impl Handler<Look> for SqliteWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: Look, _: &mut Self::Context) {
+        self.asked.store(false, Ordering::Relaxed);
+        self.look();
     }
 }
 

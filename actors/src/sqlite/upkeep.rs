@@ -12,11 +12,18 @@
 //! see, and a log that is never all copied never begins anew. Hence the last step on the writer's thread: the part that
 //! is left is small, and so is the stall.
 //!
-//! The thread sleeps until it is told something: a file at rest costs nothing.
+//! The thread sleeps until it is told something. A file at rest costs a look at its log's time and place, by a second
+//! thread that does nothing else:
+//!
+//! ```text
+//! every `foreign_poll` ─▶ written, gone, or something is left to do ─▶ the writer looks
+//! ```
+//!
+//! A timer of the writer's own would cost several times as much, as every turn of an actor's runtime does.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -92,6 +99,7 @@ struct Report {
 #[derive(Debug, Default)]
 struct Shared {
     working: AtomicBool,
+    at_rest: AtomicBool,
     report: Mutex<Report>,
 }
 
@@ -115,6 +123,8 @@ pub(super) struct Upkeep {
     interrupt: Arc<InterruptHandle>,
     tasks: Option<SyncSender<Task>>,
     thread: Option<JoinHandle<()>>,
+    /// Nothing is ever sent: its end is the watch's.
+    watching: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl std::fmt::Debug for Upkeep {
@@ -142,10 +152,7 @@ impl Upkeep {
         let (tasks, told) = sync_channel(1);
         let shared = Arc::<Shared>::default();
         let copier = Copier { conn, name, page_size, options, shared: shared.clone(), warned: false };
-        let thread = std::thread::Builder::new()
-            .name("tidewater-wal".into())
-            .spawn(move || copier.work(&told))
-            .map_err(|error| StoreError::Io(format!("a thread cannot be started: {error}")))?;
+        let thread = spawn("tidewater-wal", move || copier.work(&told))?;
         Ok(Self {
             options,
             log: Log::new(options.checkpoint_pages),
@@ -155,7 +162,29 @@ impl Upkeep {
             interrupt,
             tasks: Some(tasks),
             thread: Some(thread),
+            watching: None,
         })
+    }
+
+    /// Begins to look, and to tell.
+    pub(super) fn watch(
+        &mut self,
+        every: Duration,
+        mut is_due: impl FnMut() -> bool + Send + 'static,
+        tell: impl Fn() + Send + 'static,
+    ) -> Result<()> {
+        let shared = self.shared.clone();
+        let (alive, ended) = channel();
+        let thread = spawn("tidewater-watch", move || {
+            while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(every) {
+                // Both, so that the look is always at what happened since the last one.
+                if is_due() | !shared.at_rest.load(Ordering::Relaxed) {
+                    tell();
+                }
+            }
+        })?;
+        self.watching = Some((alive, thread));
+        Ok(())
     }
 
     /// What ends a checkpoint that is under way.
@@ -166,7 +195,12 @@ impl Upkeep {
     /// Somebody wrote.
     pub(super) fn disturbed(&mut self) {
         self.last_write = Instant::now();
-        self.rest = Rest::Due;
+        self.rest(Rest::Due);
+    }
+
+    fn rest(&mut self, rest: Rest) {
+        self.rest = rest;
+        self.shared.at_rest.store(rest == Rest::Done, Ordering::Relaxed);
     }
 
     /// After commits on this thread.
@@ -209,12 +243,12 @@ impl Upkeep {
         match self.rest {
             Rest::Due => {
                 if !self.give_back(conn) && !self.shared.working.load(Ordering::Acquire) {
-                    self.rest = Rest::Emptying;
+                    self.rest(Rest::Emptying);
                     self.tell(Task::Empty);
                 }
             }
             Rest::Emptying => match self.shared.report(|report| report.emptied.take()) {
-                Some(true) => self.rest = Rest::Done,
+                Some(true) => self.rest(Rest::Done),
                 // Somebody reads from it, or writes: later.
                 Some(false) => self.disturbed(),
                 None => {}
@@ -254,13 +288,21 @@ impl Upkeep {
     }
 }
 
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|error| StoreError::Io(format!("a thread cannot be started: {error}")))
+}
+
 /// SQLite's number for it.
 pub(super) const INCREMENTAL: u32 = 2;
 
 impl Drop for Upkeep {
     fn drop(&mut self) {
         self.tasks.take();
-        if let Some(thread) = self.thread.take() {
+        let watch = self.watching.take().map(|(_, thread)| thread);
+        for thread in watch.into_iter().chain(self.thread.take()) {
             // It ends with its last task; a panic of its own is not this one's.
             let _ = thread.join();
         }
@@ -452,6 +494,7 @@ mod tests {
     fn a_writer_that_is_too_fast_finishes_by_itself() {
         let mut log = Log::new(1000);
         let mut pages = 1000;
+        assert!(log.grew(pages));
         while log.next(all(pages - 900)) == Next::Ask {
             pages += 1000;
             assert!(log.grew(pages));
