@@ -38,7 +38,7 @@ use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{
     ChildSpec, GaveUp, Generation, Handle, Intensity, StartError, Supervisor, Thread,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 
 use crate::error::Error;
 use crate::settings::{AddColumns, Settings};
@@ -95,6 +95,7 @@ pub struct Committed {
 #[derive(Debug)]
 struct Inner {
     children: Children,
+    queue: Queue,
     readers: Readers,
     sqlite: SqliteReport,
     /// What is known of the proxy without the watcher.
@@ -110,6 +111,41 @@ struct Runtime {
     stop: oneshot::Sender<()>,
     /// The file and its lock are free.
     ended: oneshot::Receiver<()>,
+}
+
+/// The writes under way. The writer's mailbox bounds none of them: in actix every clone of an address has a place of its own
+/// in it.
+#[derive(Debug)]
+struct Queue {
+    /// Closed after an orderly end.
+    places: Arc<Semaphore>,
+    max: u32,
+}
+
+impl Queue {
+    fn new(max: usize) -> Self {
+        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        Self { places: Arc::new(Semaphore::new(max as usize)), max }
+    }
+
+    /// A place, in the order in which they were asked for.
+    async fn enter(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.places.clone().acquire_owned().await.map_err(|_| Error::ShutDown)
+    }
+
+    /// A place if there is one and nobody waits for it.
+    fn try_enter(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.places.clone().try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => Error::QueueFull(self.max),
+            TryAcquireError::Closed => Error::ShutDown,
+        })
+    }
+
+    /// Waits until everybody who entered, or waited for it, has an answer.
+    async fn emptied(&self) {
+        // An error means that this has been waited for before.
+        let _ = self.places.acquire_many(self.max).await;
+    }
 }
 
 /// The addresses of the four actors, and the app's subscribers, who have to be told again when the watcher is new.
@@ -197,8 +233,9 @@ impl Database {
         }
     }
 
-    /// Runs statements as one unit and returns when they are on the disk. Waits for a place in the queue when that is
-    /// full, never for the network.
+    /// Runs statements as one unit and returns when they are on the disk. While `sqlite.queue_max` writes are under way
+    /// it waits for its turn, in the order of the calls; [`try_write`](Self::try_write) fails instead. It never waits for
+    /// the network.
     ///
     /// A writer that dies meanwhile is not the caller's business: what it had committed is answered as committed, and what it
     /// had not is done by its successor.
@@ -209,11 +246,32 @@ impl Database {
     /// [`Error::Store`] when SQLite refuses; nothing of the unit is done then. [`Error::Unanswered`] when one writer after
     /// the other died of it; it is not done then either.
     pub async fn write(&self, statements: impl IntoIterator<Item = Statement>) -> Result<Committed, Error> {
-        let written = self.unit(Unit::new(statements), Write).await?;
+        self.alive()?;
+        let place = self.inner.queue.enter().await?;
+        self.write_in(place, Unit::new(statements)).await
+    }
+
+    /// The same, but fails at once while `sqlite.queue_max` writes are under way.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] then; nothing is done, and trying again helps. Otherwise those of [`write`](Self::write).
+    pub async fn try_write(
+        &self,
+        statements: impl IntoIterator<Item = Statement>,
+    ) -> Result<Committed, Error> {
+        self.alive()?;
+        let place = self.inner.queue.try_enter()?;
+        self.write_in(place, Unit::new(statements)).await
+    }
+
+    /// The place is held until the answer is there.
+    async fn write_in(&self, _place: OwnedSemaphorePermit, unit: Unit) -> Result<Committed, Error> {
+        let written = self.unit(unit, Write).await?;
         Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
     }
 
-    /// Has the writer do a unit, and its successors if it dies meanwhile: once, or not at all.
+    /// Has the writer do a unit, and its successors if it dies meanwhile: once, or not at all. It is done also when the end
+    /// has begun meanwhile.
     pub(crate) async fn unit<M>(&self, mut unit: Unit, message: impl Fn(Unit) -> M) -> Result<Written, Error>
     where
         M: Message<Result = Stored<Written>> + Send + 'static,
@@ -221,7 +279,6 @@ impl Database {
     {
         let mut deaths = 0;
         loop {
-            self.alive()?;
             match self.inner.children.writer.ask(message(unit.clone())).await {
                 Ok(written) => return Ok(written?),
                 Err(unanswered) => {
@@ -233,6 +290,7 @@ impl Database {
                     if deaths > WRITE_DEATHS_MAX {
                         return Err(unanswered.into());
                     }
+                    self.alive()?;
                     unit = unit.again();
                     tokio::time::sleep(RESTART_POLL).await;
                 }
@@ -431,8 +489,11 @@ impl Database {
         let Some(Runtime { stop, ended }) = runtime else { return Ok(()) };
         let children = &self.inner.children;
         let within = self.inner.shutdown;
-        // The writer's mailbox is first in, first out: its answer means that what waited before has been committed.
+        let queue = &self.inner.queue;
         let orderly = async {
+            // Writes that nobody polls any more keep their places; the last flush shall have its time all the same.
+            let _ = tokio::time::timeout(within / 2, queue.emptied()).await;
+            // The writer's mailbox is first in, first out: its answer means that what waited before has been committed.
             let _ = children.writer.ask(GetLink).await;
             // A cloud that is not there, or that nobody has looked for yet, is not waited for.
             let sync = children.syncer.ask(GetSyncReport).await;
@@ -441,6 +502,7 @@ impl Database {
             }
         };
         let _ = tokio::time::timeout(within, orderly).await;
+        queue.places.close();
         self.inner.readers.close();
         // The thread may have ended by itself.
         let _ = stop.send(());
@@ -518,6 +580,7 @@ impl Plan {
                 path: settings.sqlite.path.clone(),
                 busy_timeout: settings.sqlite.busy_timeout,
                 read_pool_max: u32::try_from(settings.sqlite.read_pool_max).unwrap_or(u32::MAX),
+                upkeep: settings.sqlite.upkeep,
             },
             watcher,
             circuit: CircuitPolicy {
@@ -545,6 +608,7 @@ impl Plan {
         let sqlite =
             SqliteReport { path: self.store.path.display().to_string(), journal_mode: "wal".to_owned() };
         let shutdown = self.settings.supervisor.shutdown;
+        let queue_max = self.settings.sqlite.queue_max;
         let unasked = ProxyReport {
             endpoint: self.settings.proxy.endpoint(),
             environment: self.settings.supervisor.environment.to_string(),
@@ -570,8 +634,9 @@ impl Plan {
         let _ = children.watcher.ask(GetProxyReport).await;
         info!(log, "✅ SQLite initialized (WAL mode enabled)");
         let (stop, stopped) = oneshot::channel();
-        let inner =
-            Inner { children, readers, sqlite, unasked, given_up, shutdown, runtime: Mutex::new(None) };
+        let queue = Queue::new(queue_max);
+        let runtime = Mutex::new(None);
+        let inner = Inner { children, queue, readers, sqlite, unasked, given_up, shutdown, runtime };
         if opened.send(Ok((inner, stop))).is_ok() {
             tokio::select! {
                 // An error means that every handle is gone, which is an end as well.

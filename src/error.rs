@@ -17,6 +17,11 @@ pub enum Error {
     /// An actor is being restarted. What was asked for may or may not have happened, if it had been delivered.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
+    /// As many writes are under way as may be. Nothing was done.
+    #[error(
+        "{0} writes are under way, which is all that sqlite.queue_max allows; try again when some have been answered"
+    )]
+    QueueFull(u32),
     /// The settings cannot be used.
     #[error("{0}")]
     Settings(String),
@@ -40,7 +45,7 @@ impl Error {
         match self {
             Self::Store(error) => error.retry_helps(),
             Self::Sync(error) => error.retry_helps(),
-            Self::Unanswered(_) | Self::Thread(_) | Self::StillBusy(_) => true,
+            Self::Unanswered(_) | Self::QueueFull(_) | Self::Thread(_) | Self::StillBusy(_) => true,
             Self::Settings(_) | Self::Failed(_) | Self::ShutDown => false,
         }
     }

@@ -33,6 +33,7 @@ use self::sources::Layer;
 pub use self::sources::Sources;
 /// `supervisor.environment`, also known as `JARVIS_ENV`.
 pub use tidewater_actors::core::availability::Environment;
+pub use tidewater_actors::sqlite::UpkeepOptions;
 
 const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 const PRODUCTION_TOML: &str = include_str!("../config/production.toml");
@@ -285,12 +286,14 @@ pub struct SqliteSettings {
     pub busy_timeout: Duration,
     /// At least 1.
     pub read_pool_max: usize,
-    /// Writes that may wait; at least 1.
+    /// Writes under way at once; at least 1.
     pub queue_max: usize,
     /// Callers in one transaction; at least 1.
     pub group_rows_max: usize,
     /// The folder with the migrations that are applied when it is opened.
     pub migrations: Option<PathBuf>,
+    /// Checkpoints, and space given back.
+    pub upkeep: UpkeepOptions,
 }
 
 impl SqliteSettings {

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
-//! (rows as types), `upkeep.rs` (a copy of the file while it is in use; whether it is whole).
+//! (rows as types), `copy.rs` (a copy of the file while it is in use; whether it is whole), `upkeep.rs` (keeps the log short
+//! and gives free pages back).
 //!
 //! Invariants:
 //! - S1 (P1): nothing is answered before its COMMIT returned, in WAL mode with `synchronous=FULL`.
@@ -21,6 +22,7 @@
 //!   nobody: two writers that hold the file for a while do nothing twice.
 
 mod background;
+mod copy;
 mod migrate;
 mod rows;
 mod upkeep;
@@ -30,7 +32,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
@@ -52,8 +54,10 @@ use crate::sql::{all, ident, list};
 use crate::supervision::{is_stale, patiently, progress};
 
 pub use self::background::{Cancel, Canceller};
+pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::rows::RowError;
-pub use self::upkeep::{Copied, IntegrityReport, Orphans};
+use self::upkeep::Upkeep;
+pub use self::upkeep::UpkeepOptions;
 
 /// Where the file is and how it is used.
 #[derive(Debug, Clone)]
@@ -64,6 +68,8 @@ pub struct StoreOptions {
     pub busy_timeout: Duration,
     /// The most read connections at once.
     pub read_pool_max: u32,
+    /// How the file is kept.
+    pub upkeep: UpkeepOptions,
 }
 
 /// What went wrong with the SQLite file, and whether trying again can help.
@@ -89,14 +95,29 @@ pub enum StoreError {
     #[error("the round is not in flight any more")]
     NotInFlight,
     /// Another process held the file's lock for longer than the busy timeout.
-    #[error("the SQLite file is locked by another process: {0}")]
+    #[error(
+        "the SQLite file is locked by another process: {0}; try again, end the program that holds it, or raise \
+         sqlite.busy_timeout_s"
+    )]
     Busy(String),
     /// No space is left for the file.
-    #[error("the disk is full: {0}")]
+    #[error("the disk is full: {0}; free some space on it and try again")]
     Full(String),
     /// The file or its folder cannot be written.
-    #[error("the SQLite file cannot be written: {0}")]
+    #[error(
+        "the SQLite file cannot be written: {0}; give this user the right to write it and its folder, and see whether \
+         its disk has become read-only"
+    )]
     ReadOnly(String),
+    /// The file that is open is not the one any more that its name stands for.
+    #[error(
+        "{path} was deleted or replaced while it was open; nothing is written to it any more: put it back, or restart \
+         to go on with what is there now"
+    )]
+    ReplacedFile {
+        /// What is gone: the file, or the `-wal` or `-shm` beside it.
+        path: String,
+    },
     /// The file's contents are damaged.
     #[error(
         "the SQLite file is damaged: {0}; restore a backup, or recover it with the sqlite3 shell's .recover"
@@ -112,7 +133,7 @@ pub enum StoreError {
     #[error("the SQLite file has been closed")]
     Closed,
     /// Reading or writing the file failed.
-    #[error("the SQLite file cannot be accessed: {0}")]
+    #[error("the SQLite file cannot be accessed: {0}; look after its disk, and try again")]
     Io(String),
     /// The tables are not those any more that the caller speaks of; it has to look again.
     #[error("the schema changed meanwhile")]
@@ -166,7 +187,13 @@ impl From<rusqlite::Error> for StoreError {
             Some(ErrorCode::DiskFull) => Self::Full(text),
             Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => Self::ReadOnly(text),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(text),
-            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => Self::Io(text),
+            // The words are the same for all of them.
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
+                match error.sqlite_extended_error_code() {
+                    Some(code) => Self::Io(format!("{text}, SQLite's code {code}")),
+                    None => Self::Io(text),
+                }
+            }
             _ => Self::Statement(text),
         }
     }
@@ -512,6 +539,9 @@ pub struct Counts {
 /// The writer's side of the file. Lives on the writer's thread; every method is one transaction.
 #[derive(Debug)]
 pub struct Store {
+    // The first to be dropped: the last connection that is closed folds the log into the file.
+    upkeep: Upkeep,
+    place: Place,
     write: Connection,
     apply: Connection,
     tables: Vec<Table>,
@@ -538,15 +568,19 @@ pub struct FileLock {
 
 /// Locks a SQLite file for this supervisor. Other programs may read and write the file meanwhile.
 pub fn lock_file(path: &Path) -> Result<FileLock> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock_path = PathBuf::from(name);
+    let lock_path = lock_path(path);
     let file = private_file(&lock_path).map_err(|error| open_error(&lock_path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(FileLock { _file: file }),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.display().to_string() }),
         Err(TryLockError::Error(error)) => Err(open_error(&lock_path, &error)),
     }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
 }
 
 /// Opens a file for writing, created with mode 0600 where it is missing.
@@ -584,7 +618,7 @@ impl Store {
         let name = |error: StoreError| {
             match error {
             StoreError::Full(reason) => {
-                StoreError::Full(format!("{}: {reason}; free some space on it", path.display()))
+                StoreError::Full(format!("{}: {reason}", path.display()))
             }
             StoreError::Busy(reason) => StoreError::Busy(format!("{}: {reason}", path.display())),
             StoreError::Damaged(reason) => StoreError::Open {
@@ -616,7 +650,12 @@ impl Store {
         let apply = connect(options).map_err(explain)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map_err(explain)?;
         apply.pragma_update(None, "foreign_keys", false).map_err(explain)?;
+        let spare = connect(options).map_err(explain)?;
+        spare.busy_timeout(Duration::ZERO).map_err(explain)?;
+        let upkeep = Upkeep::start(spare, path.display().to_string(), options.upkeep)?;
         let mut store = Self {
+            upkeep,
+            place: Place::default(),
             write,
             apply,
             tables: vec![],
@@ -634,6 +673,8 @@ impl Store {
         tx.execute("INSERT OR IGNORE INTO _tidewater_meta VALUES ('format', 1), ('device', ?1)", [device])
             .map_err(explain)?;
         commit(tx).map_err(name)?;
+        // Only now are the log and its index certainly there.
+        store.place = Place::of(path);
         notices.extend(store.track().map_err(name)?);
         store.foreign_commit().map_err(name)?;
         Ok((store, notices))
@@ -648,18 +689,22 @@ impl Store {
     /// Runs several callers' units in one transaction, each in a savepoint of its own, and answers each after the
     /// commit. One caller's error rolls that caller back alone.
     pub fn write_group(&mut self, callers: &[Unit]) -> Vec<Result<Written>> {
-        match self.try_group(callers) {
+        let group = self.try_group(callers).map_err(|error| self.place.explain(error));
+        match group {
             Ok(results) => results,
             // Somebody ended everybody's transaction (`INSERT OR ROLLBACK`, a deferred foreign key at COMMIT, a
             // full disk): one by one, so that only the guilty one fails.
             Err(error) if callers.len() == 1 => vec![Err(error)],
-            // Nobody is guilty of another process's lock; each would wait for it again.
-            Err(error @ StoreError::Busy(_)) => callers.iter().map(|_| Err(error.clone())).collect(),
+            // Nobody is guilty of another process's lock, for which each would wait again, nor of the disk.
+            Err(
+                error @ (StoreError::Busy(_) | StoreError::ReadOnly(_) | StoreError::ReplacedFile { .. }),
+            ) => callers.iter().map(|_| Err(error.clone())).collect(),
             Err(_) => callers
                 .iter()
                 .map(|caller| {
                     self.try_group(std::slice::from_ref(caller))
                         .and_then(|mut one| one.pop().unwrap_or(Err(lost())))
+                        .map_err(|error| self.place.explain(error))
                 })
                 .collect(),
         }
@@ -699,6 +744,8 @@ impl Store {
         // Nothing that can fail or panic stands between the commit and the notes of it.
         committing.done(notes);
         fail::fail_point!("sqlite.noted");
+        // What was committed to a file without a name is not on the disk for long.
+        self.place.check()?;
         if let Some((tables, notices)) = tracked {
             self.remember(tables, version);
             self.untold.extend(notices);
@@ -709,7 +756,38 @@ impl Store {
     /// Makes the statement that runs return with an error, from any thread.
     pub fn interrupt(&self) -> impl Fn() + Send + Sync + 'static {
         let handles = [&self.write, &self.apply].map(Connection::get_interrupt_handle);
-        move || handles.iter().for_each(InterruptHandle::interrupt)
+        let upkeep = self.upkeep.interrupt();
+        move || {
+            handles.iter().for_each(InterruptHandle::interrupt);
+            upkeep.interrupt();
+        }
+    }
+
+    /// After commits, when who waited for them has been answered: keeps the log short.
+    pub fn tend(&mut self) {
+        self.upkeep.tend(&self.write);
+    }
+
+    /// Looks at the file every so often, from a thread of its own and without SQLite, and tells when it is time for
+    /// [`foreign_commit`](Self::foreign_commit) and [`tick`](Self::tick). At rest nothing is told.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when there is no thread to be had.
+    pub fn watch(&mut self, every: Duration, tell: impl Fn() + Send + 'static) -> Result<()> {
+        let mut place = self.place.clone();
+        // Each write looks where the file is; this is for the time without writes, and may take a moment.
+        let (mut looks, check_each) = (0_u128, (1000 / every.as_millis().max(1)).max(1));
+        let is_due = move || {
+            looks += 1;
+            place.log_was_written() || looks % check_each == 0 && place.check().is_err()
+        };
+        self.upkeep.watch(every, is_due, tell)
+    }
+
+    /// When nobody writes, does a little of what is left to do then. What a person should know of it comes
+    /// back, once.
+    pub fn tick(&mut self) -> Vec<Notice> {
+        self.upkeep.tick(&self.write)
     }
 
     /// Brings journals and triggers up to date with the schema, if it changed.
@@ -722,6 +800,7 @@ impl Store {
     }
 
     fn look(&mut self) -> Result<()> {
+        self.place.check()?;
         if schema_version(&self.write)? == self.schema_version {
             return Ok(());
         }
@@ -742,9 +821,28 @@ impl Store {
         }
     }
 
-    /// Whether another connection committed since the last call; cheap enough to ask ten times a second.
+    /// Whether another connection committed since the last call.
+    ///
+    /// # Errors
+    /// [`StoreError::ReplacedFile`], and whatever SQLite says.
     pub fn foreign_commit(&mut self) -> Result<bool> {
-        let version = self.write.pragma_query_value(None, "data_version", |row| row.get(0))?;
+        if let Err(error) = self.place.check() {
+            if self.place.has_lost_its_log() {
+                // It is still open here, with everything in it that the file does not have yet, until this process ends.
+                self.upkeep.save(&self.write);
+            }
+            return Err(error);
+        }
+        let foreign = self.was_changed()?;
+        if foreign {
+            self.upkeep.disturbed();
+        }
+        Ok(foreign)
+    }
+
+    fn was_changed(&mut self) -> Result<bool> {
+        let mut ask = self.write.prepare_cached("PRAGMA data_version")?;
+        let version = ask.query_row([], |row| row.get(0))?;
         Ok(std::mem::replace(&mut self.data_version, version) != version)
     }
 
@@ -986,13 +1084,14 @@ impl Store {
     /// # Errors
     /// Nothing of the page is applied then, and the cursor stays.
     pub fn apply(&mut self, page: &Page, generation: u64) -> Result<Applied> {
+        self.place.check()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
         }
-        let foreign = self.foreign_commit()?;
+        let foreign = self.was_changed()?;
         let outcome = self.try_apply(page);
         // Our own commit is not somebody else's; what came before it is told by the next look.
-        self.foreign_commit()?;
+        self.was_changed()?;
         if foreign {
             self.data_version = -1;
         }
@@ -1547,6 +1646,113 @@ fn open_to_others(_path: &Path, _metadata: &std::fs::Metadata) -> Vec<Notice> {
     vec![]
 }
 
+/// Where the open file is, so that it is noticed when somebody deletes or replaces it. SQLite does not care, and a file
+/// that has lost its name takes writes until it is closed, which is when they are gone.
+#[derive(Debug, Default, Clone)]
+struct Place {
+    known: Vec<(PathBuf, FileId)>,
+    log: PathBuf,
+    /// The log as it was at the last look.
+    seen: Option<(SystemTime, u64)>,
+}
+
+/// A log that was written more recently than this may be written again without its time being another one: file systems
+/// count in ticks of some milliseconds, some in whole seconds.
+const COARSEST_TIME: Duration = Duration::from_secs(2);
+
+#[cfg(unix)]
+type FileId = (u64, u64);
+
+#[cfg(not(unix))]
+type FileId = ();
+
+impl Place {
+    /// The file and its companions, which are beside the file itself, wherever the path leads.
+    fn of(path: &Path) -> Self {
+        let file = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let named = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let [log, index] = ["-wal", "-shm"].map(|suffix| {
+            let mut name = file.clone().into_os_string();
+            name.push(suffix);
+            PathBuf::from(name)
+        });
+        let all = [named, log.clone(), index];
+        // What cannot be asked now cannot be missed later.
+        let known = all.into_iter().filter_map(|path| file_id(&path).ok().map(|id| (path, id))).collect();
+        Self { known, log, seen: None }
+    }
+
+    /// # Errors
+    /// [`StoreError::ReplacedFile`]. A folder that cannot be looked into for the moment is no proof of that.
+    fn check(&self) -> Result<()> {
+        let moved = |path: &Path, id: FileId| match file_id(path) {
+            Ok(found) => found != id,
+            Err(error) => is_missing(&error),
+        };
+        match self.known.iter().find(|(path, id)| moved(path, *id)) {
+            Some((path, _)) => Err(StoreError::ReplacedFile { path: path.display().to_string() }),
+            None => Ok(()),
+        }
+    }
+
+    /// A disk that the kernel has made read-only, as after an error of its own, is an input or output error for SQLite as
+    /// many others.
+    fn explain(&self, error: StoreError) -> StoreError {
+        let StoreError::Io(text) = error else { return error };
+        let Some((path, _)) = self.known.first() else { return StoreError::Io(text) };
+        // Not the file itself: closing it would take away the locks of our connections.
+        let probe = || {
+            let lock = OpenOptions::new().write(true).open(lock_path(path))?;
+            lock.set_len(lock.metadata()?.len())
+        };
+        match probe() {
+            Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                StoreError::ReadOnly(text)
+            }
+            _ => StoreError::Io(text),
+        }
+    }
+
+    /// Whether only the log has been deleted, and nobody has begun another one.
+    fn has_lost_its_log(&self) -> bool {
+        let in_place = |(path, id): &(PathBuf, FileId)| {
+            if *path == self.log {
+                file_id(path).is_err_and(|error| is_missing(&error))
+            } else {
+                file_id(path).is_ok_and(|found| found == *id)
+            }
+        };
+        self.known.iter().all(in_place)
+    }
+
+    /// Whether somebody may have committed since the last call: this asks the file system, which is far cheaper than
+    /// asking SQLite.
+    fn log_was_written(&mut self) -> bool {
+        let metadata = std::fs::metadata(&self.log).ok();
+        let now = metadata.and_then(|metadata| Some((metadata.modified().ok()?, metadata.len())));
+        let same = now.is_some_and(|(written, _)| {
+            self.seen == now && written.elapsed().is_ok_and(|ago| ago > COARSEST_TIME)
+        });
+        self.seen = now;
+        !same
+    }
+}
+
+fn is_missing(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound
+}
+
+#[cfg(unix)]
+fn file_id(path: &Path) -> std::io::Result<FileId> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(not(unix))]
+fn file_id(path: &Path) -> std::io::Result<FileId> {
+    std::fs::metadata(path).map(|_| ())
+}
+
 /// After so many of SQLite's instructions, some milliseconds, a statement shows a sign of life.
 const PROGRESS_OPS: i32 = 100_000;
 
@@ -1555,6 +1761,10 @@ fn connect(options: &StoreOptions) -> rusqlite::Result<Connection> {
     let conn = Connection::open_with_flags(&options.path, flags)?;
     conn.busy_timeout(options.busy_timeout)?;
     conn.set_prepared_statement_cache_capacity(256);
+    // Only the first one of a file that is empty can say so; later a whole VACUUM would be needed, which nobody asked for.
+    if conn.pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0))? == 0 {
+        conn.pragma_update(None, "auto_vacuum", upkeep::INCREMENTAL)?;
+    }
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(rusqlite::Error::SqliteFailure(
@@ -1563,6 +1773,13 @@ fn connect(options: &StoreOptions) -> rusqlite::Result<Connection> {
         ));
     }
     conn.pragma_update(None, "synchronous", "FULL")?;
+    // Takes the place of SQLite's automatic checkpoint.
+    conn.wal_hook(Some(|_, pages| {
+        upkeep::committed(pages);
+        Ok(())
+    }));
+    let keep = i64::try_from(options.upkeep.wal_keep_bytes).unwrap_or(i64::MAX);
+    conn.pragma_update_and_check(None, "journal_size_limit", keep, |_| Ok(()))?;
     // A statement that takes long is not one that hangs.
     conn.progress_handler(
         PROGRESS_OPS,

@@ -4,13 +4,16 @@
 //! Write ─▶ the group that is forming ─▶ (mailbox empty, or the group full) ─▶ one transaction, one fsync ─▶ answers
 //!                                                                                     └─ JournalGrew ─▶ CloudSyncer
 //! NoteRound, AcknowledgeRound, ApplyPage … ─▶ one transaction each
-//! timer ─▶ has another program committed? ─▶ JournalGrew
+//! Look, from the store's watch ─▶ has another program committed? ─▶ JournalGrew
+//!                             └▶ does nobody write? ─▶ the file's upkeep, step by step
 //! ```
 //!
 //! SQLite blocks, and may: nothing else lives in this arbiter. actix hands over the whole mailbox before it runs what
 //! an actor notified itself of, so the messages that wait while one group commits are the next group, without any
 //! timer (P1, and N callers cost one fsync).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::dev::{MessageResponse, OneshotSender};
@@ -29,7 +32,7 @@ use crate::supervision::{Context, Handle, is_stale};
 /// How the writer works.
 #[derive(Debug, Clone, Copy)]
 pub struct WriterOptions {
-    /// The most messages that wait in the mailbox before senders wait.
+    /// The most messages that wait in the mailbox, besides one of each sender: what bounds the writes is the facade.
     pub queue_max: usize,
     /// The most callers in one transaction.
     pub group_max: usize,
@@ -48,6 +51,10 @@ pub struct SqliteWriter {
     /// The group is going to be committed once the mailbox is empty.
     commit_is_due: bool,
     grew: Box<dyn Hint>,
+    /// What the last look for others met: it is said once, not with every look.
+    trouble: Option<StoreError>,
+    /// A look is under way to the mailbox.
+    asked: Arc<AtomicBool>,
     log: Logger,
 }
 
@@ -70,7 +77,17 @@ where
 impl SqliteWriter {
     /// A writer for a store that is open.
     pub fn new(store: Store, options: WriterOptions, grew: Box<dyn Hint>, log: Logger) -> Self {
-        Self { store, options, group: vec![], answers: vec![], commit_is_due: false, grew, log }
+        Self {
+            store,
+            options,
+            group: vec![],
+            answers: vec![],
+            commit_is_due: false,
+            grew,
+            trouble: None,
+            asked: Arc::default(),
+            log,
+        }
     }
 
     fn commit(&mut self) {
@@ -92,23 +109,30 @@ impl SqliteWriter {
             // A caller that has gone meanwhile does not want to know.
             let _ = answer.send(result);
         }
+        self.store.tend();
     }
 
-    fn look_for_others(&mut self, ctx: &mut Context<Self>) {
-        ctx.run_later(self.options.foreign_poll, Self::look_for_others);
+    fn look(&mut self) {
         fail::fail_point!("writer.look");
-        match self.store.foreign_commit() {
-            Ok(false) => {}
-            Ok(true) => {
-                match self.store.track() {
-                    Ok(notices) => tell(&self.log, notices),
-                    // Another program may hold the lock; the next round looks again.
-                    Err(StoreError::Busy(_)) => {}
-                    Err(error) => error!(self.log, "tables cannot be tracked: {error}"),
-                }
+        let looked = self.store.foreign_commit().and_then(|foreign| {
+            if foreign {
                 self.grew.journal_grew();
+                tell(&self.log, self.store.track()?);
             }
-            Err(error) => error!(self.log, "the SQLite file cannot be read: {error}"),
+            Ok(())
+        });
+        match looked {
+            Ok(()) => self.trouble = None,
+            // Another program may hold the lock; the next round looks again.
+            Err(StoreError::Busy(_)) => {}
+            Err(error) if self.trouble.as_ref() == Some(&error) => {}
+            Err(error) => {
+                error!(self.log, "❌ {error}");
+                self.trouble = Some(error);
+            }
+        }
+        for Notice(text) in self.store.tick() {
+            warn!(self.log, "⚠️  {text}");
         }
     }
 }
@@ -125,7 +149,32 @@ impl Actor for SqliteWriter {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(self.options.queue_max);
-        ctx.run_later(self.options.foreign_poll, Self::look_for_others);
+        // Without a strong address: this is no reason to live on.
+        let (me, asked) = (ctx.address().downgrade(), self.asked.clone());
+        let tell = move || {
+            // One that waits in the mailbox is enough, however long the writer is busy.
+            if let Some(me) = me.upgrade()
+                && !asked.swap(true, Ordering::Relaxed)
+            {
+                me.do_send(Look);
+            }
+        };
+        if let Err(error) = self.store.watch(self.options.foreign_poll, tell) {
+            error!(self.log, "❌ Other programs' writes are not noticed: {error}");
+        }
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Look;
+
+impl Handler<Look> for SqliteWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: Look, _: &mut Self::Context) {
+        self.asked.store(false, Ordering::Relaxed);
+        self.look();
     }
 }
 
@@ -211,6 +260,7 @@ macro_rules! store_calls {
                 fail::fail_point!(concat!("writer.call.", stringify!($message)));
                 let $store = &mut self.store;
                 let result: Stored<$answer> = $call;
+                $store.tend();
                 fail::fail_point!(concat!("writer.called.", stringify!($message)));
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
                     warn!(self.log, "{error}");

@@ -19,7 +19,7 @@ use tidewater_actors::messages::NoteRound;
 use tidewater_actors::migrations::Migrations;
 use tidewater_actors::sqlite::{
     Applied, Hit, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement, Store,
-    StoreError, StoreOptions, Unit, Withdrawn, Written,
+    StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn, Written,
 };
 use tidewater_test_support::shell::{python_sqlite, sqlite3_shell};
 
@@ -39,7 +39,12 @@ struct Bench {
 }
 
 fn options(path: PathBuf) -> StoreOptions {
-    StoreOptions { path, busy_timeout: Duration::from_secs(10), read_pool_max: 4 }
+    StoreOptions {
+        path,
+        busy_timeout: Duration::from_secs(10),
+        read_pool_max: 4,
+        upkeep: UpkeepOptions::default(),
+    }
 }
 
 /// A window of every epoch, as a flush begins.

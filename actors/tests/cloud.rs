@@ -12,7 +12,7 @@ use tidewater_actors::postgres::{
     Cloud, CloudHit, CloudOptions, CloudRefusal, CloudSession, ConflictRow, FeedEntry, Ledger, Op, Prepared,
     RoundFrame, RoundItem, RoundOutcome,
 };
-use tidewater_actors::sqlite::{Cursor, Store, StoreOptions};
+use tidewater_actors::sqlite::{Cursor, Store, StoreOptions, UpkeepOptions};
 use tidewater_test_support::{Database, FaultProxy, Postgres, shop};
 use tokio_postgres::Client;
 
@@ -60,7 +60,12 @@ fn tracked(sql: &str) -> Vec<Table> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.db");
     rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
-    let options = StoreOptions { path, busy_timeout: Duration::from_secs(1), read_pool_max: 1 };
+    let options = StoreOptions {
+        path,
+        busy_timeout: Duration::from_secs(1),
+        read_pool_max: 1,
+        upkeep: UpkeepOptions::default(),
+    };
     let (mut store, _) = Store::open(&options).unwrap();
     store.track().unwrap();
     let (_, tables) = store.tables().unwrap();

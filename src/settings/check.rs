@@ -13,7 +13,7 @@ use super::sources::Layer;
 use super::{
     AddColumns, CircuitSettings, CloudSettings, Effective, Environment, Host, LogFormat, LogLevel,
     LogSettings, ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings,
-    SupervisorSettings, SyncSettings, socket_path,
+    SupervisorSettings, SyncSettings, UpkeepOptions, socket_path,
 };
 
 /// The shortest duration that is still one; below it a loop would be a busy loop.
@@ -121,6 +121,11 @@ impl<'a> Reader<'a> {
 
     fn millis(&self, key: &str, least: u64, most: u64) -> Result<Duration, SettingsError> {
         self.whole(key, "whole milliseconds", least, most).map(Duration::from_millis)
+    }
+
+    /// As bytes.
+    fn mebibytes(&self, key: &str) -> Result<u64, SettingsError> {
+        self.whole(key, "whole mebibytes", 0, 1 << 20).map(|mebibytes: u64| mebibytes << 20)
     }
 
     fn boolean(&self, key: &str) -> Result<bool, SettingsError> {
@@ -355,6 +360,13 @@ impl SqliteSettings {
             migrations: reader
                 .text("sqlite.migrations", "the path of a folder")?
                 .map(|(path, _)| path.into()),
+            upkeep: UpkeepOptions {
+                checkpoint_pages: reader.count("sqlite.checkpoint_pages", 1, 1_000_000)?,
+                wal_keep_bytes: reader.mebibytes("sqlite.wal_keep_mib")?,
+                wal_warn_bytes: reader.mebibytes("sqlite.wal_warn_mib")?,
+                idle: reader.seconds("sqlite.idle_s", SHORTEST_S, DAY_S)?,
+                vacuum_step_pages: reader.count("sqlite.vacuum_step_pages", 0, 1_000_000)?,
+            },
         })
     }
 }
