@@ -36,7 +36,7 @@ use tidewater_actors::sqlite::{
 };
 use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{
-    ChildSpec, GaveUp, Generation, Handle, Intensity, StartError, Supervisor, Thread,
+    ChildSpec, GaveUp, Generation, Handle, Intensity, StartError, Supervisor, Thread, calm,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 
@@ -198,6 +198,7 @@ impl Database {
     /// # Errors
     /// [`Error::Store`] says what is wrong with the file and what helps; [`Error::Settings`] names what cannot be used.
     pub async fn open(settings: Settings, log: Logger) -> Result<Self, Error> {
+        let log = calm(log);
         let folder = settings.sqlite.migrations.as_ref();
         // Before anything is touched: a folder that cannot be read is no half start.
         let migrations = folder.map(Migrations::from_dir).transpose().map_err(StoreError::from)?;
@@ -521,6 +522,10 @@ impl Database {
     fn alive(&self) -> Result<(), Error> {
         if let Some(gave_up) = self.inner.given_up.borrow().as_ref() {
             return Err(Error::Failed(gave_up.to_string()));
+        }
+        if self.inner.given_up.has_changed().is_err() {
+            // Nobody is left who could start an actor again.
+            return Err(Error::ShutDown);
         }
         match *self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(_) => Ok(()),

@@ -44,7 +44,7 @@ use crate::sqlite::{
     ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
-use crate::supervision::{Context, Handle, Unanswered};
+use crate::supervision::{Context, Handle, Unanswered, is_stale};
 
 /// How the syncer works.
 #[derive(Debug, Clone, Copy)]
@@ -560,6 +560,10 @@ impl Cycle {
         <SqliteWriter as Actor>::Context: actix::dev::ToEnvelope<SqliteWriter, M>,
     {
         fail::fail_point!("syncer.asks");
+        if is_stale() {
+            // Its successor has settled, and goes on from what is in the file: whatever was decided here is old.
+            return Err(Unanswered { actor: "CloudSyncer", delivered: false }.into());
+        }
         let answer = self.parts.writer.ask(message).await??;
         fail::fail_point!("syncer.answered");
         Ok(answer)

@@ -1339,11 +1339,12 @@ impl Store {
 
     /// Compares one table with the cloud anew.
     pub fn compare_anew(&mut self, table: i64) -> Result<()> {
-        self.write.execute(
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
             [table],
         )?;
-        Ok(())
+        commit(tx)
     }
 
     /// History changed under this file. It starts over as a new device: every table is compared with the cloud

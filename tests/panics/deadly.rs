@@ -196,3 +196,27 @@ async fn a_process_whose_actors_hang_ends_as_well() {
                  The last time: it was stuck for ";
     assert!(lines.last().unwrap().starts_with(begin), "{lines:#?}");
 }
+
+/// A log that fails, and panics for it as slog's `fuse` does, takes nobody along: neither the supervisor, which writes a line
+/// for every end, nor whoever waits for a write.
+#[actix_rt::test]
+async fn a_log_that_cannot_be_written_ends_nobody() {
+    struct Full;
+    impl slog::Drain for Full {
+        type Ok = ();
+        type Err = String;
+        fn log(&self, _: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), String> {
+            Err("no space left on device".to_owned())
+        }
+    }
+    let scenario = FailScenario::setup();
+    let bench = Bench::new().await;
+    let log = slog::Logger::root(slog::Drain::fuse(Full), slog::o!());
+    let db = tidewater::Database::open(bench.settings().build().unwrap(), log).await.unwrap();
+    db.write([Statement::new("CREATE TABLE note (id INTEGER PRIMARY KEY)")]).await.unwrap();
+    fail::cfg("writer.group", "1*panic(as the test asks)").unwrap();
+    let insert = db.write([Statement::new("INSERT INTO note VALUES (1)")]);
+    tokio::time::timeout(PATIENCE, insert).await.expect("it is answered").unwrap();
+    db.shutdown().await.unwrap();
+    scenario.teardown();
+}

@@ -58,7 +58,7 @@ const REOPEN: &str = "sqlite.open";
 fn message(point: &str) -> Option<&str> {
     match point {
         "writer.write" => Some("::Write"),
-        "writer.look" => Some("a timer"),
+        "writer.look" => Some("sqlite_writer::Look"),
         "syncer.receipts" => Some("::RoundSettled"),
         _ => point.strip_prefix("writer.call.").or(point.strip_prefix("writer.called.")),
     }

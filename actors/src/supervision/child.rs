@@ -452,8 +452,9 @@ where
         }
         let life = self.life.clone();
         let dropped = self.turn(move || {
-            drop(actor);
+            // First, because it may hold what is being closed: nothing is left that an interrupt could help.
             life.over();
+            drop(actor);
         });
         let end = match (end, dropped) {
             (End::Normal, Err(why)) => End::Abnormal(why),

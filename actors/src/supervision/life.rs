@@ -10,6 +10,7 @@
 use std::any::Any;
 use std::backtrace::Backtrace;
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
@@ -294,6 +295,11 @@ fn note(info: &PanicHookInfo<'_>) -> bool {
     let note = |turn: &RefCell<Option<Turn>>| {
         let Ok(mut turn) = turn.try_borrow_mut() else { return false };
         let Some(turn) = &mut *turn else { return false };
+        if let Some(Panic { report, .. }) = &turn.panic {
+            // A second one while the first unwinds ends the process before anybody could be told of either.
+            let _ = writeln!(std::io::stderr(), "panicked at {}: {}", report.location, report.message);
+            return false;
+        }
         let location = info.location().map(ToString::to_string);
         let text = text_of(info.payload());
         turn.panic = Some(Panic::new(text, location, turn.life.message(), Some(Backtrace::force_capture())));

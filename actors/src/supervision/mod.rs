@@ -51,11 +51,12 @@ mod life;
 mod shell;
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::prelude::{Actor, Addr, System};
-use slog::Logger;
+use slog::{Drain, Logger};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::messages::PanicReport;
@@ -204,10 +205,33 @@ pub struct Supervision {
     threads: Arc<Mutex<Vec<OwnThread>>>,
 }
 
+/// A logger that does not panic. slog's usual `fuse()` does when a line cannot be written, on a full disk or into a closed
+/// pipe; supervision must not end for that, and neither must an actor.
+pub fn calm(log: Logger) -> Logger {
+    Logger::root(Calm(log), slog::o!())
+}
+
+struct Calm(Logger);
+
+impl Drain for Calm {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &slog::Record<'_>, values: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        // Whoever cannot write a line cannot be told so either.
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| Drain::log(&self.0, record, values)));
+        Ok(())
+    }
+
+    fn is_enabled(&self, level: slog::Level) -> bool {
+        Drain::is_enabled(&self.0, level)
+    }
+}
+
 impl Supervisor {
     /// A supervisor without children.
     pub fn new(intensity: Intensity, log: Logger) -> Self {
-        Self { strategy: Strategy::default(), intensity, children: vec![], log }
+        Self { strategy: Strategy::default(), intensity, children: vec![], log: calm(log) }
     }
 
     /// Who is restarted along with a child; nobody unless set.
