@@ -267,20 +267,25 @@ impl Database {
 
     /// The place is held until the answer is there.
     async fn write_in(&self, _place: OwnedSemaphorePermit, unit: Unit) -> Result<Committed, Error> {
-        let written = self.unit(unit, Write).await?;
+        let written = self.unit(unit, |unit, answer| Write { unit, answer }).await?;
         Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
     }
 
     /// Has the writer do a unit, and its successors if it dies meanwhile: once, or not at all. It is done also when the end
     /// has begun meanwhile.
-    pub(crate) async fn unit<M>(&self, mut unit: Unit, message: impl Fn(Unit) -> M) -> Result<Written, Error>
+    pub(crate) async fn unit<M>(
+        &self,
+        mut unit: Unit,
+        message: impl Fn(Unit, oneshot::Sender<Stored<Written>>) -> M,
+    ) -> Result<Written, Error>
     where
-        M: Message<Result = Stored<Written>> + Send + 'static,
+        M: Message<Result = ()> + Send + 'static,
         SqliteWriter: Handler<M>,
     {
         let mut deaths = 0;
         loop {
-            match self.inner.children.writer.ask(message(unit.clone())).await {
+            let asked = |answer| message(unit.clone(), answer);
+            match self.inner.children.writer.ask_with(asked).await {
                 Ok(written) => return Ok(written?),
                 Err(unanswered) => {
                     if let Some(written) = self.taken_back(&unit).await? {
@@ -340,7 +345,7 @@ impl Database {
         loop {
             self.alive()?;
             let syncer = &self.inner.children.syncer;
-            let waiting = syncer.ask_apart(|answer| WaitSynced { mark: receipt.mark, answer });
+            let waiting = syncer.ask_with(|answer| WaitSynced { mark: receipt.mark, answer });
             tokio::select! {
                 answer = waiting => match answer {
                     Ok(answer) => return Ok(answer?),

@@ -182,21 +182,28 @@ pub struct CircuitReport {
 /// The writer's answer to most messages.
 pub type Stored<T> = Result<T, StoreError>;
 
-/// Runs a unit of statements durably: the answer comes after the fsync.
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "Stored<Written>")]
-pub struct Write(pub Unit);
+/// Runs a unit of statements durably. See [`Handle::ask_with`](crate::supervision::Handle::ask_with).
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Write {
+    /// What is to be done.
+    pub unit: Unit,
+    /// Answered after the fsync.
+    pub answer: oneshot::Sender<Stored<Written>>,
+}
 
 /// Applies the next of the app's migrations that the file does not have, as the unit; see [`Store::migrate`].
 ///
 /// [`Store::migrate`]: crate::sqlite::Store::migrate
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "Stored<Written>")]
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
 pub struct Migrate {
     /// Without statements: the note of how far it has come.
     pub unit: Unit,
     /// All of them.
     pub migrations: Migrations,
+    /// Answered after the fsync.
+    pub answer: oneshot::Sender<Stored<Written>>,
 }
 
 /// The tracked tables and the number of their generation.
