@@ -38,8 +38,8 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{
-    Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _, Row, ToSql, Transaction,
-    TransactionBehavior, params, params_from_iter,
+    CachedStatement, Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _, Row, ToSql,
+    Transaction, TransactionBehavior, params, params_from_iter,
 };
 
 use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
@@ -243,9 +243,14 @@ pub struct Mark {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Unit {
-    statements: Arc<[Statement]>,
-    note: Arc<Mutex<Progress>>,
+    work: Arc<Work>,
     alone: bool,
+}
+
+#[derive(Debug)]
+struct Work {
+    statements: Vec<Statement>,
+    note: Mutex<Progress>,
 }
 
 #[derive(Debug)]
@@ -270,14 +275,14 @@ pub enum Withdrawn {
 impl Unit {
     /// Statements that have not been done.
     pub fn new(statements: impl IntoIterator<Item = Statement>) -> Self {
-        Self { statements: statements.into_iter().collect(), note: Progress::note(), alone: false }
+        Self { work: Work::new(statements.into_iter().collect()), alone: false }
     }
 
     /// The same statements to be done anew, and not in a group with others: one of those may be what the last writer died
     /// of. Only for a unit that was withdrawn in time.
     #[must_use]
     pub fn again(self) -> Self {
-        Self { note: Progress::note(), alone: true, ..self }
+        Self { work: Work::new(self.work.statements.clone()), alone: true }
     }
 
     /// Whether it is to be committed by itself.
@@ -300,13 +305,13 @@ impl Unit {
 
     fn note(&self) -> MutexGuard<'_, Progress> {
         // A single assignment is never half done.
-        self.note.lock().unwrap_or_else(PoisonError::into_inner)
+        self.work.note.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Progress {
-    fn note() -> Arc<Mutex<Self>> {
-        Arc::new(Mutex::new(Self::Open))
+impl Work {
+    fn new(statements: Vec<Statement>) -> Arc<Self> {
+        Arc::new(Self { statements, note: Mutex::new(Progress::Open) })
     }
 }
 
@@ -715,20 +720,34 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         fail::fail_point!("sqlite.begun");
         let mut results = Vec::with_capacity(callers.len());
+        let mut runner = Runner { conn: &tx, last: None };
+        let mut savepoint = tx.prepare_cached("SAVEPOINT tidewater_caller")?;
+        let mut release = tx.prepare_cached("RELEASE tidewater_caller")?;
         for caller in callers {
-            tx.execute_batch("SAVEPOINT tidewater_caller")?;
+            // Who is alone is rolled back with the transaction.
+            let shared = callers.len() > 1;
+            if shared {
+                savepoint.execute([])?;
+            }
             progress();
-            let outcome =
-                caller.statements.iter().map(|statement| run(&tx, statement)).collect::<Result<Vec<_>>>();
-            if tx.is_autocommit() {
-                return Err(outcome.err().unwrap_or_else(lost));
+            let outcome = caller
+                .work
+                .statements
+                .iter()
+                .map(|statement| runner.run(statement))
+                .collect::<Result<Vec<_>>>();
+            match &outcome {
+                Err(error) if !shared || tx.is_autocommit() => return Err(error.clone()),
+                _ if tx.is_autocommit() => return Err(lost()),
+                Err(_) => tx.execute_batch("ROLLBACK TO tidewater_caller")?,
+                Ok(_) => {}
             }
-            if outcome.is_err() {
-                tx.execute_batch("ROLLBACK TO tidewater_caller")?;
+            if shared {
+                release.execute([])?;
             }
-            tx.execute_batch("RELEASE tidewater_caller")?;
             results.push(outcome);
         }
+        drop((runner, savepoint, release));
         let mark = Mark { epoch: epoch(&tx)?, parkings: meta(&tx, "parkings")?.unwrap_or(0) };
         // New tables get their journal in the transaction that creates them: no row of theirs escapes it.
         let changed = schema_version(&tx)? != self.schema_version;
@@ -1838,17 +1857,35 @@ fn query<T>(
     Ok(rows)
 }
 
-/// Runs one statement of a caller.
-fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
-    // One that ends whoever runs it: its own text is the name of the place.
-    fail::fail_point!(&statement.sql);
-    if let Some(word) = forbidden(&statement.sql) {
-        return Err(StoreError::Forbidden(word));
+/// Runs the callers' statements. One that comes again right away is neither judged nor looked up again.
+struct Runner<'a> {
+    conn: &'a Connection,
+    last: Option<(&'a str, CachedStatement<'a>)>,
+}
+
+impl<'a> Runner<'a> {
+    fn run(&mut self, statement: &'a Statement) -> Result<StatementResult> {
+        let sql = statement.sql.as_str();
+        // One that ends whoever runs it: its own text is the name of the place.
+        fail::fail_point!(sql);
+        let prepared = match &mut self.last {
+            Some((known, prepared)) if *known == sql => prepared,
+            last => {
+                *last = None;
+                if let Some(word) = forbidden(sql) {
+                    return Err(StoreError::Forbidden(word));
+                }
+                if first_word(sql) == "ALTER" {
+                    return aside(self.conn, || {
+                        execute(self.conn, &mut *self.conn.prepare_cached(sql)?, &statement.params)
+                    });
+                }
+                let prepared = self.conn.prepare_cached(sql)?;
+                &mut last.insert((sql, prepared)).1
+            }
+        };
+        execute(self.conn, prepared, &statement.params)
     }
-    if first_word(&statement.sql) == "ALTER" {
-        return aside(conn, || execute(conn, statement));
-    }
-    execute(conn, statement)
 }
 
 /// SQLite does not drop a column that a trigger reads. Ours step aside meanwhile; no row changes.
@@ -1885,26 +1922,32 @@ fn commit(tx: Transaction<'_>) -> Result<()> {
     if is_stale() {
         return Err(StoreError::Replaced);
     }
-    // However long the disk takes for it, that is not a writer that hangs.
-    Ok(patiently(|| {
+    let mut commit = tx.prepare_cached("COMMIT")?;
+    // However long the disk takes for it, that is not a writer that hangs. Without success, the transaction is rolled back
+    // when it is dropped.
+    patiently(|| {
         fail::fail_point!("sqlite.sync");
-        tx.commit()
-    })?)
+        commit.execute([])
+    })?;
+    Ok(())
 }
 
-fn execute(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
+fn execute(
+    conn: &Connection,
+    prepared: &mut rusqlite::Statement<'_>,
+    params: &[Value],
+) -> Result<StatementResult> {
     let before = conn.total_changes();
-    let mut prepared = conn.prepare_cached(&statement.sql)?;
     let columns = prepared.column_count();
     let mut rows = vec![];
     if columns > 0 {
-        let mut found = prepared.query(params_from_iter(&statement.params))?;
+        let mut found = prepared.query(params_from_iter(params))?;
         while let Some(row) = found.next()? {
             rows.push(values(row, 0, columns)?);
         }
         drop(found);
     } else {
-        prepared.execute(params_from_iter(&statement.params))?;
+        prepared.execute(params_from_iter(params))?;
     }
     let rows_changed = if conn.total_changes() == before { 0 } else { conn.changes() };
     Ok(StatementResult { rows_changed, last_insert_rowid: conn.last_insert_rowid(), rows })
@@ -1994,7 +2037,7 @@ fn same_schema(conn: &Connection, known: i64) -> Result<()> {
 }
 
 fn schema_version(conn: &Connection) -> Result<i64> {
-    Ok(conn.pragma_query_value(None, "schema_version", |row| row.get(0))?)
+    Ok(conn.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))?)
 }
 
 // ---------------------------------------------------------------------------------------------------------
