@@ -3135,7 +3135,9 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
     }
     if new {
         // With all their columns at once: adding them one by one takes seconds for hundreds.
-        tx.execute_batch(&capture::create_side_tables(table))?;
+        tx.execute_batch(&capture::create_side_tables(table, is_by_rowid(tx, &table.name)?))?;
+    } else {
+        widen_journal(tx, table)?;
     }
     let state = match (trigger_state(tx, table)?, missing) {
         (Triggers::Gap, Missing::IsOurDoing) => Triggers::Outdated,
@@ -3212,6 +3214,30 @@ fn forget_vanished_rows(tx: &Connection, table: &Table) -> Result<()> {
             [],
         )?;
     }
+    Ok(())
+}
+
+/// Whether a table's primary key is its rowid, which holds nothing but integers.
+fn is_by_rowid(tx: &Connection, table: &str) -> Result<bool> {
+    // Any other primary key has an index, which is the table itself where that is `WITHOUT ROWID`.
+    let sql = "SELECT NOT EXISTS (SELECT 1 FROM pragma_index_list(?1) WHERE origin = 'pk')";
+    Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
+}
+
+/// A table that was rebuilt with a key of another type under the same name needs a journal that takes any key. One that
+/// does stays as it is: it may hold keys that are no integers.
+fn widen_journal(tx: &Connection, table: &Table) -> Result<()> {
+    let journal = side_table(JOURNAL, table);
+    if !is_by_rowid(tx, &journal)? || is_by_rowid(tx, &table.name)? {
+        return Ok(());
+    }
+    let (journal, columns) = (ident(&journal), list(entry_columns(table), |c| c) + ", refused");
+    // Not by renaming, which would rewrite the triggers.
+    tx.execute_batch(&format!(
+        "CREATE TABLE _tidewater_narrow AS SELECT * FROM {journal};\nDROP TABLE {journal};\n{}\
+         INSERT INTO {journal} ({columns}) SELECT {columns} FROM _tidewater_narrow;\nDROP TABLE _tidewater_narrow;",
+        capture::create_side_tables(table, false),
+    ))?;
     Ok(())
 }
 
