@@ -446,6 +446,9 @@ pub struct SqliteReport {
     pub path: String,
     /// `wal`.
     pub journal_mode: String,
+    /// Why nothing can be written to it, where that is known without trying.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// One actor's part.
@@ -508,12 +511,13 @@ pub struct StatusSummary {
 }
 
 impl StatusSummary {
-    /// Ready is who has every actor running and, where the proxy is required, a cloud. Without the requirement no cloud is
-    /// needed: that is what the local file is for.
+    /// Ready is who has every actor running, a file that can be written and, where the proxy is required, a cloud. Without the
+    /// requirement no cloud is needed: that is what the local file is for.
     #[must_use]
     pub fn judged(mut self) -> Self {
         let actors = self.actors.iter().filter(|actor| actor.state != "running");
         let mut reasons: Vec<_> = actors.map(|actor| format!("{} is {}", actor.name, actor.state)).collect();
+        reasons.extend(self.sqlite.problem.clone());
         if self.proxy.proxy_required {
             if self.proxy.status != ProxyStatus::Available {
                 reasons.push(format!("Cloud SQL is required and not available: {}", self.proxy.detail));

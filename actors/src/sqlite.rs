@@ -1431,6 +1431,7 @@ pub struct Readers {
     pool: Arc<RwLock<Option<r2d2::Pool<SqliteConnectionManager>>>>,
     /// For a connection beside the pool.
     options: Arc<StoreOptions>,
+    place: Arc<Place>,
 }
 
 impl Readers {
@@ -1438,7 +1439,13 @@ impl Readers {
     pub fn open(options: &StoreOptions) -> Result<Self> {
         let busy = options.busy_timeout;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let place = Arc::new(Place::of_file(&options.path));
+        let same = place.clone();
         let manager = SqliteConnectionManager::file(&options.path).with_flags(flags).with_init(move |conn| {
+            if let Err(error) = same.check() {
+                let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+                return Err(rusqlite::Error::SqliteFailure(code, Some(error.to_string())));
+            }
             conn.busy_timeout(busy)?;
             conn.set_prepared_statement_cache_capacity(128);
             // Not only the app's files are read-only here: `ATTACH` would open others for writing.
@@ -1451,7 +1458,15 @@ impl Readers {
             .connection_timeout(busy.max(Duration::from_secs(1)))
             .build(manager)
             .map_err(|error| StoreError::Io(error.to_string()))?;
-        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))), options: Arc::new(options.clone()) })
+        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))), options: Arc::new(options.clone()), place })
+    }
+
+    /// Whether the file that is open is still the one that its name stands for.
+    ///
+    /// # Errors
+    /// [`StoreError::ReplacedFile`] when it is not.
+    pub fn same_file(&self) -> Result<()> {
+        self.place.check()
     }
 
     /// Closes the idle connections; those in use close when they are given back.
@@ -1461,14 +1476,20 @@ impl Readers {
 
     fn get(&self) -> Result<r2d2::PooledConnection<SqliteConnectionManager>> {
         let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
-        pool.ok_or(StoreError::Closed)?.get().map_err(|error| StoreError::Busy(error.to_string()))
+        let pool = pool.ok_or(StoreError::Closed)?;
+        if let Some(idle) = pool.try_get() {
+            return Ok(idle);
+        }
+        // One more would be of another file, and is not waited for.
+        self.same_file()?;
+        pool.get().map_err(|error| StoreError::Busy(error.to_string()))
     }
 
     /// Runs a closure with a read-only connection, on the caller's thread.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] when every connection is in use for longer than the busy timeout, and whatever
-    /// SQLite says.
+    /// [`StoreError::Busy`] when every connection is in use for longer than the busy timeout,
+    /// [`StoreError::ReplacedFile`] when one more is needed and the file is not there any more, and whatever SQLite says.
     pub fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         self.with(|conn| Ok(work(conn)?))
     }
@@ -1687,6 +1708,13 @@ type FileId = (u64, u64);
 type FileId = ();
 
 impl Place {
+    /// The file alone: its companions go when the last of some connections does.
+    fn of_file(path: &Path) -> Self {
+        let named = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let known = file_id(&named).ok().map(|id| (named, id)).into_iter().collect();
+        Self { known, ..Self::default() }
+    }
+
     /// The file and its companions, which are beside the file itself, wherever the path leads.
     fn of(path: &Path) -> Self {
         let file = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
