@@ -142,7 +142,7 @@ pub(crate) fn noticing() {
     let mut took: Vec<Duration> = vec![];
     for n in 0..50_u64 {
         // Half of them meet a file that is at rest, the others one that has just been written.
-        std::thread::sleep(Duration::from_millis(if n % 2 == 0 { 4_500 } else { 137 }));
+        std::thread::sleep(Duration::from_millis(if n % 2 == 0 { 6_000 } else { 137 }));
         let table = format!("t{n}");
         let write = format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY, body TEXT);");
         let (path, name) = (path.clone(), table.clone());
