@@ -1,9 +1,14 @@
-//! The local data plane beside raw SQLite doing the same work: writes, group commit, reads, and opening.
+//! The local data plane beside raw SQLite doing the same work: writes, group commit, reads, and opening. And what a
+//! supervisor costs that has nothing to do (`local/idle.rs`).
 //!
 //! Every figure stands beside its raw twin's of the same run, in turns; the ratio is what counts, the machine is not.
 //! `make bench` runs it; `cargo bench --bench local -- write` runs the parts whose names contain a word.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
+
+#[cfg(target_os = "linux")]
+#[path = "local/idle.rs"]
+mod idle;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -32,13 +37,17 @@ fn main() {
         return;
     }
     let wanted = arguments.iter().find(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
-    let parts: [(&str, fn()); 6] = [
+    let parts: &[(&str, fn())] = &[
         ("write-one", one_row_writes),
         ("write-64", sixty_four_writers),
         ("write-1000", thousand_row_writes),
         ("read", point_reads),
         ("read-under-write", reads_while_writing),
         ("open", opening),
+        #[cfg(target_os = "linux")]
+        ("idle", idle::at_rest),
+        #[cfg(target_os = "linux")]
+        ("notice", idle::noticing),
     ];
     for (name, part) in parts {
         if name.contains(&wanted) {

@@ -320,7 +320,7 @@ pub struct SyncSettings {
     pub retry_delay: Duration,
     /// How long a flush waits for further writes; may be zero.
     pub debounce: Duration,
-    /// Between two looks for writes of other processes.
+    /// Between two looks for writes of other processes, where the system does not tell of them.
     pub foreign_poll: Duration,
 }
 

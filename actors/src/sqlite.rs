@@ -9,7 +9,7 @@
 //!
 //! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
 //! (rows as types), `copy.rs` (a copy of the file while it is in use; whether it is whole), `upkeep.rs` (keeps the log short
-//! and gives free pages back).
+//! and gives free pages back), `watch.rs` (notices what others do with the file).
 //!
 //! Invariants:
 //! - S1 (P1): nothing is answered before its COMMIT returned, in WAL mode with `synchronous=FULL`.
@@ -26,6 +26,7 @@ mod copy;
 mod migrate;
 mod rows;
 mod upkeep;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -58,6 +59,7 @@ pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::rows::RowError;
 use self::upkeep::Upkeep;
 pub use self::upkeep::UpkeepOptions;
+use self::watch::Bell;
 
 /// Where the file is and how it is used.
 #[derive(Debug, Clone)]
@@ -787,20 +789,27 @@ impl Store {
         self.upkeep.tend(&self.write);
     }
 
-    /// Looks at the file every so often, from a thread of its own and without SQLite, and tells when it is time for
-    /// [`foreign_commit`](Self::foreign_commit) and [`tick`](Self::tick). At rest nothing is told.
+    /// Watches the file from a thread of its own, without SQLite, and tells when it is time for
+    /// [`foreign_commit`](Self::foreign_commit) and [`tick`](Self::tick): soon after a commit, and every few seconds at
+    /// rest. Where the system does not tell of writes, which is worth a notice, a look `every` so often finds them.
     ///
     /// # Errors
     /// [`StoreError::Io`] when there is no thread to be had.
-    pub fn watch(&mut self, every: Duration, tell: impl Fn() + Send + 'static) -> Result<()> {
+    pub fn watch(&mut self, every: Duration, tell: impl Fn() + Send + 'static) -> Result<Option<Notice>> {
         let mut place = self.place.clone();
-        // Each write looks where the file is; this is for the time without writes, and may take a moment.
-        let (mut looks, check_each) = (0_u128, (1000 / every.as_millis().max(1)).max(1));
-        let is_due = move || {
-            looks += 1;
-            place.log_was_written() || looks % check_each == 0 && place.check().is_err()
+        let (bell, notice) = match place.bell() {
+            Ok(bell) => (Some(bell), None),
+            Err(error) => {
+                let log = place.log.display();
+                let text =
+                    format!("nobody tells when {log} is written ({error}): it is looked at every {every:?}");
+                (None, Some(Notice(text)))
+            }
         };
-        self.upkeep.watch(every, is_due, tell)
+        // Each write looks where the file is; this is for the time without writes, and may take a moment.
+        let is_due = move |whole| place.log_was_written() || whole && place.check().is_err();
+        self.upkeep.watch(bell, every, is_due, tell)?;
+        Ok(notice)
     }
 
     /// When nobody writes, does a little of what is left to do then. What a person should know of it comes
@@ -1771,6 +1780,11 @@ impl Place {
             }
         };
         self.known.iter().all(in_place)
+    }
+
+    /// Rings when the log is written, or any of the files is not where it was.
+    fn bell(&self) -> std::io::Result<Bell> {
+        Bell::new(&self.log, self.known.iter().map(|(path, _)| &**path))
     }
 
     /// Whether somebody may have committed since the last call: this asks the file system, which is far cheaper than

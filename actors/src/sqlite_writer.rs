@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use slog::{Logger, error, info, warn};
+use slog::{Logger, debug, error, info, warn};
 use tokio::sync::oneshot;
 
 use crate::messages::{
@@ -36,7 +36,7 @@ pub struct WriterOptions {
     pub queue_max: usize,
     /// The most callers in one transaction.
     pub group_max: usize,
-    /// Between two looks for other programs' commits.
+    /// Between two looks for other programs' commits, where the system does not tell of them.
     pub foreign_poll: Duration,
 }
 
@@ -159,8 +159,9 @@ impl Actor for SqliteWriter {
                 me.do_send(Look);
             }
         };
-        if let Err(error) = self.store.watch(self.options.foreign_poll, tell) {
-            error!(self.log, "❌ Other programs' writes are not noticed: {error}");
+        match self.store.watch(self.options.foreign_poll, tell) {
+            Ok(notice) => notice.into_iter().for_each(|Notice(text)| debug!(self.log, "{text}")),
+            Err(error) => error!(self.log, "❌ Other programs' writes are not noticed: {error}"),
         }
     }
 }

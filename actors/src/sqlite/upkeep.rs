@@ -12,22 +12,17 @@
 //! see, and a log that is never all copied never begins anew. Hence the last step on the writer's thread: the part that
 //! is left is small, and so is the stall.
 //!
-//! The thread sleeps until it is told something. A file at rest costs a look at its log's time and place, by a second
-//! thread that does nothing else:
-//!
-//! ```text
-//! every `foreign_poll` ─▶ written, gone, or something is left to do ─▶ the writer looks
-//! ```
-//!
-//! A timer of the writer's own would cost several times as much, as every turn of an actor's runtime does.
+//! The thread sleeps until it is told something. When it is time for the writer to look, the store's watch says
+//! (`watch.rs`): as long as something is left to do here, or somebody writes.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::watch::{Bell, Watch};
 use super::{Connection, InterruptHandle, Notice, Result, StoreError};
 
 /// How the file is kept.
@@ -123,8 +118,7 @@ pub(super) struct Upkeep {
     interrupt: Arc<InterruptHandle>,
     tasks: Option<SyncSender<Task>>,
     thread: Option<JoinHandle<()>>,
-    /// Nothing is ever sent: its end is the watch's.
-    watching: Option<(Sender<()>, JoinHandle<()>)>,
+    watch: Option<Watch>,
 }
 
 impl std::fmt::Debug for Upkeep {
@@ -162,28 +156,22 @@ impl Upkeep {
             interrupt,
             tasks: Some(tasks),
             thread: Some(thread),
-            watching: None,
+            watch: None,
         })
     }
 
     /// Begins to look, and to tell.
     pub(super) fn watch(
         &mut self,
+        bell: Option<Bell>,
         every: Duration,
-        mut is_due: impl FnMut() -> bool + Send + 'static,
+        mut is_due: impl FnMut(bool) -> bool + Send + 'static,
         tell: impl Fn() + Send + 'static,
     ) -> Result<()> {
         let shared = self.shared.clone();
-        let (alive, ended) = channel();
-        let thread = spawn("tidewater-watch", move || {
-            while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(every) {
-                // Both, so that the look is always at what happened since the last one.
-                if is_due() | !shared.at_rest.load(Ordering::Relaxed) {
-                    tell();
-                }
-            }
-        })?;
-        self.watching = Some((alive, thread));
+        // Both, so that the look is always at what happened since the last one.
+        let look = move |whole| is_due(whole) | !shared.at_rest.load(Ordering::Relaxed);
+        self.watch = Some(Watch::start(bell, every, look, tell)?);
         Ok(())
     }
 
@@ -288,7 +276,7 @@ impl Upkeep {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(work)
@@ -301,8 +289,8 @@ pub(super) const INCREMENTAL: u32 = 2;
 impl Drop for Upkeep {
     fn drop(&mut self) {
         self.tasks.take();
-        let watch = self.watching.take().map(|(_, thread)| thread);
-        for thread in watch.into_iter().chain(self.thread.take()) {
+        self.watch.take();
+        if let Some(thread) = self.thread.take() {
             // It ends with its last task; a panic of its own is not this one's.
             let _ = thread.join();
         }
