@@ -41,7 +41,7 @@ pub use tidewater_actors::core::doctor::{Check, Finding, Mark, Remedy, size};
 use crate::control::{ControlClient, ControlError, Request};
 use crate::database::{Database, cloud_options};
 use crate::error::Error;
-use crate::settings::{AddColumns, Settings};
+use crate::settings::Settings;
 
 /// What a look at the file's schema, the lock or the disk may take, beyond the wait for another program's lock: a disk that
 /// does not answer is found so.
@@ -263,9 +263,10 @@ impl Doctor {
         if found.as_ref().is_ok_and(|found| !machine::is_socket(found)) {
             return (Supervisor::NotASocket(socket.display().to_string()), None);
         }
-        // What it may take there, and a little for the way.
-        let wait = self.cloud_limit() + LOOK_MAX * 2;
-        match ControlClient::call(&socket, &Request::Doctor, wait).and_then(|answer| {
+        // One that is stuck does not answer the simplest question either, and is not waited for as long as a look may take.
+        let answer = ControlClient::call(&socket, &Request::Status, LOOK_MAX)
+            .and_then(|_| ControlClient::call(&socket, &Request::Doctor, self.cloud_limit() + LOOK_MAX * 2));
+        match answer.and_then(|answer| {
             Told::deserialize(&answer).map_err(|error| ControlError::Protocol(error.to_string()))
         }) {
             Ok(told) => (Supervisor::Runs(Box::new(told.running)), Some(told.cloud)),
@@ -304,7 +305,6 @@ impl Doctor {
             missing: cloud.missing(),
             database: cloud.database.clone().unwrap_or_default(),
             user: cloud.user.clone().unwrap_or_default(),
-            adds_columns: cloud.add_columns == AddColumns::Auto,
             dial: None,
         };
         if let (Some(options), Some(true) | None) = (cloud_options(&self.settings), listening) {

@@ -71,19 +71,8 @@ impl Page {
         }
     }
 
-    /// A command that the shell takes as it stands, also where it is broken.
     fn command(&mut self, command: &str) {
-        let width = COLUMNS_MAX - COMMAND_INDENT.len();
-        // A word that is longer than a line can only go on at the beginning of the next one.
-        if command.split(' ').any(|word| word.chars().count() > width - 2) {
-            let all: Vec<char> = COMMAND_INDENT.chars().chain(command.chars()).collect();
-            let lines: Vec<String> = all.chunks(COLUMNS_MAX - 1).map(|line| line.iter().collect()).collect();
-            self.text += &lines.join("\\\n");
-        } else {
-            let lines = wrapped(command, width - 2);
-            let lines: Vec<String> = lines.iter().map(|line| format!("{COMMAND_INDENT}{line}")).collect();
-            self.text += &lines.join(" \\\n");
-        }
+        self.text += &shell_lines(command).join("\n");
         self.text.push('\n');
     }
 
@@ -126,9 +115,95 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// Where in a command of the shell a character stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quote {
+    Plain,
+    Single,
+    Double,
+    /// After a backslash, outside of quotes or within double ones.
+    Escaped(bool),
+}
+
+impl Quote {
+    /// Where the next one stands.
+    fn after(self, c: char) -> Self {
+        match (self, c) {
+            (Self::Plain, '\'') => Self::Single,
+            (Self::Plain, '"') => Self::Double,
+            (Self::Plain, '\\') => Self::Escaped(false),
+            (Self::Double, '\\') => Self::Escaped(true),
+            (Self::Double, '"') | (Self::Single, '\'') | (Self::Escaped(false), _) => Self::Plain,
+            (Self::Escaped(true), _) => Self::Double,
+            (same, _) => same,
+        }
+    }
+}
+
+/// A command on lines that a shell takes as they stand. A backslash before the end of a line joins it with the next one, but
+/// not within single quotes, which are closed before it and opened after it.
+fn shell_lines(command: &str) -> Vec<String> {
+    // The backslash, a quote or a space before it, and the second half of an escape.
+    let width = COLUMNS_MAX - 3;
+    let length = |text: &str| text.chars().count();
+    let (mut lines, mut line) = (vec![], COMMAND_INDENT.to_owned());
+    let mut quote = Quote::Plain;
+    let words = command.split(|c| {
+        let between_words = c == ' ' && quote == Quote::Plain;
+        quote = quote.after(c);
+        between_words
+    });
+    for word in words {
+        let is_first = line == COMMAND_INDENT;
+        if !is_first && length(&line) + 1 + length(word) > width {
+            lines.push(format!("{line} \\"));
+            COMMAND_INDENT.clone_into(&mut line);
+        } else if !is_first {
+            line.push(' ');
+        }
+        let mut quote = Quote::Plain;
+        for c in word.chars() {
+            // Only at the very beginning of the next line does a word go on. An escape is not torn apart.
+            if length(&line) >= width && !matches!(quote, Quote::Escaped(_)) {
+                let mark = if quote == Quote::Single { "'" } else { "" };
+                lines.push(format!("{line}{mark}\\"));
+                mark.clone_into(&mut line);
+            }
+            quote = quote.after(c);
+            line.push(c);
+        }
+    }
+    lines.push(line);
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The shell makes of the lines what it makes of the command, wherever that has to be broken.
+    #[test]
+    fn a_command_survives_being_broken() {
+        let long = "a folder/".repeat(20);
+        for filler in 0..90 {
+            let command = format!(
+                "printf '%s|' {} '{long}' \"two 'words' and \\\"more\\\" of them, so that the line has to be broken within {long}\" 'it'\\''s' && printf '%s;' '{long}'{}",
+                "x".repeat(filler),
+                "y".repeat(100)
+            );
+            let run = |script: &str| std::process::Command::new("sh").args(["-c", script]).output().unwrap();
+            let lines = shell_lines(&command);
+            assert!(lines.iter().all(|line| line.chars().count() <= COLUMNS_MAX), "{lines:#?}");
+            let (whole, broken) = (run(&command), run(&lines.join("\n")));
+            assert_eq!(
+                String::from_utf8_lossy(&broken.stdout),
+                String::from_utf8_lossy(&whole.stdout),
+                "{}",
+                lines.join("\n")
+            );
+            assert!(whole.status.success() && broken.status.success());
+        }
+    }
 
     /// Words stay whole where they can, and nothing is lost.
     #[test]

@@ -394,8 +394,6 @@ pub struct Cloud {
     pub database: String,
     /// The role.
     pub user: String,
-    /// Whether missing columns are added to cloud tables.
-    pub adds_columns: bool,
     /// What came of one attempt; none where there was none.
     pub dial: Option<Dial>,
 }
@@ -635,24 +633,32 @@ impl Evidence {
             )
             .with_details(some(orphans)),
             Integrity::Looked { damage, .. } => {
-                let [file, saved, damaged, log, index] = ["", ".recovered", ".damaged", "-wal", "-shm"]
-                    .map(|end| quoted(&format!("{}{end}", self.path)));
-                // A log that is left beside the new file would be taken for its own.
-                let command = format!(
-                    "sqlite3 {file} .recover | sqlite3 {saved} && mv {file} {damaged} && rm -f {log} {index} && \
-                     chmod 600 {saved} && mv {saved} {file}"
+                let remedy = Remedy::shell(
+                    "end every program that has it open, and restore a backup; or save what can be read, which is then \
+                     compared with the cloud:",
+                    self.salvage(),
                 );
                 Finding::red(
                     Check::Integrity,
                     format!("the file is damaged, in {}", count(damage.len(), "place", "places")),
-                    Remedy::shell(
-                        "end every program that has it open, and restore a backup; or save what can be read:",
-                        command,
-                    ),
+                    remedy,
                 )
                 .with_details(some(damage))
             }
         }
+    }
+
+    /// What can be read goes into a new file. Not with the shell's `.recover`: that of Debian lacks what it needs, and answers
+    /// with an empty database. Without the capture triggers, so that the supervisor finds a gap and looks in the cloud for
+    /// what could not be read. No log may be left that would be taken for the new file's.
+    fn salvage(&self) -> String {
+        format!(
+            "f={}; sqlite3 \"$f\" .dump | sed 's/^ROLLBACK;.*/COMMIT;/' | sqlite3 \"$f.saved\" && \
+             sqlite3 \"$f.saved\" \"PRAGMA writable_schema = 1; DELETE FROM sqlite_schema WHERE type = 'trigger' AND \
+             name GLOB '_tidewater_*'\" && test -s \"$f.saved\" && chmod 600 \"$f.saved\" && \
+             mv \"$f\" \"$f.damaged\" && rm -f \"$f-wal\" \"$f-shm\" && mv \"$f.saved\" \"$f\"",
+            quoted(&self.path)
+        )
     }
 
     fn disk_space(&self) -> Finding {
@@ -763,7 +769,7 @@ impl Evidence {
             Some(true) => Finding::green(Check::Endpoint, format!("something listens on {at}")),
             None => Finding::green(Check::Endpoint, format!("{at}, which cannot be seen from here")),
             Some(false) if self.cloud.missing.is_some() && !self.cloud.required => {
-                Finding::unseen(Check::Endpoint, format!("no cloud is set, and nothing listens on {at}"))
+                Finding::unseen(Check::Endpoint, "nothing listens there, and no cloud is set")
             }
             Some(false) => {
                 Finding::red(Check::Endpoint, format!("nothing listens on {at}"), self.start_proxy())
@@ -948,9 +954,8 @@ impl Evidence {
         if let (Some(why), true) = (&answers.unanswered, answers.rights.is_empty()) {
             return Finding::unseen(Check::Rights, why.as_str());
         }
-        lacking(Check::Rights, &answers.rights).unwrap_or_else(|| {
-            Finding::green(Check::Rights, format!("{} may do all that a sync needs", self.cloud.user))
-        })
+        lacking(Check::Rights, &answers.rights)
+            .unwrap_or_else(|| Finding::green(Check::Rights, "this role may do all that a sync needs"))
     }
 
     fn feed(&self) -> Finding {
