@@ -21,14 +21,16 @@ mod page;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tidewater_actors::core::availability::Listening;
 use tidewater_actors::core::doctor::{
-    Cloud as CloudEvidence, Disk, Evidence, File, Integrity, Limits, Lock, Running, Supervisor, judge,
+    Cloud as CloudEvidence, Dial, Disk, Evidence, File, Integrity, Limits, Lock, Obstacle, Running, Stage,
+    Supervisor, judge,
 };
+use tidewater_actors::core::failure::FailureClass;
 use tidewater_actors::core::schema::Table;
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::StatusSummary;
@@ -309,14 +311,22 @@ impl Doctor {
         };
         if let (Some(options), Some(true) | None) = (cloud_options(&self.settings), listening) {
             let (tables, clock, limit) = (tables.to_vec(), self.clock.clone(), self.cloud_limit());
-            evidence.dial = within(limit, move || {
+            let dial = within(limit, move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
                 let dial = runtime.block_on(Cloud::examine(options, &tables, &*clock));
                 // A resolver that hangs has a thread that nobody waits for.
                 runtime.shutdown_background();
                 Some(dial)
-            })
-            .flatten();
+            });
+            evidence.dial = dial.unwrap_or_else(|| {
+                Some(Dial::Failed(Obstacle {
+                    stage: Stage::Startup,
+                    class: FailureClass::NotAnswering,
+                    sqlstate: None,
+                    detail: slow(limit),
+                    remedy: None,
+                }))
+            });
         }
         evidence
     }
@@ -384,10 +394,7 @@ fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 
         let _ = done.send(work());
     });
     thread.ok()?;
-    match answer.recv_timeout(limit) {
-        Ok(done) => Some(done),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    answer.recv_timeout(limit).ok()
 }
 
 fn slow(limit: Duration) -> String {

@@ -1,7 +1,7 @@
 //! What `doctor` is for: each fault that it knows is planted, it is found by its check, no other check cries wolf, and the
 //! remedy, followed to the letter where it is a command or SQL, mends it.
 
-#![allow(clippy::unwrap_used, reason = "a test's helpers are the test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's helpers are the test")]
 
 mod process;
 
@@ -234,6 +234,14 @@ async fn a_look_changes_nothing() {
     assert!(supervisor.contains("left behind"), "{supervisor}");
     assert_good(&after);
 
+    // The log without its index, as after a copy of both files: only who may write can make one.
+    fs::remove_file(beside(&device.path(), "-shm")).unwrap();
+    let copied = traces(device.folder.path());
+    let finding = report(&device).finding(Check::File).unwrap().clone();
+    assert_eq!(traces(device.folder.path()), copied);
+    assert!(finding.mark == Mark::Red && finding.finding.contains("its log has no index"), "{finding:#?}");
+    assert!(finding.remedy.unwrap().text.contains("start run_supervisor"));
+
     start_and_stop(&device);
     let supervisor = report(&device).finding(Check::Supervisor).unwrap().finding.clone();
     assert_eq!(supervisor, "none runs");
@@ -335,6 +343,26 @@ async fn a_damaged_page() {
     // What the page had comes back from the cloud.
     device.wait_until_equal(&["note"]).await;
     assert_eq!(shell::sqlite3_shell(device.path(), "SELECT count(*) FROM note;"), "2993\n");
+}
+
+/// Where the first page itself is damaged, nothing but that can be said of the file.
+#[tokio::test]
+async fn a_damaged_schema() {
+    let device = synced().await;
+    let mut bytes = fs::read(device.path()).unwrap();
+    bytes[100..140].fill(0x5a);
+    fs::write(device.path(), bytes).unwrap();
+    let found = report(&device);
+    only(&found, Check::Integrity, "damaged");
+    for check in [Check::Triggers, Check::Journal, Check::Parked, Check::Backlog, Check::SchemaDrift] {
+        assert!(not_looked_at(&found).contains(&check), "{check:?}");
+    }
+    // As the remedy says: a backup.
+    fs::remove_file(device.path()).unwrap();
+    shell::sqlite3_shell(device.path(), TABLE);
+    start_and_stop(&device);
+    assert_good(&report(&device));
+    device.wait_until_equal(&["note"]).await;
 }
 
 /// Rows that refer to nothing are damage of another kind; the command lists them.
@@ -619,7 +647,7 @@ async fn missing_rights() {
         follow_sql(&device, only(&found, Check::Rights, says)).await;
         assert_good(&report(&device));
     }
-    admin(&device, &format!("REVOKE ALL ON SCHEMA public FROM PUBLIC, pg_database_owner")).await;
+    admin(&device, "REVOKE ALL ON SCHEMA public FROM PUBLIC, pg_database_owner").await;
     let found = report(&device);
     follow_sql(&device, only(&found, Check::Rights, "may not use schema public")).await;
     assert_good(&report(&device));
@@ -836,7 +864,7 @@ async fn a_journal_that_makes_no_sense() {
         (
             "INSERT INTO _tidewater_journal_1 (k0, known, whole, stamp, epoch) VALUES (1, 1, 2, 1, 1);",
             "DELETE FROM _tidewater_journal_1;",
-            "noted as deleted",
+            "1 noted as deleted",
         ),
         (
             "INSERT INTO _tidewater_flight_1 (k0, known, stamp, epoch) VALUES (1, 1, 1, 1);",
@@ -846,7 +874,7 @@ async fn a_journal_that_makes_no_sense() {
         (
             "INSERT INTO _tidewater_journal_1 (k0, known, stamp, epoch) VALUES (1, 1, 1, 1 << 40);",
             "DELETE FROM _tidewater_journal_1;",
-            "rounds to come",
+            "1 of rounds to come",
         ),
     ] {
         shell::sqlite3_shell(device.path(), damage);
@@ -901,8 +929,6 @@ fn healthy() -> evidence::Evidence {
         file: evidence::File::Opened(Box::new(evidence::Inside {
             bytes: 5 << 20,
             log_bytes: 1 << 15,
-            wal: true,
-            unreadable: None,
             ours: Some(evidence::Ours {
                 format: 1,
                 tracked: vec!["note".into()],
@@ -916,6 +942,7 @@ fn healthy() -> evidence::Evidence {
                 system: Some("71".into()),
                 ..evidence::Ours::default()
             }),
+            ..evidence::Inside::default()
         })),
         lock: evidence::Lock::Held { pid: 4711, name: Some("run_supervisor".into()) },
         integrity: evidence::Integrity::Looked { damage: vec![], orphans: vec![] },
@@ -1021,8 +1048,9 @@ fn the_page_with_faults() {
         → end every program that has it open, and restore a backup; or save what can
         be read, which is then compared with the cloud:
           f=/srv/a-long-name-of-a-folder/a-long-name-of-a-folder/a-long-name-of-a\
-    -folder/tidewater.db; sqlite3 "$f" .dump | sed 's/^ROLLBACK;.*/COMMIT;/' | \
-          sqlite3 "$f.saved" && sqlite3 "$f.saved" \
+    -folder/tidewater.db; sqlite3 "$f" .dump | sed \
+          's/^ROLLBACK; -- due to errors$/COMMIT;/' | sqlite3 "$f.saved" && \
+          sqlite3 "$f.saved" \
           "PRAGMA writable_schema = 1; DELETE FROM sqlite_schema WHERE type = 'tr\
     igger' AND name GLOB '_tidewater_*'" && test -s "$f.saved" && chmod 600 \
           "$f.saved" && mv "$f" "$f.damaged" && rm -f "$f-wal" "$f-shm" && mv \

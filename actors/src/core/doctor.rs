@@ -255,8 +255,8 @@ pub struct Inside {
     pub bytes: u64,
     /// The size of the log beside it.
     pub log_bytes: u64,
-    /// Whether it keeps a write-ahead log.
-    pub wal: bool,
+    /// That others can read it, in words.
+    pub open_to_others: Option<String>,
     /// Tidewater's part of it; none where Tidewater has never opened the file, or where that part cannot be read.
     pub ours: Option<Ours>,
     /// Why that part cannot be read.
@@ -559,6 +559,7 @@ impl Evidence {
                     bytes => format!(", {} in its log", size(bytes)),
                 };
                 Finding::green(Check::File, format!("{path}, {}{log}", size(inside.bytes)))
+                    .with_details(inside.open_to_others.clone())
             }
         }
     }
@@ -653,7 +654,7 @@ impl Evidence {
     /// what could not be read. No log may be left that would be taken for the new file's.
     fn salvage(&self) -> String {
         format!(
-            "f={}; sqlite3 \"$f\" .dump | sed 's/^ROLLBACK;.*/COMMIT;/' | sqlite3 \"$f.saved\" && \
+            "f={}; sqlite3 \"$f\" .dump | sed 's/^ROLLBACK; -- due to errors$/COMMIT;/' | sqlite3 \"$f.saved\" && \
              sqlite3 \"$f.saved\" \"PRAGMA writable_schema = 1; DELETE FROM sqlite_schema WHERE type = 'trigger' AND \
              name GLOB '_tidewater_*'\" && test -s \"$f.saved\" && chmod 600 \"$f.saved\" && \
              mv \"$f\" \"$f.damaged\" && rm -f \"$f-wal\" \"$f-shm\" && mv \"$f.saved\" \"$f\"",

@@ -9,7 +9,6 @@ fn healthy() -> Evidence {
         path: "notes.db".into(),
         file: File::Opened(Box::new(Inside {
             bytes: 4096,
-            wal: true,
             ours: Some(Ours {
                 format: PROTOCOL,
                 tracked: vec!["note".into()],

@@ -6,12 +6,17 @@
 
 use std::time::SystemTime;
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
 use super::*;
 use crate::core::doctor::{Answers, CloudSide, Dial, Lack, Obstacle as Stopped, Stage};
 use crate::core::value::{Value, to_cloud};
 
 /// No question here is worth more than this.
 const QUESTION_MAX: Duration = Duration::from_secs(10);
+
+/// How many tables are asked about at a time, on the one connection.
+const TABLES_AT_ONCE: usize = 16;
 
 impl Cloud {
     /// Connects once and asks. `clock` is this machine's; the tables are those that the file tracks.
@@ -80,12 +85,12 @@ impl CloudSession {
         self.ask_ours(server, answers).await?;
         let may_look = server.get::<_, Option<bool>>("may_use") == Some(true);
         if may_look {
-            let mut sides = vec![];
-            for table in tables {
-                let (side, rights) = self.ask_table(table).await?;
-                answers.rights.extend(rights);
-                sides.push(side);
-            }
+            // Several questions on their way at a time: hundreds of tables behind a long line would take minutes else.
+            let asked = tables.iter().map(|table| self.ask_table(table));
+            let asked: Vec<_> =
+                futures_util::stream::iter(asked).buffered(TABLES_AT_ONCE).try_collect().await?;
+            let (sides, rights): (Vec<CloudSide>, Vec<Option<Lack>>) = asked.into_iter().unzip();
+            answers.rights.extend(rights.into_iter().flatten());
             if sides.iter().any(|side| !side.there)
                 && server.get::<_, Option<bool>>("may_create") == Some(false)
             {

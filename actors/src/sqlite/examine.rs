@@ -36,47 +36,43 @@ pub struct Examined {
 #[must_use]
 pub fn examine(path: &Path, busy_timeout: Duration) -> Examined {
     let nothing = |file| Examined { file, tables: vec![] };
-    match std::fs::metadata(path) {
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
         Err(error) if is_missing(&error) => return nothing(doctor::File::Missing),
         Err(error) => return nothing(unusable(open_error(path, &error))),
-        Ok(metadata) if !metadata.is_file() => {
-            return nothing(match check_file(path) {
-                Err(error) => unusable(error),
-                // It has become an ordinary file meanwhile.
-                Ok(_) => doctor::File::Missing,
-            });
-        }
-        Ok(_) => {}
+    };
+    if !metadata.is_file() {
+        let (reason, remedy) = match metadata.is_dir() {
+            true => ("this is a folder", "name a file in it with TIDEWATER_DATABASE"),
+            false => ("this is not an ordinary file", "name another one with TIDEWATER_DATABASE"),
+        };
+        return nothing(doctor::File::Unusable { reason: reason.into(), remedy: remedy.into() });
     }
+    let mut inside = Inside {
+        bytes: metadata.len(),
+        log_bytes: std::fs::metadata(Beside::of(path).log).map_or(0, |log| log.len()),
+        open_to_others: open_to_others(path, &metadata).pop().map(|Notice(text)| text),
+        ..Inside::default()
+    };
     let looked = looking(path, busy_timeout, &Cancel::never(), |conn| {
         // The first page shows whether it is a database at all; what is wrong with others is for the integrity check.
-        let mode: String = conn.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
-        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
-        let mut inside = Inside { wal: mode.eq_ignore_ascii_case("wal"), ..Inside::default() };
+        conn.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
         let state = conn.unchecked_transaction()?;
-        let mut tables = vec![];
-        match look_inside(&state) {
-            Ok(Some((ours, tracked))) => (inside.ours, tables) = (Some(ours), tracked),
-            Ok(None) => {}
-            Err(error) => inside.unreadable = Some(format!("the file cannot be read: {error}")),
-        }
-        Ok((inside, tables))
+        Ok(look_inside(&state))
     });
-    match looked {
-        Ok((mut inside, tables)) => {
-            let bytes = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-            inside.bytes = bytes(path);
-            inside.log_bytes = bytes(&Beside::of(path).log);
-            Examined { file: doctor::File::Opened(Box::new(inside)), tables }
+    let tables = match looked {
+        Ok(Ok(Some((ours, tables)))) => {
+            inside.ours = Some(ours);
+            tables
         }
-        // Damaged where every reader begins: the integrity check says it.
-        Err(StoreError::Damaged(why)) if !why.contains("not a database") => {
-            let unreadable = Some(format!("the file is damaged: {why}"));
-            let inside = Inside { unreadable, wal: true, ..Inside::default() };
-            nothing(doctor::File::Opened(Box::new(inside)))
+        Ok(Ok(None)) => vec![],
+        Ok(Err(error)) => {
+            inside.unreadable = Some(error.to_string());
+            vec![]
         }
-        Err(error) => nothing(unusable(error)),
-    }
+        Err(error) => return nothing(unusable(error)),
+    };
+    Examined { file: doctor::File::Opened(Box::new(inside)), tables }
 }
 
 /// As [`Readers::check_integrity`], without changing anything.
@@ -308,7 +304,7 @@ fn look_at_entries(conn: &Connection, table: &Table, is_flying: bool, ours: &mut
     }
     // S3.
     if flight > 0 && !is_flying {
-        ours.journal.push(format!("{flight} rows of table {} are under way without a round", table.name));
+        ours.journal.push(format!("table {}: {flight} under way without a round", table.name));
     }
     // Whoever says that a row was deleted is told of its return by the same triggers. An entry without a row needs no such
     // mark: it may have been evicted by a REPLACE.
@@ -320,7 +316,7 @@ fn look_at_entries(conn: &Connection, table: &Table, is_flying: bool, ours: &mut
     );
     let returned: u64 = conn.query_row(&sql, [], unsigned)?;
     if returned > 0 {
-        ours.journal.push(format!("{returned} rows of table {} are there, and noted as deleted", table.name));
+        ours.journal.push(format!("table {}: {returned} noted as deleted, and there", table.name));
     }
     let sql = format!(
         "SELECT count(*) FROM {} WHERE epoch > (SELECT epoch FROM _tidewater_clock)",
@@ -328,7 +324,7 @@ fn look_at_entries(conn: &Connection, table: &Table, is_flying: bool, ours: &mut
     );
     let early: u64 = conn.query_row(&sql, [], unsigned)?;
     if early > 0 {
-        ours.journal.push(format!("{early} entries of table {} are of rounds to come", table.name));
+        ours.journal.push(format!("table {}: {early} of rounds to come", table.name));
     }
     Ok(())
 }
