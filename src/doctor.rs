@@ -370,12 +370,13 @@ trait OfStatus {
 
 impl OfStatus for Running {
     fn of(status: &StatusSummary) -> Self {
-        let unwell = status.actors.iter().filter(|actor| actor.state != "running");
+        let away = status.actors.iter().filter(|actor| actor.state != "running");
+        let away = away.map(|actor| format!("{} is {}", actor.name, actor.state));
         let held = status.circuit.reason.as_deref() == Some("forced");
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             actors: status.actors.len(),
-            unwell: unwell.map(|actor| format!("{} is {}", actor.name, actor.state)).collect(),
+            unwell: status.sqlite.problem.clone().into_iter().chain(away).collect(),
             proxy: status.proxy.status.to_string(),
             proxy_detail: status.proxy.detail.clone(),
             waits: status.proxy.paused || status.proxy.consecutive_failures > 0,

@@ -428,7 +428,7 @@ async fn a_supervisor_that_does_not_answer() {
     device.wait_until_flushed();
     supervisor.signal("STOP");
     let found = report(&device);
-    assert_eq!(reds(&found), [Check::Lock, Check::Supervisor], "{}", found.page(false));
+    assert_eq!(reds(&found), [Check::Supervisor], "{}", found.page(false));
     assert_eq!(not_looked_at(&found), []);
     follow_shell(&device, found.finding(Check::Supervisor).unwrap());
     // It ends in good order as soon as it is let.
@@ -896,6 +896,24 @@ async fn tables_that_stay_local() {
     let finding = found.finding(Check::Tables).unwrap();
     assert_eq!(finding.finding, "1 synced, 1 local only");
     assert!(finding.details[0].starts_with("scratch stays local: it has no primary key"), "{finding:#?}");
+}
+
+/// A file that was replaced under the supervisor that has it open.
+#[tokio::test]
+async fn a_file_that_was_replaced() {
+    let device = synced().await;
+    let supervisor = device.start();
+    device.wait_until_flushed();
+    let copy = beside(&device.path(), ".copy");
+    assert!(output(device.command().arg("backup").arg(&copy)).status.success());
+    fs::rename(&copy, device.path()).unwrap();
+    let found = report(&device);
+    let finding = found.finding(Check::Supervisor).unwrap();
+    assert!(finding.mark == Mark::Red && finding.finding.contains("deleted or replaced"), "{finding:#?}");
+    assert!(finding.remedy.as_ref().unwrap().text.contains("restart run_supervisor"));
+    supervisor.stop();
+    start_and_stop(&device);
+    assert_good(&report(&device));
 }
 
 /// A circuit that somebody held, and forgot.

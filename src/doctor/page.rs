@@ -94,22 +94,24 @@ fn style(mark: Mark) -> Style {
 }
 
 fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let length = |text: &str| text.chars().count();
     let mut lines: Vec<String> = vec![];
     let mut line = String::new();
-    for word in text.split(' ') {
-        let taken = line.chars().count();
-        let length = word.chars().count();
-        if taken > 0 && taken + 1 + length > width {
+    for mut word in text.split(' ') {
+        if !line.is_empty() && length(&line) + 1 + length(word) > width {
             lines.push(std::mem::take(&mut line));
-        } else if taken > 0 {
+        } else if !line.is_empty() {
             line.push(' ');
         }
-        for part in word.chars() {
-            if line.chars().count() == width {
-                lines.push(std::mem::take(&mut line));
-            }
-            line.push(part);
+        // Only a word at the beginning of its line can be too long.
+        while length(word) > width {
+            let end = word.char_indices().nth(width).map_or(word.len(), |(at, _)| at);
+            // Behind a dot, where names of PostgreSQL's may be broken.
+            let at = word[..end].rfind('.').map_or(end, |dot| dot + 1);
+            lines.push(word[..at].to_owned());
+            word = &word[at..];
         }
+        line.push_str(word);
     }
     lines.push(line);
     lines
@@ -211,5 +213,6 @@ mod tests {
         assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
         assert_eq!(wrapped("a abcdefghij b", 4), ["a", "abcd", "efgh", "ij b"]);
         assert_eq!(wrapped("", 4), [""]);
+        assert_eq!(wrapped("on \"ab\".\"cd\"", 6), ["on", "\"ab\".", "\"cd\""]);
     }
 }

@@ -359,7 +359,7 @@ pub struct Running {
     pub version: String,
     /// How many actors it has.
     pub actors: usize,
-    /// Those that are not well, a sentence each.
+    /// Those that are not well, and what else keeps it from working, a sentence each.
     pub unwell: Vec<String>,
     /// `available`, `unavailable` or `unknown`.
     pub proxy: String,
@@ -569,6 +569,11 @@ impl Evidence {
             (Lock::Held { pid, .. }, Supervisor::Runs(_)) => {
                 Finding::green(Check::Lock, format!("held by the supervisor that runs, process {pid}"))
             }
+            // Which is red itself.
+            (Lock::Held { pid, .. }, Supervisor::Silent(_)) => Finding::green(
+                Check::Lock,
+                format!("held by process {pid}, the supervisor that does not answer"),
+            ),
             (Lock::Held { pid, name }, _) => {
                 let name = name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
                 Finding::red(
@@ -577,10 +582,11 @@ impl Evidence {
                     Remedy::shell("let that program end in good order:", format!("kill {pid}")),
                 )
             }
-            (Lock::Free, _) => Finding::green(Check::Lock, "free"),
-            (Lock::CannotSee, Supervisor::Runs(_)) => {
+            // One in another container holds it unseen.
+            (Lock::Free | Lock::CannotSee, Supervisor::Runs(_)) => {
                 Finding::green(Check::Lock, "held by the supervisor that runs")
             }
+            (Lock::Free, _) => Finding::green(Check::Lock, "free"),
             (Lock::CannotSee, _) => {
                 Finding::unseen(Check::Lock, "this system does not tell who holds a lock")
             }
