@@ -61,6 +61,17 @@ pub enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Look at the file, the way to the cloud and the cloud: a line each, green or red, with the remedy
+    #[command(
+        long_about = "Looks at everything that a sync depends on, and changes nothing: a line each, green (✓), red (✗) or \
+                      not looked at (–), with the remedy below the red ones. It works with and without a running \
+                      supervisor; without one it makes one attempt to connect.",
+        after_help = "Exit status: 0 nothing is red, 1 something is, 2 usage or bad setting.\n\
+                      --json prints {red, green, not_looked_at, checks: [{check, mark, finding, details, remedy}]}:\n\
+                      mark is green, red or not_looked_at; remedy is null or {text, shell?, sql?}, with shell for a\n\
+                      command of this machine's and sql for statements of PostgreSQL's that do it."
+    )]
+    Doctor(Output),
     /// Copy the database to a file, complete or not at all, while it is in use
     Backup {
         /// The file; it must not be there

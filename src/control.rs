@@ -74,6 +74,8 @@ pub enum Request {
         /// Whether a file that is there is replaced.
         overwrite: bool,
     },
+    /// What only the supervisor knows for [`doctor`](crate::doctor), with one look at the cloud.
+    Doctor,
 }
 
 /// The answer to [`Request::Check`].

@@ -102,6 +102,7 @@ struct Inner {
     unasked: ProxyReport,
     given_up: watch::Receiver<Option<GaveUp>>,
     shutdown: Duration,
+    settings: Settings,
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -330,6 +331,10 @@ impl Database {
         self.readers().read(work).map_err(of_reader)
     }
 
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
     pub(crate) fn readers(&self) -> &Readers {
         &self.inner.readers
     }
@@ -550,6 +555,25 @@ pub(crate) fn of_reader(error: StoreError) -> Error {
     }
 }
 
+/// How the cloud is reached; none when there is nothing to log in with.
+pub(crate) fn cloud_options(settings: &Settings) -> Option<CloudOptions> {
+    let (proxy, cloud) = (&settings.proxy, &settings.cloud);
+    let (Some(database), Some(user)) = (&cloud.database, &cloud.user) else { return None };
+    Some(CloudOptions {
+        host: proxy.host.to_string(),
+        port: proxy.port,
+        database: database.clone(),
+        user: user.clone(),
+        password: cloud.password.as_ref().map(|password| password.expose().to_owned()),
+        schema: cloud.schema.clone(),
+        timeout: proxy.timeout,
+        statement_timeout: cloud.statement_timeout,
+        pool_max: cloud.pool_max,
+        application_name: cloud.application_name.clone(),
+        add_columns: cloud.add_columns == AddColumns::Auto,
+    })
+}
+
 impl Plan {
     fn new(settings: Settings, log: Logger) -> Result<Self, Error> {
         let bad = |error: &dyn std::fmt::Display| Error::Settings(error.to_string());
@@ -562,22 +586,7 @@ impl Plan {
             Backoff::try_new(settings.circuit.open, proxy.max_retry_delay.max(settings.circuit.open))
                 .map_err(|error| bad(&error))?;
         let cloud = &settings.cloud;
-        let cloud_options = match (&cloud.database, &cloud.user) {
-            (Some(database), Some(user)) => Some(CloudOptions {
-                host,
-                port: proxy.port,
-                database: database.clone(),
-                user: user.clone(),
-                password: cloud.password.as_ref().map(|password| password.expose().to_owned()),
-                schema: cloud.schema.clone(),
-                timeout: proxy.timeout,
-                statement_timeout: cloud.statement_timeout,
-                pool_max: cloud.pool_max,
-                application_name: cloud.application_name.clone(),
-                add_columns: cloud.add_columns == AddColumns::Auto,
-            }),
-            _ => None,
-        };
+        let cloud_options = cloud_options(&settings);
         let mut watcher = WatcherOptions::new(endpoint, backoff);
         watcher.environment = settings.supervisor.environment;
         watcher.proxy_required = proxy.require;
@@ -624,6 +633,7 @@ impl Plan {
             problem: None,
         };
         let shutdown = self.settings.supervisor.shutdown;
+        let settings = self.settings.clone();
         let queue_max = self.settings.sqlite.queue_max;
         let unasked = ProxyReport {
             endpoint: self.settings.proxy.endpoint(),
@@ -652,7 +662,8 @@ impl Plan {
         let (stop, stopped) = oneshot::channel();
         let queue = Queue::new(queue_max);
         let runtime = Mutex::new(None);
-        let inner = Inner { children, queue, readers, sqlite, unasked, given_up, shutdown, runtime };
+        let inner =
+            Inner { children, queue, readers, sqlite, unasked, given_up, shutdown, settings, runtime };
         if opened.send(Ok((inner, stop))).is_ok() {
             tokio::select! {
                 // An error means that every handle is gone, which is an end as well.

@@ -13,6 +13,7 @@
 //! | [`Error`] | what can go wrong, and whether a retry helps |
 //! | [`cli`] | flags, verbs, exit statuses, the status page |
 //! | [`control`] | the Unix socket beside the database, over which a verb reaches the supervisor |
+//! | [`doctor`] | what is wrong with the file, the way to the cloud and the cloud, and what helps |
 //! | [`service`] | what systemd is told, for the binary |
 //! | [`signals`] | SIGINT and SIGTERM, for the binary |
 //! | [`telemetry`] | the log on standard error: the documented look, or JSON |
@@ -22,6 +23,7 @@
 pub mod cli;
 pub mod control;
 mod database;
+pub mod doctor;
 mod error;
 mod migrations;
 mod reads;

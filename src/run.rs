@@ -83,6 +83,10 @@ fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {
                     Ok(copied) => Response::of(&copied),
                     Err(error) => refused(&error),
                 },
+                Request::Doctor => match db.tell_doctor().await {
+                    Ok(told) => Response::of(&told),
+                    Err(error) => refused(&error),
+                },
             }
         })
     })

@@ -155,6 +155,8 @@ pub struct Sections {
     pub supervisor: SupervisorSettings,
     /// The log.
     pub log: LogSettings,
+    /// From where on `doctor` finds something red.
+    pub doctor: DoctorSettings,
 }
 
 /// `[proxy]`.
@@ -360,6 +362,20 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// The least important level that is still written.
     pub level: LogLevel,
+}
+
+/// `[doctor]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DoctorSettings {
+    /// Less space on the file's disk than this is red.
+    pub disk_free_bytes: u64,
+    /// A clock that is further from the server's than this is red.
+    pub clock_skew: Duration,
+    /// A row that has waited longer than this is red.
+    pub backlog_age: Duration,
+    /// The longest that it looks through the file.
+    pub integrity: Duration,
 }
 
 /// `log.format`.

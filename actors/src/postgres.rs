@@ -32,6 +32,7 @@ use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
 mod dial;
+mod examine;
 
 use dial::{Dialer, Obstacle};
 
@@ -921,6 +922,15 @@ impl CloudSession {
         table: &Table,
         cloud_table: &CloudTable,
     ) -> Result<std::result::Result<(), CloudFailure>> {
+        let targets = self.uncovered(table, cloud_table).await?;
+        if targets.is_empty() {
+            return Ok(Ok(()));
+        }
+        self.ddl(&cloud::feed(table, cloud_table, &targets)).await
+    }
+
+    /// The table and its partitions, as far as the feed's triggers are not all on them as they should be.
+    async fn uncovered(&self, table: &Table, cloud_table: &CloudTable) -> Result<Vec<String>> {
         let events = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
         let names: Vec<String> = events.iter().map(|event| cloud::feed_trigger(event)).collect();
         let rows = self
@@ -930,15 +940,11 @@ impl CloudSession {
                 Phase::Setup,
             )
             .await?;
-        let targets: Vec<String> = rows
+        Ok(rows
             .iter()
             .filter(|row| row.get::<_, i64>("covered") != 4)
             .map(|row| cloud::qualified(row.get("schema"), row.get("name")))
-            .collect();
-        if targets.is_empty() {
-            return Ok(Ok(()));
-        }
-        self.ddl(&cloud::feed(table, cloud_table, &targets)).await
+            .collect())
     }
 
     async fn columns(&self, table: &Table) -> Result<HashMap<String, FoundColumn>> {

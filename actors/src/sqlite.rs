@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
-//! (rows as types), `copy.rs` (a copy of the file while it is in use; whether it is whole), `upkeep.rs` (keeps the log short
-//! and gives free pages back), `watch.rs` (notices what others do with the file).
+//! (rows as types), `copy.rs` (a copy of the file while it is in use; whether it is whole), `examine.rs` (a look that
+//! changes nothing), `upkeep.rs` (keeps the log short and gives free pages back), `watch.rs` (notices what others do with
+//! the file).
 //!
 //! Invariants:
 //! - S1 (P1): nothing is answered before its COMMIT returned, in WAL mode with `synchronous=FULL`.
@@ -23,6 +24,7 @@
 
 mod background;
 mod copy;
+mod examine;
 mod migrate;
 mod rows;
 mod upkeep;
@@ -56,6 +58,7 @@ use crate::supervision::{is_stale, patiently, progress};
 
 pub use self::background::{Cancel, Canceller};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
+pub use self::examine::{Examined, check_integrity, examine};
 pub use self::rows::RowError;
 use self::upkeep::Upkeep;
 pub use self::upkeep::UpkeepOptions;

@@ -1,16 +1,18 @@
 //! `run_supervisor`: parses, loads the settings, and either runs or asks the one that runs.
 
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
+use indicatif::ProgressBar;
 use serde::Deserialize as _;
 use serde_json::Value;
 use slog::Logger;
 use tidewater::ProxyStatus;
 use tidewater::cli::{Cli, Exit, Output, Verb, render_status};
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
+use tidewater::doctor::{Doctor, Step, size};
 use tidewater::service::ServiceManager;
 use tidewater::settings::Settings;
 use tidewater::{Copied, Error, signals, telemetry};
@@ -63,6 +65,8 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
         Verb::Status(output) => (Request::Status, WAIT, output),
         Verb::Check(output) => (Request::Check, WAIT + settings.proxy.check_timeout(), output),
         Verb::Reset(output) => (Request::Reset, WAIT, output),
+        // It asks by itself, and works where nobody answers.
+        Verb::Doctor(output) => return doctor(settings.clone(), output),
         Verb::Circuit { hold, output } => (Request::Circuit { forced: hold.forced() }, WAIT, output),
         Verb::Backup { path, overwrite, output } => match std::path::absolute(path) {
             Ok(path) => (Request::Backup { path, overwrite: *overwrite }, BACKUP_WAIT, output),
@@ -80,6 +84,8 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
             Ok(said) => said,
             Err(error) => return complain(&error, Exit::Failed),
         },
+        // It has returned above.
+        Verb::Doctor(_) => (String::new(), Exit::Success),
         Verb::Reset(_) => {
             ("failures and waits are forgotten; a check follows at once\n".to_owned(), Exit::Success)
         }
@@ -97,6 +103,36 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
     }
 }
 
+/// Looks at everything, with a sign of life on a terminal.
+fn doctor(settings: Settings, output: &Output) -> Exit {
+    let bar = ProgressBar::new_spinner();
+    // Drawn on standard error, and only on a terminal.
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let sign = bar.clone();
+    let report = Doctor::new(settings)
+        .telling(move |step| {
+            sign.set_message(match step {
+                Step::Asking => "asking the supervisor, or PostgreSQL".to_owned(),
+                Step::Reading(bytes) => format!("looking through {} of the file", size(bytes)),
+            });
+        })
+        .examine();
+    bar.finish_and_clear();
+    let printed = if output.json {
+        match serde_json::to_string_pretty(&report) {
+            Ok(text) => print(&format!("{text}\n")),
+            Err(error) => complain(&error, Exit::Failed),
+        }
+    } else {
+        // Colours are taken out again where nobody wants them: no terminal, NO_COLOR.
+        print_to(&mut anstream::stdout().lock(), &report.page(true))
+    };
+    match printed {
+        Exit::Success if !report.is_good() => Exit::Failed,
+        printed => printed,
+    }
+}
+
 /// A line with what a check found. Where the proxy is required, its absence is a failure.
 fn said(answer: &Value) -> Result<(String, Exit), serde_json::Error> {
     let Checked { detection, proxy_required } = Checked::deserialize(answer)?;
@@ -107,7 +143,10 @@ fn said(answer: &Value) -> Result<(String, Exit), serde_json::Error> {
 
 /// `println!` would panic when the reader has gone (`run_supervisor status | head -1`).
 fn print(text: &str) -> Exit {
-    let mut out = io::stdout().lock();
+    print_to(&mut io::stdout().lock(), text)
+}
+
+fn print_to(out: &mut dyn Write, text: &str) -> Exit {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => complain(&error, Exit::Failed),
         _ => Exit::Success,

@@ -11,9 +11,9 @@ use config::{Value, ValueKind};
 
 use super::sources::Layer;
 use super::{
-    AddColumns, CircuitSettings, CloudSettings, Effective, Environment, Host, LogFormat, LogLevel,
-    LogSettings, ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings,
-    SupervisorSettings, SyncSettings, UpkeepOptions, socket_path,
+    AddColumns, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host, LogFormat,
+    LogLevel, LogSettings, ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError,
+    SqliteSettings, SupervisorSettings, SyncSettings, UpkeepOptions, socket_path,
 };
 
 /// The shortest duration that is still one; below it a loop would be a busy loop.
@@ -228,6 +228,13 @@ impl Sections {
                         ("warn", LogLevel::Warning),
                     ],
                 )?,
+            },
+            doctor: DoctorSettings {
+                disk_free_bytes: reader.mebibytes("doctor.disk_free_mib")?,
+                clock_skew: reader.seconds("doctor.clock_skew_s", 0.0, DAY_S)?,
+                // Thirty days: devices sleep.
+                backlog_age: reader.seconds("doctor.backlog_age_s", 0.0, 30.0 * DAY_S)?,
+                integrity: reader.seconds("doctor.integrity_s", SHORTEST_S, DAY_S)?,
             },
         })
     }

@@ -3,10 +3,10 @@
 //! A class says what is to be done, not what went wrong. The shells
 //! translate their errors into [`CloudFailure`] once, at the edge, and everything behind decides by class.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a failed cloud call asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureClass {
     /// Refused, nothing listening, socket file missing: the proxy is not running.

@@ -64,6 +64,12 @@ impl Drop for Canceller {
 }
 
 impl Cancel {
+    /// Of a read that nobody ends before its time.
+    #[must_use]
+    pub fn never() -> Self {
+        Self(Arc::default())
+    }
+
     /// Whether nobody wants it any more.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {

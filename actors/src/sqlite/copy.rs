@@ -156,34 +156,35 @@ impl Readers {
     /// # Errors
     /// What keeps SQLite from looking at all; damage is what the report is for.
     pub fn check_integrity(&self, cancel: &Cancel) -> Result<IntegrityReport> {
-        self.with(|conn| {
-            cancel.watch(conn, || {
-                // Both of one state.
-                let state = conn.unchecked_transaction()?;
-                // It tells at most 100 things by itself.
-                let check = "SELECT quick_check FROM pragma_quick_check";
-                let mut damage = match query(&state, check, &[], |row| row.get::<_, String>(0)) {
-                    Ok(lines) => lines,
-                    Err(StoreError::Damaged(why)) => vec![why],
-                    Err(error) => return Err(error),
-                };
-                damage.retain(|line| line != "ok");
-                let orphans = match orphans(&state) {
-                    Ok(found) => found,
-                    Err(StoreError::Damaged(why)) => {
-                        damage.push(why);
-                        Default::default()
-                    }
-                    Err(error) => return Err(error),
-                };
-                let orphans = orphans
-                    .into_iter()
-                    .map(|((table, parent), rows)| Orphans { table, parent, rows })
-                    .collect();
-                Ok(IntegrityReport { damage, orphans })
-            })
-        })
+        self.with(|conn| integrity(conn, cancel))
     }
+}
+
+/// [`Readers::check_integrity`] on a connection.
+pub(super) fn integrity(conn: &Connection, cancel: &Cancel) -> Result<IntegrityReport> {
+    cancel.watch(conn, || {
+        // Both of one state.
+        let state = conn.unchecked_transaction()?;
+        // It tells at most 100 things by itself.
+        let check = "SELECT quick_check FROM pragma_quick_check";
+        let mut damage = match query(&state, check, &[], |row| row.get::<_, String>(0)) {
+            Ok(lines) => lines,
+            Err(StoreError::Damaged(why)) => vec![why],
+            Err(error) => return Err(error),
+        };
+        damage.retain(|line| line != "ok");
+        let orphans = match orphans(&state) {
+            Ok(found) => found,
+            Err(StoreError::Damaged(why)) => {
+                damage.push(why);
+                Default::default()
+            }
+            Err(error) => return Err(error),
+        };
+        let orphans =
+            orphans.into_iter().map(|((table, parent), rows)| Orphans { table, parent, rows }).collect();
+        Ok(IntegrityReport { damage, orphans })
+    })
 }
 
 #[cfg(test)]
