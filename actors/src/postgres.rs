@@ -37,7 +37,7 @@ use dial::{Dialer, Obstacle};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Table};
-use crate::core::value::{CloudType, CloudValue, Wire, from_cloud, from_text};
+use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
 use crate::sql::cloud;
 use crate::sql::ident;
 use crate::sqlite::Cursor;
@@ -878,12 +878,20 @@ impl CloudSession {
             )));
         }
         let mut columns = Vec::with_capacity(table.columns.len());
-        for column in &table.columns {
+        for (c, column) in table.columns.iter().enumerate() {
             match found.get(&column.name) {
-                Some(found) if !found.generated => columns.push(found.column.clone()),
-                _ => {
+                Some(found) if !(found.column.generated && table.is_key(c)) => {
+                    columns.push(found.column.clone());
+                }
+                Some(_) => {
                     return Ok(Prepared::NotYet(format!(
-                        "the column {} of its cloud table is generated there",
+                        "the column {} of its cloud table is generated there, and belongs to the key",
+                        column.name
+                    )));
+                }
+                None => {
+                    return Ok(Prepared::NotYet(format!(
+                        "the column {} of its cloud table is gone",
                         column.name
                     )));
                 }
@@ -910,7 +918,11 @@ impl CloudSession {
         }
         if cloud_table.feed {
             let rows = self.query(include_str!("sql/postgres/trace.sql"), &[&oid], Phase::Setup).await?;
-            cloud_table.trace = rows.first().map(|row| row.get(0)).unwrap_or_default();
+            // What a change of a column's type makes of the rows, no trigger tells.
+            let types = cloud_table.columns.iter().map(|column| format!("{}={}", column.number, column.exact));
+            let types = types.collect::<Vec<_>>().join(";");
+            let trace: String = rows.first().map(|row| row.get(0)).unwrap_or_default();
+            cloud_table.trace = format!("{trace}|{types}");
         }
         Ok(Prepared::Ready(cloud_table))
     }
@@ -1355,6 +1367,10 @@ impl CloudSession {
                     if !row.get::<_, Vec<i64>>("kept").is_empty() {
                         return Err(discarded(&table.name));
                     }
+                } else if let Some(place) = row.get::<_, Option<i32>>("misfit") {
+                    let place = usize::try_from(place).unwrap_or_default();
+                    let sent = value_at(position(&row), place);
+                    return Err(not_as_sent(table, cloud_table, columns[place], sent));
                 } else if row.get::<_, bool>("done") {
                     taken.stored_otherwise = true;
                 } else if first.op == Op::Insert {
@@ -1576,6 +1592,19 @@ impl Taken {
     }
 }
 
+/// A value that the column's type, or the cloud's own computation, makes something else of.
+fn not_as_sent(table: &Table, cloud_table: &CloudTable, column: usize, sent: &CloudValue) -> Trouble {
+    let CloudColumn { exact, generated, .. } = &cloud_table.columns[column];
+    let name = &table.columns[column].name;
+    let message = if *generated {
+        format!("column {name}: the cloud computes it, and has come to another value: it can only be read")
+    } else {
+        format!("column {name}: {}", changed_by_type(sent, exact))
+    };
+    // "Data exception".
+    Trouble::Refused { sqlstate: "22000".into(), message, constraint: None }
+}
+
 fn discarded(table: &str) -> Trouble {
     Trouble::Refused {
         sqlstate: "02000".into(),
@@ -1610,7 +1639,6 @@ fn said(failure: &CloudFailure) -> String {
 struct FoundColumn {
     column: CloudColumn,
     demanded: bool,
-    generated: bool,
     table_oid: u32,
 }
 
@@ -1633,12 +1661,26 @@ impl From<&Row> for FoundColumn {
             "timestamp" => CloudType::Timestamp,
             "timestamptz" => CloudType::TimestampTz,
             "json" => CloudType::Json,
+            "jsonb" => CloudType::Jsonb,
             "uuid" => CloudType::Uuid,
+            "array" => {
+                let element = match row.get("element") {
+                    "number" => Element::Number,
+                    "bool" => Element::Bool,
+                    _ => Element::Text,
+                };
+                CloudType::Array(element, row.get("exact"))
+            }
             _ => CloudType::Other(cast.clone()),
         };
         Self {
-            column: CloudColumn { kind, cast, number: row.get("number") },
-            generated: row.get("generated"),
+            column: CloudColumn {
+                kind,
+                cast,
+                exact: row.get("exact"),
+                generated: row.get("generated"),
+                number: row.get("number"),
+            },
             demanded: row.get("demanded"),
             table_oid: row.get("table_oid"),
         }

@@ -114,6 +114,10 @@ pub struct CloudColumn {
     pub kind: CloudType,
     /// The type's name without length or precision, for casts that must not round.
     pub cast: String,
+    /// The type's name with them, for telling what the column makes of a value.
+    pub exact: String,
+    /// Whether the cloud computes it: it is read, and never written.
+    pub generated: bool,
     /// PostgreSQL's number of the column, which one that is dropped and added again does not keep.
     pub number: i16,
 }

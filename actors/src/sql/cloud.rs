@@ -57,10 +57,19 @@ fn is_compared_as_text(kind: &CloudType) -> bool {
     kind.wire() == Wire::Text && !matches!(kind, CloudType::Numeric(_))
 }
 
+/// A value's text. PostgreSQL's cast of an address appends its length, which its output leaves out.
+fn text_of(kind: &CloudType, value: &str) -> String {
+    match kind {
+        CloudType::Other(name) if name == "inet" => format!("abbrev({value})"),
+        _ => format!("{value}::text"),
+    }
+}
+
 /// Whether a stored value is the one that was sent at this place.
 fn is_as_sent(cloud: &CloudTable, column: usize, stored: &str, place: usize, operator: &str) -> String {
-    if is_compared_as_text(&cloud.columns[column].kind) {
-        format!("{stored}::text COLLATE \"C\" {operator} sent.r{place} COLLATE \"C\"")
+    let kind = &cloud.columns[column].kind;
+    if is_compared_as_text(kind) {
+        format!("{} COLLATE \"C\" {operator} sent.r{place} COLLATE \"C\"", text_of(kind, stored))
     } else {
         format!("{stored} {operator} sent.c{place}")
     }
@@ -68,27 +77,63 @@ fn is_as_sent(cloud: &CloudTable, column: usize, stored: &str, place: usize, ope
 
 /// Whether two stored values are the same.
 fn is_same(cloud: &CloudTable, column: usize, one: &str, other: &str) -> String {
-    if is_compared_as_text(&cloud.columns[column].kind) {
-        format!("{one}::text COLLATE \"C\" IS NOT DISTINCT FROM {other}::text COLLATE \"C\"")
+    let kind = &cloud.columns[column].kind;
+    if is_compared_as_text(kind) {
+        let (one, other) = (text_of(kind, one), text_of(kind, other));
+        format!("{one} COLLATE \"C\" IS NOT DISTINCT FROM {other} COLLATE \"C\"")
     } else {
         format!("{one} IS NOT DISTINCT FROM {other}")
     }
 }
 
+/// The first of the given columns, by its place, whose type makes something else of what was sent, or whose value the cloud
+/// computes and has come to another one. What a trigger made of a value is not meant. Only asked of rows that are not as sent.
+fn misfit<'a>(
+    cloud: &CloudTable,
+    columns: impl IntoIterator<Item = &'a usize>,
+    stored: impl Fn(usize) -> String,
+) -> String {
+    let cases: String = columns
+        .into_iter()
+        .enumerate()
+        .filter_map(|(at, c)| {
+            let CloudColumn { kind, cast, exact, generated, .. } = &cloud.columns[*c];
+            let when = if *generated {
+                let as_sent = is_as_sent(cloud, *c, &stored(*c), at, "IS NOT DISTINCT FROM");
+                format!("sent.c{at} IS NOT NULL AND NOT ({as_sent})")
+            } else if matches!(kind, CloudType::Jsonb) {
+                // It writes everything in a way of its own, and loses nothing.
+                return None;
+            } else if is_compared_as_text(kind) {
+                let made_of_it = text_of(kind, &format!("sent.c{at}::{exact}"));
+                format!("{made_of_it} COLLATE \"C\" IS DISTINCT FROM sent.r{at} COLLATE \"C\"")
+            } else if *kind == CloudType::Numeric(None) && exact != cast {
+                format!("sent.c{at}::{exact} IS DISTINCT FROM sent.c{at}")
+            } else {
+                return None;
+            };
+            Some(format!(" WHEN {when} THEN {at}"))
+        })
+        .collect();
+    if cases.is_empty() { "NULL::int4".into() } else { format!("CASE{cases} END") }
+}
+
 /// Inserts rows that the cloud should not have, in key order, as locks are taken. Answers with the positions that
-/// were not inserted under their key (`done` false) or that are stored other than sent.
+/// were not inserted under their key (`done` false) or that are stored other than sent, and with the [`misfit`].
 pub(crate) fn insert(table: &Table, cloud: &CloudTable) -> String {
     let columns: Vec<usize> = (0..table.columns.len()).collect();
+    let written: Vec<usize> = columns.iter().copied().filter(|c| !cloud.columns[*c].generated).collect();
     let key = &table.key;
     format!(
         "WITH {sent}, done AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE \
          SELECT {values} FROM sent ORDER BY {order} ON CONFLICT ({key_names}) DO NOTHING RETURNING {returned}) \
-         SELECT sent.ord, done.{first_key} IS NOT NULL AS done \
+         SELECT sent.ord, done.{first_key} IS NOT NULL AS done, {misfit} AS misfit \
          FROM sent LEFT JOIN done ON {same_key} WHERE done.{first_key} IS NULL OR NOT ({unchanged})",
         sent = sent(cloud, &columns, false, 1),
+        misfit = misfit(cloud, &columns, |c| format!("done.c{c}")),
         target = qualified(&cloud.schema, &cloud.name),
-        names = list(&columns, |c| name(table, *c)),
-        values = list(&columns, |c| format!("c{c}")),
+        names = list(&written, |c| name(table, *c)),
+        values = list(&written, |c| format!("c{c}")),
         order = list(key, |c| format!("c{c}")),
         key_names = list(key, |c| name(table, *c)),
         returned = list(&columns, |c| format!("{} AS c{c}", name(table, *c))),
@@ -120,12 +165,15 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
     }
     format!(
         "WITH {sent}, done AS (UPDATE {target} AS t SET {assignments} FROM sent{before} WHERE {same_key} \
-         RETURNING sent.ord, {unchanged} AS unchanged) \
-         SELECT sent.ord, done.ord IS NOT NULL AS done \
+         RETURNING sent.ord, {unchanged} AS unchanged, {misfit} AS misfit) \
+         SELECT sent.ord, done.ord IS NOT NULL AS done, done.misfit \
          FROM sent LEFT JOIN done ON done.ord = sent.ord WHERE done.ord IS NULL OR NOT done.unchanged",
         sent = sent(cloud, &all_columns, false, 1),
-        assignments =
-            list(columns.iter().enumerate(), |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)),
+        misfit = misfit(cloud, &all_columns, |c| format!("t.{}", name(table, c))),
+        assignments = list(
+            columns.iter().enumerate().filter(|(_, c)| !cloud.columns[**c].generated),
+            |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)
+        ),
         same_key = key_is_sent(table, "t"),
     )
 }
@@ -163,7 +211,7 @@ pub(crate) fn touched(table: &Table, cloud: &CloudTable) -> String {
     // As the feed's trigger writes it: with the column's own scale, where a number has one.
     let key_text = list(table.key.iter().enumerate(), |(at, c)| match &cloud.columns[*c].kind {
         kind @ CloudType::Numeric(_) => format!("sent.c{at}::{}::text", kind.sql()),
-        _ => format!("sent.c{at}::text"),
+        kind => text_of(kind, &format!("sent.c{at}")),
     });
     // Two branches, because an OR would compare every row with every entry.
     format!(
@@ -218,14 +266,14 @@ pub(crate) fn page(table: &Table, cloud: &CloudTable, first: bool) -> String {
 
 fn selected(table: &Table, cloud: &CloudTable) -> String {
     list(0..table.columns.len(), |c| {
-        let cast = match cloud.columns[c].kind.wire() {
-            Wire::Int8 => "int8",
-            Wire::Float8 => "float8",
-            Wire::Bool => "bool",
-            Wire::Text => "text",
-            Wire::Bytea => "bytea",
-        };
-        format!("t.{}::{cast}", name(table, c))
+        let (kind, column) = (&cloud.columns[c].kind, format!("t.{}", name(table, c)));
+        match kind.wire() {
+            Wire::Int8 => format!("{column}::int8"),
+            Wire::Float8 => format!("{column}::float8"),
+            Wire::Bool => format!("{column}::bool"),
+            Wire::Text => text_of(kind, &column),
+            Wire::Bytea => format!("{column}::bytea"),
+        }
     })
 }
 
@@ -315,7 +363,8 @@ pub(crate) fn foreign_keys(table: &Table, tracked: &[Table], schema: &str) -> Ve
 /// The body of the feed's trigger function of one table. It names the table by number, because a partition's
 /// trigger fires for the whole.
 pub(crate) fn feed_body(table: &Table, cloud: &CloudTable) -> String {
-    let key = format!("ARRAY[{}]", list(&table.key, |c| format!("{}::text", name(table, *c))));
+    let key = list(&table.key, |c| text_of(&cloud.columns[*c].kind, &name(table, *c)));
+    let key = format!("ARRAY[{key}]");
     let oid = cloud.oid;
     format!(
         "\nDECLARE device text := nullif(current_setting('tidewater.device', true), '');\n\
