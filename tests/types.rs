@@ -96,7 +96,9 @@ fn aside(db: &Database, table: &str) -> BTreeMap<i64, String> {
 fn number(text: &str) -> &str {
     match text {
         "-0" => "0",
-        _ if text.contains('.') && text.parse::<f64>().is_ok() => text.trim_end_matches('0').trim_end_matches('.'),
+        _ if text.contains('.') && text.parse::<f64>().is_ok() => {
+            text.trim_end_matches('0').trim_end_matches('.')
+        }
         _ => text,
     }
 }
@@ -104,14 +106,17 @@ fn number(text: &str) -> &str {
 async fn insert(db: &Database, table: &str, first: i64, values: impl Iterator<Item = Value>) {
     let statements: Vec<Statement> = values
         .zip(first..)
-        .map(|(value, id)| Statement::new(format!("INSERT INTO {table} VALUES (?1, ?2)")).bind(id).bind(value))
+        .map(|(value, id)| {
+            Statement::new(format!("INSERT INTO {table} VALUES (?1, ?2)")).bind(id).bind(value)
+        })
         .collect();
     db.write(statements).await.unwrap_or_else(|error| panic!("{table}: {error}"));
 }
 
 /// Everything that waits has been sent, or is parked.
 async fn settled(db: &Database) {
-    wait_for(db, "nothing is pending", |status| status.sync.pending == 0 && status.sync.state == "idle").await;
+    wait_for(db, "nothing is pending", |status| status.sync.pending == 0 && status.sync.state == "idle")
+        .await;
 }
 
 /// Everything that the cloud has committed by now has been pulled: a row of its own arrives after it.
@@ -146,7 +151,10 @@ async fn a_declared_type_carries_its_values_unchanged_or_parks_them() {
         }
     }
     let schema: Vec<String> = std::iter::once(MARK.to_owned())
-        .chain(all.iter().map(|(table, name, ..)| format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY, v {name})")))
+        .chain(
+            all.iter()
+                .map(|(table, name, ..)| format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY, v {name})")),
+        )
         .collect();
     run(&db, &schema.join(";\n")).await;
     for (table, _, _, values) in &all {
@@ -171,7 +179,8 @@ async fn a_declared_type_carries_its_values_unchanged_or_parks_them() {
             let what = || format!("{} in {name}", short(format!("{value:?}")));
             match (there.get(&id), parked.get(&id), expected) {
                 (Some(found), None, Some(expected)) if found == expected => {}
-                (None, Some(reason), None) if reason.contains("column v") || reason.contains("invalid input") => {}
+                (None, Some(reason), None)
+                    if reason.contains("column v") || reason.contains("invalid input") => {}
                 (found, parked, expected) => wrong.push(format!(
                     "{}: {:?}, parked {parked:?}, expected {:?}",
                     what(),
@@ -193,7 +202,8 @@ async fn a_declared_type_carries_its_values_unchanged_or_parks_them() {
     other.proxy.start();
     pulled(&second, &client).await;
     for ((table, name, ..), written) in all.iter().zip(&written) {
-        let (now, parked, second) = (values_here(&db, table), parked(&db, table), values_here(&second, table));
+        let (now, parked, second) =
+            (values_here(&db, table), parked(&db, table), values_here(&second, table));
         for (id, value) in written {
             if now.get(id) != Some(value) {
                 wrong.push(format!("{name}: {} has become {:?}", short(value), now.get(id).map(short)));
@@ -214,7 +224,11 @@ async fn a_declared_type_carries_its_values_unchanged_or_parks_them() {
         let there = values_there(&client, table).await;
         for (id, value) in there.iter().filter(|(id, _)| **id < COPIES) {
             if there.get(&(id + COPIES)) != Some(value) {
-                wrong.push(format!("{name}: {} goes back as {:?}", short(value), there.get(&(id + COPIES)).map(short)));
+                wrong.push(format!(
+                    "{name}: {} goes back as {:?}",
+                    short(value),
+                    there.get(&(id + COPIES)).map(short)
+                ));
             }
         }
     }
@@ -236,7 +250,11 @@ async fn an_existing_column_gives_and_takes_its_values_unchanged() {
         existing::all().into_iter().enumerate().map(|(at, existing)| (format!("e{at}"), existing)).collect();
     client.batch_execute("CREATE TABLE mark (id bigint PRIMARY KEY)").await.unwrap();
     for (table, existing) in &all {
-        let rows = existing.values.iter().zip(0..).map(|((sql, _), id)| format!("INSERT INTO {table} VALUES ({id}, {sql})"));
+        let rows = existing
+            .values
+            .iter()
+            .zip(0..)
+            .map(|((sql, _), id)| format!("INSERT INTO {table} VALUES ({id}, {sql})"));
         let rows: Vec<String> = rows.collect();
         let sql = format!(
             "{};CREATE TABLE {table} (id bigint PRIMARY KEY, v {});{}",
@@ -247,7 +265,10 @@ async fn an_existing_column_gives_and_takes_its_values_unchanged() {
         client.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{}: {error:?}", existing.cloud));
     }
     let schema: Vec<String> = std::iter::once(MARK.to_owned())
-        .chain(all.iter().map(|(table, e)| format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY, v {})", e.here)))
+        .chain(
+            all.iter()
+                .map(|(table, e)| format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY, v {})", e.here)),
+        )
         .collect();
     let db = bench.open().await;
     run(&db, &schema.join(";\n")).await;
@@ -260,7 +281,8 @@ async fn an_existing_column_gives_and_takes_its_values_unchanged() {
         for (id, (sql, expected)) in (0..).zip(existing.values) {
             match (here.get(&id), aside.get(&id), expected) {
                 (Some(found), None, Some(expected)) if found == expected => {}
-                (None, Some(reason), None) if reason.contains("column v") && reason.contains("TEXT would do") => {}
+                (None, Some(reason), None)
+                    if reason.contains("column v") && reason.contains("TEXT would do") => {}
                 found => wrong.push(format!("{what}: {sql} is {found:?}")),
             }
         }
@@ -279,7 +301,10 @@ async fn an_existing_column_gives_and_takes_its_values_unchanged() {
         for (id, value) in values_here(&db, table).iter().filter(|(id, _)| **id < EDITS) {
             let back = there.get(&(id + COPIES));
             if back.map(String::as_str).map(number) != there.get(id).map(String::as_str).map(number) {
-                wrong.push(format!("{what}: {value} goes back as {back:?}, parked {:?}", parked.get(&(id + COPIES))));
+                wrong.push(format!(
+                    "{what}: {value} goes back as {back:?}, parked {:?}",
+                    parked.get(&(id + COPIES))
+                ));
             }
         }
         for (id, (value, expected)) in (EDITS..).zip(&existing.edits) {
@@ -300,7 +325,12 @@ async fn an_existing_column_gives_and_takes_its_values_unchanged() {
         let now = values_here(&db, table);
         for (id, value) in written {
             if now.get(id) != Some(value) {
-                wrong.push(format!("{} as {}: {value} has become {:?}", existing.cloud, existing.here, now.get(id)));
+                wrong.push(format!(
+                    "{} as {}: {value} has become {:?}",
+                    existing.cloud,
+                    existing.here,
+                    now.get(id)
+                ));
             }
         }
     }

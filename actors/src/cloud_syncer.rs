@@ -28,8 +28,8 @@ use crate::core::merge::{Change, change};
 use crate::core::schema::{CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{
-    CloudType, CloudValue, Misfit, Value, alike, as_text_key, from_cloud, from_cloud_unchanged, from_text,
-    key_to_cloud, to_cloud, to_text,
+    CloudType, CloudValue, Misfit, Value, alike, as_text_key, computed_there, from_cloud,
+    from_cloud_unchanged, from_text, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
@@ -805,8 +805,14 @@ impl Cycle {
             present.insert(at);
             ready.pulled(row, seen[at], page);
         }
-        for (at, text) in texts.iter().enumerate().filter(|(at, _)| !present.contains(at)) {
-            if let Some(key) = ready.local_key(text) {
+        let absent: Vec<usize> = (0..texts.len()).filter(|at| !present.contains(at)).collect();
+        let keys: Vec<Vec<String>> = absent.iter().map(|at| texts[*at].clone()).collect();
+        let hidden = session.hidden(&ready.cloud, &keys).await?;
+        for (place, at) in absent.into_iter().enumerate() {
+            let Some(key) = ready.local_key(&texts[at]) else { continue };
+            if hidden.contains(&place) {
+                page.hidden.push((ready.table.id, key));
+            } else {
                 page.rows.push(PulledRow { table: ready.table.id, key, row: None, seen: seen[at] });
             }
         }
@@ -881,10 +887,21 @@ impl Cycle {
                 carried.or_else(|| as_text_key(value, &ready.cloud.columns[*c].kind))
             })
             .collect();
-        let found = match texts {
-            Some(texts) => session.fetch(&ready.table, &ready.cloud, &lookup.columns, &[texts]).await?,
+        let found = match &texts {
+            Some(texts) => {
+                session
+                    .fetch(&ready.table, &ready.cloud, &lookup.columns, std::slice::from_ref(texts))
+                    .await?
+            }
             None => vec![],
         };
+        let mut is_hidden = false;
+        if by_key
+            && found.is_empty()
+            && let Some(texts) = &texts
+        {
+            is_hidden = !session.hidden(&ready.cloud, std::slice::from_ref(texts)).await?.is_empty();
+        }
         let mut new = false;
         for (_, row) in found {
             let key = ready.key_of(&ready.local_row(row.clone()));
@@ -895,7 +912,9 @@ impl Cycle {
         }
         if !new {
             let known = page.knows(ready.table.id, &lookup.values);
-            if by_key && !known {
+            if is_hidden && !known {
+                page.hidden.push((ready.table.id, lookup.values.clone()));
+            } else if by_key && !known {
                 // Known by its key, and not there: deleted in the cloud as well.
                 let key = lookup.values.clone();
                 page.rows.push(PulledRow { table: ready.table.id, key, row: None, seen: 0 });
@@ -1343,6 +1362,12 @@ impl ReadyTable {
             }
             Change::Update(changed) => {
                 let columns: Vec<usize> = (0..changed.len()).filter(|c| changed[*c]).collect();
+                // A column that the cloud computes goes along, to be compared. Alone it has nothing to go with.
+                if columns.iter().all(|c| self.cloud.columns[*c].generated) {
+                    let Some(c) = columns.iter().find(|c| row.entry.dirty[**c]) else { return Ok(None) };
+                    let (column, kind) = (self.table.columns[*c].name.clone(), &self.cloud.columns[*c].kind);
+                    return Err(NamedMisfit { column, misfit: computed_there(&stored[*c], kind) });
+                }
                 for c in &columns {
                     values[*c] = carried(*c, &stored[*c])?;
                 }

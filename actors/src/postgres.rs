@@ -36,7 +36,7 @@ mod dial;
 use dial::{Dialer, Obstacle};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
-use crate::core::schema::{CloudColumn, CloudTable, Table};
+use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
 use crate::sql::cloud;
 use crate::sql::ident;
@@ -898,8 +898,29 @@ impl CloudSession {
             }
         }
         let schema = self.cloud.options.schema.clone();
-        let mut cloud_table =
-            CloudTable { schema, name: table.name.clone(), oid, feed: true, trace: String::new(), columns };
+        let mut cloud_table = CloudTable {
+            schema,
+            name: table.name.clone(),
+            oid,
+            feed: true,
+            trace: String::new(),
+            hiding: Hiding::None,
+            columns,
+        };
+        cloud_table.hiding = self.hiding(table, &cloud_table).await?;
+        if cloud_table.hiding != Hiding::None {
+            let deletions = match cloud_table.hiding {
+                Hiding::Untold => {
+                    "; whether others deleted a row cannot be told, and so nothing is deleted here"
+                }
+                _ => "",
+            };
+            notes.push(format!(
+                "table {}: row-level security is in force for role {}: rows that it no longer shows stay here as they \
+                 were{deletions}",
+                table.name, self.cloud.options.user
+            ));
+        }
         if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
             if refusal.sqlstate.as_deref() == Some("42501") {
@@ -919,12 +940,60 @@ impl CloudSession {
         if cloud_table.feed {
             let rows = self.query(include_str!("sql/postgres/trace.sql"), &[&oid], Phase::Setup).await?;
             // What a change of a column's type makes of the rows, no trigger tells.
-            let types = cloud_table.columns.iter().map(|column| format!("{}={}", column.number, column.exact));
+            let types =
+                cloud_table.columns.iter().map(|column| format!("{}={}", column.number, column.exact));
             let types = types.collect::<Vec<_>>().join(";");
             let trace: String = rows.first().map(|row| row.get(0)).unwrap_or_default();
             cloud_table.trace = format!("{trace}|{types}");
         }
         Ok(Prepared::Ready(cloud_table))
+    }
+
+    /// Whether row-level security may hide rows of a table from this role. Whoever owns the table lets the others know which
+    /// rows are there.
+    async fn hiding(&self, table: &Table, cloud_table: &CloudTable) -> Result<Hiding> {
+        let function = format!("{}(jsonb)", cloud::there_function(cloud_table));
+        let mut tried = false;
+        loop {
+            let sql = "SELECT relrowsecurity, row_security_active(oid), to_regprocedure($2) IS NOT NULL \
+                       FROM pg_class WHERE oid = $1";
+            let rows = self.query(sql, &[&cloud_table.oid, &function], Phase::Setup).await?;
+            let Some(row) = rows.first() else { return Ok(Hiding::None) };
+            let (enabled, active, is_told): (bool, bool, bool) = (row.get(0), row.get(1), row.get(2));
+            if !enabled || is_told || tried {
+                return Ok(match (active, is_told) {
+                    (false, _) => Hiding::None,
+                    (true, true) => Hiding::Told,
+                    (true, false) => Hiding::Untold,
+                });
+            }
+            tried = true;
+            if !self.owns(cloud_table).await? {
+                continue;
+            }
+            // A refusal leaves it untold, which is said.
+            let _ = self.ddl(&cloud::there(table, cloud_table)).await?;
+        }
+    }
+
+    async fn owns(&self, cloud_table: &CloudTable) -> Result<bool> {
+        let sql = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $1";
+        let rows = self.query(sql, &[&cloud_table.oid], Phase::Setup).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
+    /// Which of the given keys, that no row was shown for, may belong to a row that row-level security hides, by position.
+    pub async fn hidden(&self, cloud_table: &CloudTable, keys: &[Vec<String>]) -> Result<HashSet<usize>> {
+        match cloud_table.hiding {
+            Hiding::None => Ok(HashSet::new()),
+            Hiding::Untold => Ok((0..keys.len()).collect()),
+            Hiding::Told => {
+                let sql = format!("SELECT * FROM {}($1::text::jsonb)", cloud::there_function(cloud_table));
+                let keys = serde_json::Value::from(keys.to_vec()).to_string();
+                let rows = self.query(&sql, &[&keys], Phase::Pull).await?;
+                Ok(rows.iter().map(position).collect())
+            }
+        }
     }
 
     /// Installs the feed's triggers of a table and its partitions where they are not all there as they should be.
@@ -1389,7 +1458,12 @@ impl CloudSession {
         for hit in &taken.hits {
             let item = &items[hit.item];
             let (table, cloud_table) = &frame.tables[item.table];
-            let Some(row) = &hit.row else { return Err(discarded(&table.name)) };
+            let Some(row) = &hit.row else {
+                return Err(match cloud_table.hiding {
+                    Hiding::None => discarded(&table.name),
+                    _ => hidden(&table.name),
+                });
+            };
             let is_same = |(part, c): (usize, &usize)| {
                 let (affinity, kind) = (table.columns[*c].affinity(), &cloud_table.columns[*c].kind);
                 let stored = |value: &CloudValue| from_cloud(value.clone(), affinity, kind);
@@ -1603,6 +1677,14 @@ fn not_as_sent(table: &Table, cloud_table: &CloudTable, column: usize, sent: &Cl
     };
     // "Data exception".
     Trouble::Refused { sqlstate: "22000".into(), message, constraint: None }
+}
+
+fn hidden(table: &str) -> Trouble {
+    Trouble::Refused {
+        sqlstate: "42501".into(),
+        message: format!("row-level security of the cloud table {table} hides the row"),
+        constraint: None,
+    }
 }
 
 fn discarded(table: &str) -> Trouble {

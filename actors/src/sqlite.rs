@@ -469,6 +469,8 @@ pub struct Page {
     pub absent: Vec<Lookup>,
     /// By table: columns that may be written otherwise here than in the cloud, with the cloud's type ([`alike`]).
     pub alike: HashMap<i64, Vec<(usize, CloudType)>>,
+    /// Rows that the cloud may only hide: they stay here as they are.
+    pub hidden: Vec<(i64, Vec<Value>)>,
     /// Rows with a value that cannot be kept here as it is, without their contents, and why. They are set aside.
     pub unfit: Vec<(PulledRow, String)>,
 }
@@ -478,6 +480,7 @@ impl Page {
     pub fn knows(&self, table: i64, key: &[Value]) -> bool {
         let mut rows = self.rows.iter().chain(self.unfit.iter().map(|(row, _)| row));
         rows.any(|row| row.table == table && row.key == key)
+            || self.hidden.iter().any(|(hidden, hidden_key)| *hidden == table && hidden_key == key)
     }
 }
 
@@ -1409,7 +1412,8 @@ fn is_same_trace(before: Option<&str>, now: Option<&str>) -> bool {
     let (Some(before), Some(now)) = (before, now) else { return before == now };
     let (before, types_before) = before.split_once('|').unwrap_or((before, ""));
     let (now, types_now) = now.split_once('|').unwrap_or((now, ""));
-    let types_now: BTreeMap<&str, &str> = types_now.split(';').filter_map(|one| one.split_once('=')).collect();
+    let types_now: BTreeMap<&str, &str> =
+        types_now.split(';').filter_map(|one| one.split_once('=')).collect();
     before == now
         && types_before
             .split(';')
@@ -2508,6 +2512,13 @@ impl<'a> Applier<'a> {
         self.untangle(&collided)?;
         for pulled in &self.page.rows {
             self.check_parents(pulled, &mut missing)?;
+        }
+        for (table, key) in &self.page.hidden {
+            let table = self.table(*table)?;
+            self.forget_aside(table, key)?;
+            if paging.contains(&table.id) {
+                self.mark_seen(table, key)?;
+            }
         }
         for (pulled, reason) in &self.page.unfit {
             let table = self.table(pulled.table)?;

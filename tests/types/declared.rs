@@ -31,8 +31,17 @@ pub fn all() -> Vec<Declared> {
     vec![
         Declared {
             names: &[
-                "INTEGER", "INT", "TINYINT", "TINYINT(1)", "SMALLINT", "MEDIUMINT", "BIGINT", "BIGINT UNSIGNED",
-                "UNSIGNED BIG INT", "INT2", "INT8",
+                "INTEGER",
+                "INT",
+                "TINYINT",
+                "TINYINT(1)",
+                "SMALLINT",
+                "MEDIUMINT",
+                "BIGINT",
+                "BIGINT UNSIGNED",
+                "UNSIGNED BIG INT",
+                "INT2",
+                "INT8",
             ],
             cloud: "bigint",
             values: vec![
@@ -75,7 +84,14 @@ pub fn all() -> Vec<Declared> {
         },
         Declared {
             names: &[
-                "TEXT", "VARCHAR(255)", "VARCHAR(3)", "CHARACTER(20)", "CHAR(2)", "NCHAR(55)", "NVARCHAR(100)", "CLOB",
+                "TEXT",
+                "VARCHAR(255)",
+                "VARCHAR(3)",
+                "CHARACTER(20)",
+                "CHAR(2)",
+                "NCHAR(55)",
+                "NVARCHAR(100)",
+                "CLOB",
                 "TINYTEXT",
             ],
             cloud: "text",

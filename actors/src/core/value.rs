@@ -642,6 +642,11 @@ fn fits_numeric(text: &str, (precision, scale): (u16, u16)) -> bool {
     fraction.len() <= usize::from(scale) && whole <= usize::from(precision - scale)
 }
 
+/// A value for a column that the cloud computes.
+pub fn computed_there(value: &Value, kind: &CloudType) -> Misfit {
+    Misfit { found: describe(value), wanted: format!("{}, which the cloud computes", kind.sql()) }
+}
+
 /// A value that a type accepts and changes.
 pub fn changed_by_type(sent: &CloudValue, type_name: &str) -> Misfit {
     let found = match sent {

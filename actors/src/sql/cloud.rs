@@ -416,6 +416,40 @@ pub(crate) fn feed(table: &Table, cloud: &CloudTable, targets: &[String]) -> Str
     sql
 }
 
+/// The function that tells which rows are there, whatever row-level security shows: the positions of those of the given keys,
+/// which are arrays of PostgreSQL's texts. Where its owner sees no more than anybody else, every row may be there.
+///
+/// What it tells, the feed tells as well: that a key exists.
+pub(crate) fn there(table: &Table, cloud: &CloudTable) -> String {
+    let function = there_function(cloud);
+    let same_key = all(table.key.iter().enumerate(), |(at, c)| {
+        let CloudColumn { kind, cast, .. } = &cloud.columns[*c];
+        let column = format!("t.{}", name(table, *c));
+        match kind {
+            // A type of somebody's own has no name on the function's search path.
+            CloudType::Other(_) | CloudType::Array(..) => {
+                format!("{} COLLATE \"C\" = (wanted.key->>{at}) COLLATE \"C\"", text_of(kind, &column))
+            }
+            _ => format!("{column} = (wanted.key->>{at})::{cast}"),
+        }
+    });
+    format!(
+        "CREATE OR REPLACE FUNCTION {function}(keys jsonb) RETURNS SETOF int8 LANGUAGE sql STABLE SECURITY DEFINER\n\
+         SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET timezone = 'UTC'\n\
+         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $tidewater_there$\n\
+         SELECT wanted.ord FROM jsonb_array_elements(keys) WITH ORDINALITY AS wanted(key, ord)\n\
+         WHERE row_security_active({oid}::oid) OR EXISTS (SELECT FROM {target} AS t WHERE {same_key})\n\
+         $tidewater_there$",
+        oid = cloud.oid,
+        target = qualified(&cloud.schema, &cloud.name),
+    )
+}
+
+/// The name of that function.
+pub(crate) fn there_function(cloud: &CloudTable) -> String {
+    format!("tidewater.there_{}", cloud.oid)
+}
+
 /// The name of the feed's trigger for an event.
 pub(crate) fn feed_trigger(event: &str) -> String {
     format!("tidewater_feed_{}", event.to_ascii_lowercase())

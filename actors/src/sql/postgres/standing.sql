@@ -11,6 +11,7 @@ SELECT (SELECT id::text FROM tidewater.identity) AS identity,
                                                 a.attidentity, a.attgenerated), ',' ORDER BY a.attrelid, a.attnum), '')
            FROM pg_attribute a
            WHERE a.attrelid = ANY ($4) AND a.attnum > 0 AND NOT a.attisdropped)
-       || (SELECT coalesce(string_agg(concat_ws('.', c.oid, row_security_active(c.oid), (SELECT string_agg(p.relid::oid::text, '/')
+       || (SELECT coalesce(string_agg(concat_ws('.', c.oid, c.relrowsecurity, row_security_active(c.oid),
+                                                to_regprocedure('tidewater.there_' || c.oid || '(jsonb)')::oid, (SELECT string_agg(p.relid::oid::text, '/' ORDER BY p.relid::oid)
                                                 FROM pg_partition_tree(c.oid) p)), ',' ORDER BY c.oid), '')
            FROM pg_class c WHERE c.oid = ANY ($4)) AS triggers
