@@ -270,6 +270,7 @@ pub fn all() -> Vec<Existing> {
         Existing { values: &[("'10.0.0.0/8'", Some("text 10.0.0.0/8"))], edits: texts(&[("10.1.0.0/16", Some("10.1.0.0/16")), ("10.1/16", None)]), ..of("cidr", "TEXT") },
         Existing { values: &[("'08:00:2b:01:02:03'", Some("text 08:00:2b:01:02:03"))], edits: texts(&[("08:00:2b:01:02:04", Some("08:00:2b:01:02:04")), ("08002b010204", None)]), ..of("macaddr", "TEXT") },
         Existing { values: &[("B'101'", Some("text 101"))], edits: texts(&[("010", Some("010")), ("01", None), ("0101", None)]), ..of("bit(3)", "TEXT") },
+        Existing { values: &[("B'011'", Some("text 011"))], edits: texts(&[("0", Some("0")), ("", Some("")), ("2", None)]), ..of("bit varying", "TEXT") },
         Existing { values: &[("B'101'", Some("integer 101")), ("B'011'", None)], edits: vec![(Integer(110), Some("110"))], ..of("bit varying", "INTEGER") },
         Existing { values: &[("'12.50'", Some("text $12.50"))], edits: texts(&[("$1.00", Some("$1.00")), ("1", None)]), ..of("money", "TEXT") },
         Existing { values: &[("'[1,5)'", Some("text [1,5)"))], edits: texts(&[("[2,3)", Some("[2,3)")), ("[2,3]", None), ("empty", Some("empty"))]), ..of("int4range", "TEXT") },

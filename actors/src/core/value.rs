@@ -1,8 +1,62 @@
 //! Values on their way: what SQLite stores, what PostgreSQL's column can hold, and the promise between them.
 //!
-//! The invariant of this module: whatever [`to_cloud`] lets through comes back from [`from_cloud`] identical,
-//! storage class included ([`Value::identical`]). What cannot do that is a [`Misfit`], and its row is parked
-//! before anything is sent.
+//! The invariants of this module:
+//! - V1: whatever [`to_cloud`] lets through comes back from [`from_cloud`] identical, storage class included
+//!   ([`Value::identical`]), or in another notation of the same value that the file then does not take over ([`alike`]). What
+//!   cannot do that is a [`Misfit`], and its row is parked before anything is sent.
+//! - V2: whatever [`from_cloud_unchanged`] lets through goes back as it came. What cannot is a [`Misfit`] as well, and its row is
+//!   set aside (`_tidewater_aside_N`), because a column here would make something else of it.
+//!
+//! Where only PostgreSQL knows what a type makes of a text (an address, a period of time, a length), it is asked in the round
+//! itself: a row whose value it would change is refused and parked like any other.
+//!
+//! # Tables that Tidewater creates
+//!
+//! `tests/types.rs` puts values through every row of these two tables and compares it with what is said here.
+//!
+//! | declared here | column in the cloud | fits | parks |
+//! | --- | --- | --- | --- |
+//! | `INTEGER`, `INT`, `TINYINT`, `TINYINT(1)`, `SMALLINT`, `MEDIUMINT`, `BIGINT`, `BIGINT UNSIGNED`, `UNSIGNED BIG INT`, `INT2`, `INT8`, any name with `INT` | `bigint` | every integer | fractions, text, blobs |
+//! | `REAL`, `FLOAT`, `DOUBLE`, `DOUBLE PRECISION`, any name with `REAL`, `FLOA`, `DOUB` | `double precision` | every real, infinities; NaN, which SQLite stores as NULL; the word `NaN` | other text, blobs |
+//! | `TEXT`, `VARCHAR(255)`, `VARCHAR(3)`, `CHARACTER(20)`, `CHAR(2)`, `NCHAR(55)`, `NVARCHAR(100)`, `CLOB`, `TINYTEXT`, any name with `TEXT`, `CHAR`, `CLOB` | `text` | every text of whatever length, as SQLite does not look at it | NUL characters, what is not UTF-8, blobs |
+//! | `BLOB`, `LONGBLOB`, any name with `BLOB` | `bytea` | every blob | anything else |
+//! | `BOOLEAN`, `BOOL` | `boolean` | 0, 1 | 2, `'true'` |
+//! | `DATE` | `date` | `2024-02-29`, `infinity`, `0044-03-15 BC` | julian days, seconds since 1970, other notations |
+//! | `DATETIME`, `TIMESTAMP`, `DATETIME(6)` | `timestamp without time zone` | `2024-02-29 23:59:59.25` | a `T`, a zone, a zero at the end of the fraction, numbers |
+//! | `NUMERIC(10,2)`, `DECIMAL(10, 2)` | `numeric(10,2)` | numbers of at most so many digits | longer ones, infinities, text |
+//! | `NUMERIC`, `DECIMAL`, `NUMBER`, `NUM`, `MONEY` | `numeric` | every finite number; the words `NaN`, `Infinity` | infinities, other text |
+//! | `JSON` | `json` | JSON, to the last blank; numbers | what is no JSON |
+//! | `UUID` | `uuid` | lower case with hyphens | other notations |
+//! | `STRING`, `TIME`, `TIMESTAMPTZ`, `JSONB`, `ENUM`, `BIT`, `DEC(10,2)`, `YEAR`, any other name | `text` | text; numbers, which SQLite makes of texts that look like one | infinities, blobs |
+//! | no type | `text` | text | numbers, blobs |
+//!
+//! # Tables that are there already
+//!
+//! The class is that of a column here that is declared accordingly. Any other declared type does as well, as long as it keeps
+//! what comes: `TEXT` keeps everything but bytes, as text, while `INTEGER` and `NUMERIC` make 7 of `007`, and a real of a number with more
+//! digits than a real has; such rows are set aside, with the reason.
+//!
+//! | column in the cloud | class here | form here, and what parks |
+//! | --- | --- | --- |
+//! | `smallint`, `integer`, `bigint`, `oid` | integer | numbers beyond its range park |
+//! | `real`, `double precision` | real | a number that `real` would round parks; NaN is the text `NaN` |
+//! | `numeric` | integer or real, or text in a column declared `TEXT` | a number that the column would round parks; in a `TEXT` column the file keeps its own notation (`1.5`) beside the cloud's (`1.50`) |
+//! | `text`, `citext`, `name`, `"char"`, enum | text | unknown words and overlong names park |
+//! | `character varying` | text | longer texts park, also if only by blanks |
+//! | `character` | text | without the blanks that fill it up; with them it parks |
+//! | domain | the class of the type that it is of | what its check refuses parks |
+//! | `boolean` | integer | 0 and 1; anything else parks |
+//! | `bytea` | blob | text parks |
+//! | `date`, `timestamp`, `timestamptz`, `time`, `timetz`, `interval` | text | PostgreSQL's ISO notation, zones in UTC (`2024-02-29 23:59:59+00`); other notations park |
+//! | `json`, `xml` | text | to the last blank |
+//! | `jsonb` | text | any notation: the file keeps its own, the cloud writes its own |
+//! | `integer[]`, `double precision[]`, `numeric[]`, `boolean[]`, `text[]`, `date[]`, `jsonb[]`, `character varying[]` | text | a JSON array; elements that JSON has no word for are strings of PostgreSQL's text; with bounds of its own (`[0:1]={1,2}`) PostgreSQL's literal |
+//! | `uuid` | text | lower case with hyphens; other notations park |
+//! | `inet`, `cidr`, `macaddr`, `bit`, `bit varying`, `money`, `int4range`, `hstore`, `tsvector`, `point`, `box`, `pg_lsn`, composite | text | PostgreSQL's text; other notations park |
+//!
+//! A column that the cloud computes (`GENERATED ALWAYS AS … STORED`) is read and never written: it may be left out here, and whoever
+//! writes another value into it is told. Identity columns take the keys that are made here. A column that only the cloud has needs to be
+//! nullable or to have a default.
 
 use std::fmt;
 
