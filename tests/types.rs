@@ -20,8 +20,9 @@ mod existing;
 mod tables;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use harness::{Bench, PATIENCE, here, run, wait_for};
+use harness::{Bench, here, run};
 use tidewater::rusqlite::types::ValueRef;
 use tidewater::{Database, Statement, Value};
 use tidewater_test_support::wait;
@@ -113,20 +114,26 @@ async fn insert(db: &Database, table: &str, first: i64, values: impl Iterator<It
     db.write(statements).await.unwrap_or_else(|error| panic!("{table}: {error}"));
 }
 
+/// A hundred tables at once, on a machine that has other things to do.
+const LONG_PATIENCE: Duration = Duration::from_secs(180);
+
 /// Everything that waits has been sent, or is parked.
 async fn settled(db: &Database) {
-    wait_for(db, "nothing is pending", |status| status.sync.pending == 0 && status.sync.state == "idle")
-        .await;
+    wait::until("nothing is pending", LONG_PATIENCE, async || {
+        let sync = db.status_summary().await.sync;
+        if sync.pending == 0 && sync.state == "idle" { Ok(()) } else { Err(format!("{sync:?}")) }
+    })
+    .await;
 }
 
 /// Everything that the cloud has committed by now has been pulled: a row of its own arrives after it.
 async fn pulled(db: &Database, client: &Client) {
     let mark = harness::there(client, "SELECT coalesce(max(id), 0) + 1 FROM mark").await;
     client.batch_execute(&format!("INSERT INTO mark VALUES ({mark})")).await.unwrap();
-    harness::wait_until_here(db, &format!("SELECT count(*) FROM mark WHERE id = {mark}"), "1").await;
-    wait::until("idle", PATIENCE, async || {
-        let status = db.status_summary().await;
-        if status.sync.state == "idle" { Ok(()) } else { Err(format!("{:?}", status.sync)) }
+    wait::until("what was committed there is here", LONG_PATIENCE, async || {
+        let found = here(db, &format!("SELECT count(*) FROM mark WHERE id = {mark}"));
+        let sync = db.status_summary().await.sync;
+        if found == "1" && sync.state == "idle" { Ok(()) } else { Err(format!("{sync:?}")) }
     })
     .await;
 }

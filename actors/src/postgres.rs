@@ -1681,7 +1681,7 @@ fn not_as_sent(table: &Table, cloud_table: &CloudTable, column: usize, sent: &Cl
 
 fn hidden(table: &str) -> Trouble {
     Trouble::Refused {
-        sqlstate: "42501".into(),
+        sqlstate: "02000".into(),
         message: format!("row-level security of the cloud table {table} hides the row"),
         constraint: None,
     }

@@ -379,6 +379,164 @@ async fn a_column_that_only_the_cloud_has_is_filled_there_or_named() {
     db.shutdown().await.unwrap();
 }
 
+/// A default that means the same in the cloud is there as well, so that plain SQL may leave the column out; one that would mean
+/// something else is not, and hinders nothing.
+#[actix_rt::test]
+async fn defaults_mean_the_same_on_both_sides() {
+    let defaults = [
+        ("INTEGER", "-5", "-5"),
+        ("INTEGER", "'7'", "7"),
+        ("INTEGER", "1.5", "NULL"),
+        ("REAL", "1", "1"),
+        ("REAL", "1.5e3", "1500"),
+        ("TEXT", "'it''s'", "it's"),
+        ("TEXT", "\"word\"", "word"),
+        ("TEXT", "5", "5"),
+        ("TEXT", "''", ""),
+        ("BLOB", "x'00ff'", "\\x00ff"),
+        ("BOOLEAN", "TRUE", "true"),
+        ("BOOLEAN", "0", "false"),
+        ("BOOLEAN", "2", "NULL"),
+        ("DECIMAL(6,2)", "1.5", "1.50"),
+        ("DECIMAL(6,2)", "1.255", "NULL"),
+        ("DATE", "'2024-02-29'", "2024-02-29"),
+        ("DATE", "'2024-2-9'", "NULL"),
+        ("JSON", "'{}'", "{}"),
+        ("JSON", "''", "NULL"),
+        ("DATETIME", "'2024-02-29 01:02:03'", "2024-02-29 01:02:03"),
+        ("TEXT", "NULL", "NULL"),
+        ("TEXT", "(1 + 1)", "NULL"),
+    ];
+    let columns: Vec<String> = defaults
+        .iter()
+        .enumerate()
+        .map(|(at, (kind, default, _))| format!("c{at} {kind} DEFAULT {default}"))
+        .collect();
+    let clocks = "now1 DATETIME DEFAULT CURRENT_TIMESTAMP, now2 TEXT DEFAULT (datetime('now')), day1 DATE DEFAULT CURRENT_DATE, day2 TEXT DEFAULT (date('now')), time TEXT DEFAULT CURRENT_TIME";
+    let (_bench, client, db) =
+        connected("", &format!("CREATE TABLE t (id INTEGER PRIMARY KEY, {}, {clocks})", columns.join(", ")))
+            .await;
+    client.batch_execute("INSERT INTO t (id) VALUES (1)").await.unwrap();
+    for (at, (kind, default, expected)) in defaults.iter().enumerate() {
+        assert_eq!(
+            there(&client, &format!("SELECT c{at} FROM t")).await,
+            *expected,
+            "{kind} DEFAULT {default}"
+        );
+    }
+    pulled(&db, &client).await;
+    run(&db, "INSERT INTO t (id) VALUES (2)").await;
+    for (at, (kind, default, expected)) in
+        defaults.iter().enumerate().filter(|(_, (.., expected))| *expected != "NULL")
+    {
+        let both = format!("SELECT count(DISTINCT typeof(c{at}) || quote(c{at})) FROM t");
+        assert_eq!(here(&db, &both), "1", "{kind} DEFAULT {default} is {expected}");
+    }
+    let forms = "SELECT length(now1) || ' ' || length(now2) || ' ' || length(day1) || ' ' || length(day2) || ' ' || length(time) FROM t WHERE id = ";
+    assert_eq!(here(&db, &format!("{forms} 1")), "19 19 10 10 8");
+    assert_eq!(here(&db, &format!("{forms} 2")), "19 19 10 10 8");
+    db.shutdown().await.unwrap();
+}
+
+/// A row that was set aside arrives as soon as its value has a place here, and is forgotten when it is deleted.
+#[actix_rt::test]
+async fn what_was_set_aside_arrives_when_it_fits() {
+    let (bench, client, db) = connected(
+        "CREATE TABLE t (id bigint PRIMARY KEY, v text); CREATE TABLE k (id text PRIMARY KEY, v text); CREATE TABLE mine (id bigint PRIMARY KEY, v text)",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v INTEGER);\nCREATE TABLE k (id NUMERIC PRIMARY KEY, v TEXT);\nCREATE TABLE mine (id INTEGER PRIMARY KEY, v TEXT)",
+    )
+    .await;
+    client
+        .batch_execute("INSERT INTO t VALUES (1, '5'), (2, '007'), (3, '008'); INSERT INTO k VALUES ('7', 'seven'), ('007', 'agent')")
+        .await
+        .unwrap();
+    pulled(&db, &client).await;
+    let aside_of = |table: &str| {
+        let id = here(&db, &format!("SELECT id FROM _tidewater_tables WHERE name = '{table}'"));
+        here(&db, &format!("SELECT count(*) FROM _tidewater_aside_{id}"))
+    };
+    assert_eq!(here(&db, "SELECT group_concat(v) FROM t"), "5");
+    assert_eq!(here(&db, "SELECT group_concat(v) FROM k"), "seven");
+    assert_eq!((aside_of("t").as_str(), aside_of("k").as_str()), ("2", "1"));
+    assert!(bench.log.count("the cloud's text of 3 characters") > 0, "{:?}", bench.log.all());
+    // It is told once, and it lets everything else through.
+    let told = bench.log.count("cannot be stored here");
+    for _ in 0..3 {
+        db.warm().await.unwrap();
+    }
+    assert_eq!(bench.log.count("cannot be stored here"), told);
+    client
+        .batch_execute(
+            "UPDATE t SET v = '9' WHERE id = 2; DELETE FROM t WHERE id = 3; DELETE FROM k WHERE id = '007'",
+        )
+        .await
+        .unwrap();
+    pulled(&db, &client).await;
+    assert_eq!(here(&db, "SELECT group_concat(v) FROM (SELECT v FROM t ORDER BY id)"), "5,9");
+    assert_eq!((aside_of("t").as_str(), aside_of("k").as_str()), ("0", "0"));
+    // A row that was here stays as it was, while the cloud's is aside; a comparison of the whole table changes nothing about it.
+    client.batch_execute("UPDATE t SET v = '010' WHERE id = 1; INSERT INTO tidewater.changes (tbl) VALUES ('t'::regclass::oid)").await.unwrap();
+    pulled(&db, &client).await;
+    assert_eq!(here(&db, "SELECT v FROM t WHERE id = 1"), "5");
+    assert_eq!(aside_of("t"), "1");
+    db.shutdown().await.unwrap();
+}
+
+/// Keys that only the cloud writes so find their rows as well.
+#[actix_rt::test]
+async fn a_key_that_the_cloud_made_names_its_row() {
+    let keys = [
+        ("REAL", "real", "0.1"),
+        ("REAL", "double precision", "'NaN'"),
+        ("REAL", "double precision", "'-Infinity'"),
+        ("TEXT", "numeric", "'12345678901234567890.50'"),
+        ("TEXT", "timestamptz", "'2024-01-01 00:00:00+02'"),
+        ("TEXT", "bit(3)", "B'011'"),
+        ("TEXT", "text[]", "ARRAY['a b', NULL]"),
+        ("TEXT", "interval", "'1 day'"),
+        ("TEXT", "jsonb", "'{\"b\":1, \"a\":2}'"),
+        ("TEXT", "money", "12.5"),
+        ("INTEGER", "oid", "5"),
+        ("TEXT", "int4range", "'[1,3]'"),
+        ("TEXT", "uuid", "'6F2C1C2E-3C4B-4F7E-9D35-0242AC120002'"),
+    ];
+    let postgres = keys
+        .iter()
+        .enumerate()
+        .map(|(at, (_, kind, _))| format!("CREATE TABLE k{at} (v {kind} PRIMARY KEY, n bigint)"));
+    let sqlite = keys
+        .iter()
+        .enumerate()
+        .map(|(at, (kind, ..))| format!("CREATE TABLE k{at} (v {kind} PRIMARY KEY, n INTEGER)"));
+    let (_bench, client, db) =
+        connected(&postgres.collect::<Vec<_>>().join(";"), &sqlite.collect::<Vec<_>>().join(";\n")).await;
+    for (at, (.., key)) in keys.iter().enumerate() {
+        client.batch_execute(&format!("INSERT INTO k{at} VALUES ({key}, 1)")).await.unwrap();
+    }
+    pulled(&db, &client).await;
+    for at in 0..keys.len() {
+        assert_eq!(here(&db, &format!("SELECT count(*) FROM k{at}")), "1", "{:?} arrives", keys[at]);
+        run(&db, &format!("UPDATE k{at} SET n = 2")).await;
+    }
+    settled(&db).await;
+    for at in 0..keys.len() {
+        assert_eq!(
+            there(&client, &format!("SELECT sum(n) FROM k{at}")).await,
+            "2",
+            "{:?} is changed",
+            keys[at]
+        );
+        client.batch_execute(&format!("DELETE FROM k{at}")).await.unwrap();
+    }
+    pulled(&db, &client).await;
+    for at in 0..keys.len() {
+        assert_eq!(here(&db, &format!("SELECT count(*) FROM k{at}")), "0", "{:?} is deleted", keys[at]);
+    }
+    let status = db.status_summary().await;
+    assert_eq!((status.sync.parked, status.sync.conflicts), (0, 0));
+    db.shutdown().await.unwrap();
+}
+
 /// Columns come and go on both sides while everything runs: one that is new here is added there, one that was dropped there
 /// comes back with its values, and one whose type changed there is read anew.
 #[actix_rt::test]

@@ -579,6 +579,11 @@ pub fn alike(of: &CloudType, local: &Value, cloud: &Value) -> bool {
     }
 }
 
+/// Whether PostgreSQL would take a text for JSON.
+pub fn is_json(text: &str) -> bool {
+    json::is_same(text, text)
+}
+
 /// The value that a SQLite column of this affinity stores for what a cloud column holds.
 pub fn from_cloud(value: CloudValue, affinity: Affinity, from: &CloudType) -> Value {
     affinity.store(match value {
@@ -660,6 +665,8 @@ pub fn to_text(value: &CloudValue) -> Option<String> {
 pub fn from_text(text: &str, from: &CloudType) -> Option<CloudValue> {
     Some(match from.wire() {
         Wire::Int8 => CloudValue::Int(text.parse().ok()?),
+        // As short as tells it from other such numbers, not from all.
+        Wire::Float8 if *from == CloudType::Float4 => CloudValue::Float(text.parse::<f32>().ok()?.into()),
         Wire::Float8 => CloudValue::Float(text.parse().ok()?),
         Wire::Bool => CloudValue::Bool(text.parse().ok()?),
         Wire::Text => CloudValue::Text(text.to_owned()),

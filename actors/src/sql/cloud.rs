@@ -5,7 +5,9 @@
 
 use super::{all, ident, list};
 use crate::core::schema::{CloudColumn, CloudTable, Table};
-use crate::core::value::{CloudType, Wire};
+use crate::core::value::{
+    Affinity, CloudType, CloudValue, Value, Wire, from_text, is_json, to_cloud, to_text,
+};
 
 /// The qualified, quoted name.
 pub(crate) fn qualified(schema: &str, name: &str) -> String {
@@ -306,30 +308,69 @@ pub(crate) fn column_definition(table: &Table, c: usize, in_new_table: bool) -> 
     let column = &table.columns[c];
     let kind = CloudType::for_declared(&column.declared);
     let not_null = if in_new_table && (column.not_null || table.is_key(c)) { " NOT NULL" } else { "" };
-    let default = column.default.as_deref().and_then(|text| default(text, &kind));
+    let default = column.default.as_deref().and_then(|text| default(text, column.affinity(), &kind));
     let default = default.map_or(String::new(), |text| format!(" DEFAULT {text}"));
     format!("{} {}{not_null}{default}", ident(&column.name), kind.sql())
 }
 
-/// SQLite's default in PostgreSQL's words, where it has the same meaning: plain literals and the clock.
-fn default(text: &str, kind: &CloudType) -> Option<String> {
+/// SQLite's default in PostgreSQL's words, where it has the same meaning: literals that the column carries, and the clock.
+fn default(text: &str, affinity: Affinity, kind: &CloudType) -> Option<String> {
     let text = text.trim();
-    let is_number = text.parse::<f64>().is_ok_and(f64::is_finite);
-    let inside = text.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
-    let is_string = inside.is_some_and(|inside| !inside.replace("''", "").contains('\''));
+    let (moment, day) = ("YYYY-MM-DD HH24:MI:SS", "YYYY-MM-DD");
+    let now = |form: &str| format!("to_char(now() AT TIME ZONE 'utc', '{form}')");
     match (text.to_ascii_uppercase().as_str(), kind) {
-        ("0" | "FALSE", CloudType::Bool) => Some("false".into()),
-        ("1" | "TRUE", CloudType::Bool) => Some("true".into()),
-        ("CURRENT_TIMESTAMP", CloudType::Timestamp) => {
-            Some("date_trunc('second', now() AT TIME ZONE 'utc')".into())
+        ("CURRENT_TIMESTAMP" | "DATETIME('NOW')", CloudType::Timestamp) => {
+            return Some("date_trunc('second', now() AT TIME ZONE 'utc')".into());
         }
-        ("CURRENT_TIMESTAMP", CloudType::Text) => {
-            Some("to_char(now() AT TIME ZONE 'utc', 'YYYY-MM-DD HH24:MI:SS')".into())
+        ("CURRENT_TIMESTAMP" | "DATETIME('NOW')", CloudType::Text) => return Some(now(moment)),
+        ("CURRENT_DATE" | "DATE('NOW')", CloudType::Date) => {
+            return Some("(now() AT TIME ZONE 'utc')::date".into());
         }
-        ("CURRENT_DATE", CloudType::Date) => Some("(now() AT TIME ZONE 'utc')::date".into()),
-        (_, CloudType::Int8 | CloudType::Float8 | CloudType::Numeric(_)) if is_number => Some(text.into()),
-        (_, CloudType::Text | CloudType::Json) if is_string => Some(text.into()),
-        _ => None,
+        ("CURRENT_DATE" | "DATE('NOW')", CloudType::Text) => return Some(now(day)),
+        ("CURRENT_TIME" | "TIME('NOW')", CloudType::Text) => return Some(now("HH24:MI:SS")),
+        _ => {}
+    }
+    let stored = affinity.store(literal(text)?);
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    match to_cloud(&stored, affinity, kind).ok()? {
+        // PostgreSQL looks at it when the table is created.
+        CloudValue::Text(text) if *kind == CloudType::Json && !is_json(&text) => None,
+        CloudValue::Text(text) => Some(quoted(&text)),
+        CloudValue::Null => None,
+        carried => {
+            let text = to_text(&carried)?;
+            let is_bare = matches!(carried, CloudValue::Int(_) | CloudValue::Bool(_))
+                || matches!(carried, CloudValue::Float(real) if real.is_finite());
+            Some(if is_bare { text } else { quoted(&text) })
+        }
+    }
+}
+
+/// The value of a literal of SQLite's.
+fn literal(text: &str) -> Option<Value> {
+    let within = |quote: char| {
+        let inside = text.strip_prefix(quote)?.strip_suffix(quote)?;
+        let doubled = format!("{quote}{quote}");
+        (!inside.replace(&doubled, "").contains(quote)).then(|| inside.replace(&doubled, &quote.to_string()))
+    };
+    if let Some(inside) = within('\'').or_else(|| within('"')) {
+        return Some(Value::Text(inside));
+    }
+    match text.to_ascii_uppercase().as_str() {
+        "TRUE" => return Some(Value::Integer(1)),
+        "FALSE" => return Some(Value::Integer(0)),
+        upper => {
+            if let Some(digits) = upper.strip_prefix("X'").and_then(|rest| rest.strip_suffix('\'')) {
+                return match from_text(&format!("\\x{digits}"), &CloudType::Bytea) {
+                    Some(CloudValue::Bytes(bytes)) => Some(Value::Blob(bytes)),
+                    _ => None,
+                };
+            }
+        }
+    }
+    match text.parse::<i64>() {
+        Ok(integer) => Some(Value::Integer(integer)),
+        Err(_) => text.parse::<f64>().ok().filter(|real| real.is_finite()).map(Value::Real),
     }
 }
 
