@@ -803,7 +803,7 @@ impl Cycle {
         let mut present = HashSet::new();
         for (at, row) in found {
             present.insert(at);
-            ready.pulled(row, seen[at], page);
+            page.put(ready.pulled(row, seen[at]));
         }
         let absent: Vec<usize> = (0..texts.len()).filter(|at| !present.contains(at)).collect();
         let keys: Vec<Vec<String>> = absent.iter().map(|at| texts[*at].clone()).collect();
@@ -904,10 +904,10 @@ impl Cycle {
         }
         let mut new = false;
         for (_, row) in found {
-            let key = ready.key_of(&ready.local_row(row.clone()));
-            if !page.knows(ready.table.id, &key) {
+            let pulled = ready.pulled(row, 0);
+            if !page.knows(ready.table.id, &pulled.0.key) {
                 new = true;
-                ready.pulled(row, 0, page);
+                page.put(pulled);
             }
         }
         if !new {
@@ -972,7 +972,7 @@ impl Cycle {
                     ready.table.key.iter().map(|c| to_text(&last[*c]).unwrap_or_default()).collect();
                 let full = found.len() == limit;
                 let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
-                found.into_iter().for_each(|row| ready.pulled(row, 0, &mut page));
+                found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
                 self.apply(session, generation, tables, page).await?;
                 session.end_read().await?;
                 after = Some(last);
@@ -1311,8 +1311,8 @@ impl ReadyTable {
         cloud
     }
 
-    /// Puts a row of the cloud on a page: as it will be here, or among those that cannot be.
-    fn pulled(&self, row: Vec<CloudValue>, seen: i64, page: &mut Page) {
+    /// A row of the cloud as it will be here, or its key and why it cannot be.
+    fn pulled(&self, row: Vec<CloudValue>, seen: i64) -> (PulledRow, Option<String>) {
         let table = self.table.id;
         let mut unfit = None;
         let row: Vec<Value> = row
@@ -1333,10 +1333,8 @@ impl ReadyTable {
             })
             .collect();
         let key = self.key_of(&row);
-        match unfit {
-            None => page.rows.push(PulledRow { table, key, row: Some(row), seen }),
-            Some(why) => page.unfit.push((PulledRow { table, key, row: None, seen }, why)),
-        }
+        let row = unfit.is_none().then_some(row);
+        (PulledRow { table, key, row, seen }, unfit)
     }
 
     fn stored(&self, column: usize, value: CloudValue) -> Value {

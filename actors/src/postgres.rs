@@ -963,8 +963,8 @@ impl CloudSession {
             if !enabled || is_told || tried {
                 return Ok(match (active, is_told) {
                     (false, _) => Hiding::None,
-                    (true, true) => Hiding::Told,
-                    (true, false) => Hiding::Untold,
+                    (true, true) if self.tells(cloud_table).await? => Hiding::Told,
+                    (true, _) => Hiding::Untold,
                 });
             }
             tried = true;
@@ -976,6 +976,13 @@ impl CloudSession {
         }
     }
 
+    /// Whether that function sees more than this role: it says of every key that it may be there where it does not.
+    async fn tells(&self, cloud_table: &CloudTable) -> Result<bool> {
+        let sql = format!("SELECT count(*) FROM {}('[[]]')", cloud::there_function(cloud_table));
+        let rows = self.query(&sql, &[], Phase::Setup).await?;
+        Ok(rows.first().is_some_and(|row| row.get::<_, i64>(0) == 0))
+    }
+
     async fn owns(&self, cloud_table: &CloudTable) -> Result<bool> {
         let sql = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $1";
         let rows = self.query(sql, &[&cloud_table.oid], Phase::Setup).await?;
@@ -985,6 +992,7 @@ impl CloudSession {
     /// Which of the given keys, that no row was shown for, may belong to a row that row-level security hides, by position.
     pub async fn hidden(&self, cloud_table: &CloudTable, keys: &[Vec<String>]) -> Result<HashSet<usize>> {
         match cloud_table.hiding {
+            _ if keys.is_empty() => Ok(HashSet::new()),
             Hiding::None => Ok(HashSet::new()),
             Hiding::Untold => Ok((0..keys.len()).collect()),
             Hiding::Told => {
@@ -1299,7 +1307,12 @@ impl CloudSession {
                 })
                 .await?;
             let present: HashSet<usize> = locked.iter().map(|row| members[position(row)]).collect();
-            for member in members.iter().filter(|at| !present.contains(at)) {
+            let absent = || members.iter().filter(|at| !present.contains(at));
+            let keys: Vec<Vec<String>> = absent().map(|at| key_text(&items[*at].key)).collect();
+            if !self.hidden(cloud_table, &keys).await?.is_empty() {
+                return Err(hidden(&table.name));
+            }
+            for member in absent() {
                 if matches!(items[*member].op, Op::Update(_)) {
                     touched.insert(*member, 0);
                 }

@@ -51,6 +51,7 @@ use crate::migrations::MigrationError;
 use crate::sql::capture::{
     self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
 };
+use crate::sql::cloud::is_same_default;
 use crate::sql::{all, ident, list};
 use crate::supervision::{is_stale, patiently, progress};
 
@@ -476,6 +477,14 @@ pub struct Page {
 }
 
 impl Page {
+    /// Takes a row: to be stored, or, with a reason, to be set aside.
+    pub fn put(&mut self, (pulled, unfit): (PulledRow, Option<String>)) {
+        match unfit {
+            None => self.rows.push(pulled),
+            Some(why) => self.unfit.push((pulled, why)),
+        }
+    }
+
     /// Whether a row is on it already, whatever becomes of it.
     pub fn knows(&self, table: i64, key: &[Value]) -> bool {
         let mut rows = self.rows.iter().chain(self.unfit.iter().map(|(row, _)| row));
@@ -1326,13 +1335,14 @@ impl Store {
                 }
                 Some(before) => {
                     for c in tracked.data_columns() {
-                        let name = &tracked.columns[c].name;
-                        if before
-                            .columns
-                            .get(name)
-                            .is_some_and(|number| now.columns.get(name) != Some(number))
-                        {
-                            tx.execute(&capture::journal_column(tracked, &tracked.columns[c]), [])?;
+                        let column = &tracked.columns[c];
+                        let send = match before.columns.get(&column.name) {
+                            Some(number) => now.columns.get(&column.name) != Some(number),
+                            // New: what its default means here, it may not mean there.
+                            None => !is_same_default(column),
+                        };
+                        if send {
+                            tx.execute(&capture::journal_column(tracked, column), [])?;
                         }
                     }
                 }

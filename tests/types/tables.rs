@@ -697,7 +697,7 @@ async fn rows_that_security_hides_are_not_taken_for_deleted() {
             "GRANT USAGE, CREATE ON SCHEMA tidewater TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA tidewater TO {role};
              GRANT ALL ON note, mark TO {role}; ALTER TABLE note ENABLE ROW LEVEL SECURITY;
              CREATE POLICY own ON note USING (owner = current_user);
-             INSERT INTO note SELECT id, '{role}', 'mine' FROM generate_series(1, 4) AS id; INSERT INTO note VALUES (9, '{owner}', 'not mine')"
+             INSERT INTO note SELECT id, '{role}', 'mine' FROM generate_series(1, 5) AS id; INSERT INTO note VALUES (9, '{owner}', 'not mine')"
         ))
         .await
         .unwrap();
@@ -707,40 +707,102 @@ async fn rows_that_security_hides_are_not_taken_for_deleted() {
     run(&limited, &format!("{MARK};\nCREATE TABLE note (id INTEGER PRIMARY KEY, owner TEXT, v TEXT)")).await;
     other.proxy.start();
     pulled(&limited, &client).await;
-    assert_eq!(here(&limited, "SELECT count(*) FROM note"), "4");
+    assert_eq!(here(&limited, "SELECT count(*) FROM note"), "5");
     assert_eq!(other.log.count("row-level security is in force"), 1);
     // Hidden, changed while hidden, and deleted.
     client
         .batch_execute(&format!(
-            "UPDATE note SET owner = '{owner}' WHERE id = 1; UPDATE note SET v = 'changed' WHERE id = 1;
+            "UPDATE note SET owner = '{owner}' WHERE id IN (1, 5); UPDATE note SET v = 'changed' WHERE id = 1;
              DELETE FROM note WHERE id = 2; UPDATE note SET v = 'seen' WHERE id = 3"
         ))
         .await
         .unwrap();
     pulled(&limited, &client).await;
     let all = "SELECT group_concat(id || v, ' ') FROM (SELECT id, v FROM note ORDER BY id)";
-    assert_eq!(here(&limited, all), "1mine 3seen 4mine");
+    assert_eq!(here(&limited, all), "1mine 3seen 4mine 5mine");
     // The table is compared as a whole: what is hidden stays, what is gone goes.
     client.batch_execute("ALTER TABLE note DISABLE TRIGGER tidewater_feed_delete; DELETE FROM note WHERE id = 4; ALTER TABLE note ENABLE ALWAYS TRIGGER tidewater_feed_delete").await.unwrap();
     client.batch_execute("INSERT INTO tidewater.changes (tbl) VALUES ('note'::regclass::oid)").await.unwrap();
-    wait_until_here(&limited, all, "1mine 3seen").await;
+    wait_until_here(&limited, all, "1mine 3seen 5mine").await;
     // Refused, and an edit of what is hidden.
     let rows = format!(
         "INSERT INTO note VALUES (20, '{owner}', 'for another'), (21, '{role}', 'for me'), (9, '{role}', 'taken')"
     );
     limited
-        .write([Statement::new(rows), Statement::new("UPDATE note SET v = 'edited' WHERE id = 1")])
+        .write([
+            Statement::new(rows),
+            Statement::new("UPDATE note SET v = 'edited' WHERE id = 1"),
+            Statement::new("DELETE FROM note WHERE id = 5"),
+        ])
         .await
         .unwrap();
     settled(&limited).await;
     let parked = parked(&limited, "note");
-    assert_eq!(parked.keys().copied().collect::<Vec<_>>(), [1, 9, 20], "{parked:?}");
+    assert_eq!(parked.keys().copied().collect::<Vec<_>>(), [1, 5, 9, 20], "{parked:?}");
     assert!(parked.values().all(|why| why.contains("row-level security")), "{parked:?}");
     assert_eq!(
         there(&client, "SELECT string_agg(id || v, ' ' ORDER BY id) FROM note").await,
-        "1changed 3seen 9not mine 21for me"
+        "1changed 3seen 5mine 9not mine 21for me"
     );
     assert_eq!(here(&limited, "SELECT v FROM note WHERE id = 1"), "edited");
+    assert_eq!(limited.status_summary().await.sync.conflicts, 0, "nobody deleted it");
     limited.shutdown().await.unwrap();
+    db.shutdown().await.unwrap();
+}
+
+/// Where the owner itself is limited, nobody can tell what is hidden from what is deleted: it is said, and nothing goes here.
+#[actix_rt::test]
+async fn where_nobody_tells_what_is_hidden_nothing_is_deleted() {
+    let (bench, client, db) = connected(
+        "CREATE TABLE note (id bigint PRIMARY KEY, v text); ALTER TABLE note ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+         CREATE POLICY shown ON note USING (v <> 'hidden'); INSERT INTO note VALUES (1, 'one'), (2, 'two'), (3, 'three')",
+        "CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)",
+    )
+    .await;
+    assert_eq!(bench.log.count("whether others deleted a row cannot be told"), 1, "{:#?}", bench.log.all());
+    let admin = bench.cloud.connect_as_admin().await;
+    admin.batch_execute("UPDATE note SET v = 'hidden' WHERE id = 1; DELETE FROM note WHERE id = 2; UPDATE note SET v = 'seen' WHERE id = 3").await.unwrap();
+    pulled(&db, &client).await;
+    assert_eq!(
+        here(&db, "SELECT group_concat(v, ' ') FROM (SELECT v FROM note ORDER BY id)"),
+        "one two seen"
+    );
+    db.shutdown().await.unwrap();
+}
+
+/// A column that is new here and has been in the cloud brings its values; one whose default only SQLite can hold parks its rows.
+#[actix_rt::test]
+async fn a_new_column_brings_the_values_that_are_there() {
+    let (_bench, client, db) = connected(
+        "CREATE TABLE t (id bigint PRIMARY KEY, v text, w text DEFAULT 'there'); INSERT INTO t VALUES (1, 'a', 'one'), (2, 'b', NULL)",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)",
+    )
+    .await;
+    run(&db, "ALTER TABLE t ADD COLUMN w TEXT DEFAULT 'here'").await;
+    wait_until_here(
+        &db,
+        "SELECT group_concat(coalesce(w, 'NULL'), ' ') FROM (SELECT w FROM t ORDER BY id)",
+        "one NULL",
+    )
+    .await;
+    run(&db, "ALTER TABLE t ADD COLUMN n INTEGER DEFAULT 1.5").await;
+    wait_until_there(
+        &db,
+        &client,
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'n'",
+        "1",
+    )
+    .await;
+    settled(&db).await;
+    client.batch_execute("UPDATE t SET v = v || '!'").await.unwrap();
+    pulled(&db, &client).await;
+    assert_eq!(
+        here(
+            &db,
+            "SELECT group_concat(v || ' ' || coalesce(n, 'NULL'), ' ') FROM (SELECT v, n FROM t ORDER BY id)"
+        ),
+        "a! 1.5 b! 1.5"
+    );
+    assert_eq!(parked(&db, "t").len(), 2);
     db.shutdown().await.unwrap();
 }

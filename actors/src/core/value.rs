@@ -55,7 +55,8 @@
 //! | `inet`, `cidr`, `macaddr`, `bit`, `bit varying`, `money`, `int4range`, `hstore`, `tsvector`, `point`, `box`, `pg_lsn`, composite | text | PostgreSQL's text; other notations park |
 //!
 //! A column that the cloud computes (`GENERATED ALWAYS AS … STORED`) is read and never written: it may be left out here, and whoever
-//! writes another value into it is told. Identity columns take the keys that are made here. A column that only the cloud has needs to be
+//! writes another value into it is told. Identity columns take the keys that are made here; the cloud's own sequence knows nothing of
+//! them, so that its range has to be another one (`START WITH`). A column that only the cloud has needs to be
 //! nullable or to have a default.
 
 use std::fmt;

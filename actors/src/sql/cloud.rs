@@ -4,7 +4,7 @@
 //! the rows that need attention: a round of thousands of good rows is answered with nothing.
 
 use super::{all, ident, list};
-use crate::core::schema::{CloudColumn, CloudTable, Table};
+use crate::core::schema::{CloudColumn, CloudTable, Column, Table};
 use crate::core::value::{
     Affinity, CloudType, CloudValue, Value, Wire, from_text, is_json, to_cloud, to_text,
 };
@@ -311,6 +311,14 @@ pub(crate) fn column_definition(table: &Table, c: usize, in_new_table: bool) -> 
     let default = column.default.as_deref().and_then(|text| default(text, column.affinity(), &kind));
     let default = default.map_or(String::new(), |text| format!(" DEFAULT {text}"));
     format!("{} {}{not_null}{default}", ident(&column.name), kind.sql())
+}
+
+/// Whether rows that are there already have the same in a new column on both sides.
+pub(crate) fn is_same_default(column: &Column) -> bool {
+    let kind = CloudType::for_declared(&column.declared);
+    column.default.as_deref().is_none_or(|text| {
+        text.trim().eq_ignore_ascii_case("NULL") || default(text, column.affinity(), &kind).is_some()
+    })
 }
 
 /// SQLite's default in PostgreSQL's words, where it has the same meaning: literals that the column carries, and the clock.
