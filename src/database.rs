@@ -267,20 +267,25 @@ impl Database {
 
     /// The place is held until the answer is there.
     async fn write_in(&self, _place: OwnedSemaphorePermit, unit: Unit) -> Result<Committed, Error> {
-        let written = self.unit(unit, Write).await?;
+        let written = self.unit(unit, |unit, answer| Write { unit, answer }).await?;
         Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
     }
 
     /// Has the writer do a unit, and its successors if it dies meanwhile: once, or not at all. It is done also when the end
     /// has begun meanwhile.
-    pub(crate) async fn unit<M>(&self, mut unit: Unit, message: impl Fn(Unit) -> M) -> Result<Written, Error>
+    pub(crate) async fn unit<M>(
+        &self,
+        mut unit: Unit,
+        message: impl Fn(Unit, oneshot::Sender<Stored<Written>>) -> M,
+    ) -> Result<Written, Error>
     where
-        M: Message<Result = Stored<Written>> + Send + 'static,
+        M: Message<Result = ()> + Send + 'static,
         SqliteWriter: Handler<M>,
     {
         let mut deaths = 0;
         loop {
-            match self.inner.children.writer.ask(message(unit.clone())).await {
+            let asked = |answer| message(unit.clone(), answer);
+            match self.inner.children.writer.ask_with(asked).await {
                 Ok(written) => return Ok(written?),
                 Err(unanswered) => {
                     if let Some(written) = self.taken_back(&unit).await? {
@@ -340,7 +345,7 @@ impl Database {
         loop {
             self.alive()?;
             let syncer = &self.inner.children.syncer;
-            let waiting = syncer.ask_apart(|answer| WaitSynced { mark: receipt.mark, answer });
+            let waiting = syncer.ask_with(|answer| WaitSynced { mark: receipt.mark, answer });
             tokio::select! {
                 answer = waiting => match answer {
                     Ok(answer) => return Ok(answer?),
@@ -444,15 +449,18 @@ impl Database {
             proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(|| self.inner.unasked.clone()),
             circuit: circuit.ok().and_then(Result::ok).unwrap_or_default(),
             sync: sync.ok().and_then(Result::ok).unwrap_or_default(),
-            sqlite: self.inner.sqlite.clone(),
+            sqlite: SqliteReport {
+                problem: self.inner.readers.same_file().err().map(|error| error.to_string()),
+                ..self.inner.sqlite.clone()
+            },
             actors,
             ..StatusSummary::default()
         };
         status.judged()
     }
 
-    /// Whether somebody may rely on this process now: every actor runs and, where the proxy is required, the cloud is
-    /// available. The same as in [`Database::status_summary`].
+    /// Whether somebody may rely on this process now: every actor runs, the file is in its place and, where the proxy is
+    /// required, the cloud is available. The same as in [`Database::status_summary`].
     pub async fn readiness(&self) -> Readiness {
         self.status_summary().await.readiness
     }
@@ -610,8 +618,11 @@ impl Plan {
                 return;
             }
         };
-        let sqlite =
-            SqliteReport { path: self.store.path.display().to_string(), journal_mode: "wal".to_owned() };
+        let sqlite = SqliteReport {
+            path: self.store.path.display().to_string(),
+            journal_mode: "wal".to_owned(),
+            problem: None,
+        };
         let shutdown = self.settings.supervisor.shutdown;
         let queue_max = self.settings.sqlite.queue_max;
         let unasked = ProxyReport {
@@ -718,13 +729,19 @@ impl Plan {
             foreign_poll: settings.sync.foreign_poll,
         };
         let (syncer, writer_log) = (children.syncer.clone(), child_log("SqliteWriter"));
+        let same_file = readers.clone();
         let first = Mutex::new(Some(store));
         let busy_timeout = settings.sqlite.busy_timeout;
         let writer = ChildSpec::new(&children.writer, move |generation| {
             let store = match first.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 Some(store) => store,
                 None => {
-                    let (store, notices) = Store::open(&store_options).map_err(|error| error.to_string())?;
+                    // Not another file, nor a new one in its place, while everybody else reads the one that was opened.
+                    let opened = same_file
+                        .same_file()
+                        .and_then(|()| Store::open(&store_options))
+                        .and_then(|opened| same_file.same_file().map(|()| opened));
+                    let (store, notices) = opened.map_err(|error| error.to_string())?;
                     tell(&writer_log, notices);
                     store
                 }

@@ -49,7 +49,7 @@ impl Database {
     pub async fn migrate(&self, migrations: &Migrations) -> Result<Migrated, Error> {
         let mut migrated = Migrated::default();
         loop {
-            let message = |unit| Migrate { unit, migrations: migrations.clone() };
+            let message = |unit, answer| Migrate { unit, migrations: migrations.clone(), answer };
             match self.unit(Unit::new([]), message).await {
                 Ok(written) => match written.results.as_slice() {
                     [] => return Ok(migrated),

@@ -347,8 +347,11 @@ async fn a_file_that_is_gone_takes_no_writes() {
             );
         }
         bench.wait_for_line("was deleted or replaced").await;
+        let reasons = db.readiness().await.reasons;
+        assert!(reasons.len() == 1 && reasons[0].contains("was deleted or replaced"), "{reasons:?}");
         fs::rename(&aside, bench.path()).unwrap();
         db.write([insert("after")]).await.unwrap();
+        assert_eq!(db.readiness().await.reasons, Vec::<String>::new());
         assert_eq!(here(&db, "SELECT group_concat(body, ' ') FROM note"), "before after");
         db.shutdown().await.unwrap();
         assert_eq!(bench.log.count("was deleted or replaced"), 1, "{:#?}", bench.log.all());

@@ -182,21 +182,28 @@ pub struct CircuitReport {
 /// The writer's answer to most messages.
 pub type Stored<T> = Result<T, StoreError>;
 
-/// Runs a unit of statements durably: the answer comes after the fsync.
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "Stored<Written>")]
-pub struct Write(pub Unit);
+/// Runs a unit of statements durably. See [`Handle::ask_with`](crate::supervision::Handle::ask_with).
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Write {
+    /// What is to be done.
+    pub unit: Unit,
+    /// Answered after the fsync.
+    pub answer: oneshot::Sender<Stored<Written>>,
+}
 
 /// Applies the next of the app's migrations that the file does not have, as the unit; see [`Store::migrate`].
 ///
 /// [`Store::migrate`]: crate::sqlite::Store::migrate
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "Stored<Written>")]
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
 pub struct Migrate {
     /// Without statements: the note of how far it has come.
     pub unit: Unit,
     /// All of them.
     pub migrations: Migrations,
+    /// Answered after the fsync.
+    pub answer: oneshot::Sender<Stored<Written>>,
 }
 
 /// The tracked tables and the number of their generation.
@@ -439,6 +446,9 @@ pub struct SqliteReport {
     pub path: String,
     /// `wal`.
     pub journal_mode: String,
+    /// Why nothing can be written to it, where that is known without trying.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// One actor's part.
@@ -501,12 +511,13 @@ pub struct StatusSummary {
 }
 
 impl StatusSummary {
-    /// Ready is who has every actor running and, where the proxy is required, a cloud. Without the requirement no cloud is
-    /// needed: that is what the local file is for.
+    /// Ready is who has every actor running, a file that can be written and, where the proxy is required, a cloud. Without the
+    /// requirement no cloud is needed: that is what the local file is for.
     #[must_use]
     pub fn judged(mut self) -> Self {
         let actors = self.actors.iter().filter(|actor| actor.state != "running");
         let mut reasons: Vec<_> = actors.map(|actor| format!("{} is {}", actor.name, actor.state)).collect();
+        reasons.extend(self.sqlite.problem.clone());
         if self.proxy.proxy_required {
             if self.proxy.status != ProxyStatus::Available {
                 reasons.push(format!("Cloud SQL is required and not available: {}", self.proxy.detail));

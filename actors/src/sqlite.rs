@@ -39,8 +39,8 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{
-    Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _, Row, ToSql, Transaction,
-    TransactionBehavior, params, params_from_iter,
+    CachedStatement, Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _, Row, ToSql,
+    Transaction, TransactionBehavior, params, params_from_iter,
 };
 
 use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
@@ -245,9 +245,14 @@ pub struct Mark {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Unit {
-    statements: Arc<[Statement]>,
-    note: Arc<Mutex<Progress>>,
+    work: Arc<Work>,
     alone: bool,
+}
+
+#[derive(Debug)]
+struct Work {
+    statements: Vec<Statement>,
+    note: Mutex<Progress>,
 }
 
 #[derive(Debug)]
@@ -272,14 +277,14 @@ pub enum Withdrawn {
 impl Unit {
     /// Statements that have not been done.
     pub fn new(statements: impl IntoIterator<Item = Statement>) -> Self {
-        Self { statements: statements.into_iter().collect(), note: Progress::note(), alone: false }
+        Self { work: Work::new(statements.into_iter().collect()), alone: false }
     }
 
     /// The same statements to be done anew, and not in a group with others: one of those may be what the last writer died
     /// of. Only for a unit that was withdrawn in time.
     #[must_use]
     pub fn again(self) -> Self {
-        Self { note: Progress::note(), alone: true, ..self }
+        Self { work: Work::new(self.work.statements.clone()), alone: true }
     }
 
     /// Whether it is to be committed by itself.
@@ -302,13 +307,13 @@ impl Unit {
 
     fn note(&self) -> MutexGuard<'_, Progress> {
         // A single assignment is never half done.
-        self.note.lock().unwrap_or_else(PoisonError::into_inner)
+        self.work.note.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Progress {
-    fn note() -> Arc<Mutex<Self>> {
-        Arc::new(Mutex::new(Self::Open))
+impl Work {
+    fn new(statements: Vec<Statement>) -> Arc<Self> {
+        Arc::new(Self { statements, note: Mutex::new(Progress::Open) })
     }
 }
 
@@ -740,20 +745,34 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         fail::fail_point!("sqlite.begun");
         let mut results = Vec::with_capacity(callers.len());
+        let mut runner = Runner { conn: &tx, last: None };
+        let mut savepoint = tx.prepare_cached("SAVEPOINT tidewater_caller")?;
+        let mut release = tx.prepare_cached("RELEASE tidewater_caller")?;
         for caller in callers {
-            tx.execute_batch("SAVEPOINT tidewater_caller")?;
+            // Who is alone is rolled back with the transaction.
+            let shared = callers.len() > 1;
+            if shared {
+                savepoint.execute([])?;
+            }
             progress();
-            let outcome =
-                caller.statements.iter().map(|statement| run(&tx, statement)).collect::<Result<Vec<_>>>();
-            if tx.is_autocommit() {
-                return Err(outcome.err().unwrap_or_else(lost));
+            let outcome = caller
+                .work
+                .statements
+                .iter()
+                .map(|statement| runner.run(statement))
+                .collect::<Result<Vec<_>>>();
+            match &outcome {
+                Err(error) if !shared || tx.is_autocommit() => return Err(error.clone()),
+                _ if tx.is_autocommit() => return Err(lost()),
+                Err(_) => tx.execute_batch("ROLLBACK TO tidewater_caller")?,
+                Ok(_) => {}
             }
-            if outcome.is_err() {
-                tx.execute_batch("ROLLBACK TO tidewater_caller")?;
+            if shared {
+                release.execute([])?;
             }
-            tx.execute_batch("RELEASE tidewater_caller")?;
             results.push(outcome);
         }
+        drop((runner, savepoint, release));
         let mark = Mark { epoch: epoch(&tx)?, parkings: meta(&tx, "parkings")?.unwrap_or(0) };
         // New tables get their journal in the transaction that creates them: no row of theirs escapes it.
         let changed = schema_version(&tx)? != self.schema_version;
@@ -1452,6 +1471,7 @@ pub struct Readers {
     pool: Arc<RwLock<Option<r2d2::Pool<SqliteConnectionManager>>>>,
     /// For a connection beside the pool.
     options: Arc<StoreOptions>,
+    place: Arc<Place>,
 }
 
 impl Readers {
@@ -1459,7 +1479,13 @@ impl Readers {
     pub fn open(options: &StoreOptions) -> Result<Self> {
         let busy = options.busy_timeout;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let place = Arc::new(Place::of_file(&options.path));
+        let same = place.clone();
         let manager = SqliteConnectionManager::file(&options.path).with_flags(flags).with_init(move |conn| {
+            if let Err(error) = same.check() {
+                let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+                return Err(rusqlite::Error::SqliteFailure(code, Some(error.to_string())));
+            }
             conn.busy_timeout(busy)?;
             conn.set_prepared_statement_cache_capacity(128);
             // Not only the app's files are read-only here: `ATTACH` would open others for writing.
@@ -1472,7 +1498,15 @@ impl Readers {
             .connection_timeout(busy.max(Duration::from_secs(1)))
             .build(manager)
             .map_err(|error| StoreError::Io(error.to_string()))?;
-        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))), options: Arc::new(options.clone()) })
+        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))), options: Arc::new(options.clone()), place })
+    }
+
+    /// Whether the file that is open is still the one that its name stands for.
+    ///
+    /// # Errors
+    /// [`StoreError::ReplacedFile`] when it is not.
+    pub fn same_file(&self) -> Result<()> {
+        self.place.check()
     }
 
     /// Closes the idle connections; those in use close when they are given back.
@@ -1482,14 +1516,20 @@ impl Readers {
 
     fn get(&self) -> Result<r2d2::PooledConnection<SqliteConnectionManager>> {
         let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
-        pool.ok_or(StoreError::Closed)?.get().map_err(|error| StoreError::Busy(error.to_string()))
+        let pool = pool.ok_or(StoreError::Closed)?;
+        if let Some(idle) = pool.try_get() {
+            return Ok(idle);
+        }
+        // One more would be of another file, and is not waited for.
+        self.same_file()?;
+        pool.get().map_err(|error| StoreError::Busy(error.to_string()))
     }
 
     /// Runs a closure with a read-only connection, on the caller's thread.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] when every connection is in use for longer than the busy timeout, and whatever
-    /// SQLite says.
+    /// [`StoreError::Busy`] when every connection is in use for longer than the busy timeout,
+    /// [`StoreError::ReplacedFile`] when one more is needed and the file is not there any more, and whatever SQLite says.
     pub fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         self.with(|conn| Ok(work(conn)?))
     }
@@ -1708,6 +1748,13 @@ type FileId = (u64, u64);
 type FileId = ();
 
 impl Place {
+    /// The file alone: its companions go when the last of some connections does.
+    fn of_file(path: &Path) -> Self {
+        let named = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let known = file_id(&named).ok().map(|id| (named, id)).into_iter().collect();
+        Self { known, ..Self::default() }
+    }
+
     /// The file and its companions, which are beside the file itself, wherever the path leads.
     fn of(path: &Path) -> Self {
         let file = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -1878,17 +1925,35 @@ fn query<T>(
     Ok(rows)
 }
 
-/// Runs one statement of a caller.
-fn run(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
-    // One that ends whoever runs it: its own text is the name of the place.
-    fail::fail_point!(&statement.sql);
-    if let Some(word) = forbidden(&statement.sql) {
-        return Err(StoreError::Forbidden(word));
+/// Runs the callers' statements. One that comes again right away is neither judged nor looked up again.
+struct Runner<'a> {
+    conn: &'a Connection,
+    last: Option<(&'a str, CachedStatement<'a>)>,
+}
+
+impl<'a> Runner<'a> {
+    fn run(&mut self, statement: &'a Statement) -> Result<StatementResult> {
+        let sql = statement.sql.as_str();
+        // One that ends whoever runs it: its own text is the name of the place.
+        fail::fail_point!(sql);
+        let prepared = match &mut self.last {
+            Some((known, prepared)) if *known == sql => prepared,
+            last => {
+                *last = None;
+                if let Some(word) = forbidden(sql) {
+                    return Err(StoreError::Forbidden(word));
+                }
+                if first_word(sql) == "ALTER" {
+                    return aside(self.conn, || {
+                        execute(self.conn, &mut *self.conn.prepare_cached(sql)?, &statement.params)
+                    });
+                }
+                let prepared = self.conn.prepare_cached(sql)?;
+                &mut last.insert((sql, prepared)).1
+            }
+        };
+        execute(self.conn, prepared, &statement.params)
     }
-    if first_word(&statement.sql) == "ALTER" {
-        return aside(conn, || execute(conn, statement));
-    }
-    execute(conn, statement)
 }
 
 /// SQLite does not drop a column that a trigger reads. Ours step aside meanwhile; no row changes.
@@ -1925,26 +1990,32 @@ fn commit(tx: Transaction<'_>) -> Result<()> {
     if is_stale() {
         return Err(StoreError::Replaced);
     }
-    // However long the disk takes for it, that is not a writer that hangs.
-    Ok(patiently(|| {
+    let mut commit = tx.prepare_cached("COMMIT")?;
+    // However long the disk takes for it, that is not a writer that hangs. Without success, the transaction is rolled back
+    // when it is dropped.
+    patiently(|| {
         fail::fail_point!("sqlite.sync");
-        tx.commit()
-    })?)
+        commit.execute([])
+    })?;
+    Ok(())
 }
 
-fn execute(conn: &Connection, statement: &Statement) -> Result<StatementResult> {
+fn execute(
+    conn: &Connection,
+    prepared: &mut rusqlite::Statement<'_>,
+    params: &[Value],
+) -> Result<StatementResult> {
     let before = conn.total_changes();
-    let mut prepared = conn.prepare_cached(&statement.sql)?;
     let columns = prepared.column_count();
     let mut rows = vec![];
     if columns > 0 {
-        let mut found = prepared.query(params_from_iter(&statement.params))?;
+        let mut found = prepared.query(params_from_iter(params))?;
         while let Some(row) = found.next()? {
             rows.push(values(row, 0, columns)?);
         }
         drop(found);
     } else {
-        prepared.execute(params_from_iter(&statement.params))?;
+        prepared.execute(params_from_iter(params))?;
     }
     let rows_changed = if conn.total_changes() == before { 0 } else { conn.changes() };
     Ok(StatementResult { rows_changed, last_insert_rowid: conn.last_insert_rowid(), rows })
@@ -2034,7 +2105,7 @@ fn same_schema(conn: &Connection, known: i64) -> Result<()> {
 }
 
 fn schema_version(conn: &Connection) -> Result<i64> {
-    Ok(conn.pragma_query_value(None, "schema_version", |row| row.get(0))?)
+    Ok(conn.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))?)
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -3173,7 +3244,9 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
     }
     if new {
         // With all their columns at once: adding them one by one takes seconds for hundreds.
-        tx.execute_batch(&capture::create_side_tables(table))?;
+        tx.execute_batch(&capture::create_side_tables(table, is_by_rowid(tx, &table.name)?))?;
+    } else {
+        widen_journal(tx, table)?;
     }
     let state = match (trigger_state(tx, table)?, missing) {
         (Triggers::Gap, Missing::IsOurDoing) => Triggers::Outdated,
@@ -3250,6 +3323,30 @@ fn forget_vanished_rows(tx: &Connection, table: &Table) -> Result<()> {
             [],
         )?;
     }
+    Ok(())
+}
+
+/// Whether a table's primary key is its rowid, which holds nothing but integers.
+fn is_by_rowid(tx: &Connection, table: &str) -> Result<bool> {
+    // Any other primary key has an index, which is the table itself where that is `WITHOUT ROWID`.
+    let sql = "SELECT NOT EXISTS (SELECT 1 FROM pragma_index_list(?1) WHERE origin = 'pk')";
+    Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
+}
+
+/// A table that was rebuilt with a key of another type under the same name needs a journal that takes any key. One that
+/// does stays as it is: it may hold keys that are no integers.
+fn widen_journal(tx: &Connection, table: &Table) -> Result<()> {
+    let journal = side_table(JOURNAL, table);
+    if !is_by_rowid(tx, &journal)? || is_by_rowid(tx, &table.name)? {
+        return Ok(());
+    }
+    let (journal, columns) = (ident(&journal), list(entry_columns(table), |c| c) + ", refused");
+    // Not by renaming, which would rewrite the triggers.
+    tx.execute_batch(&format!(
+        "CREATE TABLE _tidewater_narrow AS SELECT * FROM {journal};\nDROP TABLE {journal};\n{}\
+         INSERT INTO {journal} ({columns}) SELECT {columns} FROM _tidewater_narrow;\nDROP TABLE _tidewater_narrow;",
+        capture::create_side_tables(table, false),
+    ))?;
     Ok(())
 }
 

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use actix::dev::{MessageResponse, OneshotSender};
 use actix::prelude::*;
 use slog::{Logger, error, info, warn};
 use tokio::sync::oneshot;
@@ -26,6 +25,7 @@ use crate::messages::{
     GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, Migrate, NoteRound, ParkRows,
     PutBackRound, RememberCloud, RememberCloudTable, StartOver, Stored, Write,
 };
+use crate::migrations::Migrations;
 use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
 use crate::supervision::{Context, Handle, is_stale};
 
@@ -178,28 +178,11 @@ impl Handler<Look> for SqliteWriter {
     }
 }
 
-/// The answer to a write, sent after its commit. A writer that dies first answers nothing: who asked hears that, and only
-/// then knows that the write is to be taken back.
-#[derive(Debug)]
-pub struct AfterCommit(oneshot::Receiver<Stored<Written>>);
-
-impl MessageResponse<SqliteWriter, Write> for AfterCommit {
-    fn handle(self, _: &mut Context<SqliteWriter>, asker: Option<OneshotSender<Stored<Written>>>) {
-        actix_rt::spawn(async move {
-            if let (Ok(written), Some(asker)) = (self.0.await, asker) {
-                // Who asked may have gone.
-                let _ = asker.send(written);
-            }
-        });
-    }
-}
-
 impl Handler<Write> for SqliteWriter {
-    type Result = AfterCommit;
+    type Result = ();
 
-    fn handle(&mut self, Write(unit): Write, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Write { unit, answer }: Write, ctx: &mut Self::Context) {
         fail::fail_point!("writer.write");
-        let (answer, answered) = oneshot::channel();
         let alone = unit.is_alone();
         if alone {
             self.commit();
@@ -212,7 +195,6 @@ impl Handler<Write> for SqliteWriter {
             self.commit_is_due = true;
             ctx.notify(Commit);
         }
-        AfterCommit(answered)
     }
 }
 
@@ -229,13 +211,23 @@ impl Handler<Commit> for SqliteWriter {
 }
 
 impl Handler<Migrate> for SqliteWriter {
-    type Result = Stored<Written>;
+    type Result = ();
 
-    fn handle(&mut self, Migrate { unit, migrations }: Migrate, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Migrate { unit, migrations, answer }: Migrate, _: &mut Self::Context) {
         // They came first.
         self.commit();
+        let migrated = self.migrate(&unit, &migrations);
+        // Who asked a writer that was replaced asks its successor. Who asked may have gone.
+        if !is_stale() {
+            let _ = answer.send(migrated);
+        }
+    }
+}
+
+impl SqliteWriter {
+    fn migrate(&mut self, unit: &Unit, migrations: &Migrations) -> Stored<Written> {
         fail::fail_point!("writer.call");
-        let written = self.store.migrate(&unit, &migrations)?;
+        let written = self.store.migrate(unit, migrations)?;
         fail::fail_point!("writer.called");
         if let [applied] = written.results.as_slice() {
             let number = applied.last_insert_rowid;

@@ -657,6 +657,41 @@ fn a_table_that_is_rebuilt_through_the_writer_keeps_what_waits() {
     }
 }
 
+/// A table that is rebuilt with a key of another type, by us or by others, keeps what waits, and nobody's write fails, there
+/// and back.
+#[test]
+fn a_rebuilt_table_takes_other_keys() {
+    for by_us in [false, true] {
+        let mut bench =
+            Bench::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a); INSERT INTO t VALUES (1,1),(2,2)");
+        bench.check();
+        let rebuild = |bench: &mut Bench, id: &str| {
+            let statements = [
+                &format!("CREATE TABLE new_t ({id}, a)"),
+                "INSERT INTO new_t SELECT * FROM t WHERE typeof(id) = 'integer'",
+                "DROP TABLE t",
+                "ALTER TABLE new_t RENAME TO t",
+            ];
+            if by_us {
+                let unit = Unit::new(statements.map(Statement::new));
+                bench.store().write_group(&[unit]).pop().unwrap().unwrap();
+            } else {
+                bench.foreign_sql(&format!("BEGIN; {}; COMMIT", statements.join("; ")));
+                bench.store().track().unwrap();
+            }
+        };
+        bench.loose = true;
+        bench.foreign_sql("UPDATE t SET a = 11 WHERE id = 1; DELETE FROM t WHERE id = 2");
+        rebuild(&mut bench, "id PRIMARY KEY");
+        bench.foreign_sql("INSERT INTO t VALUES ('x', 3), (4.5, 4)");
+        assert_eq!(bench.flush(), ["delete t 2", "insert t \"x\"", "insert t 4.5", "update t 1 a"]);
+        bench.foreign_sql("DELETE FROM t WHERE id = 'x'");
+        rebuild(&mut bench, "id INTEGER PRIMARY KEY");
+        bench.foreign_sql("INSERT INTO t VALUES (5, 5)");
+        assert_eq!(bench.flush(), ["delete t \"x\"", "insert t 1", "insert t 5"]);
+    }
+}
+
 /// What is deleted after a gap, before the cloud was compared, is a deletion: it does not come back.
 #[test]
 fn a_deletion_after_a_gap_is_sent() {

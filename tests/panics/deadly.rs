@@ -220,3 +220,34 @@ async fn a_log_that_cannot_be_written_ends_nobody() {
     db.shutdown().await.unwrap();
     scenario.teardown();
 }
+
+/// A writer that dies after the file was taken away does not come back with another one, while everybody still reads what
+/// was in the first: nothing is made in its place, and supervision ends with the reason. A file put there by somebody else is
+/// not taken either.
+#[actix_rt::test]
+async fn a_successor_does_not_go_on_with_another_file() {
+    for replaced in [false, true] {
+        let scenario = FailScenario::setup();
+        let bench = Bench::new().await;
+        let budget =
+            hurried(&bench).set("supervisor.restarts_max", 2).set("supervisor.restarts_within_s", 60);
+        let db = bench.open_with(budget).await;
+        db.write([Statement::new("CREATE TABLE note (id INTEGER PRIMARY KEY)")]).await.unwrap();
+        std::fs::rename(bench.path(), bench.path().with_extension("aside")).unwrap();
+        if replaced {
+            shell::sqlite3_shell(bench.path(), "CREATE TABLE other (id INTEGER PRIMARY KEY);");
+        }
+        fail::cfg("writer.group", "1*panic(as the test asks)").unwrap();
+        let refused = db.write([Statement::new("INSERT INTO note VALUES (1)")]).await.unwrap_err();
+        let Error::Failed(reason) = db.failed().await else { panic!("it did not fail") };
+        assert!(reason.contains("was deleted or replaced while it was open"), "{reason}");
+        assert!(matches!(refused, Error::Unanswered(_) | Error::Failed(_)), "{refused:?}");
+        if replaced {
+            assert_eq!(shell::sqlite3_shell(bench.path(), "SELECT name FROM sqlite_schema;"), "other\n");
+        } else {
+            assert!(!bench.path().exists(), "no file is made in its place");
+        }
+        drop(db);
+        scenario.teardown();
+    }
+}

@@ -210,6 +210,8 @@ enum Activity {
         id: u64,
         cause: Cause,
         deadline: Duration,
+        /// Begun before a reset: what it failed of may be what the person has mended.
+        is_old: bool,
     },
 }
 
@@ -517,9 +519,13 @@ impl Availability {
     fn woke(&mut self) {
         self.armed = None;
         match self.activity {
-            Activity::Checking { cause, deadline, .. } if self.now >= deadline => {
+            Activity::Checking { cause, deadline, is_old, .. } if self.now >= deadline => {
                 self.activity = Activity::Idle;
                 self.out.push(Effect::DropCheck);
+                if is_old {
+                    self.start_check(cause);
+                    return;
+                }
                 let detail = format!("no answer within {} s", self.policy.check_timeout.as_secs_f64());
                 self.failed(cause, true, CloudFailure::new(FailureClass::NotAnswering, detail));
             }
@@ -532,6 +538,9 @@ impl Availability {
 
     fn check_ended(&mut self, id: u64, result: Result<String, CloudFailure>) {
         match self.activity {
+            Activity::Checking { id: out, cause, is_old: true, .. } if out == id && result.is_err() => {
+                self.start_check(cause);
+            }
             Activity::Checking { id: out, cause, .. } if out == id => {
                 self.activity = Activity::Idle;
                 // Nothing else than a refusal comes from a port of this machine where nothing listens.
@@ -599,7 +608,7 @@ impl Availability {
         self.next_check = Some(self.now);
         self.next_cause = Cause::Schedule;
         match &mut self.activity {
-            Activity::Checking { cause, .. } => *cause = Cause::Schedule,
+            Activity::Checking { cause, is_old, .. } => (*cause, *is_old) = (Cause::Schedule, true),
             Activity::Looking(purpose) => *purpose = Some(Cause::Schedule),
             Activity::Idle => self.check_is_due(),
         }
@@ -757,7 +766,7 @@ impl Availability {
     fn start_check(&mut self, cause: Cause) {
         self.check_id += 1;
         let deadline = self.now + at_least_min(self.policy.check_timeout);
-        self.activity = Activity::Checking { id: self.check_id, cause, deadline };
+        self.activity = Activity::Checking { id: self.check_id, cause, deadline, is_old: false };
         self.out.push(Effect::StartCheck { id: self.check_id });
     }
 

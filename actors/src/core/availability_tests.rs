@@ -651,6 +651,31 @@ fn reset_starts_over() {
     assert!(world.machine.paused);
 }
 
+/// A check that began before a reset, and fails, is no answer to it: whoever resets has just mended something. Another one
+/// follows at once, whether the old one fails or hangs, and only that one counts; there is never more than one at a time.
+#[test]
+fn a_reset_is_not_answered_by_an_older_check() {
+    for hangs in [false, true] {
+        let mut world = World::up();
+        world.answer = None;
+        world.feed(Event::Asked { force: true });
+        let id = world.out.take().unwrap();
+        world.feed(Event::Reset);
+        world.feed(Event::Reset);
+        assert_eq!(world.attempts.len(), 2);
+        if hangs {
+            world.run_until(world.now.as_secs_f64() + 10.0);
+        } else {
+            world.feed(Event::CheckEnded { id, result: Err(failure(FailureClass::NotOurs)) });
+        }
+        assert_eq!(world.machine.report().consecutive_failures, 0);
+        assert_eq!((world.machine.report().status, world.attempts.len()), (ProxyStatus::Available, 3));
+        let id = world.out.take().unwrap();
+        world.feed(Event::CheckEnded { id, result: Ok("mended".to_owned()) });
+        assert_eq!(world.answers.last().unwrap().detail, "mended");
+    }
+}
+
 /// However many ask, one check is out, and all get its answer.
 #[test]
 fn forced_checks_share_one_check() {

@@ -54,8 +54,9 @@ pub(crate) fn entry_columns(table: &Table) -> Vec<String> {
     columns
 }
 
-/// Creates a new table's side tables.
-pub(crate) fn create_side_tables(table: &Table) -> String {
+/// Creates a new table's side tables. Where the key is the table's rowid it is the journal's as well, which makes each
+/// write of it a good deal cheaper.
+pub(crate) fn create_side_tables(table: &Table, by_rowid: bool) -> String {
     let keys = list(key_columns(table), |k| k);
     let mut entry =
         "known INTEGER NOT NULL, whole INTEGER NOT NULL DEFAULT 0, stamp INTEGER, epoch INTEGER, \
@@ -75,9 +76,14 @@ pub(crate) fn create_side_tables(table: &Table) -> String {
         ),
     ] {
         let name = ident(&side_table(kind, table));
-        sql += &format!(
-            "CREATE TABLE IF NOT EXISTS {name} ({keys}, {entry}{extra}, PRIMARY KEY ({keys})) WITHOUT ROWID;\n"
-        );
+        sql += &match (kind, by_rowid) {
+            (JOURNAL, true) => {
+                format!("CREATE TABLE IF NOT EXISTS {name} (k0 INTEGER PRIMARY KEY, {entry}{extra});\n")
+            }
+            _ => format!(
+                "CREATE TABLE IF NOT EXISTS {name} ({keys}, {entry}{extra}, PRIMARY KEY ({keys})) WITHOUT ROWID;\n"
+            ),
+        };
     }
     let aside = ident(&side_table(ASIDE, table));
     sql += &format!(
@@ -166,8 +172,13 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
     let same_key = all(table.key_names(), |k| same(&ident(k)));
     let data: Vec<&Column> = table.data_columns().map(|c| &table.columns[c]).collect();
 
-    let collisions = colliding_rows(table, false);
-    trigger("evict_insert", "BEFORE INSERT", "", &collisions.concat());
+    // Asked first, because the statements would open the journal for writing only to find nothing.
+    let evicts = collisions(table, false)
+        .iter()
+        .map(|rows| format!("EXISTS (SELECT 1 {rows})"))
+        .collect::<Vec<_>>()
+        .join(" OR ");
+    trigger("evict_insert", "BEFORE INSERT", &format!("WHEN {evicts}"), &colliding_rows(table, false));
     // What leaves its key and what comes to another is journaled before foreign-key actions reach the row, which they
     // do before any AFTER trigger; the AFTER triggers below make it certain.
     let leaves = whole_row(table, "OLD", &format!("WHERE {} AND NOT ({same_key})", key_is_set("OLD")), 0);
@@ -178,7 +189,7 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
         list(table.key_names(), |k| format!("NEW.{}", ident(k))),
         key_is_set("NEW"),
     );
-    let collisions = colliding_rows(table, true);
+    let evicted = colliding_rows(table, true);
     // Not `UPDATE OF`, which does not see a key that is set by its other name, rowid.
     let moves =
         unique_columns(table).iter().map(|c| same(&ident(&table.columns[*c].name))).collect::<Vec<_>>();
@@ -186,25 +197,26 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
         "evict_update",
         "BEFORE UPDATE",
         &format!("WHEN NOT ({})", moves.join(" AND ")),
-        &format!("{leaves}{}{comes}", collisions.concat()),
+        &format!("{leaves}{evicted}{comes}"),
     );
 
-    let inserted = format!(
-        "INSERT INTO {} ({keys}, known, stamp, epoch) SELECT {}, 0, {NOW}, {EPOCH} WHERE {}\n  \
-         ON CONFLICT ({keys}) DO UPDATE SET {};\n",
-        ident(&side_table(JOURNAL, table)),
-        list(table.key_names(), |k| format!("NEW.{}", ident(k))),
-        key_is_set("NEW"),
-        list(
-            [LIFTED.to_owned(), "whole = CASE whole WHEN 2 THEN known ELSE whole END".to_owned()]
-                .into_iter()
-                .chain(data.iter().map(|c| format!("d{} = 1", c.id))),
-            |s| s
-        ),
-    );
+    let new_entry =
+        format!("{}, 0, {NOW}, {EPOCH}", list(table.key_names(), |k| format!("NEW.{}", ident(k))));
+    let inserted = |source: &str| {
+        let updates = [LIFTED.to_owned(), "whole = CASE whole WHEN 2 THEN known ELSE whole END".to_owned()]
+            .into_iter()
+            .chain(data.iter().map(|c| format!("d{} = 1", c.id)));
+        format!(
+            "INSERT INTO {} ({keys}, known, stamp, epoch) {source}\n  ON CONFLICT ({keys}) DO UPDATE SET {};\n",
+            ident(&side_table(JOURNAL, table)),
+            list(updates, |s| s),
+        )
+    };
     let deleted = whole_row(table, "OLD", &format!("WHERE {}", key_is_set("OLD")), 2);
-    trigger("insert", "AFTER INSERT", "", &inserted);
+    let when = format!("WHEN {}", key_is_set("NEW"));
+    trigger("insert", "AFTER INSERT", &when, &inserted(&format!("VALUES ({new_entry})")));
     trigger("delete", "AFTER DELETE", "", &deleted);
+    let inserted = inserted(&format!("SELECT {new_entry} WHERE {}", key_is_set("NEW")));
     trigger("rekey", "AFTER UPDATE", &format!("WHEN NOT ({same_key})"), &format!("{deleted}{inserted}"));
 
     let changed = |c: &Column| differs(&ident(&c.name));
@@ -278,8 +290,13 @@ fn whole_row(table: &Table, row: &str, source: &str, whole: u8) -> String {
     )
 }
 
-/// One statement per unique index, the primary key first, that journals the rows which the new row would evict.
-fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
+/// One statement per unique index that journals the rows which the new row would evict.
+fn colliding_rows(table: &Table, update: bool) -> String {
+    collisions(table, update).iter().map(|rows| whole_row(table, "evicted", rows, 0)).collect()
+}
+
+/// The rows which the new row would evict: per unique index, the primary key first.
+fn collisions(table: &Table, update: bool) -> Vec<String> {
     let mut sets: Vec<Vec<(usize, Option<&str>)>> = vec![table.key.iter().map(|c| (*c, None)).collect()];
     sets.extend(
         table
@@ -311,9 +328,7 @@ fn colliding_rows(table: &Table, update: bool) -> Vec<String> {
             } else {
                 String::new()
             };
-            let source =
-                format!("FROM {} AS evicted WHERE {collides} AND {present}{other}", ident(&table.name));
-            whole_row(table, "evicted", &source, 0)
+            format!("FROM {} AS evicted WHERE {collides} AND {present}{other}", ident(&table.name))
         })
         .collect()
 }

@@ -85,33 +85,34 @@ impl<A: Actor> Handle<A> {
         self.send(message).answer().await
     }
 
-    /// Sends a message that takes the place for its answer along, and waits until something is put there. The actor sees
-    /// when nobody waits any more ([`oneshot::Sender::is_closed`]), which it does not with [`ask`](Self::ask).
+    /// Sends a message that carries the sender of its own answer, and waits for that: for an actor that answers several
+    /// messages at once, later than at the end of a handler. Unlike with a future that the handler returns, nothing has to
+    /// run in between in the actor's runtime. Dropping the future withdraws a message that is not being handled yet.
     ///
     /// # Errors
-    /// [`Unanswered`] when the message, or the actor with it, ends without an answer, or is given up as stuck.
-    pub async fn ask_apart<M, T>(
-        &self,
-        message: impl FnOnce(oneshot::Sender<T>) -> M,
-    ) -> Result<T, Unanswered>
+    /// [`Unanswered`] when the sender is dropped without an answer, as happens when the actor ends, or when the actor is
+    /// given up as stuck.
+    pub async fn ask_with<M, T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> M) -> Result<T, Unanswered>
     where
-        M: Message<Result = ()> + Send + 'static,
+        M: Message + Send + 'static,
+        M::Result: Send,
         A: Handler<M>,
         A::Context: ToEnvelope<A, M>,
     {
         let waiting = Waiting::new(self.slot.record.clone());
         let actor = waiting.0.name;
-        let Some((addr, life)) = self.slot.tenant() else {
+        let (answer, answered) = oneshot::channel();
+        let message = message(answer);
+        let Some((((), slip), life)) = self.slot.visit(|addr| Slip::with(|| addr.do_send(message))) else {
             return Err(Unanswered { actor, delivered: false });
         };
-        let (answer, answered) = oneshot::channel();
-        addr.do_send(message(answer));
+        let slip = Withdrawing(slip);
         tokio::select! {
             biased;
-            answer = answered => answer.map_err(|_| Unanswered { actor, delivered: true }),
-            // It may hold its thread, and the message, for ever.
-            () = life.abandoned() => Err(Unanswered { actor, delivered: true }),
+            answer = answered => if let Ok(answer) = answer { return Ok(answer) },
+            () = life.abandoned() => {}
         }
+        Err(Unanswered { actor, delivered: !slip.withdraw() })
     }
 
     fn send<M>(&self, message: M) -> Asking<A, M>
@@ -239,6 +240,23 @@ where
     }
 }
 
+/// The slip of a question that nobody waits for any more once this is dropped. actix does not see that by itself where
+/// the answer does not go through it.
+struct Withdrawing(Option<Arc<Slip>>);
+
+impl Withdrawing {
+    fn withdraw(&self) -> bool {
+        self.0.as_ref().is_some_and(|slip| slip.withdraw())
+    }
+}
+
+impl Drop for Withdrawing {
+    fn drop(&mut self) {
+        // Whatever comes of it.
+        let _ = self.withdraw();
+    }
+}
+
 struct Waiting(Arc<Record>);
 
 impl Waiting {
@@ -258,6 +276,14 @@ impl<A: Actor> Slot<A> {
     fn tenant(&self) -> Option<(Addr<A>, Arc<Life>)> {
         let seat = self.seat.read().unwrap_or_else(PoisonError::into_inner);
         seat.addr.clone().zip(seat.life.clone())
+    }
+
+    /// Does something with the address that is over in a moment, which is cheaper than having one of one's own.
+    fn visit<T>(&self, work: impl FnOnce(&Addr<A>) -> T) -> Option<(T, Arc<Life>)> {
+        let seat = self.seat.read().unwrap_or_else(PoisonError::into_inner);
+        let addr = seat.addr.as_ref().filter(|addr| addr.connected())?;
+        let life = seat.life.clone()?;
+        Some((work(addr), life))
     }
 
     /// From now on only this generation may sit down.

@@ -230,6 +230,20 @@ pub fn patiently<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
+/// Runs something whose panic is nobody's business, and leaves no note of it.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let note = |panic: Option<Panic>| {
+        let swap = |turn: &RefCell<Option<Turn>>| {
+            Some(std::mem::replace(&mut turn.try_borrow_mut().ok()?.as_mut()?.panic, panic))
+        };
+        TURN.try_with(swap).ok().flatten().flatten()
+    };
+    let before = note(None);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    note(before);
+    done.ok()
+}
+
 /// Whether the child on this thread has a successor.
 pub(crate) fn is_stale() -> bool {
     with_life(|life| !life.is_current()).unwrap_or(false)

@@ -51,7 +51,6 @@ mod life;
 mod shell;
 
 use std::fmt;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -219,7 +218,7 @@ impl Drain for Calm {
 
     fn log(&self, record: &slog::Record<'_>, values: &slog::OwnedKVList) -> Result<(), slog::Never> {
         // Whoever cannot write a line cannot be told so either.
-        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| Drain::log(&self.0, record, values)));
+        let _ = life::caught(|| Drain::log(&self.0, record, values));
         Ok(())
     }
 

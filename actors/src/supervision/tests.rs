@@ -126,6 +126,31 @@ enum Act {
 #[rtype(result = "u64")]
 struct Ask;
 
+/// Carries the sender of its own answer, which comes after the handler has ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Later {
+    answer: oneshot::Sender<u64>,
+    panics: bool,
+}
+
+impl Later {
+    fn new(answer: oneshot::Sender<u64>) -> Self {
+        Self { answer, panics: false }
+    }
+}
+
+impl Handler<Later> for Worker {
+    type Result = ();
+
+    fn handle(&mut self, Later { answer, panics }: Later, ctx: &mut Self::Context) {
+        assert!(!panics, "as the test asks: with an answer in hand");
+        self.calls += 1;
+        let calls = self.calls;
+        ctx.run_later(Duration::ZERO, move |_, _| assert!(answer.send(calls).is_ok(), "the test waits"));
+    }
+}
+
 /// A place where a thread blocks until the test opens it.
 #[derive(Default)]
 struct Gate {
@@ -454,6 +479,40 @@ async fn what_was_not_begun_never_happens() {
     handle.hint(Act::Block(gate.clone()));
     let panics = handle.ask(Act::Panic);
     let waits = handle.ask(Ask);
+    let opened = async {
+        assert_eq!(handle.report().mailbox, 2);
+        gate.open();
+    };
+    let (panics, waits, ()) = tokio::join!(biased; panics, waits, opened);
+    assert_eq!(panics, Err(Unanswered { actor: "Worker", delivered: true }));
+    assert_eq!(waits, Err(Unanswered { actor: "Worker", delivered: false }));
+    supervision.shutdown().await;
+}
+
+/// The same for messages that carry their answer: it may come later than the handler ends, who stops waiting withdraws what
+/// was not begun, and an answer that is lost with its actor is an end.
+#[actix_rt::test]
+async fn answers_that_come_later() {
+    let handle = Handle::new("Worker");
+    assert_eq!(handle.ask_with(Later::new).await, Err(Unanswered { actor: "Worker", delivered: false }));
+    let supervision = supervised(worker(&handle)).await;
+    assert_eq!(handle.ask_with(Later::new).await, Ok(1));
+
+    let gate = Arc::new(Gate::default());
+    handle.hint(Act::Block(gate.clone()));
+    tokio::select! {
+        biased;
+        _ = handle.ask_with(Later::new) => unreachable!("the worker is blocked"),
+        () = std::future::ready(()) => {}
+    }
+    let waits = handle.ask_with(Later::new);
+    let (second, ()) = tokio::join!(biased; waits, async { gate.open() });
+    assert_eq!(second, Ok(2), "the one in between was withdrawn");
+
+    let gate = Arc::new(Gate::default());
+    handle.hint(Act::Block(gate.clone()));
+    let panics = handle.ask_with(|answer| Later { answer, panics: true });
+    let waits = handle.ask_with(Later::new);
     let opened = async {
         assert_eq!(handle.report().mailbox, 2);
         gate.open();
