@@ -518,23 +518,18 @@ async fn a_key_that_the_cloud_made_names_its_row() {
         client.batch_execute(&format!("INSERT INTO k{at} VALUES ({key}, 1)")).await.unwrap();
     }
     pulled(&db, &client).await;
-    for at in 0..keys.len() {
-        assert_eq!(here(&db, &format!("SELECT count(*) FROM k{at}")), "1", "{:?} arrives", keys[at]);
+    for (at, key) in keys.iter().enumerate() {
+        assert_eq!(here(&db, &format!("SELECT count(*) FROM k{at}")), "1", "{key:?} arrives");
         run(&db, &format!("UPDATE k{at} SET n = 2")).await;
     }
     settled(&db).await;
-    for at in 0..keys.len() {
-        assert_eq!(
-            there(&client, &format!("SELECT sum(n) FROM k{at}")).await,
-            "2",
-            "{:?} is changed",
-            keys[at]
-        );
+    for (at, key) in keys.iter().enumerate() {
+        assert_eq!(there(&client, &format!("SELECT sum(n) FROM k{at}")).await, "2", "{key:?} is changed");
         client.batch_execute(&format!("DELETE FROM k{at}")).await.unwrap();
     }
     pulled(&db, &client).await;
-    for at in 0..keys.len() {
-        assert_eq!(here(&db, &format!("SELECT count(*) FROM k{at}")), "0", "{:?} is deleted", keys[at]);
+    for (at, key) in keys.iter().enumerate() {
+        assert_eq!(here(&db, &format!("SELECT count(*) FROM k{at}")), "0", "{key:?} is deleted");
     }
     let status = db.status_summary().await;
     assert_eq!((status.sync.parked, status.sync.conflicts), (0, 0));
