@@ -27,7 +27,10 @@ use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::merge::{Change, change};
 use crate::core::schema::{CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
-use crate::core::value::{CloudValue, Misfit, Value, from_cloud, from_text, to_cloud, to_text};
+use crate::core::value::{
+    CloudType, CloudValue, Misfit, Value, alike, as_text_key, computed_there, from_cloud,
+    from_cloud_unchanged, from_text, key_to_cloud, to_cloud, to_text,
+};
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
     GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, JournalGrew,
@@ -770,11 +773,10 @@ impl Cycle {
                     None => drop(emptied.insert(at)),
                 }
             }
-            let mut rows = vec![];
+            let mut page = Page { cursor: Some(last.clone()), ..Page::default() };
             for (at, keys) in wanted {
-                rows.extend(self.current_rows(session, &tables[at], keys).await?);
+                self.current_rows(session, &tables[at], keys, &mut page).await?;
             }
-            let page = Page { rows, cursor: Some(last.clone()), ..Page::default() };
             for at in &emptied {
                 self.ask(CompareAnew(tables[*at].table.id)).await?;
             }
@@ -794,27 +796,27 @@ impl Cycle {
         session: &CloudSession,
         ready: &ReadyTable,
         keys: HashMap<Vec<String>, i64>,
-    ) -> Step<Vec<PulledRow>> {
+        page: &mut Page,
+    ) -> Step<()> {
         let (texts, seen): (Vec<Vec<String>>, Vec<i64>) = keys.into_iter().unzip();
         let found = session.fetch(&ready.table, &ready.cloud, &ready.table.key, &texts).await?;
-        let mut rows: Vec<PulledRow> = vec![];
         let mut present = HashSet::new();
         for (at, row) in found {
             present.insert(at);
-            let row = ready.local_row(row);
-            rows.push(PulledRow {
-                table: ready.table.id,
-                key: ready.key_of(&row),
-                row: Some(row),
-                seen: seen[at],
-            });
+            page.put(ready.pulled(row, seen[at]));
         }
-        for (at, text) in texts.iter().enumerate().filter(|(at, _)| !present.contains(at)) {
-            if let Some(key) = ready.local_key(text) {
-                rows.push(PulledRow { table: ready.table.id, key, row: None, seen: seen[at] });
+        let absent: Vec<usize> = (0..texts.len()).filter(|at| !present.contains(at)).collect();
+        let keys: Vec<Vec<String>> = absent.iter().map(|at| texts[*at].clone()).collect();
+        let hidden = session.hidden(&ready.cloud, &keys).await?;
+        for (place, at) in absent.into_iter().enumerate() {
+            let Some(key) = ready.local_key(&texts[at]) else { continue };
+            if hidden.contains(&place) {
+                page.hidden.push((ready.table.id, key));
+            } else {
+                page.rows.push(PulledRow { table: ready.table.id, key, row: None, seen: seen[at] });
             }
         }
-        Ok(rows)
+        Ok(())
     }
 
     /// Applies a page; what its foreign keys miss is fetched in the same snapshot of the cloud, until they hold.
@@ -827,6 +829,12 @@ impl Cycle {
     ) -> Step<()> {
         let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum();
         self.pages.grow(self.options.page_rows_max, page.rows.len(), weight);
+        let mut page = page;
+        page.alike = tables
+            .iter()
+            .map(|ready| (ready.table.id, ready.alike()))
+            .filter(|(_, c)| !c.is_empty())
+            .collect();
         let mut page = Arc::new(page);
         loop {
             match self.ask(ApplyPage { page: page.clone(), generation }).await? {
@@ -838,9 +846,11 @@ impl Cycle {
                         );
                     }
                     if aside > 0 {
+                        let first =
+                            page.unfit.first().map_or(String::new(), |(_, why)| format!("; first: {why}"));
                         warn!(
                             self.log,
-                            "⚠️  {aside} row(s) of the cloud cannot be stored here yet; tried again with every pull"
+                            "⚠️  {aside} row(s) of the cloud cannot be stored here yet; tried again with every pull{first}"
                         );
                     }
                     return Ok(());
@@ -871,25 +881,40 @@ impl Cycle {
             .columns
             .iter()
             .zip(&lookup.values)
-            .map(|(c, value)| ready.carried(*c, value).ok().and_then(|v| to_text(&v)))
+            .map(|(c, value)| {
+                let carried = ready.carried(*c, value).ok().and_then(|v| to_text(&v));
+                // A key that cannot be kept here as it is was set aside in the cloud's text.
+                carried.or_else(|| as_text_key(value, &ready.cloud.columns[*c].kind))
+            })
             .collect();
-        let found = match texts {
-            Some(texts) => session.fetch(&ready.table, &ready.cloud, &lookup.columns, &[texts]).await?,
+        let found = match &texts {
+            Some(texts) => {
+                session
+                    .fetch(&ready.table, &ready.cloud, &lookup.columns, std::slice::from_ref(texts))
+                    .await?
+            }
             None => vec![],
         };
+        let mut is_hidden = false;
+        if by_key
+            && found.is_empty()
+            && let Some(texts) = &texts
+        {
+            is_hidden = !session.hidden(&ready.cloud, std::slice::from_ref(texts)).await?.is_empty();
+        }
         let mut new = false;
         for (_, row) in found {
-            let row = ready.local_row(row);
-            let key = ready.key_of(&row);
-            if !page.rows.iter().any(|pulled| pulled.table == ready.table.id && pulled.key == key) {
+            let pulled = ready.pulled(row, 0);
+            if !page.knows(ready.table.id, &pulled.0.key) {
                 new = true;
-                page.rows.push(PulledRow { table: ready.table.id, key, row: Some(row), seen: 0 });
+                page.put(pulled);
             }
         }
         if !new {
-            let known =
-                page.rows.iter().any(|pulled| pulled.table == ready.table.id && pulled.key == lookup.values);
-            if by_key && !known {
+            let known = page.knows(ready.table.id, &lookup.values);
+            if is_hidden && !known {
+                page.hidden.push((ready.table.id, lookup.values.clone()));
+            } else if by_key && !known {
                 // Known by its key, and not there: deleted in the cloud as well.
                 let key = lookup.values.clone();
                 page.rows.push(PulledRow { table: ready.table.id, key, row: None, seen: 0 });
@@ -946,12 +971,8 @@ impl Cycle {
                 let last: Vec<String> =
                     ready.table.key.iter().map(|c| to_text(&last[*c]).unwrap_or_default()).collect();
                 let full = found.len() == limit;
-                let rows = found.into_iter().map(|row| {
-                    let row = ready.local_row(row);
-                    PulledRow { table, key: ready.key_of(&row), row: Some(row), seen: 0 }
-                });
-                let page =
-                    Page { rows: rows.collect(), snapshot: Some((table, last.clone())), ..Page::default() };
+                let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
+                found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
                 self.apply(session, generation, tables, page).await?;
                 session.end_read().await?;
                 after = Some(last);
@@ -1071,10 +1092,13 @@ impl Cycle {
                     let hits = hits
                         .into_iter()
                         .map(|hit| {
-                            let Origin { table, key, .. } = &window.origins[hit.item];
+                            let Origin { table, key, row, base } = &window.origins[hit.item];
                             let (table, key) = (*table, key.clone());
                             let ready = &tables[window.items[hit.item].table];
-                            Hit { table, key, row: hit.row.map(|row| ready.local_row(row)), seen: hit.seen }
+                            let row = hit
+                                .row
+                                .map(|cloud| ready.as_written(ready.local_row(cloud), row.as_deref(), base));
+                            Hit { table, key, row, seen: hit.seen }
                         })
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
@@ -1187,6 +1211,8 @@ struct Origin {
     table: i64,
     key: Vec<Value>,
     row: Option<Vec<Value>>,
+    /// What its changed columns were.
+    base: Vec<Option<Value>>,
 }
 
 /// A round's rows in wire form.
@@ -1207,7 +1233,10 @@ impl Window {
                 match tables[at].item(at, &row) {
                     Ok(Some(item)) => {
                         window.items.push(item);
-                        window.origins.push(Origin { table: table.id, key: row.key, row: row.row });
+                        let entry = row.entry;
+                        let base = entry.base.into_iter().zip(entry.dirty);
+                        let base = base.map(|(base, dirty)| (entry.known && dirty).then_some(base)).collect();
+                        window.origins.push(Origin { table: table.id, key: row.key, row: row.row, base });
                     }
                     Ok(None) => {}
                     Err(misfit) => window.refusals.push(Refusal {
@@ -1249,7 +1278,63 @@ impl Window {
 
 impl ReadyTable {
     fn carried(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
-        to_cloud(value, self.table.columns[column].affinity(), &self.cloud.columns[column].kind)
+        let (affinity, kind) = (self.table.columns[column].affinity(), &self.cloud.columns[column].kind);
+        if self.table.is_key(column) {
+            key_to_cloud(value, affinity, kind)
+        } else {
+            to_cloud(value, affinity, kind)
+        }
+    }
+
+    /// The columns that may be written otherwise here than in the cloud.
+    fn alike(&self) -> Vec<(usize, CloudType)> {
+        self.table
+            .data_columns()
+            .map(|c| (c, self.cloud.columns[c].kind.clone()))
+            .filter(|(_, kind)| kind.has_notations())
+            .collect()
+    }
+
+    /// The cloud's row in the words of this file, where it says the same as what is, or was, here.
+    fn as_written(
+        &self,
+        mut cloud: Vec<Value>,
+        local: Option<&[Value]>,
+        base: &[Option<Value>],
+    ) -> Vec<Value> {
+        for (c, kind) in self.alike() {
+            let known = [local.map(|local| &local[c]), base[c].as_ref()];
+            if let Some(known) = known.into_iter().flatten().find(|known| alike(&kind, known, &cloud[c])) {
+                cloud[c].clone_from(known);
+            }
+        }
+        cloud
+    }
+
+    /// A row of the cloud as it will be here, or its key and why it cannot be.
+    fn pulled(&self, row: Vec<CloudValue>, seen: i64) -> (PulledRow, Option<String>) {
+        let table = self.table.id;
+        let mut unfit = None;
+        let row: Vec<Value> = row
+            .into_iter()
+            .enumerate()
+            .map(|(c, value)| {
+                let text = self.table.is_key(c).then(|| to_text(&value)).flatten();
+                let (affinity, kind) = (self.table.columns[c].affinity(), &self.cloud.columns[c].kind);
+                if self.cloud.columns[c].generated {
+                    // It never goes back.
+                    return from_cloud(value, affinity, kind);
+                }
+                from_cloud_unchanged(value, affinity, kind).unwrap_or_else(|(stored, misfit)| {
+                    let (table, column) = (&self.table.name, &self.table.columns[c].name);
+                    unfit.get_or_insert_with(|| format!("table {table}, column {column}: {misfit}"));
+                    text.map_or(stored, Value::Text)
+                })
+            })
+            .collect();
+        let key = self.key_of(&row);
+        let row = unfit.is_none().then_some(row);
+        (PulledRow { table, key, row, seen }, unfit)
     }
 
     fn stored(&self, column: usize, value: CloudValue) -> Value {
@@ -1275,6 +1360,12 @@ impl ReadyTable {
             }
             Change::Update(changed) => {
                 let columns: Vec<usize> = (0..changed.len()).filter(|c| changed[*c]).collect();
+                // A column that the cloud computes goes along, to be compared. Alone it has nothing to go with.
+                if columns.iter().all(|c| self.cloud.columns[*c].generated) {
+                    let Some(c) = columns.iter().find(|c| row.entry.dirty[**c]) else { return Ok(None) };
+                    let (column, kind) = (self.table.columns[*c].name.clone(), &self.cloud.columns[*c].kind);
+                    return Err(NamedMisfit { column, misfit: computed_there(&stored[*c], kind) });
+                }
                 for c in &columns {
                     values[*c] = carried(*c, &stored[*c])?;
                 }

@@ -37,8 +37,8 @@ mod examine;
 use dial::{Dialer, Obstacle};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
-use crate::core::schema::{CloudColumn, CloudTable, Table};
-use crate::core::value::{CloudType, CloudValue, Wire, from_cloud, from_text};
+use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
+use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
 use crate::sql::cloud;
 use crate::sql::ident;
 use crate::sqlite::Cursor;
@@ -879,20 +879,49 @@ impl CloudSession {
             )));
         }
         let mut columns = Vec::with_capacity(table.columns.len());
-        for column in &table.columns {
+        for (c, column) in table.columns.iter().enumerate() {
             match found.get(&column.name) {
-                Some(found) if !found.generated => columns.push(found.column.clone()),
-                _ => {
+                Some(found) if !(found.column.generated && table.is_key(c)) => {
+                    columns.push(found.column.clone());
+                }
+                Some(_) => {
                     return Ok(Prepared::NotYet(format!(
-                        "the column {} of its cloud table is generated there",
+                        "the column {} of its cloud table is generated there, and belongs to the key",
+                        column.name
+                    )));
+                }
+                None => {
+                    return Ok(Prepared::NotYet(format!(
+                        "the column {} of its cloud table is gone",
                         column.name
                     )));
                 }
             }
         }
         let schema = self.cloud.options.schema.clone();
-        let mut cloud_table =
-            CloudTable { schema, name: table.name.clone(), oid, feed: true, trace: String::new(), columns };
+        let mut cloud_table = CloudTable {
+            schema,
+            name: table.name.clone(),
+            oid,
+            feed: true,
+            trace: String::new(),
+            hiding: Hiding::None,
+            columns,
+        };
+        cloud_table.hiding = self.hiding(table, &cloud_table).await?;
+        if cloud_table.hiding != Hiding::None {
+            let deletions = match cloud_table.hiding {
+                Hiding::Untold => {
+                    "; whether others deleted a row cannot be told, and so nothing is deleted here"
+                }
+                _ => "",
+            };
+            notes.push(format!(
+                "table {}: row-level security is in force for role {}: rows that it no longer shows stay here as they \
+                 were{deletions}",
+                table.name, self.cloud.options.user
+            ));
+        }
         if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
             if refusal.sqlstate.as_deref() == Some("42501") {
@@ -911,9 +940,69 @@ impl CloudSession {
         }
         if cloud_table.feed {
             let rows = self.query(include_str!("sql/postgres/trace.sql"), &[&oid], Phase::Setup).await?;
-            cloud_table.trace = rows.first().map(|row| row.get(0)).unwrap_or_default();
+            // What a change of a column's type makes of the rows, no trigger tells.
+            let types =
+                cloud_table.columns.iter().map(|column| format!("{}={}", column.number, column.exact));
+            let types = types.collect::<Vec<_>>().join(";");
+            let trace: String = rows.first().map(|row| row.get(0)).unwrap_or_default();
+            cloud_table.trace = format!("{trace}|{types}");
         }
         Ok(Prepared::Ready(cloud_table))
+    }
+
+    /// Whether row-level security may hide rows of a table from this role. Whoever owns the table lets the others know which
+    /// rows are there.
+    async fn hiding(&self, table: &Table, cloud_table: &CloudTable) -> Result<Hiding> {
+        let function = format!("{}(jsonb)", cloud::there_function(cloud_table));
+        let mut tried = false;
+        loop {
+            let sql = "SELECT relrowsecurity, row_security_active(oid), to_regprocedure($2) IS NOT NULL \
+                       FROM pg_class WHERE oid = $1";
+            let rows = self.query(sql, &[&cloud_table.oid, &function], Phase::Setup).await?;
+            let Some(row) = rows.first() else { return Ok(Hiding::None) };
+            let (enabled, active, is_told): (bool, bool, bool) = (row.get(0), row.get(1), row.get(2));
+            if !enabled || is_told || tried {
+                return Ok(match (active, is_told) {
+                    (false, _) => Hiding::None,
+                    (true, true) if self.tells(cloud_table).await? => Hiding::Told,
+                    (true, _) => Hiding::Untold,
+                });
+            }
+            tried = true;
+            if !self.owns(cloud_table).await? {
+                continue;
+            }
+            // A refusal leaves it untold, which is said.
+            let _ = self.ddl(&cloud::there(table, cloud_table)).await?;
+        }
+    }
+
+    /// Whether that function sees more than this role: it says of every key that it may be there where it does not.
+    async fn tells(&self, cloud_table: &CloudTable) -> Result<bool> {
+        let sql = format!("SELECT count(*) FROM {}('[[]]')", cloud::there_function(cloud_table));
+        let rows = self.query(&sql, &[], Phase::Setup).await?;
+        Ok(rows.first().is_some_and(|row| row.get::<_, i64>(0) == 0))
+    }
+
+    async fn owns(&self, cloud_table: &CloudTable) -> Result<bool> {
+        let sql = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $1";
+        let rows = self.query(sql, &[&cloud_table.oid], Phase::Setup).await?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
+    /// Which of the given keys, that no row was shown for, may belong to a row that row-level security hides, by position.
+    pub async fn hidden(&self, cloud_table: &CloudTable, keys: &[Vec<String>]) -> Result<HashSet<usize>> {
+        match cloud_table.hiding {
+            _ if keys.is_empty() => Ok(HashSet::new()),
+            Hiding::None => Ok(HashSet::new()),
+            Hiding::Untold => Ok((0..keys.len()).collect()),
+            Hiding::Told => {
+                let sql = format!("SELECT * FROM {}($1::text::jsonb)", cloud::there_function(cloud_table));
+                let keys = serde_json::Value::from(keys.to_vec()).to_string();
+                let rows = self.query(&sql, &[&keys], Phase::Pull).await?;
+                Ok(rows.iter().map(position).collect())
+            }
+        }
     }
 
     /// Installs the feed's triggers of a table and its partitions where they are not all there as they should be.
@@ -1224,7 +1313,12 @@ impl CloudSession {
                 })
                 .await?;
             let present: HashSet<usize> = locked.iter().map(|row| members[position(row)]).collect();
-            for member in members.iter().filter(|at| !present.contains(at)) {
+            let absent = || members.iter().filter(|at| !present.contains(at));
+            let keys: Vec<Vec<String>> = absent().map(|at| key_text(&items[*at].key)).collect();
+            if !self.hidden(cloud_table, &keys).await?.is_empty() {
+                return Err(hidden(&table.name));
+            }
+            for member in absent() {
                 if matches!(items[*member].op, Op::Update(_)) {
                     touched.insert(*member, 0);
                 }
@@ -1361,6 +1455,10 @@ impl CloudSession {
                     if !row.get::<_, Vec<i64>>("kept").is_empty() {
                         return Err(discarded(&table.name));
                     }
+                } else if let Some(place) = row.get::<_, Option<i32>>("misfit") {
+                    let place = usize::try_from(place).unwrap_or_default();
+                    let sent = value_at(position(&row), place);
+                    return Err(not_as_sent(table, cloud_table, columns[place], sent));
                 } else if row.get::<_, bool>("done") {
                     taken.stored_otherwise = true;
                 } else if first.op == Op::Insert {
@@ -1379,7 +1477,12 @@ impl CloudSession {
         for hit in &taken.hits {
             let item = &items[hit.item];
             let (table, cloud_table) = &frame.tables[item.table];
-            let Some(row) = &hit.row else { return Err(discarded(&table.name)) };
+            let Some(row) = &hit.row else {
+                return Err(match cloud_table.hiding {
+                    Hiding::None => discarded(&table.name),
+                    _ => hidden(&table.name),
+                });
+            };
             let is_same = |(part, c): (usize, &usize)| {
                 let (affinity, kind) = (table.columns[*c].affinity(), &cloud_table.columns[*c].kind);
                 let stored = |value: &CloudValue| from_cloud(value.clone(), affinity, kind);
@@ -1582,6 +1685,27 @@ impl Taken {
     }
 }
 
+/// A value that the column's type, or the cloud's own computation, makes something else of.
+fn not_as_sent(table: &Table, cloud_table: &CloudTable, column: usize, sent: &CloudValue) -> Trouble {
+    let CloudColumn { exact, generated, .. } = &cloud_table.columns[column];
+    let name = &table.columns[column].name;
+    let message = if *generated {
+        format!("column {name}: the cloud computes it, and has come to another value: it can only be read")
+    } else {
+        format!("column {name}: {}", changed_by_type(sent, exact))
+    };
+    // "Data exception".
+    Trouble::Refused { sqlstate: "22000".into(), message, constraint: None }
+}
+
+fn hidden(table: &str) -> Trouble {
+    Trouble::Refused {
+        sqlstate: "02000".into(),
+        message: format!("row-level security of the cloud table {table} hides the row"),
+        constraint: None,
+    }
+}
+
 fn discarded(table: &str) -> Trouble {
     Trouble::Refused {
         sqlstate: "02000".into(),
@@ -1616,7 +1740,6 @@ fn said(failure: &CloudFailure) -> String {
 struct FoundColumn {
     column: CloudColumn,
     demanded: bool,
-    generated: bool,
     table_oid: u32,
 }
 
@@ -1639,12 +1762,26 @@ impl From<&Row> for FoundColumn {
             "timestamp" => CloudType::Timestamp,
             "timestamptz" => CloudType::TimestampTz,
             "json" => CloudType::Json,
+            "jsonb" => CloudType::Jsonb,
             "uuid" => CloudType::Uuid,
+            "array" => {
+                let element = match row.get("element") {
+                    "number" => Element::Number,
+                    "bool" => Element::Bool,
+                    _ => Element::Text,
+                };
+                CloudType::Array(element, row.get("exact"))
+            }
             _ => CloudType::Other(cast.clone()),
         };
         Self {
-            column: CloudColumn { kind, cast, number: row.get("number") },
-            generated: row.get("generated"),
+            column: CloudColumn {
+                kind,
+                cast,
+                exact: row.get("exact"),
+                generated: row.get("generated"),
+                number: row.get("number"),
+            },
             demanded: row.get("demanded"),
             table_oid: row.get("table_oid"),
         }

@@ -30,6 +30,7 @@ mod rows;
 mod upkeep;
 mod watch;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -47,12 +48,13 @@ use rusqlite::{
 
 use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
-use crate::core::value::{Value, json_array};
+use crate::core::value::{CloudType, Value, alike, json_array};
 use crate::messages::NoteRound;
 use crate::migrations::MigrationError;
 use crate::sql::capture::{
     self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
 };
+use crate::sql::cloud::is_same_default;
 use crate::sql::{all, ident, list};
 use crate::supervision::{is_stale, patiently, progress};
 
@@ -476,6 +478,29 @@ pub struct Page {
     pub snapshot: Option<(i64, Vec<String>)>,
     /// Look-ups that the cloud answered with nothing, so that they are not asked again.
     pub absent: Vec<Lookup>,
+    /// By table: columns that may be written otherwise here than in the cloud, with the cloud's type ([`alike`]).
+    pub alike: HashMap<i64, Vec<(usize, CloudType)>>,
+    /// Rows that the cloud may only hide: they stay here as they are.
+    pub hidden: Vec<(i64, Vec<Value>)>,
+    /// Rows with a value that cannot be kept here as it is, without their contents, and why. They are set aside.
+    pub unfit: Vec<(PulledRow, String)>,
+}
+
+impl Page {
+    /// Takes a row: to be stored, or, with a reason, to be set aside.
+    pub fn put(&mut self, (pulled, unfit): (PulledRow, Option<String>)) {
+        match unfit {
+            None => self.rows.push(pulled),
+            Some(why) => self.unfit.push((pulled, why)),
+        }
+    }
+
+    /// Whether a row is on it already, whatever becomes of it.
+    pub fn knows(&self, table: i64, key: &[Value]) -> bool {
+        let mut rows = self.rows.iter().chain(self.unfit.iter().map(|(row, _)| row));
+        rows.any(|row| row.table == table && row.key == key)
+            || self.hidden.iter().any(|(hidden, hidden_key)| *hidden == table && hidden_key == key)
+    }
 }
 
 /// Rows to fetch from the cloud by the values of some columns.
@@ -1324,12 +1349,13 @@ impl Store {
     ) -> Result<()> {
         let key = format!("trace_{table}");
         let made_key = format!("made_{table}");
-        let same_trace = meta::<String>(&self.write, &key)?.as_deref() == trace;
+        let known_trace = meta::<String>(&self.write, &key)?;
+        let same_trace = is_same_trace(known_trace.as_deref(), trace);
         let tracked = self.tables.iter().find(|t| t.id == table);
         let now = tracked.zip(made).map(|(tracked, (oid, numbers))| Made::new(tracked, *oid, numbers));
         let before: Option<Made> =
             meta::<String>(&self.write, &made_key)?.and_then(|text| serde_json::from_str(&text).ok());
-        if same_trace && (now.is_none() || now == before) {
+        if known_trace.as_deref() == trace && (now.is_none() || now == before) {
             return Ok(());
         }
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -1340,13 +1366,14 @@ impl Store {
                 }
                 Some(before) => {
                     for c in tracked.data_columns() {
-                        let name = &tracked.columns[c].name;
-                        if before
-                            .columns
-                            .get(name)
-                            .is_some_and(|number| now.columns.get(name) != Some(number))
-                        {
-                            tx.execute(&capture::journal_column(tracked, &tracked.columns[c]), [])?;
+                        let column = &tracked.columns[c];
+                        let send = match before.columns.get(&column.name) {
+                            Some(number) => now.columns.get(&column.name) != Some(number),
+                            // New: what its default means here, it may not mean there.
+                            None => !is_same_default(column),
+                        };
+                        if send {
+                            tx.execute(&capture::journal_column(tracked, column), [])?;
                         }
                     }
                 }
@@ -1355,15 +1382,13 @@ impl Store {
             let text = serde_json::to_string(now).map_err(|error| StoreError::Io(error.to_string()))?;
             set_meta(&tx, &made_key, text)?;
         }
-        if same_trace {
-            commit(tx)?;
-            return Ok(());
-        }
-        tx.execute(
-            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
-            [table],
-        )?;
         set_meta(&tx, &key, trace)?;
+        if !same_trace {
+            tx.execute(
+                "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+                [table],
+            )?;
+        }
         commit(tx)?;
         Ok(())
     }
@@ -1422,6 +1447,21 @@ impl Made {
 }
 
 /// Never the same twice in a process: a store that is opened anew must not be taken for the one before it.
+/// Whether the feed's account goes on: the table and its triggers are the same, and so are the types of the columns that were
+/// known before. `triggers|number=type;…`; what older versions remembered has no types.
+fn is_same_trace(before: Option<&str>, now: Option<&str>) -> bool {
+    let (Some(before), Some(now)) = (before, now) else { return before == now };
+    let (before, types_before) = before.split_once('|').unwrap_or((before, ""));
+    let (now, types_now) = now.split_once('|').unwrap_or((now, ""));
+    let types_now: BTreeMap<&str, &str> =
+        types_now.split(';').filter_map(|one| one.split_once('=')).collect();
+    before == now
+        && types_before
+            .split(';')
+            .filter_map(|one| one.split_once('='))
+            .all(|(number, kind)| types_now.get(number).is_none_or(|now| *now == kind))
+}
+
 fn next_generation() -> u64 {
     static GENERATIONS: AtomicU64 = AtomicU64::new(1);
     GENERATIONS.fetch_add(1, Ordering::Relaxed)
@@ -2527,24 +2567,20 @@ impl<'a> Applier<'a> {
                 tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
             self.forget_aside(table, &pulled.key)?;
             if pulled.row.is_some() && paging.contains(&table.id) {
-                let sql = format!(
-                    "INSERT OR IGNORE INTO {} VALUES ({})",
-                    ident(&side_table(SEEN, table)),
-                    list(0..table.key.len(), |at| format!("?{}", at + 1))
-                );
-                self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
+                self.mark_seen(table, &pulled.key)?;
             }
             let pending = self.take_pending(table, &pulled.key)?;
             let local = read_row(self.tx, table, &pulled.key)?;
+            let row = self.as_written_here(pulled, local.as_deref(), pending.as_ref());
             let action = match pending {
-                None => match (&local, &pulled.row) {
+                None => match (&local, &row) {
                     (Some(local), Some(cloud)) => differing(table, local, cloud),
                     (Some(_), None) => Local::Delete,
                     (None, Some(_)) => Local::Insert,
                     (None, None) => Local::Keep,
                 },
                 Some(entry) => {
-                    let merged = merge(table, entry, local.as_deref(), pulled.row.as_deref(), pulled.seen);
+                    let merged = merge(table, entry, local.as_deref(), row.as_deref(), pulled.seen);
                     if let Some(entry) = merged.entry {
                         put_entry(self.tx, table, JOURNAL, &pulled.key, &entry)?;
                     }
@@ -2554,7 +2590,7 @@ impl<'a> Applier<'a> {
                 }
             };
             // The row as it should be here: what is pending in it stays.
-            let target = match (&action, local, &pulled.row) {
+            let target = match (&action, local, &row) {
                 (Local::Delete, Some(local), _) => {
                     deleted.push((pulled, local));
                     continue;
@@ -2563,7 +2599,7 @@ impl<'a> Applier<'a> {
                     columns.iter().for_each(|c| row[*c].clone_from(&cloud[*c]));
                     row
                 }
-                (Local::Insert, _, Some(cloud)) => cloud.clone(),
+                (Local::Insert, _, Some(cloud)) => cloud.to_vec(),
                 _ => continue,
             };
             if !self.perform(pulled, &action, &target)? {
@@ -2575,7 +2611,52 @@ impl<'a> Applier<'a> {
         for pulled in &self.page.rows {
             self.check_parents(pulled, &mut missing)?;
         }
+        for (table, key) in &self.page.hidden {
+            let table = self.table(*table)?;
+            self.forget_aside(table, key)?;
+            if paging.contains(&table.id) {
+                self.mark_seen(table, key)?;
+            }
+        }
+        for (pulled, reason) in &self.page.unfit {
+            let table = self.table(pulled.table)?;
+            self.forget_aside(table, &pulled.key)?;
+            if paging.contains(&table.id) {
+                self.mark_seen(table, &pulled.key)?;
+            }
+            self.put_aside(pulled, reason)?;
+        }
         Ok(missing)
+    }
+
+    /// The snapshot has shown this row.
+    fn mark_seen(&self, table: &Table, key: &[Value]) -> Result<()> {
+        let sql = format!(
+            "INSERT OR IGNORE INTO {} VALUES ({})",
+            ident(&side_table(SEEN, table)),
+            list(0..table.key.len(), param)
+        );
+        self.tx.prepare_cached(&sql)?.execute(params_from_iter(key))?;
+        Ok(())
+    }
+
+    /// The cloud's row, in the words of this file where it says the same: of its row, or of what that was before the edit
+    /// that is pending.
+    fn as_written_here<'r>(
+        &self,
+        pulled: &'r PulledRow,
+        local: Option<&[Value]>,
+        pending: Option<&Entry>,
+    ) -> Option<Cow<'r, [Value]>> {
+        let mut row = Cow::Borrowed(pulled.row.as_deref()?);
+        for (c, kind) in self.page.alike.get(&pulled.table).into_iter().flatten() {
+            let base = pending.filter(|entry| entry.known && entry.dirty[*c]).map(|entry| &entry.base[*c]);
+            let known = [local.map(|local| &local[*c]), base];
+            if let Some(known) = known.into_iter().flatten().find(|known| alike(kind, known, &row[*c])) {
+                row.to_mut()[*c].clone_from(known);
+            }
+        }
+        Some(row)
     }
 
     fn table(&self, id: i64) -> Result<&'a Table> {

@@ -456,7 +456,7 @@ async fn what_does_not_fit_is_reported() {
             "demands a value for owner",
         ),
         (
-            "CREATE TABLE item (id int8 PRIMARY KEY, name text, n int8 GENERATED ALWAYS AS (1) STORED)",
+            "CREATE TABLE item (id int8 GENERATED ALWAYS AS (1) STORED PRIMARY KEY, name text, n int8)",
             "is generated",
         ),
         ("CREATE VIEW item AS SELECT 1::int8 AS id, ''::text AS name, 1 AS n", "already exists"),

@@ -103,8 +103,21 @@ pub struct CloudTable {
     /// What the feed's account of it rests on: the table and its triggers, by number. Another value means that something
     /// may have happened unseen.
     pub trace: String,
+    /// Whether rows that it does not show may be there all the same.
+    pub hiding: Hiding,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
+}
+
+/// What row-level security does to this role in a table of the cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hiding {
+    /// Nothing: a row that is not shown is not there.
+    None,
+    /// It may hide rows, and the cloud tells whether a row is there.
+    Told,
+    /// It may hide rows, and nobody tells.
+    Untold,
 }
 
 /// A column of a cloud table.
@@ -114,6 +127,10 @@ pub struct CloudColumn {
     pub kind: CloudType,
     /// The type's name without length or precision, for casts that must not round.
     pub cast: String,
+    /// The type's name with them, for telling what the column makes of a value.
+    pub exact: String,
+    /// Whether the cloud computes it: it is read, and never written.
+    pub generated: bool,
     /// PostgreSQL's number of the column, which one that is dropped and added again does not keep.
     pub number: i16,
 }

@@ -1,10 +1,67 @@
 //! Values on their way: what SQLite stores, what PostgreSQL's column can hold, and the promise between them.
 //!
-//! The invariant of this module: whatever [`to_cloud`] lets through comes back from [`from_cloud`] identical,
-//! storage class included ([`Value::identical`]). What cannot do that is a [`Misfit`], and its row is parked
-//! before anything is sent.
+//! The invariants of this module:
+//! - V1: whatever [`to_cloud`] lets through comes back from [`from_cloud`] identical, storage class included
+//!   ([`Value::identical`]), or in another notation of the same value that the file then does not take over ([`alike`]). What
+//!   cannot do that is a [`Misfit`], and its row is parked before anything is sent.
+//! - V2: whatever [`from_cloud_unchanged`] lets through goes back as it came. What cannot is a [`Misfit`] as well, and its row is
+//!   set aside (`_tidewater_aside_N`), because a column here would make something else of it.
+//!
+//! Where only PostgreSQL knows what a type makes of a text (an address, a period of time, a length), it is asked in the round
+//! itself: a row whose value it would change is refused and parked like any other.
+//!
+//! # Tables that Tidewater creates
+//!
+//! `tests/types.rs` puts values through every row of these two tables and compares it with what is said here.
+//!
+//! | declared here | column in the cloud | fits | parks |
+//! | --- | --- | --- | --- |
+//! | `INTEGER`, `INT`, `TINYINT`, `TINYINT(1)`, `SMALLINT`, `MEDIUMINT`, `BIGINT`, `BIGINT UNSIGNED`, `UNSIGNED BIG INT`, `INT2`, `INT8`, any name with `INT` | `bigint` | every integer | fractions, text, blobs |
+//! | `REAL`, `FLOAT`, `DOUBLE`, `DOUBLE PRECISION`, any name with `REAL`, `FLOA`, `DOUB` | `double precision` | every real, infinities; NaN, which SQLite stores as NULL; the word `NaN` | other text, blobs |
+//! | `TEXT`, `VARCHAR(255)`, `VARCHAR(3)`, `CHARACTER(20)`, `CHAR(2)`, `NCHAR(55)`, `NVARCHAR(100)`, `CLOB`, `TINYTEXT`, any name with `TEXT`, `CHAR`, `CLOB` | `text` | every text of whatever length, as SQLite does not look at it | NUL characters, what is not UTF-8, blobs |
+//! | `BLOB`, `LONGBLOB`, any name with `BLOB` | `bytea` | every blob | anything else |
+//! | `BOOLEAN`, `BOOL` | `boolean` | 0, 1 | 2, `'true'` |
+//! | `DATE` | `date` | `2024-02-29`, `infinity`, `0044-03-15 BC` | julian days, seconds since 1970, other notations |
+//! | `DATETIME`, `TIMESTAMP`, `DATETIME(6)` | `timestamp without time zone` | `2024-02-29 23:59:59.25` | a `T`, a zone, a zero at the end of the fraction, numbers |
+//! | `NUMERIC(10,2)`, `DECIMAL(10, 2)` | `numeric(10,2)` | numbers of at most so many digits | longer ones, infinities, text |
+//! | `NUMERIC`, `DECIMAL`, `NUMBER`, `NUM`, `MONEY` | `numeric` | every finite number; the words `NaN`, `Infinity` | infinities, other text |
+//! | `JSON` | `json` | JSON, to the last blank; numbers | what is no JSON |
+//! | `UUID` | `uuid` | lower case with hyphens | other notations |
+//! | `STRING`, `TIME`, `TIMESTAMPTZ`, `JSONB`, `ENUM`, `BIT`, `DEC(10,2)`, `YEAR`, any other name | `text` | text; numbers, which SQLite makes of texts that look like one | infinities, blobs |
+//! | no type | `text` | text | numbers, blobs |
+//!
+//! # Tables that are there already
+//!
+//! The class is that of a column here that is declared accordingly. Any other declared type does as well, as long as it keeps
+//! what comes: `TEXT` keeps everything but bytes, as text, while `INTEGER` and `NUMERIC` make 7 of `007`, and a real of a number with more
+//! digits than a real has; such rows are set aside, with the reason.
+//!
+//! | column in the cloud | class here | form here, and what parks |
+//! | --- | --- | --- |
+//! | `smallint`, `integer`, `bigint`, `oid` | integer | numbers beyond its range park |
+//! | `real`, `double precision` | real | a number that `real` would round parks; NaN is the text `NaN` |
+//! | `numeric` | integer or real, or text in a column declared `TEXT` | a number that the column would round parks; in a `TEXT` column the file keeps its own notation (`1.5`) beside the cloud's (`1.50`) |
+//! | `text`, `citext`, `name`, `"char"`, enum | text | unknown words and overlong names park |
+//! | `character varying` | text | longer texts park, also if only by blanks |
+//! | `character` | text | without the blanks that fill it up; with them it parks |
+//! | domain | the class of the type that it is of | what its check refuses parks |
+//! | `boolean` | integer | 0 and 1; anything else parks |
+//! | `bytea` | blob | text parks |
+//! | `date`, `timestamp`, `timestamptz`, `time`, `timetz`, `interval` | text | PostgreSQL's ISO notation, zones in UTC (`2024-02-29 23:59:59+00`); other notations park |
+//! | `json`, `xml` | text | to the last blank |
+//! | `jsonb` | text | any notation: the file keeps its own, the cloud writes its own |
+//! | `integer[]`, `double precision[]`, `numeric[]`, `boolean[]`, `text[]`, `date[]`, `jsonb[]`, `character varying[]` | text | a JSON array; elements that JSON has no word for are strings of PostgreSQL's text; with bounds of its own (`[0:1]={1,2}`) PostgreSQL's literal |
+//! | `uuid` | text | lower case with hyphens; other notations park |
+//! | `inet`, `cidr`, `macaddr`, `bit`, `bit varying`, `money`, `int4range`, `hstore`, `tsvector`, `point`, `box`, `pg_lsn`, composite | text | PostgreSQL's text; other notations park |
+//!
+//! A column that the cloud computes (`GENERATED ALWAYS AS … STORED`) is read and never written: it may be left out here, and whoever
+//! writes another value into it is told. Identity columns take the keys that are made here; the cloud's own sequence knows nothing of
+//! them, so that its range has to be another one (`START WITH`). A column that only the cloud has needs to be
+//! nullable or to have a default.
 
 use std::fmt;
+
+mod json;
 
 /// A value as SQLite stores it.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,8 +84,8 @@ impl Value {
     /// Equal in storage class and content: `1` is not `1.0`, `abc` is not `ABC`, whatever the collation.
     pub fn identical(&self, other: &Value) -> bool {
         match (self, other) {
-            // Bits, so that the comparison is an equivalence; SQLite itself keeps no negative zero.
-            (Value::Real(a), Value::Real(b)) => a.to_bits() == b.to_bits() || (*a == 0.0 && *b == 0.0),
+            // Bits: a column without a type keeps a negative zero.
+            (Value::Real(a), Value::Real(b)) => a.to_bits() == b.to_bits(),
             (a, b) => a == b,
         }
     }
@@ -128,10 +185,25 @@ pub enum CloudType {
     TimestampTz,
     /// `json`: its text is kept as it is.
     Json,
+    /// `jsonb`: its text is PostgreSQL's own.
+    Jsonb,
     /// `uuid`.
     Uuid,
+    /// An array, by the name of its type: JSON here, PostgreSQL's literal on the wire.
+    Array(Element, String),
     /// Anything else, by PostgreSQL's name of it: carried as its text.
     Other(String),
+}
+
+/// What JSON makes of an array's elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// Numbers; those that JSON does not know (`NaN`) are strings.
+    Number,
+    /// `true` and `false`.
+    Bool,
+    /// Strings of PostgreSQL's text.
+    Text,
 }
 
 /// How a value crosses the wire: the element type of the array that carries a column.
@@ -178,9 +250,29 @@ impl CloudType {
             Self::Timestamp => "timestamp".into(),
             Self::TimestampTz => "timestamptz".into(),
             Self::Json => "json".into(),
+            Self::Jsonb => "jsonb".into(),
             Self::Uuid => "uuid".into(),
-            Self::Other(name) => name.clone(),
+            Self::Array(_, name) | Self::Other(name) => name.clone(),
         }
+    }
+
+    /// Whether a value may be written in more than one way here ([`alike`]).
+    pub fn has_notations(&self) -> bool {
+        matches!(self, Self::Numeric(_) | Self::Float4 | Self::Float8 | Self::Jsonb | Self::Array(..))
+    }
+
+    /// The type with the form that its values have here, where not every text will do.
+    pub fn in_words(&self) -> String {
+        let form = match self {
+            Self::Bool => " (0 or 1)",
+            Self::Date => " (as text, YYYY-MM-DD)",
+            Self::Timestamp => " (as text, YYYY-MM-DD HH:MM:SS, a fraction without zeros at its end)",
+            Self::TimestampTz => " (as text, YYYY-MM-DD HH:MM:SS+00, a fraction without zeros at its end)",
+            Self::Uuid => " (lower case, with hyphens)",
+            Self::Array(..) => " (as a JSON array)",
+            _ => "",
+        };
+        format!("{}{form}", self.sql())
     }
 
     /// The type that a declared SQLite type gets in a table that Tidewater creates.
@@ -202,7 +294,7 @@ impl CloudType {
             "JSON" => return Self::Json,
             "UUID" => return Self::Uuid,
             "NUMERIC" | "DECIMAL" => return Self::Numeric(precision_and_scale(arguments)),
-            "NUMBER" | "MONEY" => return Self::Numeric(None),
+            "NUM" | "NUMBER" | "MONEY" => return Self::Numeric(None),
             _ => {}
         }
         if name.contains("INT") {
@@ -250,9 +342,9 @@ pub enum CloudValue {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{found} cannot be carried unchanged by a column of type {wanted}")]
 pub struct Misfit {
-    /// What SQLite holds, in words.
+    /// What there is, in words.
     pub found: String,
-    /// The type of PostgreSQL's column.
+    /// The type of the column that should hold it, with what would fit.
     pub wanted: String,
 }
 
@@ -293,29 +385,46 @@ impl Affinity {
     pub fn store(self, value: Value) -> Value {
         match (self, value) {
             (Self::Text, Value::Integer(i)) => Value::Text(i.to_string()),
-            (Self::Numeric | Self::Real, Value::Text(text)) => match (looks_like_number(&text), self) {
-                (None, _) => Value::Text(text),
-                (Some(number), Self::Real) => Self::Real.store(number),
-                (Some(number), _) => Self::Numeric.store(number),
+            // Not what SQLite would write, which keeps fifteen digits: text is what such a column is given.
+            (Self::Text, Value::Real(r)) => Value::Text(real_text(r)),
+            (Self::Numeric | Self::Real, Value::Text(text)) => match looks_like_number(&text) {
+                None => Value::Text(text),
+                Some(number) => self.store(number),
             },
             #[expect(clippy::cast_precision_loss, reason = "SQLite's own conversion loses the same")]
             (Self::Real, Value::Integer(i)) => Value::Real(i as f64),
+            // A negative zero is stored as the integer that it is.
+            (Self::Real, Value::Real(r)) => Value::Real(r + 0.0),
             (Self::Numeric, Value::Real(r)) => whole(r).map_or(Value::Real(r), Value::Integer),
             (_, value) => value,
         }
     }
+
+    /// A declared type with this affinity, for people.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "TEXT",
+            Self::Numeric => "NUMERIC",
+            Self::Real => "REAL",
+            Self::Blob => "BLOB",
+        }
+    }
 }
 
-/// The integer that a real is, if it is one that both can hold exactly.
+/// The integer that SQLite makes of a real, if it is one (`sqlite3VdbeIntegerAffinity`).
 fn whole(real: f64) -> Option<i64> {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
-    (real.fract() == 0.0 && real.abs() <= EXACT).then_some(real as i64)
+    #[expect(clippy::cast_possible_truncation, reason = "whether it is the same number is the question")]
+    let integer = real as i64;
+    #[expect(clippy::cast_precision_loss, reason = "the same")]
+    let same = integer as f64 == real;
+    // The cast saturates at both ends.
+    (same && integer > i64::MIN && integer < i64::MAX).then_some(integer)
 }
 
 /// A well-formed integer or real literal, blanks around it allowed.
 fn looks_like_number(text: &str) -> Option<Value> {
-    let literal = text.trim_matches(|c: char| c.is_ascii_whitespace());
+    // C's blanks: Rust's leave out the vertical tab.
+    let literal = text.trim_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
     let digits = literal.strip_prefix(['+', '-']).unwrap_or(literal);
     let plausible = digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         && digits.bytes().any(|b| b.is_ascii_digit())
@@ -326,54 +435,154 @@ fn looks_like_number(text: &str) -> Option<Value> {
     if let Ok(integer) = literal.parse::<i64>() {
         return Some(Value::Integer(integer));
     }
-    literal.parse::<f64>().ok().filter(|real| real.is_finite()).map(Value::Real)
+    literal.parse::<f64>().ok().map(Value::Real)
+}
+
+/// A real as text that no digit is missing from, in PostgreSQL's words where it is no number.
+fn real_text(real: f64) -> String {
+    if real.is_nan() {
+        "NaN".into()
+    } else if real.is_infinite() {
+        if real > 0.0 { "Infinity".into() } else { "-Infinity".into() }
+    } else {
+        real.to_string()
+    }
 }
 
 /// The wire form of a value of a column with this affinity, or why there is none that would come back identical.
+///
+/// "Identical" has one exception, [`alike`]: what such a column may write otherwise, the device that wrote it keeps.
 pub fn to_cloud(value: &Value, affinity: Affinity, to: &CloudType) -> Result<CloudValue, Misfit> {
-    let misfit = || Misfit { found: describe(value), wanted: to.sql() };
-    let carried = match (to, value) {
+    let misfit = || Misfit { found: describe(value), wanted: to.in_words() };
+    let carried = wire_form(value, to).ok_or_else(misfit)?;
+    // The invariant, asked of every value rather than trusted: a Real that is a whole number, for one, comes
+    // back from a numeric column as an Integer.
+    let back = from_cloud(carried.clone(), affinity, to);
+    if back.identical(value) || alike(to, value, &back) { Ok(carried) } else { Err(misfit()) }
+}
+
+/// [`to_cloud`] for a key, which has to come back byte for byte.
+///
+/// # Errors
+/// As there.
+pub fn key_to_cloud(value: &Value, affinity: Affinity, to: &CloudType) -> Result<CloudValue, Misfit> {
+    let carried = to_cloud(value, affinity, to)?;
+    // PostgreSQL writes a number with the scale of its column, whatever was sent.
+    let is_written_so = match (to, value) {
+        (CloudType::Numeric(Some((_, scale))), Value::Text(text)) => {
+            text.split_once('.').map_or(0, |(_, fraction)| fraction.len()) == usize::from(*scale)
+        }
+        _ => true,
+    };
+    if is_written_so && from_cloud(carried.clone(), affinity, to).identical(value) {
+        return Ok(carried);
+    }
+    Err(Misfit { found: describe(value), wanted: to.in_words() })
+}
+
+/// The text of a key that no column here can keep, where PostgreSQL takes it for one.
+pub fn as_text_key(value: &Value, to: &CloudType) -> Option<String> {
+    match (to, value) {
+        (CloudType::Text, Value::Text(text)) if !text.contains('\0') => Some(text.clone()),
+        (CloudType::Numeric(_), Value::Text(text)) => json::number(text).map(|_| text.clone()),
+        _ => None,
+    }
+}
+
+/// What to try: whether it comes back identical is for [`to_cloud`] to ask.
+fn wire_form(value: &Value, to: &CloudType) -> Option<CloudValue> {
+    Some(match (to, value) {
         (_, Value::Null) => CloudValue::Null,
-        (CloudType::Int2, Value::Integer(i)) if i16::try_from(*i).is_ok() => CloudValue::Int(*i),
-        (CloudType::Int4, Value::Integer(i)) if i32::try_from(*i).is_ok() => CloudValue::Int(*i),
+        (CloudType::Int2, Value::Integer(i)) => CloudValue::Int(i16::try_from(*i).ok()?.into()),
+        (CloudType::Int4, Value::Integer(i)) => CloudValue::Int(i32::try_from(*i).ok()?.into()),
         (CloudType::Int8, Value::Integer(i)) => CloudValue::Int(*i),
+        // A column that is declared REAL holds whole numbers as reals, one declared TEXT as text.
+        (CloudType::Int2 | CloudType::Int4 | CloudType::Int8, Value::Real(r)) => {
+            wire_form(&Value::Integer(whole(*r)?), to)?
+        }
+        (CloudType::Int2 | CloudType::Int4 | CloudType::Int8, Value::Text(text)) => {
+            wire_form(&Value::Integer(text.parse().ok()?), to)?
+        }
         (CloudType::Float8, Value::Real(r)) => CloudValue::Float(*r),
         #[expect(clippy::cast_possible_truncation, reason = "whether it truncates is the question")]
         (CloudType::Float4, Value::Real(r)) if f64::from(*r as f32) == *r => CloudValue::Float(*r),
-        (CloudType::Bool, Value::Integer(i @ (0 | 1))) => CloudValue::Bool(*i == 1),
-        (CloudType::Bytea, Value::Blob(bytes)) => CloudValue::Bytes(bytes.clone()),
-        (CloudType::Numeric(limits), Value::Integer(_) | Value::Real(_)) => {
-            let text = match value {
-                Value::Real(r) if !r.is_finite() => return Err(misfit()),
-                Value::Real(r) => format!("{r}"),
-                Value::Integer(i) => i.to_string(),
-                _ => return Err(misfit()),
-            };
-            if limits.is_some_and(|limits| !fits_numeric(&text, limits)) {
-                return Err(misfit());
-            }
-            CloudValue::Text(text)
+        #[expect(clippy::cast_precision_loss, reason = "whether it loses anything is asked when it is back")]
+        (CloudType::Float4 | CloudType::Float8, Value::Integer(i)) => wire_form(&Value::Real(*i as f64), to)?,
+        // SQLite has no NaN, and keeps the word in whatever column.
+        (CloudType::Float4 | CloudType::Float8, Value::Text(text)) if text == "NaN" => {
+            CloudValue::Float(f64::NAN)
         }
-        (CloudType::Date, Value::Text(text)) if is_date(text) => CloudValue::Text(text.clone()),
-        (CloudType::Timestamp, Value::Text(text)) if is_timestamp(text) => CloudValue::Text(text.clone()),
-        (CloudType::TimestampTz, Value::Text(text)) if text.strip_suffix("+00").is_some_and(is_timestamp) => {
+        (CloudType::Float4 | CloudType::Float8, Value::Text(text)) => {
+            wire_form(&Value::Real(text.parse().ok()?), to)?
+        }
+        (CloudType::Bool, Value::Integer(i @ (0 | 1))) => CloudValue::Bool(*i == 1),
+        (CloudType::Bool, Value::Real(r)) => wire_form(&Value::Integer(whole(*r)?), to)?,
+        (CloudType::Bool, Value::Text(text)) => wire_form(&Value::Integer(text.parse().ok()?), to)?,
+        (CloudType::Bytea, Value::Blob(bytes)) => CloudValue::Bytes(bytes.clone()),
+        (CloudType::Numeric(limits), _) => CloudValue::Text(numeric(value, *limits)?),
+        (CloudType::Date, Value::Text(text)) if is_moment(text, is_date) => CloudValue::Text(text.clone()),
+        (CloudType::Timestamp, Value::Text(text)) if is_moment(text, is_timestamp) => {
+            CloudValue::Text(text.clone())
+        }
+        (CloudType::TimestampTz, Value::Text(text)) if is_moment(text, is_timestamp_in_utc) => {
             CloudValue::Text(text.clone())
         }
         (CloudType::Uuid, Value::Text(text)) if is_uuid(text) => CloudValue::Text(text.clone()),
-        // A column that is declared JSON has numeric affinity: a bare number in it is stored as one.
-        (CloudType::Json, Value::Integer(i)) => CloudValue::Text(i.to_string()),
-        (CloudType::Json, Value::Real(r)) if r.is_finite() => CloudValue::Text(r.to_string()),
+        (CloudType::Array(element, _), Value::Text(text)) if !text.contains('\0') => {
+            CloudValue::Text(json::to_array(text, *element).unwrap_or_else(|| text.clone()))
+        }
+        // Columns with numeric affinity hold numbers where the text looks like one.
+        (CloudType::Text | CloudType::Json | CloudType::Jsonb | CloudType::Other(_), Value::Integer(i)) => {
+            CloudValue::Text(i.to_string())
+        }
+        (CloudType::Text | CloudType::Json | CloudType::Jsonb | CloudType::Other(_), Value::Real(r))
+            if r.is_finite() =>
+        {
+            CloudValue::Text(r.to_string())
+        }
         // PostgreSQL has no NUL character in text.
-        (CloudType::Text | CloudType::Json | CloudType::Other(_), Value::Text(text))
+        (CloudType::Text | CloudType::Json | CloudType::Jsonb | CloudType::Other(_), Value::Text(text))
             if !text.contains('\0') =>
         {
             CloudValue::Text(text.clone())
         }
-        _ => return Err(misfit()),
+        _ => return None,
+    })
+}
+
+/// A value of a NUMERIC column as PostgreSQL reads it.
+fn numeric(value: &Value, limits: Option<(u16, u16)>) -> Option<String> {
+    let text = match value {
+        Value::Integer(i) => i.to_string(),
+        Value::Real(r) if r.is_finite() => r.to_string(),
+        Value::Text(text) if matches!(text.as_str(), "NaN" | "Infinity" | "-Infinity") => {
+            return Some(text.clone());
+        }
+        Value::Text(text) if !text.contains(['e', 'E']) => {
+            json::number(text)?;
+            text.clone()
+        }
+        _ => return None,
     };
-    // The invariant, asked of every value rather than trusted: a Real that is a whole number, for one, comes
-    // back from a numeric column as an Integer.
-    if from_cloud(carried.clone(), affinity, to).identical(value) { Ok(carried) } else { Err(misfit()) }
+    limits.is_none_or(|limits| fits_numeric(&text, limits)).then_some(text)
+}
+
+/// Whether a data column may keep `local` where the cloud has `cloud`: the same number, or the same JSON, written otherwise,
+/// in columns whose type writes in a way of its own. Such a difference is nobody's edit.
+pub fn alike(of: &CloudType, local: &Value, cloud: &Value) -> bool {
+    let (Value::Text(local), Value::Text(cloud)) = (local, cloud) else { return false };
+    match of {
+        CloudType::Numeric(_) | CloudType::Float4 | CloudType::Float8 => {
+            json::number(local).is_some_and(|number| json::number(cloud) == Some(number))
+        }
+        CloudType::Jsonb | CloudType::Array(..) => json::is_same(local, cloud),
+        _ => false,
+    }
+}
+
+/// Whether PostgreSQL would take a text for JSON.
+pub fn is_json(text: &str) -> bool {
+    json::is_same(text, text)
 }
 
 /// The value that a SQLite column of this affinity stores for what a cloud column holds.
@@ -381,16 +590,64 @@ pub fn from_cloud(value: CloudValue, affinity: Affinity, from: &CloudType) -> Va
     affinity.store(match value {
         CloudValue::Null => Value::Null,
         CloudValue::Int(i) => Value::Integer(i),
-        // NaN exists in PostgreSQL only; SQLite's own rule for it is NULL.
-        CloudValue::Float(r) if r.is_nan() => Value::Null,
+        // SQLite would make NULL of it.
+        CloudValue::Float(r) if r.is_nan() => Value::Text("NaN".into()),
         CloudValue::Float(r) => Value::Real(r),
         CloudValue::Bool(b) => Value::Integer(b.into()),
         CloudValue::Bytes(bytes) => Value::Blob(bytes),
         CloudValue::Text(text) => match from {
-            CloudType::Numeric(_) => number(text),
+            CloudType::Numeric(_) if affinity != Affinity::Text => number(text),
+            CloudType::Array(element, _) => Value::Text(json::from_array(&text, *element).unwrap_or(text)),
             _ => Value::Text(text),
         },
     })
+}
+
+/// [`from_cloud`], unless what the column stores would go back as something else.
+///
+/// # Errors
+/// With what the column would store, and with what it cannot keep, and which one could.
+pub fn from_cloud_unchanged(
+    value: CloudValue,
+    affinity: Affinity,
+    from: &CloudType,
+) -> Result<Value, (Value, Misfit)> {
+    if is_kept(affinity, from) {
+        return Ok(from_cloud(value, affinity, from));
+    }
+    let stored = from_cloud(value.clone(), affinity, from);
+    let goes_back = to_cloud(&stored, affinity, from).is_ok_and(|back| match (&back, &value) {
+        (CloudValue::Float(back), CloudValue::Float(there)) => {
+            back == there || (back.is_nan() && there.is_nan())
+        }
+        (CloudValue::Text(back), CloudValue::Text(there)) if matches!(from, CloudType::Numeric(_)) => {
+            back == there || json::number(back).is_some_and(|number| json::number(there) == Some(number))
+        }
+        (back, there) => back == there,
+    });
+    if goes_back {
+        return Ok(stored);
+    }
+    let found = match &value {
+        CloudValue::Text(text) => {
+            format!("the cloud's {} of {} characters", from.sql(), text.chars().count())
+        }
+        _ => format!("the cloud's {}", from.sql()),
+    };
+    Err((stored, Misfit { found, wanted: format!("{} here (TEXT would do)", affinity.name()) }))
+}
+
+/// Whether every value of such a cloud column goes back from such a column as it came: what need not be tried.
+fn is_kept(affinity: Affinity, from: &CloudType) -> bool {
+    match from {
+        CloudType::Int2 | CloudType::Int4 | CloudType::Bool | CloudType::Bytea => true,
+        CloudType::Int8 => affinity != Affinity::Real,
+        CloudType::Float4 | CloudType::Float8 => matches!(affinity, Affinity::Real | Affinity::Blob),
+        CloudType::Text | CloudType::Json | CloudType::Jsonb | CloudType::Other(_) => {
+            matches!(affinity, Affinity::Text | Affinity::Blob)
+        }
+        _ => false,
+    }
 }
 
 /// The wire form as PostgreSQL's text of it, in which keys are named in the feed and sent for look-ups.
@@ -409,6 +666,8 @@ pub fn to_text(value: &CloudValue) -> Option<String> {
 pub fn from_text(text: &str, from: &CloudType) -> Option<CloudValue> {
     Some(match from.wire() {
         Wire::Int8 => CloudValue::Int(text.parse().ok()?),
+        // As short as tells it from other such numbers, not from all.
+        Wire::Float8 if *from == CloudType::Float4 => CloudValue::Float(text.parse::<f32>().ok()?.into()),
         Wire::Float8 => CloudValue::Float(text.parse().ok()?),
         Wire::Bool => CloudValue::Bool(text.parse().ok()?),
         Wire::Text => CloudValue::Text(text.to_owned()),
@@ -420,8 +679,8 @@ pub fn from_text(text: &str, from: &CloudType) -> Option<CloudValue> {
     })
 }
 
-/// What a NUMERIC column of SQLite makes of a decimal: an integer where it is one, else a real, and text where
-/// neither would hold it.
+/// What SQLite's number of a decimal is: an integer where it is one, a real where that has all its digits, and text
+/// where neither would hold it.
 fn number(text: String) -> Value {
     let whole = match text.split_once('.') {
         Some((whole, fraction)) if fraction.bytes().all(|b| b == b'0') => whole,
@@ -431,7 +690,9 @@ fn number(text: String) -> Value {
         return Value::Integer(integer);
     }
     match text.parse::<f64>() {
-        Ok(real) if real.is_finite() => Value::Real(real),
+        Ok(real) if real.is_finite() && json::number(&real.to_string()) == json::number(&text) => {
+            Value::Real(real)
+        }
         _ => Value::Text(text),
     }
 }
@@ -441,6 +702,24 @@ fn fits_numeric(text: &str, (precision, scale): (u16, u16)) -> bool {
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let whole = whole.trim_start_matches('0').len();
     fraction.len() <= usize::from(scale) && whole <= usize::from(precision - scale)
+}
+
+/// A value for a column that the cloud computes.
+pub fn computed_there(value: &Value, kind: &CloudType) -> Misfit {
+    Misfit { found: describe(value), wanted: format!("{}, which the cloud computes", kind.sql()) }
+}
+
+/// A value that a type accepts and changes.
+pub fn changed_by_type(sent: &CloudValue, type_name: &str) -> Misfit {
+    let found = match sent {
+        CloudValue::Null => "NULL".into(),
+        CloudValue::Int(i) => format!("the integer {i}"),
+        CloudValue::Float(r) => format!("the real {r}"),
+        CloudValue::Bool(b) => b.to_string(),
+        CloudValue::Text(text) => format!("a text of {} characters", text.chars().count()),
+        CloudValue::Bytes(bytes) => format!("a blob of {} bytes", bytes.len()),
+    };
+    Misfit { found, wanted: type_name.to_owned() }
 }
 
 fn describe(value: &Value) -> String {
@@ -456,14 +735,23 @@ fn describe(value: &Value) -> String {
     }
 }
 
-/// `YYYY-MM-DD`, a day that exists: the form in which PostgreSQL gives a date back.
+/// One of PostgreSQL's own words for the ends of time, or a moment before or after the year 0, in the given form.
+fn is_moment(text: &str, form: impl Fn(&str) -> bool) -> bool {
+    matches!(text, "infinity" | "-infinity") || form(text.strip_suffix(" BC").unwrap_or(text))
+}
+
+/// `YYYY-MM-DD`, a day that exists: the form in which PostgreSQL gives a date back. Years beyond 9999 have more digits.
 fn is_date(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    if bytes.len() != 10 || bytes[4] != b'-' || bytes[7] != b'-' {
+    let Some((year, rest)) = text.split_once('-') else { return false };
+    let (year_digits, rest) = (year.as_bytes(), rest.as_bytes());
+    if !(4..=7).contains(&year_digits.len())
+        || (year_digits.len() > 4 && year_digits[0] == b'0')
+        || rest.len() != 5
+        || rest[2] != b'-'
+    {
         return false;
     }
-    let (Some(year), Some(month), Some(day)) =
-        (digits(&bytes[..4]), digits(&bytes[5..7]), digits(&bytes[8..]))
+    let (Some(year), Some(month), Some(day)) = (digits(year_digits), digits(&rest[..2]), digits(&rest[3..]))
     else {
         return false;
     };
@@ -480,23 +768,26 @@ fn is_date(text: &str) -> bool {
 /// `YYYY-MM-DD HH:MM:SS`, with up to six fractional digits of which the last is no zero: the one form in which
 /// PostgreSQL gives a timestamp back.
 fn is_timestamp(text: &str) -> bool {
-    let (Some(date), Some(time)) = (text.get(..10), text.get(10..)) else { return false };
+    let Some((date, time)) = text.split_once(' ') else { return false };
     let (clock, fraction) = match time.split_once('.') {
         Some((clock, fraction)) => (clock, Some(fraction)),
         None => (time, None),
     };
     let bytes = clock.as_bytes();
-    let clock_fits = bytes.len() == 9
-        && bytes[0] == b' '
-        && bytes[3] == b':'
-        && bytes[6] == b':'
-        && digits(&bytes[1..3]).is_some_and(|hour| hour < 24)
-        && digits(&bytes[4..6]).is_some_and(|minute| minute < 60)
-        && digits(&bytes[7..]).is_some_and(|second| second < 60);
+    let clock_fits = bytes.len() == 8
+        && bytes[2] == b':'
+        && bytes[5] == b':'
+        && digits(&bytes[..2]).is_some_and(|hour| hour < 24)
+        && digits(&bytes[3..5]).is_some_and(|minute| minute < 60)
+        && digits(&bytes[6..]).is_some_and(|second| second < 60);
     let fraction_fits = fraction.is_none_or(|f| {
         (1..=6).contains(&f.len()) && f.bytes().all(|b| b.is_ascii_digit()) && !f.ends_with('0')
     });
     is_date(date) && clock_fits && fraction_fits
+}
+
+fn is_timestamp_in_utc(text: &str) -> bool {
+    text.strip_suffix("+00").is_some_and(is_timestamp)
 }
 
 fn is_uuid(text: &str) -> bool {

@@ -4,8 +4,10 @@
 //! the rows that need attention: a round of thousands of good rows is answered with nothing.
 
 use super::{all, ident, list};
-use crate::core::schema::{CloudColumn, CloudTable, Table};
-use crate::core::value::{CloudType, Wire};
+use crate::core::schema::{CloudColumn, CloudTable, Column, Table};
+use crate::core::value::{
+    Affinity, CloudType, CloudValue, Value, Wire, from_text, is_json, to_cloud, to_text,
+};
 
 /// The qualified, quoted name.
 pub(crate) fn qualified(schema: &str, name: &str) -> String {
@@ -57,10 +59,19 @@ fn is_compared_as_text(kind: &CloudType) -> bool {
     kind.wire() == Wire::Text && !matches!(kind, CloudType::Numeric(_))
 }
 
+/// A value's text. PostgreSQL's cast of an address appends its length, which its output leaves out.
+fn text_of(kind: &CloudType, value: &str) -> String {
+    match kind {
+        CloudType::Other(name) if name == "inet" => format!("abbrev({value})"),
+        _ => format!("{value}::text"),
+    }
+}
+
 /// Whether a stored value is the one that was sent at this place.
 fn is_as_sent(cloud: &CloudTable, column: usize, stored: &str, place: usize, operator: &str) -> String {
-    if is_compared_as_text(&cloud.columns[column].kind) {
-        format!("{stored}::text COLLATE \"C\" {operator} sent.r{place} COLLATE \"C\"")
+    let kind = &cloud.columns[column].kind;
+    if is_compared_as_text(kind) {
+        format!("{} COLLATE \"C\" {operator} sent.r{place} COLLATE \"C\"", text_of(kind, stored))
     } else {
         format!("{stored} {operator} sent.c{place}")
     }
@@ -68,27 +79,63 @@ fn is_as_sent(cloud: &CloudTable, column: usize, stored: &str, place: usize, ope
 
 /// Whether two stored values are the same.
 fn is_same(cloud: &CloudTable, column: usize, one: &str, other: &str) -> String {
-    if is_compared_as_text(&cloud.columns[column].kind) {
-        format!("{one}::text COLLATE \"C\" IS NOT DISTINCT FROM {other}::text COLLATE \"C\"")
+    let kind = &cloud.columns[column].kind;
+    if is_compared_as_text(kind) {
+        let (one, other) = (text_of(kind, one), text_of(kind, other));
+        format!("{one} COLLATE \"C\" IS NOT DISTINCT FROM {other} COLLATE \"C\"")
     } else {
         format!("{one} IS NOT DISTINCT FROM {other}")
     }
 }
 
+/// The first of the given columns, by its place, whose type makes something else of what was sent, or whose value the cloud
+/// computes and has come to another one. What a trigger made of a value is not meant. Only asked of rows that are not as sent.
+fn misfit<'a>(
+    cloud: &CloudTable,
+    columns: impl IntoIterator<Item = &'a usize>,
+    stored: impl Fn(usize) -> String,
+) -> String {
+    let cases: String = columns
+        .into_iter()
+        .enumerate()
+        .filter_map(|(at, c)| {
+            let CloudColumn { kind, cast, exact, generated, .. } = &cloud.columns[*c];
+            let when = if *generated {
+                let as_sent = is_as_sent(cloud, *c, &stored(*c), at, "IS NOT DISTINCT FROM");
+                format!("sent.c{at} IS NOT NULL AND NOT ({as_sent})")
+            } else if matches!(kind, CloudType::Jsonb) {
+                // It writes everything in a way of its own, and loses nothing.
+                return None;
+            } else if is_compared_as_text(kind) {
+                let made_of_it = text_of(kind, &format!("sent.c{at}::{exact}"));
+                format!("{made_of_it} COLLATE \"C\" IS DISTINCT FROM sent.r{at} COLLATE \"C\"")
+            } else if *kind == CloudType::Numeric(None) && exact != cast {
+                format!("sent.c{at}::{exact} IS DISTINCT FROM sent.c{at}")
+            } else {
+                return None;
+            };
+            Some(format!(" WHEN {when} THEN {at}"))
+        })
+        .collect();
+    if cases.is_empty() { "NULL::int4".into() } else { format!("CASE{cases} END") }
+}
+
 /// Inserts rows that the cloud should not have, in key order, as locks are taken. Answers with the positions that
-/// were not inserted under their key (`done` false) or that are stored other than sent.
+/// were not inserted under their key (`done` false) or that are stored other than sent, and with the [`misfit`].
 pub(crate) fn insert(table: &Table, cloud: &CloudTable) -> String {
     let columns: Vec<usize> = (0..table.columns.len()).collect();
+    let written: Vec<usize> = columns.iter().copied().filter(|c| !cloud.columns[*c].generated).collect();
     let key = &table.key;
     format!(
         "WITH {sent}, done AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE \
          SELECT {values} FROM sent ORDER BY {order} ON CONFLICT ({key_names}) DO NOTHING RETURNING {returned}) \
-         SELECT sent.ord, done.{first_key} IS NOT NULL AS done \
+         SELECT sent.ord, done.{first_key} IS NOT NULL AS done, {misfit} AS misfit \
          FROM sent LEFT JOIN done ON {same_key} WHERE done.{first_key} IS NULL OR NOT ({unchanged})",
         sent = sent(cloud, &columns, false, 1),
+        misfit = misfit(cloud, &columns, |c| format!("done.c{c}")),
         target = qualified(&cloud.schema, &cloud.name),
-        names = list(&columns, |c| name(table, *c)),
-        values = list(&columns, |c| format!("c{c}")),
+        names = list(&written, |c| name(table, *c)),
+        values = list(&written, |c| format!("c{c}")),
         order = list(key, |c| format!("c{c}")),
         key_names = list(key, |c| name(table, *c)),
         returned = list(&columns, |c| format!("{} AS c{c}", name(table, *c))),
@@ -120,12 +167,15 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
     }
     format!(
         "WITH {sent}, done AS (UPDATE {target} AS t SET {assignments} FROM sent{before} WHERE {same_key} \
-         RETURNING sent.ord, {unchanged} AS unchanged) \
-         SELECT sent.ord, done.ord IS NOT NULL AS done \
+         RETURNING sent.ord, {unchanged} AS unchanged, {misfit} AS misfit) \
+         SELECT sent.ord, done.ord IS NOT NULL AS done, done.misfit \
          FROM sent LEFT JOIN done ON done.ord = sent.ord WHERE done.ord IS NULL OR NOT done.unchanged",
         sent = sent(cloud, &all_columns, false, 1),
-        assignments =
-            list(columns.iter().enumerate(), |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)),
+        misfit = misfit(cloud, &all_columns, |c| format!("t.{}", name(table, c))),
+        assignments = list(
+            columns.iter().enumerate().filter(|(_, c)| !cloud.columns[**c].generated),
+            |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)
+        ),
         same_key = key_is_sent(table, "t"),
     )
 }
@@ -163,7 +213,7 @@ pub(crate) fn touched(table: &Table, cloud: &CloudTable) -> String {
     // As the feed's trigger writes it: with the column's own scale, where a number has one.
     let key_text = list(table.key.iter().enumerate(), |(at, c)| match &cloud.columns[*c].kind {
         kind @ CloudType::Numeric(_) => format!("sent.c{at}::{}::text", kind.sql()),
-        _ => format!("sent.c{at}::text"),
+        kind => text_of(kind, &format!("sent.c{at}")),
     });
     // Two branches, because an OR would compare every row with every entry.
     format!(
@@ -218,14 +268,14 @@ pub(crate) fn page(table: &Table, cloud: &CloudTable, first: bool) -> String {
 
 fn selected(table: &Table, cloud: &CloudTable) -> String {
     list(0..table.columns.len(), |c| {
-        let cast = match cloud.columns[c].kind.wire() {
-            Wire::Int8 => "int8",
-            Wire::Float8 => "float8",
-            Wire::Bool => "bool",
-            Wire::Text => "text",
-            Wire::Bytea => "bytea",
-        };
-        format!("t.{}::{cast}", name(table, c))
+        let (kind, column) = (&cloud.columns[c].kind, format!("t.{}", name(table, c)));
+        match kind.wire() {
+            Wire::Int8 => format!("{column}::int8"),
+            Wire::Float8 => format!("{column}::float8"),
+            Wire::Bool => format!("{column}::bool"),
+            Wire::Text => text_of(kind, &column),
+            Wire::Bytea => format!("{column}::bytea"),
+        }
     })
 }
 
@@ -258,30 +308,77 @@ pub(crate) fn column_definition(table: &Table, c: usize, in_new_table: bool) -> 
     let column = &table.columns[c];
     let kind = CloudType::for_declared(&column.declared);
     let not_null = if in_new_table && (column.not_null || table.is_key(c)) { " NOT NULL" } else { "" };
-    let default = column.default.as_deref().and_then(|text| default(text, &kind));
+    let default = column.default.as_deref().and_then(|text| default(text, column.affinity(), &kind));
     let default = default.map_or(String::new(), |text| format!(" DEFAULT {text}"));
     format!("{} {}{not_null}{default}", ident(&column.name), kind.sql())
 }
 
-/// SQLite's default in PostgreSQL's words, where it has the same meaning: plain literals and the clock.
-fn default(text: &str, kind: &CloudType) -> Option<String> {
+/// Whether rows that are there already have the same in a new column on both sides.
+pub(crate) fn is_same_default(column: &Column) -> bool {
+    let kind = CloudType::for_declared(&column.declared);
+    column.default.as_deref().is_none_or(|text| {
+        text.trim().eq_ignore_ascii_case("NULL") || default(text, column.affinity(), &kind).is_some()
+    })
+}
+
+/// SQLite's default in PostgreSQL's words, where it has the same meaning: literals that the column carries, and the clock.
+fn default(text: &str, affinity: Affinity, kind: &CloudType) -> Option<String> {
     let text = text.trim();
-    let is_number = text.parse::<f64>().is_ok_and(f64::is_finite);
-    let inside = text.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
-    let is_string = inside.is_some_and(|inside| !inside.replace("''", "").contains('\''));
+    let (moment, day) = ("YYYY-MM-DD HH24:MI:SS", "YYYY-MM-DD");
+    let now = |form: &str| format!("to_char(now() AT TIME ZONE 'utc', '{form}')");
     match (text.to_ascii_uppercase().as_str(), kind) {
-        ("0" | "FALSE", CloudType::Bool) => Some("false".into()),
-        ("1" | "TRUE", CloudType::Bool) => Some("true".into()),
-        ("CURRENT_TIMESTAMP", CloudType::Timestamp) => {
-            Some("date_trunc('second', now() AT TIME ZONE 'utc')".into())
+        ("CURRENT_TIMESTAMP" | "DATETIME('NOW')", CloudType::Timestamp) => {
+            return Some("date_trunc('second', now() AT TIME ZONE 'utc')".into());
         }
-        ("CURRENT_TIMESTAMP", CloudType::Text) => {
-            Some("to_char(now() AT TIME ZONE 'utc', 'YYYY-MM-DD HH24:MI:SS')".into())
+        ("CURRENT_TIMESTAMP" | "DATETIME('NOW')", CloudType::Text) => return Some(now(moment)),
+        ("CURRENT_DATE" | "DATE('NOW')", CloudType::Date) => {
+            return Some("(now() AT TIME ZONE 'utc')::date".into());
         }
-        ("CURRENT_DATE", CloudType::Date) => Some("(now() AT TIME ZONE 'utc')::date".into()),
-        (_, CloudType::Int8 | CloudType::Float8 | CloudType::Numeric(_)) if is_number => Some(text.into()),
-        (_, CloudType::Text | CloudType::Json) if is_string => Some(text.into()),
-        _ => None,
+        ("CURRENT_DATE" | "DATE('NOW')", CloudType::Text) => return Some(now(day)),
+        ("CURRENT_TIME" | "TIME('NOW')", CloudType::Text) => return Some(now("HH24:MI:SS")),
+        _ => {}
+    }
+    let stored = affinity.store(literal(text)?);
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    match to_cloud(&stored, affinity, kind).ok()? {
+        // PostgreSQL looks at it when the table is created.
+        CloudValue::Text(text) if *kind == CloudType::Json && !is_json(&text) => None,
+        CloudValue::Text(text) => Some(quoted(&text)),
+        CloudValue::Null => None,
+        carried => {
+            let text = to_text(&carried)?;
+            let is_bare = matches!(carried, CloudValue::Int(_) | CloudValue::Bool(_))
+                || matches!(carried, CloudValue::Float(real) if real.is_finite());
+            Some(if is_bare { text } else { quoted(&text) })
+        }
+    }
+}
+
+/// The value of a literal of SQLite's.
+fn literal(text: &str) -> Option<Value> {
+    let within = |quote: char| {
+        let inside = text.strip_prefix(quote)?.strip_suffix(quote)?;
+        let doubled = format!("{quote}{quote}");
+        (!inside.replace(&doubled, "").contains(quote)).then(|| inside.replace(&doubled, &quote.to_string()))
+    };
+    if let Some(inside) = within('\'').or_else(|| within('"')) {
+        return Some(Value::Text(inside));
+    }
+    match text.to_ascii_uppercase().as_str() {
+        "TRUE" => return Some(Value::Integer(1)),
+        "FALSE" => return Some(Value::Integer(0)),
+        upper => {
+            if let Some(digits) = upper.strip_prefix("X'").and_then(|rest| rest.strip_suffix('\'')) {
+                return match from_text(&format!("\\x{digits}"), &CloudType::Bytea) {
+                    Some(CloudValue::Bytes(bytes)) => Some(Value::Blob(bytes)),
+                    _ => None,
+                };
+            }
+        }
+    }
+    match text.parse::<i64>() {
+        Ok(integer) => Some(Value::Integer(integer)),
+        Err(_) => text.parse::<f64>().ok().filter(|real| real.is_finite()).map(Value::Real),
     }
 }
 
@@ -315,7 +412,8 @@ pub(crate) fn foreign_keys(table: &Table, tracked: &[Table], schema: &str) -> Ve
 /// The body of the feed's trigger function of one table. It names the table by number, because a partition's
 /// trigger fires for the whole.
 pub(crate) fn feed_body(table: &Table, cloud: &CloudTable) -> String {
-    let key = format!("ARRAY[{}]", list(&table.key, |c| format!("{}::text", name(table, *c))));
+    let key = list(&table.key, |c| text_of(&cloud.columns[*c].kind, &name(table, *c)));
+    let key = format!("ARRAY[{key}]");
     let oid = cloud.oid;
     format!(
         "\nDECLARE device text := nullif(current_setting('tidewater.device', true), '');\n\
@@ -365,6 +463,40 @@ pub(crate) fn feed(table: &Table, cloud: &CloudTable, targets: &[String]) -> Str
         }
     }
     sql
+}
+
+/// The function that tells which rows are there, whatever row-level security shows: the positions of those of the given keys,
+/// which are arrays of PostgreSQL's texts. Where its owner sees no more than anybody else, every row may be there.
+///
+/// What it tells, the feed tells as well: that a key exists.
+pub(crate) fn there(table: &Table, cloud: &CloudTable) -> String {
+    let function = there_function(cloud);
+    let same_key = all(table.key.iter().enumerate(), |(at, c)| {
+        let CloudColumn { kind, cast, .. } = &cloud.columns[*c];
+        let column = format!("t.{}", name(table, *c));
+        match kind {
+            // A type of somebody's own has no name on the function's search path.
+            CloudType::Other(_) | CloudType::Array(..) => {
+                format!("{} COLLATE \"C\" = (wanted.key->>{at}) COLLATE \"C\"", text_of(kind, &column))
+            }
+            _ => format!("{column} = (wanted.key->>{at})::{cast}"),
+        }
+    });
+    format!(
+        "CREATE OR REPLACE FUNCTION {function}(keys jsonb) RETURNS SETOF int8 LANGUAGE sql STABLE SECURITY DEFINER\n\
+         SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET timezone = 'UTC'\n\
+         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $tidewater_there$\n\
+         SELECT wanted.ord FROM jsonb_array_elements(keys) WITH ORDINALITY AS wanted(key, ord)\n\
+         WHERE row_security_active({oid}::oid) OR EXISTS (SELECT FROM {target} AS t WHERE {same_key})\n\
+         $tidewater_there$",
+        oid = cloud.oid,
+        target = qualified(&cloud.schema, &cloud.name),
+    )
+}
+
+/// The name of that function.
+pub(crate) fn there_function(cloud: &CloudTable) -> String {
+    format!("tidewater.there_{}", cloud.oid)
 }
 
 /// The name of the feed's trigger for an event.

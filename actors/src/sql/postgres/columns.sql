@@ -1,17 +1,35 @@
--- The columns of one table: name, type, what a cast may say, what a modifier says, whether it can be written.
+-- The columns of one table: name, type, what a cast may say, what a modifier says, whether it can be written. A domain is
+-- the type that it is of, to any depth.
+WITH RECURSIVE typed AS (
+    SELECT a.attname, a.attnum, a.attrelid, a.atttypid AS type, a.atttypmod AS modifier, a.attnotnull AS not_null,
+           a.atthasdef OR a.attidentity::text <> '' OR a.attgenerated::text <> '' AS given,
+           a.attgenerated::text <> '' AS generated
+    FROM pg_attribute a
+    JOIN pg_class c ON c.oid = a.attrelid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT attname, attnum, attrelid, d.typbasetype, d.typtypmod, not_null OR d.typnotnull,
+           given OR d.typdefault IS NOT NULL, generated
+    FROM typed
+    JOIN pg_type d ON d.oid = typed.type AND d.typtype = 'd'
+)
 SELECT a.attname::text                       AS name,
-       CASE t.typtype WHEN 'b' THEN t.typname::text ELSE 'other' END AS kind,
-       format_type(a.atttypid, -1)           AS cast_name,
-       a.atttypmod                           AS modifier,
-       a.attgenerated::text <> ''            AS generated,
+       CASE WHEN e.oid IS NOT NULL THEN 'array' WHEN t.typtype = 'b' THEN t.typname::text ELSE 'other' END AS kind,
+       -- What JSON makes of an array's elements.
+       CASE WHEN e.typname IN ('int2', 'int4', 'int8', 'float4', 'float8', 'numeric', 'oid') THEN 'number'
+            WHEN e.typname = 'bool' THEN 'bool' ELSE 'text' END AS element,
+       format_type(a.type, -1)               AS cast_name,
+       format_type(a.type, a.modifier)       AS exact,
+       a.modifier                            AS modifier,
+       a.generated                           AS generated,
        -- Nothing but the writer gives it a value: no default, and no trigger before the insert (row, before, insert).
-       a.attnotnull AND NOT a.atthasdef AND a.attidentity::text = '' AND a.attgenerated::text = ''
-           AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgtype & 7 = 7) AS demanded,
+       a.not_null AND NOT a.given
+           AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = a.attrelid AND g.tgtype & 7 = 7) AS demanded,
        a.attnum                              AS number,
-       c.oid                                 AS table_oid
-FROM pg_class c
-JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-JOIN pg_type t ON t.oid = a.atttypid
-WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')
+       a.attrelid                            AS table_oid
+FROM typed a
+JOIN pg_type t ON t.oid = a.type AND t.typtype <> 'd'
+-- A real array, not a vector by another name, whose elements are separated as JSON does it.
+LEFT JOIN pg_type e ON e.oid = t.typelem AND e.typarray = t.oid AND e.typdelim = ','
 ORDER BY a.attnum
