@@ -10,6 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::*;
 use crate::core::doctor::{Answers, CloudSide, Dial, Lack, Obstacle as Stopped, Stage};
+use crate::core::schema::Hiding;
 use crate::core::value::{Value, to_cloud};
 
 /// No question here is worth more than this.
@@ -269,7 +270,13 @@ impl CloudSession {
         found: &HashMap<String, FoundColumn>,
         oid: u32,
     ) -> Result<bool> {
-        let unknown = CloudColumn { kind: CloudType::Text, cast: "text".into(), number: 0 };
+        let unknown = CloudColumn {
+            kind: CloudType::Text,
+            cast: "text".into(),
+            exact: "text".into(),
+            generated: false,
+            number: 0,
+        };
         let column = |column: &crate::core::schema::Column| {
             found.get(&column.name).map_or_else(|| unknown.clone(), |found| found.column.clone())
         };
@@ -279,6 +286,7 @@ impl CloudSession {
             oid,
             feed: true,
             trace: String::new(),
+            hiding: Hiding::None,
             columns: table.columns.iter().map(column).collect(),
         };
         Ok(self.uncovered(table, &as_found).await?.is_empty())
@@ -318,7 +326,7 @@ impl CloudSession {
                 ));
                 continue;
             };
-            if there.generated {
+            if there.column.generated && table.is_key(at) {
                 drift.push(lack(
                     format!("the column {} is generated there", column.name),
                     Some(format!("ALTER TABLE {on} ALTER COLUMN {name} DROP EXPRESSION")),
