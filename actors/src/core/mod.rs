@@ -7,6 +7,7 @@ pub mod availability;
 pub mod backoff;
 pub mod circuit;
 pub mod failure;
+pub mod isolation;
 pub mod merge;
 pub mod restart;
 pub mod schema;

@@ -103,6 +103,9 @@ pub struct CloudTable {
     /// What the feed's account of it rests on: the table and its triggers, by number. Another value means that something
     /// may have happened unseen.
     pub trace: String,
+    /// What decides over its rows: columns, constraints, policies, triggers, rights. Another value means that a row which was
+    /// refused may be accepted.
+    pub shape: String,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
 }
