@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, missing_docs)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -1670,7 +1670,7 @@ fn an_edited_parked_row_is_tried_again() {
         values: None,
     };
     let id = bench.flying();
-    let rest = bench.store().park(&id, &[refusal]).unwrap();
+    let rest = bench.store().park(&id, &[refusal], &HashMap::new()).unwrap().round;
     assert_ne!(rest, noted.id);
     bench.reopen();
     let rounds = bench.read(&noted);

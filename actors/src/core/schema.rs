@@ -110,6 +110,13 @@ pub struct CloudTable {
     pub columns: Vec<CloudColumn>,
 }
 
+impl CloudTable {
+    /// Its name with its schema, quoted.
+    pub fn qualified(&self) -> String {
+        crate::sql::cloud::qualified(&self.schema, &self.name)
+    }
+}
+
 /// A column of a cloud table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloudColumn {
