@@ -9,7 +9,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use slog::Logger;
 use tidewater::ProxyStatus;
-use tidewater::cli::{Cli, Exit, Output, Verb, render_status};
+use tidewater::cli::{Cli, Exit, Output, RowsVerb, Verb, render_status};
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
 use tidewater::service::ServiceManager;
 use tidewater::settings::Settings;
@@ -60,6 +60,7 @@ fn supervise(settings: Settings, log: Logger) -> Result<(), (Exit, String)> {
 /// Asks the supervisor that runs, and prints its answer.
 fn ask(settings: &Settings, verb: &Verb) -> Exit {
     let (request, wait, Output { json }) = match verb {
+        Verb::Rows(verb) => return about_rows(settings, verb),
         Verb::Status(output) => (Request::Status, WAIT, output),
         Verb::Check(output) => (Request::Check, WAIT + settings.proxy.check_timeout(), output),
         Verb::Reset(output) => (Request::Reset, WAIT, output),
@@ -75,6 +76,7 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
         Err(error) => return complain(&error, Exit::Failed),
     };
     let (text, exit) = match verb {
+        Verb::Rows(verb) => return about_rows(settings, verb),
         Verb::Status(_) => (render_status(&answer), Exit::Success),
         Verb::Check(_) => match said(&answer) {
             Ok(said) => said,
@@ -94,6 +96,17 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
     match print(&if *json { format!("{answer:#}\n") } else { text }) {
         Exit::Success => exit,
         failed => failed,
+    }
+}
+
+/// Does what a verb about rows does, and prints what came of it.
+fn about_rows(settings: &Settings, verb: &RowsVerb) -> Exit {
+    match verb.run(settings) {
+        Ok(answered) => match print(&answered.text) {
+            Exit::Success => answered.exit,
+            failed => failed,
+        },
+        Err((exit, why)) => complain(&why, exit),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{CloudSyncer, Cycle, ReadyTable, Step};
 use crate::core::sync::Event;
 use crate::messages::{DiscardParked, Discarded, GetDiscardable, ParkRows, RetryMended, SyncError};
 use crate::postgres::CloudSession;
-use crate::sqlite::{Link, Lookup, Page, Refusal, StoreError};
+use crate::sqlite::{Link, Lookup, Page, PulledRow, Refusal, StoreError};
 use crate::supervision::Context;
 
 /// Parked rows that are to be given up, and who waits for that. Shared with the cycle that is under way.
@@ -153,8 +153,13 @@ impl Cycle {
                     .iter()
                     .find(|ready| ready.table.id == table)
                     .map_or_else(Vec::new, |ready| ready.table.key.clone());
-                page.discarded.push((table, values.clone()));
-                self.look_up(session, tables, Lookup { table, columns, values }, &mut page).await?;
+                let lookup = Lookup { table, columns, values: values.clone() };
+                self.look_up(session, tables, lookup, &mut page).await?;
+                // What counts as the same key there may be another one here.
+                if !page.rows.iter().any(|row| row.table == table && row.key == values) {
+                    page.rows.push(PulledRow { table, key: values.clone(), row: None, seen: 0 });
+                }
+                page.discarded.push((table, values));
             }
             page.absent.clear();
             self.apply(session, generation, tables, page).await?;

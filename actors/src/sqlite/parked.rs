@@ -559,6 +559,13 @@ pub(super) fn unpark_rivals(conn: &Connection, table: &Table) -> Result<()> {
 // ---------------------------------------------------------------------------------------------------------
 
 impl Readers {
+    /// Whether a supervisor of this version has opened the file.
+    pub fn is_tracked(&self) -> Result<bool> {
+        self.read(|conn| {
+            conn.prepare_cached("SELECT 1 FROM sqlite_schema WHERE name = '_tidewater_refusals'")?.exists([])
+        })
+    }
+
     /// Parked rows with numbers above `after`, at most `limit`; of one table, or of all.
     ///
     /// # Errors
