@@ -1073,7 +1073,9 @@ impl Cycle {
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
         if !window.refusals.is_empty() {
-            id = self.park(tables, id, std::mem::take(&mut window.refusals)).await?;
+            // What does not fit was compared with the columns as they were prepared.
+            let shapes = tables.iter().map(|ready| (ready.table.id, ready.cloud.shape.clone())).collect();
+            id = self.park(tables, id, std::mem::take(&mut window.refusals), shapes).await?;
         }
         loop {
             if window.items.is_empty() && conflicts.is_empty() {
@@ -1131,7 +1133,11 @@ impl Cycle {
                         refused.into_iter().partition(|r| noted.complete || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
                         let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
-                        id = self.park(tables, id, refusals).await?;
+                        let shapes = park
+                            .iter()
+                            .map(|refusal| (window.origins[refusal.item].table, refusal.shape.clone()))
+                            .collect();
+                        id = self.park(tables, id, refusals, shapes).await?;
                     }
                     if !wait.is_empty() {
                         let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
@@ -1189,7 +1195,7 @@ struct Carried {
 /// A deletion that would take rows along that have not been seen.
 fn unseen(item: usize) -> CloudRefusal {
     let message = "it would take along rows that have not been pulled yet".to_owned();
-    CloudRefusal { item, sqlstate: String::new(), message, constraint: None }
+    CloudRefusal { item, sqlstate: String::new(), message, constraint: None, shape: String::new() }
 }
 
 /// A row of a round, as SQLite has it.

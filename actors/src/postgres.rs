@@ -536,6 +536,8 @@ pub struct CloudRefusal {
     pub message: String,
     /// The constraint, if it was one.
     pub constraint: Option<String>,
+    /// The shape of its cloud table, from before it was refused.
+    pub shape: String,
 }
 
 /// How a round ended.

@@ -56,16 +56,12 @@ impl Cycle {
         tables: &[ReadyTable],
         round: String,
         refusals: Vec<Refusal>,
+        shapes: HashMap<i64, String>,
     ) -> Step<String> {
-        let named = |id: i64| tables.iter().find(|ready| ready.table.id == id);
         let first = refusals.first().map(|refusal| {
-            let table = named(refusal.table).map_or("?", |ready| ready.table.name.as_str());
-            format!("table {table}: {}", refusal.message)
+            let ready = tables.iter().find(|ready| ready.table.id == refusal.table);
+            format!("table {}: {}", ready.map_or("?", |ready| ready.table.name.as_str()), refusal.message)
         });
-        let shapes: HashMap<i64, String> = refusals
-            .iter()
-            .filter_map(|refusal| Some((refusal.table, named(refusal.table)?.cloud.shape.clone())))
-            .collect();
         let count = refusals.len();
         let parked = self.ask(ParkRows { round, refusals, shapes }).await?;
         if parked.fresh > 0 {

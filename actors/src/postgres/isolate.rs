@@ -6,7 +6,8 @@
 //!
 //! All in the round's one transaction. What the search decides, and how many parts it takes, is in `core/isolation.rs`; here
 //! one part is one savepoint with the statements of an ordinary round: at most `2 + 3 t + s` of them for t tables and s sets
-//! of equal columns. Who needs whom costs one statement more, and one per table that has ties. It is a hint: it decides what
+//! of equal columns. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables are
+//! one. It is a hint: it decides what
 //! is tried together and in which order, never who is refused.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -51,6 +52,10 @@ impl CloudSession {
         items: &[RoundItem],
     ) -> Result<(Taken, Vec<CloudRefusal>)> {
         let order = in_order(items, |_| true);
+        // Before anything is refused: what changes after this is a reason to try again.
+        let names: HashSet<String> =
+            items.iter().map(|item| frame.tables[item.table].1.qualified()).collect();
+        let shapes = self.shapes(names.into_iter().collect()).await?;
         let needs = self.needs(frame, items, &order).await?;
         let mut search = Isolation::new(order.len(), &needs, LIMITS);
         let mut taken = Taken::default();
@@ -68,8 +73,11 @@ impl CloudSession {
         }
         let (refused, behind) = search.done();
         taken.unseen.extend(behind.into_iter().map(|place| order[place]));
-        let refused =
-            refused.into_iter().map(|(place, refusal)| CloudRefusal { item: order[place], ..refusal });
+        let refused = refused.into_iter().map(|(place, refusal)| {
+            let item = order[place];
+            let name = frame.tables[items[item].table].1.qualified();
+            CloudRefusal { item, shape: shapes.get(&name).cloned().unwrap_or_default(), ..refusal }
+        });
         Ok((taken, refused.collect()))
     }
 
@@ -99,7 +107,7 @@ impl CloudSession {
                 self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull)
                     .await?;
                 let item = members.first().copied().unwrap_or_default();
-                Ok(Some(CloudRefusal { item, sqlstate, message, constraint }))
+                Ok(Some(CloudRefusal { item, sqlstate, message, constraint, shape: String::new() }))
             }
             Err(Trouble::Failed(failure)) => Err(failure),
         }

@@ -486,26 +486,34 @@ pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table]) -> Result<()>
         if table.uniques.is_empty() || !some_parked(conn, table, "23505")? {
             continue;
         }
-        let keys = list(key_columns(table), |k| k);
         loop {
-            let mut came = 0;
+            let mut came = vec![];
             for unique in &table.uniques {
-                let held_here = list(&unique.columns, |(c, _)| held(table, "e", "r", *c));
-                let which = format!(
-                    "sqlstate = '23505' AND known AND ({keys}) IN (SELECT {} FROM {parked} AS e LEFT JOIN {rows} AS r ON {} \
-                     WHERE ({held_here}) IN (SELECT {} FROM {} AS f CROSS JOIN {rows} AS t ON {}))",
+                let sql = format!(
+                    "SELECT {} FROM {} AS e LEFT JOIN {rows} AS r ON {} WHERE e.sqlstate = '23505' AND e.known \
+                     AND ({}) IN (SELECT {} FROM {} AS f CROSS JOIN {rows} AS t ON {})",
                     list(key_columns(table), |k| format!("e.{k}")),
+                    ident(&side_table(PARKED, table)),
                     row_is(table, "r", |at| format!("e.k{at}")),
+                    list(&unique.columns, |(c, _)| held(table, "e", "r", *c)),
                     list(&unique.columns, |(c, _)| format!("t.{}", ident(&table.columns[*c].name))),
                     ident(&side_table(FLIGHT, table)),
                     row_is(table, "t", |at| format!("f.k{at}")),
-                    parked = ident(&side_table(PARKED, table)),
                     rows = ident(&table.name),
                 );
-                came += merge_entries(conn, table, PARKED, FLIGHT, &which)?;
+                came.extend(query(conn, &sql, &[], |row| values(row, 0, table.key.len()))?);
             }
-            if came == 0 {
+            if came.is_empty() {
                 break;
+            }
+            for key in came {
+                // Twice in the list, if it holds two of the values.
+                let Some(parked) = take_entry(conn, table, PARKED, &key)? else { continue };
+                let entry = match take_entry(conn, table, FLIGHT, &key)? {
+                    Some(flying) => combine(parked, flying),
+                    None => parked,
+                };
+                put_entry(conn, table, FLIGHT, &key, &entry)?;
             }
         }
     }
@@ -636,6 +644,7 @@ impl Readers {
             let mut tables = remembered_tables(&tx)?;
             tables.sort_by(|a, b| a.name.cmp(&b.name));
             let mut page = PendingPage::default();
+            let mut last = None;
             for mut tracked in tables {
                 if table.is_some_and(|name| !tracked.name.eq_ignore_ascii_case(name)) {
                     continue;
@@ -649,11 +658,14 @@ impl Readers {
                 };
                 if page.next.is_none() {
                     let left = limit - page.rows.len();
-                    let (rows, last) = pending_rows(&tx, &tracked, behind, left + 1)?;
-                    let more = rows.len() > left;
-                    page.rows.extend(rows.into_iter().take(left));
-                    if more && let Some(key) = last.into_iter().take(left).last() {
-                        page.next = Some(PendingAfter { table: tracked.name, key });
+                    let found = pending_rows(&tx, &tracked, behind, left + 1)?;
+                    let more = found.len() > left;
+                    for (row, key) in found.into_iter().take(left) {
+                        last = Some(PendingAfter { table: tracked.name.clone(), key });
+                        page.rows.push(row);
+                    }
+                    if more {
+                        page.next.clone_from(&last);
                     }
                 }
             }
@@ -746,7 +758,7 @@ fn pending_rows(
     table: &Table,
     after: Option<&[Value]>,
     limit: usize,
-) -> Result<(Vec<PendingRow>, Vec<Vec<Value>>)> {
+) -> Result<Vec<(PendingRow, Vec<Value>)>> {
     let width = table.key.len();
     let keys = list(key_columns(table), |k| k);
     // A column that came since the supervisor last ran is in no entry.
@@ -771,7 +783,7 @@ fn pending_rows(
         row_is(table, "t", |at| format!("e.k{at}")),
     );
     let names: Vec<String> = table.key_names().iter().map(|name| (*name).to_owned()).collect();
-    let rows = query(conn, &sql, after.unwrap_or(&[]), |row| {
+    query(conn, &sql, after.unwrap_or(&[]), |row| {
         let key = values(row, 0, width)?;
         let (known, whole): (bool, i64) = (row.get(width)?, row.get(width + 1)?);
         let refused: Option<String> = row.get(width + 3)?;
@@ -801,6 +813,5 @@ fn pending_rows(
             changed_at: row.get::<_, Option<i64>>(width + 2)?.unwrap_or(0),
         };
         Ok((pending, key))
-    })?;
-    Ok(rows.into_iter().unzip())
+    })
 }
