@@ -266,6 +266,28 @@ async fn a_constraint_that_only_the_cloud_has_is_tried_again_later() {
     db.shutdown().await.unwrap();
 }
 
+/// A row that waits for something which nobody here can see is tried again when its parent comes, but not each time that
+/// its parent is changed.
+#[actix_rt::test]
+async fn a_parent_that_is_changed_all_the_time_causes_no_loop() {
+    let (bench, db) = device(
+        "CREATE TABLE room (id INTEGER PRIMARY KEY, beds INTEGER);\nCREATE TABLE guest (id INTEGER PRIMARY KEY, room INTEGER REFERENCES room (id), city INTEGER)",
+        "CREATE TABLE city (id bigint PRIMARY KEY); ALTER TABLE guest ADD FOREIGN KEY (city) REFERENCES city (id)",
+        &["room", "guest"],
+    )
+    .await;
+    run(&db, "INSERT INTO room VALUES (7, 0);\nINSERT INTO guest VALUES (1, 7, 5)").await;
+    wait_until_parked(&db, 1).await;
+    let client = bench.cloud.connect().await;
+    for beds in 1..=20 {
+        client.execute("UPDATE room SET beds = $1", &[&beds]).await.unwrap();
+        wait_until_here(&db, "SELECT beds FROM room", &beds.to_string()).await;
+    }
+    assert!(parked(&db)[0].tries <= 4, "{:?}", parked(&db));
+    assert_eq!(bench.log.count(PARKED_LINE), 1, "{:#?}", bench.log.all());
+    db.shutdown().await.unwrap();
+}
+
 /// Values that change places among three, five and two hundred rows beside one that is refused for a unique value: only that
 /// one is parked.
 #[actix_rt::test]

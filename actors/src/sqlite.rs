@@ -1064,8 +1064,8 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, id)?;
         let mut parkings: i64 = meta(&tx, "parkings")?.unwrap_or(0);
-        let mut fresh = 0;
-        for refusal in refusals {
+        let mut fresh = vec![];
+        for (at, refusal) in refusals.iter().enumerate() {
             parkings += 1;
             let Some(table) = self.tables.iter().find(|table| table.id == refusal.table) else { continue };
             let Some(entry) = take_entry(&tx, table, FLIGHT, &refusal.key)? else { continue };
@@ -1086,7 +1086,9 @@ impl Store {
             values.extend(refusal.key.iter().cloned());
             tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
             let shape = shapes.get(&table.id).map(String::as_str);
-            fresh += usize::from(parked::note_refusal(&tx, refusal, parkings, shape)?);
+            if parked::note_refusal(&tx, refusal, parkings, shape)? {
+                fresh.push(at);
+            }
         }
         set_meta(&tx, "parkings", parkings)?;
         let id = uuid::Uuid::new_v4().to_string();

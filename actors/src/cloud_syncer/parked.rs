@@ -58,17 +58,20 @@ impl Cycle {
         refusals: Vec<Refusal>,
         shapes: HashMap<i64, String>,
     ) -> Step<String> {
-        let first = refusals.first().map(|refusal| {
-            let ready = tables.iter().find(|ready| ready.table.id == refusal.table);
-            format!("table {}: {}", ready.map_or("?", |ready| ready.table.name.as_str()), refusal.message)
-        });
-        let count = refusals.len();
+        let said: Vec<String> = refusals
+            .iter()
+            .map(|refusal| {
+                let ready = tables.iter().find(|ready| ready.table.id == refusal.table);
+                format!("table {}: {}", ready.map_or("?", |ready| ready.table.name.as_str()), refusal.message)
+            })
+            .collect();
         let parked = self.ask(ParkRows { round, refusals, shapes }).await?;
-        if parked.fresh > 0 {
+        if let Some(first) = parked.fresh.first() {
             warn!(
                 self.log,
-                "⚠️  {count} row(s) are refused by the cloud and parked, everything else goes on; first: {}",
-                first.unwrap_or_default()
+                "⚠️  {} row(s) are refused by the cloud and parked, everything else goes on; first: {}",
+                parked.fresh.len(),
+                said[*first]
             );
         }
         Ok(parked.round)

@@ -43,8 +43,8 @@ pub enum Which {
 pub struct Parked {
     /// The id under which the rest of the round goes on.
     pub round: String,
-    /// Rows that were not refused for the same reason before.
-    pub fresh: usize,
+    /// The rows, by their places, that were not refused for the same reason before.
+    pub fresh: Vec<usize>,
 }
 
 /// What asking for another try came to.
@@ -520,7 +520,8 @@ pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table]) -> Result<()>
     Ok(())
 }
 
-/// Rows that came from the cloud: children that were refused for want of them get another chance.
+/// Rows that came from the cloud: children that were refused for want of them get another chance. At once the first time;
+/// then something else may be missing, and a parent that is changed all the time is no reason to try all the time.
 pub(super) fn unpark_children_of(conn: &Connection, tables: &[Table], pulled: &[PulledRow]) -> Result<()> {
     for child in tables {
         if child.foreign_keys.is_empty() || !some_parked(conn, child, "23503")? {
@@ -533,11 +534,13 @@ pub(super) fn unpark_children_of(conn: &Connection, tables: &[Table], pulled: &[
                 foreign.parent_columns.iter().map(|name| parent.column(name)).collect();
             let Some(referred) = referred else { continue };
             let sql = format!(
-                "SELECT {} FROM {} AS p JOIN {} AS c ON {} WHERE p.sqlstate = '23503' AND {}",
+                "SELECT {} FROM {} AS p JOIN {} AS c ON {} JOIN _tidewater_refusals AS r ON r.table_id = {} \
+                 AND r.parking = p.parking WHERE p.sqlstate = '23503' AND (r.tries = 1 OR r.due <= {NOW}) AND {}",
                 list(key_columns(child), |k| format!("p.{k}")),
                 ident(&side_table(PARKED, child)),
                 ident(&child.name),
                 row_is(child, "c", |at| format!("p.k{at}")),
+                child.id,
                 all(foreign.columns.iter().enumerate(), |(at, c)| format!(
                     "c.{} = ?{}",
                     ident(&child.columns[*c].name),
