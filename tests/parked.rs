@@ -279,7 +279,7 @@ async fn a_parent_that_is_changed_all_the_time_causes_no_loop() {
     run(&db, "INSERT INTO room VALUES (7, 0);\nINSERT INTO guest VALUES (1, 7, 5)").await;
     wait_until_parked(&db, 1).await;
     let client = bench.cloud.connect().await;
-    for beds in 1..=20 {
+    for beds in 1..=20_i64 {
         client.execute("UPDATE room SET beds = $1", &[&beds]).await.unwrap();
         wait_until_here(&db, "SELECT beds FROM room", &beds.to_string()).await;
     }

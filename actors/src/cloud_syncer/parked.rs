@@ -12,7 +12,7 @@ use super::{CloudSyncer, Cycle, ReadyTable, Step};
 use crate::core::sync::Event;
 use crate::messages::{DiscardParked, Discarded, GetDiscardable, ParkRows, RetryMended, SyncError};
 use crate::postgres::CloudSession;
-use crate::sqlite::{Link, Lookup, Page, PulledRow, Refusal, StoreError};
+use crate::sqlite::{Kept, Link, Lookup, Page, PulledRow, Refusal, StoreError};
 use crate::supervision::Context;
 
 /// Parked rows that are to be given up, and who waits for that. Shared with the cycle that is under way.
@@ -139,11 +139,11 @@ impl Cycle {
         found.rows.retain(|(id, table, _)| {
             let ready = synced.contains(table);
             if !ready {
-                found.refused.push((*id, "its table is not synced, see the log".into()));
+                found.refused.push((*id, Kept::NotSynced));
             }
             ready
         });
-        let ids: Vec<i64> = found.rows.iter().map(|(id, ..)| *id).collect();
+        let mut ids: Vec<i64> = found.rows.iter().map(|(id, ..)| *id).collect();
         if !ids.is_empty() {
             let mut page = Page::default();
             session.begin_read().await?;
@@ -163,6 +163,11 @@ impl Cycle {
             page.absent.clear();
             self.apply(session, generation, tables, page).await?;
             session.end_read().await?;
+            // Who was edited in between is tried again instead.
+            let after = self.ask(GetDiscardable(ids.clone())).await?;
+            let kept = after.refused.into_iter().filter(|(_, why)| *why != Kept::Unknown);
+            found.refused.extend(kept);
+            ids.retain(|id| !found.refused.iter().any(|(kept, _)| kept == id));
             info!(
                 self.log,
                 "{} parked row(s) were discarded; what they held is in the conflict log",
@@ -170,7 +175,8 @@ impl Cycle {
             );
             self.tell_receipts();
         }
-        Ok(Discarded { ids, refused: found.refused })
+        let refused = found.refused.into_iter().map(|(id, why)| (id, why.to_string())).collect();
+        Ok(Discarded { ids, refused })
     }
 }
 

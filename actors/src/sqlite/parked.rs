@@ -136,7 +136,24 @@ pub struct Discardable {
     /// Number, table and key of those that can be.
     pub rows: Vec<(i64, i64, Vec<Value>)>,
     /// Number and reason of those that cannot.
-    pub refused: Vec<(i64, String)>,
+    pub refused: Vec<(i64, Kept)>,
+}
+
+/// Why a row cannot be given up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Kept {
+    /// It is not there, or not any more.
+    #[error("nothing is parked under this number")]
+    Unknown,
+    /// It is in the journal.
+    #[error("it has been edited since, or asked for, and is tried again")]
+    TriedAgain,
+    /// Its cloud table cannot be used.
+    #[error("its table is not synced, see the log")]
+    NotSynced,
+    /// A row that waits, named here, refers to it.
+    #[error("a row that waits refers to it: {0}; discard that one, too")]
+    Needed(String),
 }
 
 /// Refusals for which other rows may be the reason, as in `postgres::needs_others`.
@@ -292,11 +309,13 @@ impl Store {
         let mut found = Discardable::default();
         for id in ids {
             let Some((table, key, _)) = parked_as(&tx, &self.tables, *id)? else {
-                found.refused.push((*id, "nothing is parked under this number".into()));
+                let sql = "SELECT 1 FROM _tidewater_refusals WHERE id = ?1";
+                let is_known = tx.prepare_cached(sql)?.exists([id])?;
+                found.refused.push((*id, if is_known { Kept::TriedAgain } else { Kept::Unknown }));
                 continue;
             };
             if is_in(&tx, table, JOURNAL, &key)? {
-                found.refused.push((*id, "it has been edited since, and is tried again".into()));
+                found.refused.push((*id, Kept::TriedAgain));
             } else if !found.rows.iter().any(|(known, ..)| known == id) {
                 found.rows.push((*id, table.id, key));
             }
@@ -313,9 +332,7 @@ impl Store {
             }
             let Some((at, child)) = kept else { break };
             let (id, ..) = found.rows.remove(at);
-            found
-                .refused
-                .push((id, format!("a row that waits refers to it: {child}; discard that one, too")));
+            found.refused.push((id, Kept::Needed(child)));
         }
         Ok(found)
     }
