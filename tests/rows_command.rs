@@ -1,6 +1,6 @@
 //! The verbs about rows, as people and scripts see them: `flush`, `warm`, `pending`, `parked`.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod process;
 
