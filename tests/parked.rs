@@ -350,6 +350,71 @@ async fn a_rotation_arrives_when_its_guilty_row_is_mended() {
     db.shutdown().await.unwrap();
 }
 
+/// Whatever is edited, rotated, refused, mended and asked for, in whatever order: no edit is lost on the way in and out of the
+/// parked rows. When the cloud accepts everything in the end, both sides are equal.
+#[actix_rt::test]
+async fn nothing_is_lost_between_parked_and_sent() {
+    for seed in 1..=5_u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut random = move |below: u64| {
+            // Xorshift: any numbers will do, the same for the same seed.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let (bench, db) = device(
+            "CREATE TABLE guest (id INTEGER PRIMARY KEY, room TEXT UNIQUE, age INTEGER)",
+            "ALTER TABLE guest ADD CONSTRAINT adult CHECK (age >= 18)",
+            &["guest"],
+        )
+        .await;
+        for id in 1..=12 {
+            run(&db, &format!("INSERT INTO guest VALUES ({id}, 'r{id}', 20)")).await;
+        }
+        bench.wait_until_equal(&db, &["guest"]).await;
+        for step in 0..30 {
+            let id = random(12) + 1;
+            match random(8) {
+                0..=2 => {
+                    // The rooms of some neighbours move on by one.
+                    let (first, last) = (id, (id + 1 + random(4)).min(12));
+                    let rows = here(
+                        &db,
+                        &format!(
+                            "SELECT group_concat(id || '=' || room) FROM (SELECT id, room FROM guest WHERE id BETWEEN {first} AND {last} ORDER BY id)"
+                        ),
+                    );
+                    let rows: Vec<(&str, &str)> =
+                        rows.split(',').filter_map(|row| row.split_once('=')).collect();
+                    let mut sql =
+                        format!("UPDATE guest SET room = 'x' || id WHERE id BETWEEN {first} AND {last}");
+                    for (at, (id, _)) in rows.iter().enumerate() {
+                        let (_, room) = rows[(at + 1) % rows.len()];
+                        sql += &format!(";\nUPDATE guest SET room = '{room}' WHERE id = {id}");
+                    }
+                    run(&db, &sql).await;
+                }
+                3 => drop(run(&db, &format!("UPDATE guest SET age = 2 WHERE id = {id}")).await),
+                4 => drop(run(&db, &format!("UPDATE guest SET age = {} WHERE id = {id}", 20 + step)).await),
+                5 => {
+                    let sql =
+                        format!("INSERT OR REPLACE INTO guest VALUES ({id}, 'n{step}', {})", 10 + random(20));
+                    run(&db, &sql).await;
+                }
+                6 => drop(db.retry_parked(Which::All).await.unwrap()),
+                _ => db.flush().await.unwrap(),
+            }
+        }
+        assert!(bench.log.count(PARKED_LINE) > 0, "seed {seed} refuses nothing");
+        bench.cloud.execute_batch("ALTER TABLE guest DROP CONSTRAINT adult").await;
+        wait_until_parked(&db, 0).await;
+        bench.wait_until_equal(&db, &["guest"]).await;
+        assert_eq!(here(&db, "SELECT count(*) FROM _tidewater_refusals"), "0", "seed {seed}");
+        db.shutdown().await.unwrap();
+    }
+}
+
 const SHOP: &str = "CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT, age INTEGER);
 CREATE TABLE purchase (id INTEGER PRIMARY KEY, customer INTEGER REFERENCES customer (id), n INTEGER)";
 const SHOP_RULES: &str = "ALTER TABLE customer ADD CONSTRAINT adult CHECK (age >= 18);
