@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
-//! (rows as types), `parked.rs` (rows that PostgreSQL refuses), `copy.rs` (a copy of the file while it is in use; whether it is whole), `upkeep.rs` (keeps the log short
-//! and gives free pages back).
+//! (rows as types), `parked.rs` (rows that PostgreSQL refuses), `copy.rs` (a copy of the file while it is in use; whether
+//! it is whole), `upkeep.rs` (keeps the log short and gives free pages back).
 //!
 //! Invariants:
 //! - S1 (P1): nothing is answered before its COMMIT returned, in WAL mode with `synchronous=FULL`.
