@@ -1,7 +1,8 @@
 //! The command line, the exit statuses, and what `status` looks like.
 //!
 //! Parts: [`Cli`] and [`Verb`] (clap), [`Cli::settings`] (flags are the strongest layer), [`Exit`] (every exit
-//! status), [`render_status`] (a page of text from the JSON of a running supervisor).
+//! status), [`render_status`] (a page of text from the JSON of a running supervisor), `rows.rs` (the verbs that take rows to
+//! the cloud, or list them).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +13,10 @@ use serde_json::Value;
 use tidewater_actors::messages::Forced;
 
 use crate::settings::{Settings, SettingsError, Sources};
+
+mod rows;
+
+pub use rows::{Answered, ParkedArgs, ParkedList, ParkedVerb, PendingArgs, RowsVerb, SyncArgs};
 
 /// The width that fits every terminal.
 const COLUMNS_MAX: usize = 80;
@@ -72,6 +77,9 @@ pub enum Verb {
                       command of this machine's and sql for statements of PostgreSQL's that do it."
     )]
     Doctor(Output),
+    /// The verbs about rows
+    #[command(flatten)]
+    Rows(RowsVerb),
     /// Copy the database to a file, complete or not at all, while it is in use
     Backup {
         /// The file; it must not be there

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slog::{Logger, debug, warn};
 use tidewater_actors::messages::{Detection, Forced};
+use tidewater_actors::sqlite::Which;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
@@ -67,6 +68,26 @@ pub enum Request {
         /// How it is held.
         forced: Option<Forced>,
     },
+    /// Takes what waits to the cloud; the answer is a [`Synced`].
+    Flush {
+        /// Whether it is answered at the end, or as soon as it has begun.
+        wait: bool,
+    },
+    /// Brings home what others wrote; the answer is a [`Synced`].
+    Warm {
+        /// As for a flush.
+        wait: bool,
+    },
+    /// Tries parked rows again; the answer is a [`Retried`](tidewater_actors::sqlite::Retried).
+    RetryParked {
+        /// Which of them.
+        which: Which,
+    },
+    /// Gives parked rows up; the answer is a [`Discarded`](tidewater_actors::messages::Discarded).
+    DiscardParked {
+        /// Their numbers.
+        ids: Vec<i64>,
+    },
     /// Copies the database while it is in use; the answer is a [`Copied`](tidewater_actors::sqlite::Copied).
     Backup {
         /// Where to; absolute, because the supervisor is in another folder than who asks.
@@ -76,6 +97,21 @@ pub enum Request {
     },
     /// What only the supervisor knows for [`doctor`](crate::doctor), with one look at the cloud.
     Doctor,
+}
+
+/// The answer to [`Request::Flush`] and [`Request::Warm`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Synced {
+    /// Whether it is over.
+    pub done: bool,
+    /// Rows that went to the cloud meanwhile.
+    pub rows_flushed: u64,
+    /// Rows that came from it.
+    pub rows_warmed: u64,
+    /// Rows that wait now, parked ones excluded.
+    pub pending: u64,
+    /// Rows that the cloud refuses.
+    pub parked: u64,
 }
 
 /// The answer to [`Request::Check`].

@@ -532,6 +532,14 @@ impl Database {
         self.inner.shutdown * SHUTDOWN_PARTS
     }
 
+    pub(crate) fn writer(&self) -> Result<&Handle<SqliteWriter>, Error> {
+        self.alive().map(|()| &self.inner.children.writer)
+    }
+
+    pub(crate) fn syncer(&self) -> Result<&Handle<CloudSyncer>, Error> {
+        self.alive().map(|()| &self.inner.children.syncer)
+    }
+
     fn alive(&self) -> Result<(), Error> {
         if let Some(gave_up) = self.inner.given_up.borrow().as_ref() {
             return Err(Error::Failed(gave_up.to_string()));

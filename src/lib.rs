@@ -7,7 +7,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`settings`] | every knob, its layers, its bounds; `config/*.toml` are compiled in |
-//! | [`Database`] | the facade: open, migrate, write, read, synced, subscribe, backup, shutdown |
+//! | [`Database`] | the facade: open, migrate, write, read, synced, subscribe, pending, parked, backup, shutdown |
 //! | [`run`](run()) | the same as a process, with the control socket |
 //! | [`supervision`] | actors that come back after a panic: Tidewater's own, and those of the app |
 //! | [`Error`] | what can go wrong, and whether a retry helps |
@@ -26,6 +26,7 @@ mod database;
 pub mod doctor;
 mod error;
 mod migrations;
+mod parked;
 mod reads;
 mod run;
 pub mod service;
@@ -37,15 +38,17 @@ mod upkeep;
 pub use database::{Committed, Database, Receipt};
 pub use error::Error;
 pub use migrations::Migrated;
+pub use parked::LocalFile;
 pub use run::run;
 /// The `Connection` that [`Database::read`] hands out is this version's.
 pub use rusqlite;
 pub use tidewater_actors::core::value::Value;
 pub use tidewater_actors::messages::{
-    AvailabilityChanged, Detection, Forced, ProxyStatus, Readiness, StatusSummary, SyncError,
+    AvailabilityChanged, Detection, Discarded, Forced, ProxyStatus, Readiness, StatusSummary, SyncError,
 };
 pub use tidewater_actors::migrations::{MigrationError, Migrations};
 pub use tidewater_actors::sqlite::{
-    Copied, IntegrityReport, Orphans, RowError, Statement, StatementResult, StoreError,
+    Copied, IntegrityReport, Orphans, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried,
+    RowError, Statement, StatementResult, StoreError, Which,
 };
 pub use tidewater_actors::supervision;

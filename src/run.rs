@@ -79,6 +79,9 @@ fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {
                 },
                 Request::Reset => done(db.reset().await),
                 Request::Circuit { forced } => done(db.force_circuit(forced).await),
+                Request::Flush { wait } | Request::Warm { wait } => answer(db.sync_counted(wait).await),
+                Request::RetryParked { which } => answer(db.retry_parked(which).await),
+                Request::DiscardParked { ids } => answer(db.discard_parked(ids).await),
                 Request::Backup { path, overwrite } => match db.copy_to(path, overwrite).await {
                     Ok(copied) => Response::of(&copied),
                     Err(error) => refused(&error),
@@ -90,6 +93,10 @@ fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {
             }
         })
     })
+}
+
+fn answer(outcome: Result<impl serde::Serialize, Error>) -> Response {
+    outcome.map_or_else(|error| refused(&error), |value| Response::of(&value))
 }
 
 fn done(outcome: Result<(), Error>) -> Response {

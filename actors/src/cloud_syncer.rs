@@ -34,8 +34,8 @@ use crate::core::value::{
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
     GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, JournalGrew,
-    NoteRound, ParkRows, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe,
-    SyncError, SyncNow, SyncReport, WaitSynced,
+    NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe, SyncError,
+    SyncNow, SyncReport, SyncSoon, WaitSynced,
 };
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
@@ -48,6 +48,10 @@ use crate::sqlite::{
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
+
+mod parked;
+
+use parked::Discards;
 
 /// How the syncer works.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +103,8 @@ pub struct CloudSyncer {
     receipts: Vec<(Mark, oneshot::Sender<Result<(), SyncError>>)>,
     /// When there are so many, those that nobody waits for any more are let go.
     receipts_max: usize,
+    /// Parked rows to be given up by the next cycle.
+    discards: Discards,
     cycles_begun: u64,
     trouble: Option<String>,
     /// Why the cloud is away; nothing as long as nobody has looked, and while it is there.
@@ -178,6 +184,7 @@ impl CloudSyncer {
             asked: vec![],
             receipts: vec![],
             receipts_max: RECEIPTS_MIN,
+            discards: Discards::default(),
             cycles_begun: 0,
             trouble: None,
             offline: None,
@@ -215,6 +222,7 @@ impl CloudSyncer {
             windows: self.windows.clone(),
             pages: self.pages.clone(),
             doing: self.doing.clone(),
+            discards: self.discards.clone(),
             syncer: ctx.address().downgrade(),
             log: self.log.clone(),
         };
@@ -262,6 +270,11 @@ impl CloudSyncer {
                 // Who asked may have gone.
                 let _ = waiting.send(answer.clone());
             }
+        }
+        if outcome != Outcome::Early
+            && let Err(error) = answer
+        {
+            self.discards.refuse(&error);
         }
         self.advance(Event::Ended { cycle, outcome }, ctx);
         self.settle_receipts();
@@ -340,6 +353,7 @@ impl CloudSyncer {
     /// Answers whoever waits for the cloud while it cannot be used. Receipts outlast an outage, unless there must be none.
     fn refuse(&mut self) {
         let Some(error) = self.unavailable() else { return };
+        self.discards.refuse(&error);
         let asked = self.asked.drain(..).map(|(_, waiting)| waiting);
         let receipts = if self.options.proxy_required { self.receipts.len() } else { 0 };
         for waiting in asked.chain(self.receipts.drain(..receipts).map(|(_, waiting)| waiting)) {
@@ -471,6 +485,15 @@ impl Handler<SyncNow> for CloudSyncer {
     }
 }
 
+impl Handler<SyncSoon> for CloudSyncer {
+    type Result = Result<(), SyncError>;
+
+    fn handle(&mut self, _: SyncSoon, ctx: &mut Self::Context) -> Self::Result {
+        self.advance(Event::Asked, ctx);
+        self.unavailable().map_or(Ok(()), Err)
+    }
+}
+
 impl Handler<GetSyncReport> for CloudSyncer {
     type Result = MessageResult<GetSyncReport>;
 
@@ -508,6 +531,7 @@ struct Cycle {
     windows: Portion,
     pages: Portion,
     doing: Arc<AtomicU8>,
+    discards: Discards,
     syncer: actix::WeakAddr<CloudSyncer>,
     log: Logger,
 }
@@ -538,7 +562,9 @@ impl Cycle {
         fail::fail_point!("syncer.connected");
         let link = self.settle(&cloud, &session).await?;
         self.prepare(&session, &link).await?;
+        self.retry_mended(&session, &link).await?;
         let mut link = self.fix_cursor(&session, link).await?;
+        self.discard(&session).await?;
         let mut upto = None;
         loop {
             self.doing.store(WARMING, Ordering::Relaxed);
@@ -1068,7 +1094,9 @@ impl Cycle {
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
         if !window.refusals.is_empty() {
-            id = self.park(&noted, id, std::mem::take(&mut window.refusals)).await?;
+            // What does not fit was compared with the columns as they were prepared.
+            let shapes = tables.iter().map(|ready| (ready.table.id, ready.cloud.shape.clone())).collect();
+            id = self.park(tables, id, std::mem::take(&mut window.refusals), shapes).await?;
         }
         loop {
             if window.items.is_empty() && conflicts.is_empty() {
@@ -1129,7 +1157,11 @@ impl Cycle {
                         refused.into_iter().partition(|r| noted.complete || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
                         let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
-                        id = self.park(&noted, id, refusals).await?;
+                        let shapes = park
+                            .iter()
+                            .map(|refusal| (window.origins[refusal.item].table, refusal.shape.clone()))
+                            .collect();
+                        id = self.park(tables, id, refusals, shapes).await?;
                     }
                     if !wait.is_empty() {
                         let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
@@ -1143,22 +1175,6 @@ impl Cycle {
                 }
             }
         }
-    }
-
-    async fn park(&self, noted: &Noted, round: String, refusals: Vec<Refusal>) -> Step<String> {
-        let first = refusals.first().map(|refusal| {
-            let table =
-                noted.tables.iter().find(|table| table.id == refusal.table).map_or("?", |t| t.name.as_str());
-            format!("table {table}: {}", refusal.message)
-        });
-        let count = refusals.len();
-        let id = self.ask(ParkRows { round, refusals }).await?;
-        warn!(
-            self.log,
-            "⚠️  {count} row(s) are refused by the cloud and parked, everything else goes on; first: {}",
-            first.unwrap_or_default()
-        );
-        Ok(id)
     }
 
     fn tell_receipts(&self) {
@@ -1203,7 +1219,7 @@ struct Carried {
 /// A deletion that would take rows along that have not been seen.
 fn unseen(item: usize) -> CloudRefusal {
     let message = "it would take along rows that have not been pulled yet".to_owned();
-    CloudRefusal { item, sqlstate: String::new(), message, constraint: None }
+    CloudRefusal { item, sqlstate: String::new(), message, constraint: None, shape: String::new() }
 }
 
 /// A row of a round, as SQLite has it.

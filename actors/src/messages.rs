@@ -13,6 +13,7 @@
 //! Commands are imperative, facts are in the past tense. Messages are hints (P6): each may be lost at the cost
 //! of latency, because whoever starts anew reads SQLite.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -25,7 +26,8 @@ use crate::core::schema::Table;
 use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Applied, Cursor, Hit, Link, Lookup, Mark, Noted, Page, Refusal, StoreError, Unit, Written,
+    Applied, Cursor, Discardable, Hit, Link, Lookup, Mark, Noted, Page, Parked, Refusal, Retried, StoreError,
+    Unit, Which, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -267,13 +269,35 @@ pub struct DissolveRound {
 
 /// Parks refused rows; the rest of the round goes on under the id in the answer.
 #[derive(Debug, Clone, Message)]
-#[rtype(result = "Stored<String>")]
+#[rtype(result = "Stored<Parked>")]
 pub struct ParkRows {
     /// The round's id until now.
     pub round: String,
     /// The rows.
     pub refusals: Vec<Refusal>,
+    /// The shapes of the cloud's tables, by table, from before anything was refused.
+    pub shapes: HashMap<i64, String>,
 }
+
+/// Parked rows wait again.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<Retried>")]
+pub struct RetryParked(pub Which);
+
+/// The cloud's table has another shape now: its rows that were refused under another one wait again.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<usize>")]
+pub struct RetryMended {
+    /// The table's id.
+    pub table: i64,
+    /// Its shape.
+    pub shape: String,
+}
+
+/// What is known of parked rows that are to be given up.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<Discardable>")]
+pub struct GetDiscardable(pub Vec<i64>);
 
 /// Applies a page of the cloud's rows, with its cursor, in one transaction.
 #[derive(Debug, Clone, Message)]
@@ -376,6 +400,31 @@ pub struct WaitSynced {
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Result<(), SyncError>")]
 pub struct SyncNow;
+
+/// Runs a cycle soon, and answers at once.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Result<(), SyncError>")]
+pub struct SyncSoon;
+
+/// Gives parked rows up, by their numbers: each becomes what it is in the cloud. The answer comes apart, after the cycle that
+/// does it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct DiscardParked {
+    /// The numbers.
+    pub ids: Vec<i64>,
+    /// Who waits.
+    pub answer: oneshot::Sender<Result<Discarded, SyncError>>,
+}
+
+/// The answer to [`DiscardParked`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Discarded {
+    /// The numbers of the rows that are given up.
+    pub ids: Vec<i64>,
+    /// The numbers of those that are not, with the reason.
+    pub refused: Vec<(i64, String)>,
+}
 
 /// Why something that needs the cloud did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

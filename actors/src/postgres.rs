@@ -33,6 +33,7 @@ use uuid::Uuid;
 
 mod dial;
 mod examine;
+mod isolate;
 
 use dial::{Dialer, Obstacle};
 
@@ -536,6 +537,8 @@ pub struct CloudRefusal {
     pub message: String,
     /// The constraint, if it was one.
     pub constraint: Option<String>,
+    /// The shape of its cloud table, from before it was refused.
+    pub shape: String,
 }
 
 /// How a round ended.
@@ -588,16 +591,6 @@ impl From<CloudFailure> for Trouble {
 
 /// How many prepared statements a pooled connection keeps. Each set of changed columns makes one of its own.
 const STATEMENTS_MAX: usize = 500;
-
-/// How many guilty rows are found in one transaction, which holds locks meanwhile: the rest is found by the rounds
-/// that follow.
-const GUILTY_MAX: usize = 100;
-
-/// How many rows may be found in one transaction of which others may be the reason: finding each costs some exchanges.
-const WAITING_MAX: usize = 500;
-
-/// How many rows that stand in each other's way are tried in pairs: this many make 276 attempts.
-const PAIRS_MAX: usize = 24;
 
 /// Serialises the creation of our own tables and triggers: "tide" in ASCII.
 const ADVISORY_LOCK: i64 = 0x7469_6465;
@@ -769,12 +762,19 @@ impl CloudSession {
     pub async fn prepare(&self, tables: &[Table]) -> Result<(Vec<Prepared>, Vec<String>)> {
         let mut notes = vec![];
         let mut refusals = self.create(tables, &mut notes).await?;
+        // Before the columns are looked at: what changes after this is another shape.
+        let names = tables.iter().map(|table| cloud::qualified(&self.cloud.options.schema, &table.name));
+        let shapes = self.shapes(names.collect()).await?;
         let mut prepared = Vec::with_capacity(tables.len());
         for (at, table) in tables.iter().enumerate() {
             prepared.push(match refusals.remove(&at) {
                 Some(refusal) => Prepared::NotYet(format!("its cloud table cannot be created: {refusal}")),
                 None => self.prepare_table(table, &mut notes).await?,
             });
+            if let Some(Prepared::Ready(cloud_table)) = prepared.last_mut() {
+                let name = cloud::qualified(&cloud_table.schema, &cloud_table.name);
+                cloud_table.shape = shapes.get(&name).cloned().unwrap_or_default();
+            }
         }
         Ok((prepared, notes))
     }
@@ -906,6 +906,7 @@ impl CloudSession {
             feed: true,
             trace: String::new(),
             hiding: Hiding::None,
+            shape: String::new(),
             columns,
         };
         cloud_table.hiding = self.hiding(table, &cloud_table).await?;
@@ -1530,121 +1531,6 @@ impl CloudSession {
             Err(_) => Err(Trouble::Failed(silent(limit))),
         }
     }
-
-    /// Takes a round in parts, by bisection with savepoints in one transaction, and answers with what was accepted
-    /// and with the rows that are refused on top of all that. Rows that a unique value or a parent stands against
-    /// may only need what was accepted after them, or each other.
-    async fn take_in_parts(
-        &self,
-        frame: RoundFrame<'_>,
-        items: &[RoundItem],
-    ) -> Result<(Taken, Vec<CloudRefusal>)> {
-        let mut taken = Taken::default();
-        let mut guilty = vec![];
-        let mut again = vec![];
-        // A stack instead of recursion: the halves in order, left first.
-        let mut stack = vec![in_order(items, |_| true)];
-        while let Some(members) = stack.pop() {
-            let Some(refusal) = self.try_part(frame, items, &members, &mut taken).await? else { continue };
-            if members.len() > 1 {
-                let (left, right) = members.split_at(members.len() / 2);
-                stack.push(right.to_vec());
-                stack.push(left.to_vec());
-            } else if refusal.sqlstate == UNSEEN {
-                taken.unseen.push(refusal.item);
-            } else if needs_others(&refusal.sqlstate) {
-                again.push(refusal);
-            } else {
-                guilty.push(refusal);
-            }
-            if guilty.len() == GUILTY_MAX {
-                // Whether the others are, only what has not been tried yet could tell.
-                return Ok((taken, guilty));
-            }
-            if guilty.len() + again.len() >= WAITING_MAX {
-                guilty.extend(again);
-                return Ok((taken, guilty));
-            }
-        }
-        // Together; else one by one, in alternating directions, because chains of them have one; else in pairs.
-        while !again.is_empty() {
-            let members = in_order(items, |item| again.iter().any(|refusal| refusal.item == item));
-            if self.try_part(frame, items, &members, &mut taken).await?.is_none() {
-                return Ok((taken, guilty));
-            }
-            let before = again.len();
-            let mut still = vec![];
-            for refusal in again.into_iter().rev() {
-                match self.try_part(frame, items, &[refusal.item], &mut taken).await? {
-                    Some(refusal) if refusal.sqlstate == UNSEEN => taken.unseen.push(refusal.item),
-                    Some(refusal) => still.push(refusal),
-                    None => {}
-                }
-            }
-            again = still;
-            if again.len() == before && !self.try_pairs(frame, items, &mut again, &mut taken).await? {
-                break;
-            }
-        }
-        guilty.extend(again);
-        Ok((taken, guilty))
-    }
-
-    /// Whether two of the rows are accepted together; they leave the others then.
-    async fn try_pairs(
-        &self,
-        frame: RoundFrame<'_>,
-        items: &[RoundItem],
-        again: &mut Vec<CloudRefusal>,
-        taken: &mut Taken,
-    ) -> Result<bool> {
-        if again.len() > PAIRS_MAX {
-            return Ok(false);
-        }
-        for one in 0..again.len() {
-            for other in one + 1..again.len() {
-                let pair = [again[one].item, again[other].item];
-                let members = in_order(items, |item| pair.contains(&item));
-                if self.try_part(frame, items, &members, taken).await?.is_none() {
-                    again.retain(|refusal| !pair.contains(&refusal.item));
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    async fn try_part(
-        &self,
-        frame: RoundFrame<'_>,
-        items: &[RoundItem],
-        members: &[usize],
-        taken: &mut Taken,
-    ) -> Result<Option<CloudRefusal>> {
-        self.batch("SAVEPOINT part", Phase::Pull).await?;
-        let mut tried = self.take(frame, items, members).await;
-        if tried.is_ok() && self.took_along(frame, items).await? {
-            tried = Err(Trouble::Refused {
-                sqlstate: UNSEEN.into(),
-                message: "it would take rows along that have not been seen here".into(),
-                constraint: None,
-            });
-        }
-        match tried {
-            Ok(part) => {
-                self.batch("RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
-                taken.add(part);
-                Ok(None)
-            }
-            Err(Trouble::Refused { sqlstate, message, constraint }) => {
-                self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull)
-                    .await?;
-                let item = members.first().copied().unwrap_or_default();
-                Ok(Some(CloudRefusal { item, sqlstate, message, constraint }))
-            }
-            Err(Trouble::Failed(failure)) => Err(failure),
-        }
-    }
 }
 
 fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeMap<usize, Vec<usize>> {
@@ -1655,12 +1541,9 @@ fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeM
     by_table
 }
 
-/// In the place of an SQLSTATE: a deletion that would take rows along that this file has not seen.
-const UNSEEN: &str = "unseen";
-
-/// Whether a refusal (restrict, foreign key, unique) may be another row's doing.
+/// Whether a refusal (restrict, foreign key, unique, exclusion) may be another row's doing.
 pub fn needs_others(sqlstate: &str) -> bool {
-    matches!(sqlstate, "23001" | "23503" | "23505")
+    matches!(sqlstate, "23001" | "23503" | "23505" | "23P01")
 }
 
 /// What taking a set of items came to.

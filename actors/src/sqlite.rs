@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
-//! (rows as types), `copy.rs` (a copy of the file while it is in use; whether it is whole), `examine.rs` (a look that
-//! changes nothing), `upkeep.rs` (keeps the log short and gives free pages back), `watch.rs` (notices what others do with
-//! the file).
+//! (rows as types), `parked.rs` (rows that PostgreSQL refuses), `copy.rs` (a copy of the file while it is in use; whether
+//! it is whole), `examine.rs` (a look that changes nothing), `upkeep.rs` (keeps the log short and gives free pages back),
+//! `watch.rs` (notices what others do with the file).
 //!
 //! Invariants:
 //! - S1 (P1): nothing is answered before its COMMIT returned, in WAL mode with `synchronous=FULL`.
@@ -26,6 +26,7 @@ mod background;
 mod copy;
 mod examine;
 mod migrate;
+mod parked;
 mod rows;
 mod upkeep;
 mod watch;
@@ -61,6 +62,9 @@ use crate::supervision::{is_stale, patiently, progress};
 pub use self::background::{Cancel, Canceller};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, check_integrity, examine};
+pub use self::parked::{
+    Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
+};
 pub use self::rows::RowError;
 use self::upkeep::Upkeep;
 pub use self::upkeep::UpkeepOptions;
@@ -480,6 +484,8 @@ pub struct Page {
     pub absent: Vec<Lookup>,
     /// By table: columns that may be written otherwise here than in the cloud, with the cloud's type ([`alike`]).
     pub alike: HashMap<i64, Vec<(usize, CloudType)>>,
+    /// Parked rows, by table and key, that are given up: what the page has for them is taken as it is.
+    pub discarded: Vec<(i64, Vec<Value>)>,
     /// Rows that the cloud may only hide: they stay here as they are.
     pub hidden: Vec<(i64, Vec<Value>)>,
     /// Rows with a value that cannot be kept here as it is, without their contents, and why. They are set aside.
@@ -707,6 +713,7 @@ impl Store {
         let device = uuid::Uuid::new_v4().to_string();
         tx.execute("INSERT OR IGNORE INTO _tidewater_meta VALUES ('format', 1), ('device', ?1)", [device])
             .map_err(explain)?;
+        parked::number_parked(&tx).map_err(name)?;
         commit(tx).map_err(name)?;
         // Only now are the log and its index certainly there.
         store.place = Place::of(path);
@@ -925,6 +932,7 @@ impl Store {
             return Err(StoreError::InFlight);
         }
         let tables: Vec<&Table> = self.tables.iter().filter(|table| eligible.contains(&table.id)).collect();
+        parked::unpark_due(&tx, &tables)?;
         let mut sweep = self.sweep.clone();
         let mut taken = 0;
         let closed = epoch(&tx)?;
@@ -964,6 +972,7 @@ impl Store {
         for table in &tables {
             absorb_parked(&tx, table)?;
         }
+        parked::absorb_holders(&tx, &tables)?;
         let id = uuid::Uuid::new_v4().to_string();
         let number = meta::<i64>(&tx, "round_number")?.unwrap_or(0) + 1;
         // The conflicts that the round tells the cloud of: those that it has not heard of, in order, a bounded number.
@@ -1019,8 +1028,9 @@ impl Store {
             // Columns that only the cloud changed come with the feed entry that made this a hit.
             let Merged { entry, losses, .. } =
                 merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
-            if let Some(entry) = entry {
-                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
+            match entry {
+                Some(entry) => put_entry(&tx, table, JOURNAL, &hit.key, &entry)?,
+                None => parked::forget_refusal(&tx, table, &hit.key)?,
             }
             log_losses(&tx, table, &hit.key, &losses)?;
         }
@@ -1041,9 +1051,14 @@ impl Store {
             }
         }
         unpark_children(&tx, &self.tables)?;
+        parked::unpark_takers(&tx, &self.tables)?;
+        parked::forget_refusals_in_flight(&tx, &self.tables)?;
         let mut flushed = 0;
         for table in &self.tables {
             flushed += tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
+        }
+        if flushed > 0 {
+            parked::others_moved(&tx)?;
         }
         tx.execute(
             "INSERT INTO _tidewater_meta SELECT 'conflicts_told', conflicts_upto FROM _tidewater_round \
@@ -1089,6 +1104,7 @@ impl Store {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, id)?;
+        parked::forget_refusals_in_flight(&tx, &self.tables)?;
         for table in &self.tables {
             tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
@@ -1097,13 +1113,15 @@ impl Store {
         Ok(())
     }
 
-    /// Parks refused rows, durably; the rest of the round goes on under an id of its own, which is the answer.
-    pub fn park(&mut self, id: &str, refusals: &[Refusal]) -> Result<String> {
+    /// Parks refused rows, durably; the rest of the round goes on under an id of its own. `shapes` are those of the cloud's
+    /// tables, by table, from before anything was refused: whatever changes later is a reason to try again.
+    pub fn park(&mut self, id: &str, refusals: &[Refusal], shapes: &HashMap<i64, String>) -> Result<Parked> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, id)?;
         let mut parkings: i64 = meta(&tx, "parkings")?.unwrap_or(0);
-        for refusal in refusals {
+        let mut fresh = vec![];
+        for (at, refusal) in refusals.iter().enumerate() {
             parkings += 1;
             let Some(table) = self.tables.iter().find(|table| table.id == refusal.table) else { continue };
             let Some(entry) = take_entry(&tx, table, FLIGHT, &refusal.key)? else { continue };
@@ -1123,12 +1141,16 @@ impl Store {
             ];
             values.extend(refusal.key.iter().cloned());
             tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
+            let shape = shapes.get(&table.id).map(String::as_str);
+            if parked::note_refusal(&tx, refusal, parkings, shape)? {
+                fresh.push(at);
+            }
         }
         set_meta(&tx, "parkings", parkings)?;
         let id = uuid::Uuid::new_v4().to_string();
         tx.execute("UPDATE _tidewater_round SET id = ?1", [&id])?;
         commit(tx)?;
-        Ok(id)
+        Ok(Parked { round: id, fresh })
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -2569,8 +2591,12 @@ impl<'a> Applier<'a> {
             if pulled.row.is_some() && paging.contains(&table.id) {
                 self.mark_seen(table, &pulled.key)?;
             }
-            let pending = self.take_pending(table, &pulled.key)?;
             let local = read_row(self.tx, table, &pulled.key)?;
+            let pending = if self.discard(table, pulled, local.as_deref())? {
+                None
+            } else {
+                self.take_pending(table, &pulled.key)?
+            };
             let row = self.as_written_here(pulled, local.as_deref(), pending.as_ref());
             let action = match pending {
                 None => match (&local, &row) {
@@ -2581,8 +2607,9 @@ impl<'a> Applier<'a> {
                 },
                 Some(entry) => {
                     let merged = merge(table, entry, local.as_deref(), row.as_deref(), pulled.seen);
-                    if let Some(entry) = merged.entry {
-                        put_entry(self.tx, table, JOURNAL, &pulled.key, &entry)?;
+                    match merged.entry {
+                        Some(entry) => put_entry(self.tx, table, JOURNAL, &pulled.key, &entry)?,
+                        None => parked::forget_refusal(self.tx, table, &pulled.key)?,
                     }
                     self.conflicts += u64::from(!merged.losses.is_empty());
                     log_losses(self.tx, table, &pulled.key, &merged.losses)?;
@@ -2626,6 +2653,9 @@ impl<'a> Applier<'a> {
             }
             self.put_aside(pulled, reason)?;
         }
+        if missing.is_empty() {
+            self.retry_parked()?;
+        }
         Ok(missing)
     }
 
@@ -2657,6 +2687,61 @@ impl<'a> Applier<'a> {
             }
         }
         Some(row)
+    }
+
+    /// Takes a parked row out that is given up. What was here, or was to be deleted there, is on record. False: it is not one
+    /// of those, or has been edited since.
+    fn discard(&mut self, table: &Table, pulled: &PulledRow, local: Option<&[Value]>) -> Result<bool> {
+        let is_meant = |(id, key): &(i64, Vec<Value>)| *id == table.id && *key == pulled.key;
+        if !self.page.discarded.iter().any(is_meant) {
+            return Ok(false);
+        }
+        let edited =
+            format!("SELECT 1 FROM {} WHERE {}", ident(&side_table(JOURNAL, table)), key_is(table, 1));
+        if self.tx.prepare_cached(&edited)?.exists(params_from_iter(&pulled.key))? {
+            return Ok(false);
+        }
+        let Some(entry) = take_entry(self.tx, table, PARKED, &pulled.key)? else { return Ok(false) };
+        let whole = |row: &[Value]| Some(Value::Text(json_array(row)));
+        let loss = |column, base, local, cloud| Loss { column, base, local, cloud, kept: Side::Cloud };
+        let losses = match (local, pulled.row.as_deref()) {
+            (Some(local), Some(cloud)) => table
+                .data_columns()
+                .filter(|c| !local[*c].identical(&cloud[*c]))
+                .map(|c| {
+                    let base = entry.dirty[c].then(|| entry.base[c].clone());
+                    loss(Some(c), base, Some(local[c].clone()), Some(cloud[c].clone()))
+                })
+                .collect(),
+            (Some(local), None) => vec![loss(None, None, whole(local), None)],
+            (None, Some(cloud)) => vec![loss(None, None, None, whole(cloud))],
+            (None, None) => vec![],
+        };
+        log_losses(self.tx, table, &pulled.key, &losses)?;
+        parked::forget_refusal(self.tx, table, &pulled.key)?;
+        Ok(true)
+    }
+
+    /// Parked rows that what came was missing for, or in the way of, are tried again.
+    fn retry_parked(&self) -> Result<()> {
+        if self.changed > 0 {
+            parked::others_moved(self.tx)?;
+            parked::unpark_children_of(self.tx, self.tables, &self.page.rows)?;
+        }
+        for table in self.tables {
+            let settled = |pulled: &&PulledRow| {
+                pulled.table == table.id && self.were_aside.contains(&ledger_name(table, &pulled.key))
+            };
+            for pulled in self.page.rows.iter().filter(settled) {
+                let sql =
+                    format!("SELECT 1 FROM {} WHERE {}", ident(&side_table(ASIDE, table)), key_is(table, 1));
+                if !self.tx.prepare_cached(&sql)?.exists(params_from_iter(&pulled.key))? {
+                    parked::unpark_rivals(self.tx, table)?;
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn table(&self, id: i64) -> Result<&'a Table> {
@@ -3394,8 +3479,7 @@ const UNTRACKED: &str = "the table is not synced any more";
 /// Parks everything that waits under a table's number.
 fn park_all(tx: &Connection, id: i64, message: &str) -> Result<usize> {
     let mut parked = 0;
-    let parkings: i64 = meta(tx, "parkings")?.unwrap_or(0) + 1;
-    set_meta(tx, "parkings", parkings)?;
+    let mut parkings: i64 = meta(tx, "parkings")?.unwrap_or(0);
     let into = ident(&format!("_tidewater_{PARKED}_{id}"));
     for kind in [FLIGHT, JOURNAL] {
         let from = ident(&format!("_tidewater_{kind}_{id}"));
@@ -3410,13 +3494,15 @@ fn park_all(tx: &Connection, id: i64, message: &str) -> Result<usize> {
         parked += tx.execute(
             &format!(
                 "INSERT INTO {into} ({columns}, message, parked_at, parking) \
-                 SELECT {columns}, ?1, strftime('%Y-%m-%d %H:%M:%f', 'now'), ?2 FROM {from} WHERE true \
+                 SELECT {columns}, ?1, strftime('%Y-%m-%d %H:%M:%f', 'now'), ?2 + row_number() OVER () FROM {from} WHERE true \
                  ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole, 1), parking = excluded.parking"
             ),
             params![message, parkings],
         )?;
-        tx.execute(&format!("DELETE FROM {from}"), [])?;
+        parkings += i64::try_from(tx.execute(&format!("DELETE FROM {from}"), [])?).unwrap_or(i64::MAX);
     }
+    set_meta(tx, "parkings", parkings)?;
+    parked::number_parked(tx)?;
     Ok(parked)
 }
 

@@ -21,9 +21,10 @@ use slog::{Logger, debug, error, info, warn};
 use tokio::sync::oneshot;
 
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetLink, GetSetAside,
-    GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, Migrate, NoteRound, ParkRows,
-    PutBackRound, RememberCloud, RememberCloudTable, StartOver, Stored, Write,
+    AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetDiscardable,
+    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, Migrate,
+    NoteRound, ParkRows, PutBackRound, RememberCloud, RememberCloudTable, RetryMended, RetryParked,
+    StartOver, Stored, Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
@@ -271,7 +272,10 @@ store_calls! {
     AcknowledgeRound => (), |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out);
     PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused);
     DissolveRound => (), |store, m| store.dissolve(&m.round);
-    ParkRows => String, |store, m| store.park(&m.round, &m.refusals);
+    ParkRows => crate::sqlite::Parked, |store, m| store.park(&m.round, &m.refusals, &m.shapes);
+    RetryParked => crate::sqlite::Retried, |store, m| store.retry_parked(&m.0);
+    RetryMended => usize, |store, m| store.retry_mended(m.table, &m.shape);
+    GetDiscardable => crate::sqlite::Discardable, |store, m| store.discardable(&m.0);
     ApplyPage => crate::sqlite::Applied, |store, m| store.apply(&m.page, m.generation);
     GetSnapshotPosition => Option<Option<Vec<String>>>, |store, m| store.snapshot_position(m.0);
     BeginSnapshot => (), |store, m| store.begin_snapshot(m.0);

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, missing_docs)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::NoteRound;
 use tidewater_actors::migrations::Migrations;
 use tidewater_actors::sqlite::{
-    Applied, Hit, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement, Store,
-    StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn, Written,
+    Applied, Hit, Kept, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement,
+    Store, StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn, Written,
 };
 use tidewater_test_support::shell::{python_sqlite, sqlite3_shell};
 
@@ -1705,7 +1705,7 @@ fn an_edited_parked_row_is_tried_again() {
         values: None,
     };
     let id = bench.flying();
-    let rest = bench.store().park(&id, &[refusal]).unwrap();
+    let rest = bench.store().park(&id, &[refusal], &HashMap::new()).unwrap().round;
     assert_ne!(rest, noted.id);
     bench.reopen();
     let rounds = bench.read(&noted);
@@ -1720,6 +1720,46 @@ fn an_edited_parked_row_is_tried_again() {
     assert_eq!(bench.read(&noted)[0][0].entry.base, [Value::Null, int(1), int(1)]);
     bench.put_back(&[]).unwrap();
     assert_eq!(bench.check(), ["update t 1 a b"]);
+}
+
+/// A parked row that is edited before it is given up is not given up: the edit stays, and is tried again.
+#[test]
+fn an_edited_parked_row_is_not_discarded() {
+    let mut bench =
+        Bench::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a); INSERT INTO t VALUES (1,1),(2,2)");
+    bench.check();
+    bench.foreign_sql("UPDATE t SET a = 10");
+    let table = bench.table("t").id;
+    bench.note(10).unwrap();
+    let refused = |key: i64| Refusal {
+        table,
+        key: vec![int(key)],
+        sqlstate: Some("23514".into()),
+        message: "no".into(),
+        constraint: None,
+        values: None,
+    };
+    let id = bench.flying();
+    let parked = bench.store().park(&id, &[refused(1), refused(2)], &HashMap::new()).unwrap();
+    assert_eq!(parked.fresh, [0, 1]);
+    bench.store().dissolve(&parked.round).unwrap();
+    let ids: Vec<i64> = bench.readers.parked(None, 0, 10).unwrap().rows.iter().map(|row| row.id).collect();
+    let both = bench.store().discardable(&ids).unwrap();
+    assert_eq!((both.rows.len(), both.refused.len()), (2, 0));
+    bench.foreign_sql("UPDATE t SET a = 11 WHERE id = 1");
+    let rows = [1, 2].map(|key| PulledRow {
+        table,
+        key: vec![int(key)],
+        row: Some(vec![int(key), int(key)]),
+        seen: 0,
+    });
+    let discarded = both.rows.iter().map(|(_, table, key)| (*table, key.clone())).collect();
+    bench.apply(&Page { discarded, ..page(rows.into()) });
+    assert_eq!(bench.all("SELECT a FROM t"), bench.all("SELECT column1 FROM (VALUES (11), (2))"));
+    assert_eq!(bench.counts(), (1, 0));
+    let told: Vec<_> =
+        bench.store().discardable(&ids).unwrap().refused.into_iter().map(|(_, why)| why).collect();
+    assert_eq!(told, [Kept::TriedAgain, Kept::Unknown]);
 }
 
 /// A schema that changes during a round: what nobody can know any more is not read.

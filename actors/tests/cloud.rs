@@ -965,6 +965,56 @@ async fn a_swap_is_not_blamed_for_its_neighbour() {
     assert_eq!(rows(&plain, "SELECT u FROM s ORDER BY id").await, ["b", "a", "c", "d"]);
 }
 
+/// Values that change places in circles of three, five and a hundred rows, on a composite key of values as well, beside rows
+/// that are refused for a unique value: none of the circles is blamed, wherever the guilty ones stand.
+#[tokio::test]
+async fn circles_are_not_blamed_for_their_neighbours() {
+    let sqlite = "CREATE TABLE s (id INTEGER PRIMARY KEY, u TEXT, v INTEGER, UNIQUE (u, v))";
+    let (_database, plain, mut device) = bench(sqlite, "").await;
+    let u = |id: i64| text(&format!("u{}", id % 7));
+    let items: Vec<_> = (0..120).map(|id| device.insert("s", &[Int(id), u(id), Int(id / 7)])).collect();
+    device.round(&items).await;
+    let mut items = vec![];
+    for (first, length) in [(1, 3), (5, 5), (12, 100)] {
+        for at in 0..length {
+            let to = first + (at + 1) % length;
+            items.push(device.update("s", &["u", "v"], &[Int(first + at), u(to), Int(to / 7)]));
+        }
+    }
+    // Each takes what row 0 keeps, or what the row that stays behind for that keeps.
+    let guilty: Vec<usize> = vec![0, 50, items.len() + 2];
+    for (at, (id, to)) in guilty.iter().zip([(115, 0), (116, 115), (117, 116)]) {
+        items.insert(*at, device.update("s", &["u", "v"], &[Int(id), u(to), Int(to / 7)]));
+    }
+    let expected: Vec<_> = guilty.iter().map(|at| (*at, "23505".to_owned())).collect();
+    assert_eq!(device.refused(&items).await, expected);
+    let mut at = 0..;
+    items.retain(|_| !guilty.contains(&at.next().unwrap()));
+    assert_eq!(device.round(&items).await, []);
+    assert_eq!(one(&plain, "SELECT u || v FROM s WHERE id = 111").await, "u51");
+}
+
+/// A whole file's worth of rows with a few guilty ones: how long the search takes is printed.
+#[tokio::test]
+async fn thirteen_of_ten_thousand_are_found_in_one_search() {
+    let postgres = "CREATE TABLE item (id int8 PRIMARY KEY, name text, n int8 CHECK (n > 0))";
+    let (_database, plain, mut device) = bench(ITEM, postgres).await;
+    let guilty: Vec<usize> = (0..13).map(|at| at * 769 + 5).collect();
+    let mut items: Vec<_> = (0..10_000)
+        .map(|at| {
+            device.insert("item", &[Int(at as i64), text("a name"), Int(i64::from(!guilty.contains(&at)))])
+        })
+        .collect();
+    let begun = Instant::now();
+    let refused = device.refused(&items).await;
+    println!("13 of 10,000 rows found in {:?}", begun.elapsed());
+    assert_eq!(refused, guilty.iter().map(|at| (*at, "23514".to_owned())).collect::<Vec<_>>());
+    let mut at = 0..;
+    items.retain(|_| !guilty.contains(&at.next().unwrap()));
+    assert_eq!(device.round(&items).await, []);
+    assert_eq!(one(&plain, "SELECT count(*) FROM item").await, "9987");
+}
+
 /// Two keys here that are one there: the second row is refused, not merged into the first in silence.
 #[tokio::test]
 async fn two_keys_that_are_one_in_the_cloud_are_refused() {

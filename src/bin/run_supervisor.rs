@@ -10,7 +10,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use slog::Logger;
 use tidewater::ProxyStatus;
-use tidewater::cli::{Cli, Exit, Output, Verb, render_status};
+use tidewater::cli::{Cli, Exit, Output, RowsVerb, Verb, render_status};
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
 use tidewater::doctor::{Doctor, Step, size};
 use tidewater::service::ServiceManager;
@@ -62,6 +62,7 @@ fn supervise(settings: Settings, log: Logger) -> Result<(), (Exit, String)> {
 /// Asks the supervisor that runs, and prints its answer.
 fn ask(settings: &Settings, verb: &Verb) -> Exit {
     let (request, wait, Output { json }) = match verb {
+        Verb::Rows(verb) => return about_rows(settings, verb),
         Verb::Status(output) => (Request::Status, WAIT, output),
         Verb::Check(output) => (Request::Check, WAIT + settings.proxy.check_timeout(), output),
         Verb::Reset(output) => (Request::Reset, WAIT, output),
@@ -79,6 +80,7 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
         Err(error) => return complain(&error, Exit::Failed),
     };
     let (text, exit) = match verb {
+        Verb::Rows(verb) => return about_rows(settings, verb),
         Verb::Status(_) => (render_status(&answer), Exit::Success),
         Verb::Check(_) => match said(&answer) {
             Ok(said) => said,
@@ -130,6 +132,17 @@ fn doctor(settings: Settings, output: &Output) -> Exit {
     match printed {
         Exit::Success if !report.is_good() => Exit::Failed,
         printed => printed,
+    }
+}
+
+/// Does what a verb about rows does, and prints what came of it.
+fn about_rows(settings: &Settings, verb: &RowsVerb) -> Exit {
+    match verb.run(settings) {
+        Ok(answered) => match print(&answered.text) {
+            Exit::Success => answered.exit,
+            failed => failed,
+        },
+        Err((exit, why)) => complain(&why, exit),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod circuit;
 pub mod doctor;
 pub mod failure;
+pub mod isolation;
 pub mod merge;
 pub mod restart;
 pub mod schema;

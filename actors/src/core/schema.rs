@@ -105,6 +105,9 @@ pub struct CloudTable {
     pub trace: String,
     /// Whether rows that it does not show may be there all the same.
     pub hiding: Hiding,
+    /// What decides over its rows: columns, constraints, policies, triggers, rights. Another value means that a row which was
+    /// refused may be accepted.
+    pub shape: String,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
 }
@@ -118,6 +121,13 @@ pub enum Hiding {
     Told,
     /// It may hide rows, and nobody tells.
     Untold,
+}
+
+impl CloudTable {
+    /// Its name with its schema, quoted.
+    pub fn qualified(&self) -> String {
+        crate::sql::cloud::qualified(&self.schema, &self.name)
+    }
 }
 
 /// A column of a cloud table.

@@ -287,6 +287,7 @@ impl CloudSession {
             feed: true,
             trace: String::new(),
             hiding: Hiding::None,
+            shape: String::new(),
             columns: table.columns.iter().map(column).collect(),
         };
         Ok(self.uncovered(table, &as_found).await?.is_empty())

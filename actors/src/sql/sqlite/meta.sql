@@ -57,3 +57,21 @@ CREATE TABLE IF NOT EXISTS _tidewater_migrations (
     sha256     TEXT NOT NULL,
     applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now'))
 );
+
+-- What is known of rows that PostgreSQL refuses, from the first refusal until the cloud has them or they are given up.
+CREATE TABLE IF NOT EXISTS _tidewater_refusals (
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,  -- what people call the row by
+    table_id        INTEGER NOT NULL,
+    key             TEXT NOT NULL,                      -- JSON array
+    parking         INTEGER NOT NULL,                   -- of the parked row; another one while it is tried again
+    tries           INTEGER NOT NULL DEFAULT 1,
+    first_at        TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    last_at         TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    sqlstate        TEXT,
+    constraint_name TEXT,
+    shape           TEXT,                               -- of the cloud's table, before it was refused
+    again           INTEGER NOT NULL DEFAULT 0,         -- 1: something came or went that it may have waited for
+    due             INTEGER NOT NULL DEFAULT 0,         -- seconds since 1970: not tried for that reason before
+    UNIQUE (table_id, key)
+);
+CREATE INDEX IF NOT EXISTS _tidewater_refusals_parking ON _tidewater_refusals (parking);

@@ -1,0 +1,328 @@
+//! A round that PostgreSQL refuses is taken in parts: what of it is accepted, and which rows are not.
+//!
+//! ```text
+//! ties (unique indexes, foreign keys) ─▶ who needs whom ─▶ core::isolation ─▶ SAVEPOINT, a part, RELEASE or ROLLBACK TO
+//! ```
+//!
+//! All in the round's one transaction. What the search decides, and how many parts it takes, is in `core/isolation.rs`; here
+//! one part is one savepoint with the statements of an ordinary round: at most `2 + 3 t + s` of them for t tables and s sets
+//! of equal columns. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables are
+//! one. It is a hint: it decides what
+//! is tried together and in which order, never who is refused.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::{
+    CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, Taken, Trouble, in_order,
+    needs_others,
+};
+use crate::core::isolation::{Isolation, Limits, Verdict};
+use crate::core::schema::{CloudTable, Table};
+use crate::core::value::{CloudValue, Value, from_cloud};
+
+/// How many rows are found in one transaction, which holds locks meanwhile: the rest is found by the rounds that follow.
+const LIMITS: Limits = Limits { guilty: 100, waiting: 500 };
+
+/// In the place of an SQLSTATE: a deletion that would take rows along that this file has not seen.
+const UNSEEN: &str = "unseen";
+
+/// Columns by which rows stand in each other's way.
+#[derive(Debug)]
+struct Tie {
+    /// The table's place in the frame, and the columns.
+    columns: (usize, Vec<usize>),
+    /// The same of the table that they refer to; none for a unique index.
+    parent: Option<(usize, Vec<usize>)>,
+}
+
+/// The values of one tie's columns, in a form in which equal ones are equal.
+type Values = Vec<String>;
+
+impl CloudSession {
+    /// The shape of each of these tables (qualified names), as far as they are there.
+    pub(crate) async fn shapes(&self, names: Vec<String>) -> Result<HashMap<String, String>> {
+        let rows = self.query(include_str!("../sql/postgres/shape.sql"), &[&names], Phase::Setup).await?;
+        Ok(rows.iter().map(|row| (row.get("name"), row.get("shape"))).collect())
+    }
+
+    /// Takes a round in parts and answers with what was accepted and with the rows that are refused on top of all that.
+    pub(super) async fn take_in_parts(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+    ) -> Result<(Taken, Vec<CloudRefusal>)> {
+        let order = in_order(items, |_| true);
+        // Before anything is refused: what changes after this is a reason to try again.
+        let names: HashSet<String> =
+            items.iter().map(|item| frame.tables[item.table].1.qualified()).collect();
+        let shapes = self.shapes(names.into_iter().collect()).await?;
+        let needs = self.needs(frame, items, &order).await?;
+        let mut search = Isolation::new(order.len(), &needs, LIMITS);
+        let mut taken = Taken::default();
+        while let Some(part) = search.next() {
+            let part: HashSet<usize> = part.into_iter().map(|place| order[place]).collect();
+            let members = in_order(items, |item| part.contains(&item));
+            search.verdict(match self.try_part(frame, items, &members, &mut taken).await? {
+                None => Verdict::Accepted,
+                Some(refusal) => Verdict::Refused {
+                    needs_others: needs_others(&refusal.sqlstate),
+                    stays_behind: refusal.sqlstate == UNSEEN,
+                    why: refusal,
+                },
+            });
+        }
+        let (refused, behind) = search.done();
+        taken.unseen.extend(behind.into_iter().map(|place| order[place]));
+        let refused = refused.into_iter().map(|(place, refusal)| {
+            let item = order[place];
+            let name = frame.tables[items[item].table].1.qualified();
+            CloudRefusal { item, shape: shapes.get(&name).cloned().unwrap_or_default(), ..refusal }
+        });
+        Ok((taken, refused.collect()))
+    }
+
+    async fn try_part(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        members: &[usize],
+        taken: &mut Taken,
+    ) -> Result<Option<CloudRefusal>> {
+        self.batch("SAVEPOINT part", Phase::Pull).await?;
+        let mut tried = self.take(frame, items, members).await;
+        if tried.is_ok() && self.took_along(frame, items).await? {
+            tried = Err(Trouble::Refused {
+                sqlstate: UNSEEN.into(),
+                message: "it would take rows along that have not been seen here".into(),
+                constraint: None,
+            });
+        }
+        match tried {
+            Ok(part) => {
+                self.batch("RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
+                taken.add(part);
+                Ok(None)
+            }
+            Err(Trouble::Refused { sqlstate, message, constraint }) => {
+                self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull)
+                    .await?;
+                let item = members.first().copied().unwrap_or_default();
+                Ok(Some(CloudRefusal { item, sqlstate, message, constraint, shape: String::new() }))
+            }
+            Err(Trouble::Failed(failure)) => Err(failure),
+        }
+    }
+
+    /// Which rows need which others, by their places in the order. None where PostgreSQL does not answer: then the search
+    /// finds out by trying.
+    async fn needs(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        order: &[usize],
+    ) -> Result<Vec<(usize, usize)>> {
+        self.batch("SAVEPOINT needs", Phase::Pull).await?;
+        match self.read_needs(frame, items).await {
+            Ok(needs) => {
+                self.batch("RELEASE needs", Phase::Pull).await?;
+                let mut places = vec![0; items.len()];
+                order.iter().enumerate().for_each(|(place, item)| places[*item] = place);
+                Ok(needs.into_iter().map(|(one, other)| (places[one], places[other])).collect())
+            }
+            // A key that the cloud's type does not know, a table that cannot be read: the search meets it and says so.
+            Err(failure) if failure.sqlstate.is_some() => {
+                self.batch("ROLLBACK TO needs; RELEASE needs", Phase::Pull).await?;
+                Ok(vec![])
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn read_needs(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<Vec<(usize, usize)>> {
+        let ties = self.ties(frame, items).await?;
+        if ties.is_empty() {
+            return Ok(vec![]);
+        }
+        let round = Round { frame, items, stored: self.stored(frame, items, &ties).await? };
+        Ok(ties.iter().flat_map(|tie| round.needs(tie)).collect())
+    }
+
+    async fn ties(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<Vec<Tie>> {
+        let used: HashSet<usize> = items.iter().map(|item| item.table).collect();
+        let oids: Vec<u32> = used.iter().map(|at| frame.tables[*at].1.oid).collect();
+        let rows = self.query(include_str!("../sql/postgres/ties.sql"), &[&oids], Phase::Pull).await?;
+        let columns = |oid: u32, names: Vec<String>| {
+            let at = frame.tables.iter().position(|(_, cloud)| cloud.oid == oid)?;
+            let table = &frame.tables[at].0;
+            // A column that only the cloud has ties nothing that is sent.
+            let columns: Option<Vec<usize>> =
+                names.iter().map(|name| table.columns.iter().position(|c| c.name == *name)).collect();
+            Some((at, columns?))
+        };
+        let tie = |row: &_| read_tie(row, columns);
+        Ok(rows.iter().filter_map(tie).collect())
+    }
+
+    /// The rows that are changed or deleted in tied columns, as the cloud has them, by item: only these columns.
+    async fn stored(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        ties: &[Tie],
+    ) -> Result<HashMap<usize, BTreeMap<usize, CloudValue>>> {
+        let mut tied: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (at, columns) in ties.iter().flat_map(|tie| tie.parent.iter().chain([&tie.columns])) {
+            tied.entry(*at).or_default().extend(columns);
+        }
+        let mut stored: HashMap<usize, BTreeMap<usize, CloudValue>> = HashMap::new();
+        for (at, columns) in tied {
+            let is_tied = |item: &RoundItem| match &item.op {
+                Op::Insert => false,
+                Op::Update(changed) => changed.iter().any(|c| columns.contains(c)),
+                Op::Delete => true,
+            };
+            let members: Vec<usize> =
+                (0..items.len()).filter(|i| items[*i].table == at && is_tied(&items[*i])).collect();
+            if members.is_empty() {
+                continue;
+            }
+            let (table, cloud_table) = &frame.tables[at];
+            let kept: Vec<usize> =
+                (0..table.columns.len()).filter(|c| table.is_key(*c) || columns.contains(c)).collect();
+            let (narrow, narrow_cloud) = narrowed(table, cloud_table, &kept);
+            let keys: Vec<Vec<String>> = members.iter().map(|i| super::key_text(&items[*i].key)).collect();
+            for (place, row) in self.fetch(&narrow, &narrow_cloud, &narrow.key, &keys).await? {
+                stored.insert(members[place], kept.iter().copied().zip(row).collect());
+            }
+        }
+        Ok(stored)
+    }
+}
+
+/// The table as if it had only these columns.
+fn narrowed(table: &Table, cloud_table: &CloudTable, kept: &[usize]) -> (Table, CloudTable) {
+    let narrow = Table {
+        columns: kept.iter().map(|c| table.columns[*c].clone()).collect(),
+        key: table.key.iter().filter_map(|k| kept.iter().position(|c| c == k)).collect(),
+        uniques: vec![],
+        foreign_keys: vec![],
+        ..table.clone()
+    };
+    let columns = kept.iter().map(|c| cloud_table.columns[*c].clone()).collect();
+    (narrow, CloudTable { columns, ..cloud_table.clone() })
+}
+
+/// The rows of a round, as they are sent and as the cloud has them.
+struct Round<'a> {
+    frame: RoundFrame<'a>,
+    items: &'a [RoundItem],
+    stored: HashMap<usize, BTreeMap<usize, CloudValue>>,
+}
+
+impl Round<'_> {
+    fn needs(&self, tie: &Tie) -> Vec<(usize, usize)> {
+        match &tie.parent {
+            // Who takes a unique value needs the one who leaves it.
+            None => pairs(self.taken(&tie.columns), &self.left(&tie.columns)),
+            Some(parent) => {
+                // A child needs the parent that comes; a parent that goes needs its children to be gone.
+                let mut needs = pairs(self.taken(&tie.columns), &by_values(self.taken(parent)));
+                let gone = self.left(parent).into_iter();
+                let gone = gone
+                    .flat_map(|(values, items)| items.into_iter().map(move |item| (item, values.clone())));
+                needs.extend(pairs(gone.collect(), &self.left(&tie.columns)));
+                needs
+            }
+        }
+    }
+
+    /// Rows that come to new values in these columns, with them.
+    fn taken(&self, (table, columns): &(usize, Vec<usize>)) -> Vec<(usize, Values)> {
+        let changes = |item: &RoundItem| match &item.op {
+            Op::Insert => true,
+            Op::Update(changed) => columns.iter().any(|c| changed.contains(c)),
+            Op::Delete => false,
+        };
+        let members =
+            (0..self.items.len()).filter(|i| self.items[*i].table == *table && changes(&self.items[*i]));
+        members.filter_map(|i| Some((i, self.values(i, columns, true)?))).collect()
+    }
+
+    /// Rows that have had other values in these columns until now, by these.
+    fn left(&self, (table, columns): &(usize, Vec<usize>)) -> HashMap<Values, Vec<usize>> {
+        let members = self.stored.keys().copied().filter(|i| self.items[*i].table == *table);
+        let left = members.filter_map(|i| {
+            let before = self.values(i, columns, false)?;
+            let stays =
+                self.items[i].op != Op::Delete && self.values(i, columns, true).as_ref() == Some(&before);
+            (!stays).then_some((i, before))
+        });
+        by_values(left.collect())
+    }
+
+    /// The values of some columns, as sent or as stored. None where one of them is NULL, which ties nothing, or not known.
+    fn values(&self, item: usize, columns: &[usize], sent: bool) -> Option<Values> {
+        let RoundItem { table, key, values, op, .. } = &self.items[item];
+        let (table, cloud_table) = &self.frame.tables[*table];
+        columns
+            .iter()
+            .map(|c| {
+                let is_sent = sent
+                    && match op {
+                        Op::Insert => true,
+                        Op::Update(changed) => changed.contains(c),
+                        Op::Delete => false,
+                    };
+                let value = match table.key.iter().position(|k| k == c) {
+                    Some(part) => &key[part],
+                    None if is_sent => &values[*c],
+                    None => self.stored.get(&item)?.get(c)?,
+                };
+                comparable(from_cloud(
+                    value.clone(),
+                    table.columns[*c].affinity(),
+                    &cloud_table.columns[*c].kind,
+                ))
+            })
+            .collect()
+    }
+}
+
+fn read_tie(
+    row: &super::Row,
+    columns: impl Fn(u32, Vec<String>) -> Option<(usize, Vec<usize>)>,
+) -> Option<Tie> {
+    let parent: Option<u32> = row.get("parent");
+    let parent = match parent {
+        Some(oid) => Some(columns(oid, row.get("parent_columns"))?),
+        None => None,
+    };
+    Some(Tie { columns: columns(row.get("tbl"), row.get("columns"))?, parent })
+}
+
+fn by_values(rows: Vec<(usize, Values)>) -> HashMap<Values, Vec<usize>> {
+    let mut by_values: HashMap<Values, Vec<usize>> = HashMap::new();
+    for (item, values) in rows {
+        by_values.entry(values).or_default().push(item);
+    }
+    by_values
+}
+
+/// Each row with those that are found under its values.
+fn pairs(rows: Vec<(usize, Values)>, found: &HashMap<Values, Vec<usize>>) -> Vec<(usize, usize)> {
+    let others = |(one, values): (usize, Values)| {
+        let others = found.get(&values).into_iter().flatten().copied();
+        others.filter(move |other| *other != one).map(move |other| (one, other)).collect::<Vec<_>>()
+    };
+    rows.into_iter().flat_map(others).collect()
+}
+
+/// Child and parent may have different types for the same number.
+fn comparable(value: Value) -> Option<String> {
+    Some(match value {
+        Value::Null => return None,
+        Value::Integer(i) => i.to_string(),
+        Value::Real(r) => r.to_string(),
+        other => other.to_json().to_string(),
+    })
+}
