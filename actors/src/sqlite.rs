@@ -1966,12 +1966,12 @@ fn execute(
     params: &[Value],
 ) -> Result<StatementResult> {
     let before = conn.total_changes();
-    let columns = prepared.column_count();
     let mut rows = vec![];
-    if columns > 0 {
+    if prepared.column_count() > 0 {
         let mut found = prepared.query(params_from_iter(params))?;
         while let Some(row) = found.next()? {
-            rows.push(values(row, 0, columns)?);
+            // Asked of the row: SQLite prepares anew with the first step where the schema has changed since.
+            rows.push(values(row, 0, row.as_ref().column_count())?);
         }
         drop(found);
     } else {

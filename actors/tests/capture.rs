@@ -736,6 +736,33 @@ fn a_unit_that_was_taken_back_is_never_done() {
     assert_eq!(bench.check(), ["insert t 1", "insert t 2"]);
 }
 
+/// A statement that was prepared before the schema changed answers with the columns of now, here and in reads.
+#[test]
+fn answers_have_the_columns_of_now() {
+    let mut bench = Bench::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a); INSERT INTO t VALUES (1, 'a1')");
+    let columns = |bench: &mut Bench| {
+        let one = bench.ok("INSERT INTO t (a) VALUES ('a') RETURNING *").results.remove(0).rows;
+        let two = bench.ok("SELECT * FROM t WHERE id = 1").results.remove(0).rows;
+        (one[0].len(), two[0].len())
+    };
+    type Named = BTreeMap<String, serde_json::Value>;
+    let named = |bench: &Bench| {
+        let rows = bench.readers.query_as::<Named>("SELECT * FROM t WHERE id = 1", []).unwrap();
+        rows[0].iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!((columns(&mut bench), named(&bench)), ((2, 2), r#"a="a1" id=1"#.into()));
+    bench.ok("ALTER TABLE t ADD COLUMN b DEFAULT 'b1'");
+    assert_eq!((columns(&mut bench), named(&bench)), ((3, 3), r#"a="a1" b="b1" id=1"#.into()));
+    bench.ok("ALTER TABLE t DROP COLUMN b");
+    assert_eq!((columns(&mut bench), named(&bench)), ((2, 2), r#"a="a1" id=1"#.into()));
+    // The same number of columns, in another order.
+    bench.foreign_sql(
+        "CREATE TABLE new_t (a, id INTEGER PRIMARY KEY); INSERT INTO new_t SELECT a, id FROM t; DROP TABLE t;
+         ALTER TABLE new_t RENAME TO t",
+    );
+    assert_eq!(named(&bench), r#"a="a1" id=1"#);
+}
+
 /// Whoever ends everybody's transaction fails alone, everybody else is committed.
 #[test]
 fn only_the_guilty_caller_fails() {
