@@ -435,6 +435,43 @@ fn a_key_set_by_its_name_rowid_evicts_too() {
     assert_eq!(bench.check(), ["delete t 2", "update t 3 a"]);
 }
 
+/// A unique index evicts from the moment it is there: what the writer's own transaction evicts with it is a deletion, and after
+/// what somebody else may have evicted before our triggers knew it, the table is compared with the cloud.
+#[test]
+fn a_new_unique_index_evicts_at_once() {
+    const SCHEMA: &str = "CREATE TABLE t (id INTEGER PRIMARY KEY, a); INSERT INTO t VALUES (1,'x'),(2,'y')";
+    let statements =
+        ["/* new */ create -- here\n unique index u ON t (a)", "INSERT OR REPLACE INTO t VALUES (9,'x')"];
+    let snapshot = |bench: &Bench| bench.all("SELECT snapshot FROM _tidewater_tables");
+    let fresh = || {
+        let mut bench = Bench::new(SCHEMA);
+        bench.check();
+        bench.foreign_sql("UPDATE _tidewater_tables SET snapshot = 'done'");
+        bench
+    };
+    let mut bench = fresh();
+    bench.store().write_group(&[Unit::new(statements.map(Statement::new))]).pop().unwrap().unwrap();
+    assert_eq!(
+        (bench.check(), snapshot(&bench)),
+        (vec!["delete t 1".into(), "insert t 9".into()], "done".into())
+    );
+    let mut bench = fresh();
+    let one = Migrations::new([(1, "1", statements.join(";\n"))]).unwrap();
+    bench.store().migrate(&Unit::new([]), &one).unwrap();
+    assert_eq!(
+        (bench.check(), snapshot(&bench)),
+        (vec!["delete t 1".into(), "insert t 9".into()], "done".into())
+    );
+    let mut bench = fresh();
+    bench.foreign_sql(&statements.join(";\n"));
+    let notices = bench.store().track().unwrap();
+    assert!(notices.len() == 1 && notices[0].0.contains("compared with the cloud"), "{notices:?}");
+    assert_eq!((bench.flush(), snapshot(&bench)), (vec!["insert t 9".into()], "none".into()));
+    assert_eq!(bench.store().track().unwrap(), [], "once");
+    bench.foreign_sql("DROP INDEX u; INSERT OR REPLACE INTO t VALUES (2, 'z')");
+    assert_eq!((bench.flush(), bench.store().track().unwrap()), (vec!["update t 2 a".into()], vec![]));
+}
+
 /// A key evicted in the middle of a round is still read as it was when the round was noted.
 #[test]
 fn eviction_during_a_round_does_not_change_it() {

@@ -296,7 +296,7 @@ fn colliding_rows(table: &Table, update: bool) -> String {
 }
 
 /// The rows which the new row would evict: per unique index, the primary key first.
-fn collisions(table: &Table, update: bool) -> Vec<String> {
+pub(crate) fn collisions(table: &Table, update: bool) -> Vec<String> {
     let mut sets: Vec<Vec<(usize, Option<&str>)>> = vec![table.key.iter().map(|c| (*c, None)).collect()];
     sets.extend(
         table

@@ -18,7 +18,7 @@ use rusqlite::{Batch, Connection, TransactionBehavior, params};
 
 use super::{
     Committing, Mark, Missing, Result, StatementResult, Store, StoreError, Unit, Written, aside, commit,
-    epoch, first_word, forbidden, lost, meta, query, schema_version, track,
+    concerns_triggers, epoch, forbidden, lost, meta, query, schema_version, track,
 };
 use crate::migrations::{Migration, MigrationError, Migrations, Recorded};
 use crate::supervision::progress;
@@ -126,7 +126,7 @@ fn run_one(conn: &Connection, migration: &Migration, at: usize) -> Result<usize>
         Ok(length)
     };
     let run = || run().map_err(|error| located(error, migration, at));
-    if first_word(script) == "ALTER" { aside(conn, run) } else { run() }
+    if concerns_triggers(script) { aside(conn, run) } else { run() }
 }
 
 /// An error of SQLite's with the place where it happened. A full disk, or another program's lock, stays what it is.
