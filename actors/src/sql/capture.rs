@@ -118,7 +118,8 @@ fn literal_default(column: &Column) -> Option<String> {
         || ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"]
             .contains(&upper.as_str())
     {
-        return Some(text.to_owned());
+        // A comment in it, as `(5 -- usual)` keeps one, would go on behind it.
+        return Some(if text.contains("--") { format!("{text}\n") } else { text.to_owned() });
     }
     if let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         return Some(quoted(&inner.replace("\"\"", "\"")));
