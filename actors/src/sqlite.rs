@@ -3086,7 +3086,13 @@ fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, St
         })
         .collect();
     let foreign_keys = foreign_keys.into_values().collect();
-    Ok(Ok(Table { id: 0, name: name.into(), columns, key, uniques, foreign_keys }))
+    let is_column = |rowid: &&str| found.iter().any(|column| column.name.eq_ignore_ascii_case(rowid));
+    let rowid = match is_by_rowid(tx, name)? || is_without_rowid(tx, name)? {
+        true => None,
+        // A column takes the name; with all three taken nobody can set it.
+        false => ["rowid", "_rowid_", "oid"].into_iter().find(|rowid| !is_column(rowid)).map(str::to_owned),
+    };
+    Ok(Ok(Table { id: 0, name: name.into(), columns, key, uniques, rowid, foreign_keys }))
 }
 
 /// Foreign keys that name no parent columns mean the parent's primary key; those whose parent is not tracked, or has
@@ -3258,6 +3264,11 @@ fn forget_vanished_rows(tx: &Connection, table: &Table) -> Result<()> {
 fn is_by_rowid(tx: &Connection, table: &str) -> Result<bool> {
     // Any other primary key has an index, which is the table itself where that is `WITHOUT ROWID`.
     let sql = "SELECT NOT EXISTS (SELECT 1 FROM pragma_index_list(?1) WHERE origin = 'pk')";
+    Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
+}
+
+fn is_without_rowid(tx: &Connection, table: &str) -> Result<bool> {
+    let sql = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1";
     Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
 }
 

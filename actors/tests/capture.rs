@@ -435,6 +435,27 @@ fn a_key_set_by_its_name_rowid_evicts_too() {
     assert_eq!(bench.check(), ["delete t 2", "update t 3 a"]);
 }
 
+/// Rows with another key have a rowid as well, by which they evict each other: it is nobody's column, but it can be set.
+#[test]
+fn a_rowid_beside_the_key_evicts_too() {
+    for (columns, rowid) in
+        [("id TEXT PRIMARY KEY, a", "rowid"), ("id INT, rowid, _rowid_, PRIMARY KEY (id)", "oid")]
+    {
+        let mut bench =
+            Bench::new(&format!("CREATE TABLE t ({columns}); INSERT INTO t (id) VALUES (1), (2), (3), (4)"));
+        bench.check();
+        let deleted =
+            |n: u32| if rowid == "oid" { format!("delete t {n}") } else { format!("delete t \"{n}\"") };
+        let inserted = deleted(9).replace("delete", "insert");
+        bench.foreign_sql(&format!("INSERT OR REPLACE INTO t ({rowid}, id) VALUES (1, 9)"));
+        assert_eq!(bench.check(), [deleted(1), inserted]);
+        bench.foreign_sql(&format!("UPDATE OR REPLACE t SET {rowid} = 2 WHERE id = 3"));
+        assert_eq!(bench.check(), [deleted(2)]);
+        bench.foreign_sql(&format!("UPDATE t SET {rowid} = -1 WHERE id = 3; INSERT INTO t (id) VALUES (5)"));
+        assert_eq!(bench.check(), [deleted(5).replace("delete", "insert")]);
+    }
+}
+
 /// A unique index evicts from the moment it is there: what the writer's own transaction evicts with it is a deletion, and after
 /// what somebody else may have evicted before our triggers knew it, the table is compared with the cloud.
 #[test]
