@@ -3222,7 +3222,8 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
     Ok(vec![])
 }
 
-/// Columns that are not there any more free their names. Whether one may have been renamed: some came as well.
+/// Columns that are not there any more free their names. Whether one may have been renamed: some came as well. Another
+/// case is another name, as it is in the cloud.
 fn forget_columns(tx: &Connection, table: &Table) -> Result<bool> {
     let remembered = query(
         tx,
@@ -3230,16 +3231,15 @@ fn forget_columns(tx: &Connection, table: &Table) -> Result<bool> {
         &[table.id.into()],
         |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)),
     )?;
-    let gone: Vec<i64> =
-        remembered.iter().filter(|(_, name)| table.column(name).is_none()).map(|(id, _)| *id).collect();
+    let is_here = |name: &String| table.columns.iter().any(|column| column.name == *name);
+    let gone: Vec<i64> = remembered.iter().filter(|(_, name)| !is_here(name)).map(|(id, _)| *id).collect();
     for id in &gone {
         tx.execute(
             "UPDATE _tidewater_columns SET gone = 1 WHERE table_id = ?1 AND id = ?2",
             params![table.id, id],
         )?;
     }
-    let came =
-        table.columns.iter().any(|c| !remembered.iter().any(|(_, name)| name.eq_ignore_ascii_case(&c.name)));
+    let came = table.columns.iter().any(|c| !remembered.iter().any(|(_, name)| *name == c.name));
     Ok(!gone.is_empty() && came)
 }
 

@@ -1281,6 +1281,28 @@ fn renamed_and_dropped_columns() {
     bench.flush();
 }
 
+/// Another case is another name in the cloud, and so another column: all of its values are sent there.
+#[test]
+fn a_column_that_changes_its_case_is_renamed() {
+    for by_us in [false, true] {
+        let mut bench =
+            Bench::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a, b); INSERT INTO t VALUES (1,1,1)");
+        bench.check();
+        bench.loose = true;
+        const RENAME: &str = "ALTER TABLE t RENAME COLUMN a TO A";
+        if by_us {
+            bench.ok(RENAME);
+        } else {
+            bench.foreign_sql(RENAME);
+            bench.store().track().unwrap();
+        }
+        assert_eq!(bench.check(), ["insert t 1"]);
+        bench.loose = false;
+        bench.foreign_sql("UPDATE t SET a = 2");
+        assert_eq!(bench.check(), ["update t 1 A"]);
+    }
+}
+
 /// Opening the store again in a process that has the file open takes no locks away from the other connections: closing
 /// any descriptor of a file drops all of the process's POSIX locks, after which the next program to close the file
 /// believes to be the last and deletes the write-ahead log under everybody.
