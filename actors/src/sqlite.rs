@@ -2609,7 +2609,7 @@ impl<'a> Applier<'a> {
                 self.changed += 1;
                 Ok(true)
             }
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(false),
+            Err(error) if is_refused(&error) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -2676,7 +2676,7 @@ impl<'a> Applier<'a> {
                 self.changed += collided.len() as u64;
                 Ok(())
             }
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+            Err(error) if is_refused(&error) => {
                 self.tx.execute_batch("ROLLBACK TO tidewater_untangle; RELEASE tidewater_untangle")?;
                 if collided.len() == 1 {
                     return self.put_aside(collided[0].0, &error.to_string());
@@ -2824,7 +2824,7 @@ impl<'a> Applier<'a> {
         match self.insert(parent, row) {
             Ok(_) => {}
             // A pending row has taken its place: the child is set aside until that is settled.
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+            Err(error) if is_refused(&error) => {
                 return Ok(false);
             }
             Err(error) => return Err(error.into()),
@@ -2894,6 +2894,11 @@ impl<'a> Applier<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether SQLite cannot store a row beside those that are here, or at all: a key that is no integer where the key is one.
+fn is_refused(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch))
 }
 
 fn param(at: usize) -> String {

@@ -1955,6 +1955,26 @@ fn rows_trade_unique_values() {
     assert_eq!(done(&bench.apply(&page(vec![row(9, "z", 9), row(3, "free", 3)]))), (2, 0, 0));
 }
 
+/// A row that no table here can hold is set aside, and holds nothing up: a key that is no integer, a type that is not the
+/// strict column's.
+#[test]
+fn a_row_of_another_type_is_set_aside() {
+    let mut bench = Bench::new(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, a); CREATE TABLE s (id INT PRIMARY KEY, a INT) STRICT",
+    );
+    for name in ["t", "s"] {
+        let table = bench.table(name);
+        let row = |key: Value, a: Value| pulled(&table, vec![key.clone()], Some(vec![key, a]));
+        let rows = vec![row("one".into(), int(1)), row(int(2), int(2)), row(Value::Real(3.5), int(3))];
+        assert_eq!(done(&bench.apply(&page(rows))), (1, 0, 2), "{name}");
+        assert_eq!(bench.all(&format!("SELECT * FROM {name}")), "2|2");
+    }
+    assert_eq!(bench.store().set_aside().unwrap().len(), 4);
+    let gone = pulled(&bench.table("t"), vec!["one".into()], None);
+    assert_eq!(done(&bench.apply(&page(vec![gone]))), (0, 0, 0));
+    assert_eq!(bench.store().set_aside().unwrap().len(), 3);
+}
+
 /// A pending edit merges with what the cloud has; what loses is on record.
 #[test]
 fn pending_rows_merge() {
