@@ -720,7 +720,7 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         fail::fail_point!("sqlite.begun");
         let mut results = Vec::with_capacity(callers.len());
-        let mut runner = Runner { conn: &tx, last: None };
+        let mut runner = Runner { conn: &tx, last: None, made: false };
         let mut savepoint = tx.prepare_cached("SAVEPOINT tidewater_caller")?;
         let mut release = tx.prepare_cached("RELEASE tidewater_caller")?;
         for caller in callers {
@@ -730,12 +730,7 @@ impl Store {
                 savepoint.execute([])?;
             }
             progress();
-            let outcome = caller
-                .work
-                .statements
-                .iter()
-                .map(|statement| runner.run(statement))
-                .collect::<Result<Vec<_>>>();
+            let outcome = runner.run_all(&caller.work.statements);
             match &outcome {
                 Err(error) if !shared || tx.is_autocommit() => return Err(error.clone()),
                 _ if tx.is_autocommit() => return Err(lost()),
@@ -1889,9 +1884,19 @@ fn query<T>(
 struct Runner<'a> {
     conn: &'a Connection,
     last: Option<(&'a str, CachedStatement<'a>)>,
+    /// Whether one of them made something, that may be temporary.
+    made: bool,
 }
 
 impl<'a> Runner<'a> {
+    fn run_all(&mut self, statements: &'a [Statement]) -> Result<Vec<StatementResult>> {
+        let results = statements.iter().map(|statement| self.run(statement)).collect::<Result<Vec<_>>>()?;
+        if self.made {
+            refuse_temporary(self.conn)?;
+        }
+        Ok(results)
+    }
+
     fn run(&mut self, statement: &'a Statement) -> Result<StatementResult> {
         let sql = statement.sql.as_str();
         // One that ends whoever runs it: its own text is the name of the place.
@@ -1903,6 +1908,7 @@ impl<'a> Runner<'a> {
                 if let Some(word) = forbidden(sql) {
                     return Err(StoreError::Forbidden(word));
                 }
+                self.made |= first_word(sql) == "CREATE";
                 if concerns_triggers(sql) {
                     return aside(self.conn, || {
                         execute(self.conn, &mut *self.conn.prepare_cached(sql)?, &statement.params)
@@ -2005,6 +2011,17 @@ fn forbidden(sql: &str) -> Option<String> {
     ];
     let word = first_word(sql);
     WORDS.contains(&word.as_str()).then_some(word)
+}
+
+/// What is temporary is the connection's, and goes with it: left behind, a table would take the rows that others mean for the
+/// one of its name, and a trigger theirs away.
+fn refuse_temporary(conn: &Connection) -> Result<()> {
+    let sql = "SELECT type || ' ' || name FROM sqlite_temp_schema LIMIT 1";
+    let left: Option<String> = conn.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?;
+    match left {
+        Some(what) => Err(StoreError::Forbidden(format!("the temporary {what}, left behind,"))),
+        None => Ok(()),
+    }
 }
 
 /// The first word of a statement in capitals, after comments and empty statements.

@@ -886,6 +886,43 @@ fn forbidden_statements_are_refused_by_name() {
     assert!(matches!(bench.write("-- nothing"), Err(StoreError::Statement(_))));
 }
 
+/// What is temporary lives in the connection that all callers share: a unit may use it, and leaves none behind, under which
+/// the others' acknowledged rows would go with the connection.
+#[test]
+fn nothing_temporary_is_left_behind() {
+    let mut bench = Bench::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a); INSERT INTO t VALUES (1,1)");
+    let insert = || Unit::new([Statement::new("INSERT INTO t (a) VALUES (2)")]);
+    for left in [
+        "CREATE TEMP TABLE t (id INTEGER PRIMARY KEY, a)",
+        "create table temp.t (a)",
+        "/**/CREATE TEMPORARY VIEW v AS SELECT 1",
+        "CREATE TEMP TRIGGER x AFTER INSERT ON t BEGIN SELECT RAISE(IGNORE); END",
+    ] {
+        let unit = || Unit::new([Statement::new(left)]);
+        let results = bench.store().write_group(&[unit()]);
+        assert!(matches!(results[0], Err(StoreError::Forbidden(_))), "{left}: {results:?}");
+        let results = bench.store().write_group(&[insert(), unit(), insert()]);
+        assert!(
+            results[0].is_ok() && matches!(results[1], Err(StoreError::Forbidden(_))) && results[2].is_ok(),
+            "{left}: {results:?}"
+        );
+        let one = Migrations::new([(1, "1", left)]).unwrap();
+        assert!(
+            matches!(bench.store().migrate(&Unit::new([]), &one), Err(StoreError::Forbidden(_))),
+            "{left}"
+        );
+    }
+    assert_eq!(bench.all("SELECT count(*) FROM t"), "9");
+    let used = [
+        "CREATE TEMP TABLE few AS SELECT id FROM t WHERE id > 7",
+        "UPDATE t SET a = 3 WHERE id IN (SELECT id FROM few)",
+        "DROP TABLE few",
+    ];
+    bench.store().write_group(&[Unit::new(used.map(Statement::new))]).pop().unwrap().unwrap();
+    assert_eq!(bench.all("SELECT count(*) FROM t WHERE a = 3"), "2");
+    assert_eq!(bench.check().len(), 9);
+}
+
 /// A column that triggers do not know yet: its first change marks the whole row.
 #[test]
 fn a_column_added_by_somebody_else_is_captured() {

@@ -18,7 +18,7 @@ use rusqlite::{Batch, Connection, TransactionBehavior, params};
 
 use super::{
     Committing, Mark, Missing, Result, StatementResult, Store, StoreError, Unit, Written, aside, commit,
-    concerns_triggers, epoch, forbidden, lost, meta, query, schema_version, track,
+    concerns_triggers, epoch, forbidden, lost, meta, query, refuse_temporary, schema_version, track,
 };
 use crate::migrations::{Migration, MigrationError, Migrations, Recorded};
 use crate::supervision::progress;
@@ -56,6 +56,7 @@ impl Store {
         if tx.is_autocommit() {
             return Err(lost());
         }
+        refuse_temporary(&tx)?;
         let mark = mark(&tx)?;
         let (tables, notices) = track(&tx, Missing::IsGap)?;
         refuse_orphans(&tx, &self.apply, next)?;
