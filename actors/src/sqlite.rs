@@ -1909,8 +1909,8 @@ impl<'a> Runner<'a> {
                     return Err(StoreError::Forbidden(word));
                 }
                 self.made |= first_word(sql) == "CREATE";
-                if concerns_triggers(sql) {
-                    return aside(self.conn, || {
+                if ["ALTER", "CREATE"].contains(&first_word(sql).as_str()) {
+                    return with_triggers(self.conn, sql, || {
                         execute(self.conn, &mut *self.conn.prepare_cached(sql)?, &statement.params)
                     });
                 }
@@ -1922,11 +1922,39 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// Whether a statement has our triggers made anew at once: the next one of the same transaction may write already.
-fn concerns_triggers(sql: &str) -> bool {
+/// Runs a statement that may change the schema so that our triggers are as they should be for the next one of the same
+/// transaction.
+fn with_triggers<T>(conn: &Connection, sql: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
     let (first, rest) = word(sql);
-    // A unique index evicts rows that the triggers of before do not look for.
-    first == "ALTER" || first == "CREATE" && word(rest).0 == "UNIQUE"
+    match first.as_str() {
+        "ALTER" => aside(conn, run),
+        "CREATE" if ["UNIQUE", "TRIGGER"].contains(&word(rest).0.as_str()) => renewed(conn, run),
+        _ => run(),
+    }
+}
+
+/// A new unique index evicts rows that our triggers of before do not look for, and a new trigger runs before them.
+fn renewed<T>(conn: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let behind = || -> Result<Vec<Table>> {
+        let mut behind = vec![];
+        for table in remembered_tables(conn)? {
+            let present = present_triggers(conn, &table)?;
+            if !newer_than_ours(&present).is_empty() || !see_all_evictions(&present, &table) {
+                behind.push(table);
+            }
+        }
+        Ok(behind)
+    };
+    // What somebody else did to them is for the end of the transaction, as is who has no triggers.
+    let before = behind()?;
+    let result = run()?;
+    for mut table in behind()? {
+        if before.iter().all(|known| known.id != table.id) {
+            drop_triggers(conn, &table.name)?;
+            equip(conn, &mut table, Missing::IsOurDoing)?;
+        }
+    }
+    Ok(result)
 }
 
 /// SQLite does not drop a column that a trigger reads. Ours step aside meanwhile; no row changes.
@@ -1944,6 +1972,7 @@ fn aside<T>(conn: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
         };
         before.insert(table.id, missing);
         if dressed {
+            doubt_what_came_late(conn, table)?;
             drop_triggers(conn, &table.name)?;
         }
     }
@@ -3209,6 +3238,7 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         (state, _) => state,
     };
     if state != Triggers::Ours {
+        doubt_what_came_late(tx, table)?;
         drop_triggers(tx, &table.name)?;
         for (_, sql) in capture::triggers(table) {
             tx.execute_batch(&sql)?;
@@ -3382,28 +3412,65 @@ enum Triggers {
     Gap,
 }
 
-fn trigger_state(tx: &Connection, table: &Table) -> Result<Triggers> {
-    let present: Vec<(i64, String, String)> = query(
+/// A trigger of a table's: its place in the schema, its name, its text.
+type Present = (i64, String, String);
+
+fn present_triggers(tx: &Connection, table: &Table) -> Result<Vec<Present>> {
+    query(
         tx,
         "SELECT rowid, name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE",
         &[table.name.as_str().into()],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-    )?;
-    let expected = capture::triggers(table);
-    let is_ours = |name: &str| name.starts_with("_tidewater_");
+    )
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("_tidewater_")
+}
+
+/// Those that run before ours.
+fn newer_than_ours(present: &[Present]) -> Vec<&Present> {
     let oldest_of_ours = present.iter().filter(|(_, name, _)| is_ours(name)).map(|(rowid, ..)| *rowid).min();
-    let newer: Vec<_> = present
-        .iter()
-        .filter(|(rowid, name, _)| !is_ours(name) && oldest_of_ours.is_some_and(|ours| *rowid > ours))
-        .collect();
+    let is_newer = |rowid: i64| oldest_of_ours.is_some_and(|ours| rowid > ours);
+    present.iter().filter(|(rowid, name, _)| !is_ours(name) && is_newer(*rowid)).collect()
+}
+
+/// Whether they look for the rows that each of the table's unique indexes evicts.
+fn see_all_evictions(present: &[Present], table: &Table) -> bool {
+    let is_seen = |rows: &String| present.iter().any(|(_, name, sql)| is_ours(name) && sql.contains(rows));
+    capture::collisions(table, false).iter().all(is_seen)
+}
+
+/// Somebody's newer trigger may have changed a row that was just inserted, before ours saw it come: then its entry takes it
+/// for one that the cloud has, as it is. Nobody can tell which those are.
+fn doubt_what_came_late(tx: &Connection, table: &Table) -> Result<()> {
+    let present = present_triggers(tx, table)?;
+    if newer_than_ours(&present).iter().any(|(_, _, sql)| sql.to_ascii_uppercase().contains("INSERT")) {
+        tx.execute(
+            &format!(
+                "UPDATE {} AS e SET known = 0, whole = 1 WHERE known AND whole < 2 AND EXISTS \
+                 (SELECT 1 FROM {} AS t WHERE {})",
+                ident(&side_table(JOURNAL, table)),
+                ident(&table.name),
+                row_is(table, "t", |at| format!("e.k{at}")),
+            ),
+            [],
+        )?;
+    }
+    Ok(())
+}
+
+fn trigger_state(tx: &Connection, table: &Table) -> Result<Triggers> {
+    let present = present_triggers(tx, table)?;
+    let expected = capture::triggers(table);
+    let newer = newer_than_ours(&present);
     let all_there = expected.iter().all(|(name, _)| present.iter().any(|(_, present, _)| present == name));
     // A trigger created after ours runs before them, and RAISE(IGNORE) in it would have hidden rows.
     let hides = newer.iter().any(|(_, _, sql)| sql.to_ascii_uppercase().contains("IGNORE"));
     if !all_there || hides {
         return Ok(Triggers::Gap);
     }
-    let is_seen = |rows: &String| present.iter().any(|(_, name, sql)| is_ours(name) && sql.contains(rows));
-    if !capture::collisions(table, false).iter().all(is_seen) {
+    if !see_all_evictions(&present, table) {
         return Ok(Triggers::Narrow);
     }
     let exact = expected.iter().all(|(name, sql)| present.iter().any(|(_, n, s)| n == name && s == sql));

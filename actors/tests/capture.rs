@@ -626,6 +626,40 @@ fn a_newer_trigger_that_hides_rows_is_a_gap() {
     assert!(newest.starts_with("_tidewater_"), "{newest}");
 }
 
+/// A newer trigger may change a row that has just come before ours see it: the row is new to the cloud all the same.
+#[test]
+fn a_newer_trigger_that_changes_new_rows_hides_none() {
+    for change in
+        ["UPDATE t SET a = lower(a) WHERE id = NEW.id", "REPLACE INTO t VALUES (NEW.id, NEW.a, NEW.b)"]
+    {
+        for by_us in [true, false] {
+            let mut bench = Bench::new(
+                "CREATE TABLE t (id INTEGER PRIMARY KEY, a, b); INSERT INTO t VALUES (1,'a',1),(2,'b',2)",
+            );
+            bench.check();
+            bench.foreign_sql("UPDATE t SET b = 3 WHERE id = 2; DELETE FROM t WHERE id = 1");
+            let statements = [
+                &format!("CREATE TRIGGER small AFTER INSERT ON t BEGIN {change}; END"),
+                "INSERT INTO t (a) VALUES ('x')",
+            ];
+            if by_us {
+                bench
+                    .store()
+                    .write_group(&[Unit::new(statements.map(Statement::new))])
+                    .pop()
+                    .unwrap()
+                    .unwrap();
+                assert_eq!(bench.check(), ["delete t 1", "insert t 3", "update t 2 b"]);
+            } else {
+                bench.foreign_sql(&statements.join(";"));
+                bench.store().track().unwrap();
+                bench.loose = true;
+                assert_eq!(bench.check(), ["delete t 1", "insert t 2", "insert t 3"], "{change}");
+            }
+        }
+    }
+}
+
 /// The usual rebuild (copy, drop, rename) loses triggers: all rows are pending, and the snapshot starts over.
 #[test]
 fn a_rebuilt_table_has_a_gap() {

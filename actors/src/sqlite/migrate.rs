@@ -17,8 +17,8 @@ use rusqlite::fallible_iterator::FallibleIterator as _;
 use rusqlite::{Batch, Connection, TransactionBehavior, params};
 
 use super::{
-    Committing, Mark, Missing, Result, StatementResult, Store, StoreError, Unit, Written, aside, commit,
-    concerns_triggers, epoch, forbidden, lost, meta, query, refuse_temporary, schema_version, track,
+    Committing, Mark, Missing, Result, StatementResult, Store, StoreError, Unit, Written, commit, epoch,
+    forbidden, lost, meta, query, refuse_temporary, schema_version, track, with_triggers,
 };
 use crate::migrations::{Migration, MigrationError, Migrations, Recorded};
 use crate::supervision::progress;
@@ -127,7 +127,7 @@ fn run_one(conn: &Connection, migration: &Migration, at: usize) -> Result<usize>
         Ok(length)
     };
     let run = || run().map_err(|error| located(error, migration, at));
-    if concerns_triggers(script) { aside(conn, run) } else { run() }
+    with_triggers(conn, script, run)
 }
 
 /// An error of SQLite's with the place where it happened. A full disk, or another program's lock, stays what it is.
