@@ -1776,6 +1776,142 @@ fn histories() {
     }
 }
 
+/// A table whose schema changes in the same units that write it.
+struct Restless {
+    key: &'static str,
+    has_rowid: bool,
+    columns: Vec<String>,
+    made: usize,
+}
+
+impl Restless {
+    /// A random statement; many of them fail, as in life.
+    fn statement(&mut self, rng: &mut fastrand::Rng) -> String {
+        fn one<T: Clone>(rng: &mut fastrand::Rng, of: &[T]) -> T {
+            of[rng.usize(0..of.len())].clone()
+        }
+        self.made += 1;
+        let made = self.made;
+        let (first, second) = (one(rng, &self.columns), one(rng, &self.columns));
+        let [v, w] = [(); 2].map(|()| one(rng, &["NULL", "1", "2", "3", "'x'", "'X'", "4.0"]));
+        let [n, m] = [(); 2].map(|()| rng.u8(1..6));
+        let [k, l] = [(); 2].map(|()| match self.key {
+            "INTEGER PRIMARY KEY" => rng.u8(1..6).to_string(),
+            _ => one(rng, &["1", "2", "3", "'x'", "'X'"]).to_owned(),
+        });
+        let or = one(rng, &["", "OR REPLACE", "OR REPLACE", "OR IGNORE", "OR FAIL"]);
+        match rng.u8(0..20) {
+            0 | 1 => format!("INSERT {or} INTO t (id, {first}) VALUES ({k}, {v})"),
+            2 if self.has_rowid => format!("INSERT {or} INTO t (rowid, id, a) VALUES ({n}, {k}, {v})"),
+            3 if self.has_rowid => format!("UPDATE {or} t SET rowid = {n} WHERE id = {k}"),
+            4 | 5 => format!("UPDATE {or} t SET {first} = {v} WHERE id = {k}"),
+            6 => format!("UPDATE {or} t SET id = {l} WHERE id = {k}"),
+            7 => format!("DELETE FROM t WHERE id = {k}"),
+            8 => format!(
+                "INSERT INTO t (id, a) VALUES ({k}, {v}) ON CONFLICT (id) DO UPDATE SET {first} = {w}"
+            ),
+            9 => format!("INSERT {or} INTO t (id, {first}) SELECT id, {v} FROM t"),
+            10 => format!("DELETE FROM t WHERE {first} IS {v}"),
+            11 => format!("INSERT {or} INTO u VALUES ({n}, {k}, {m})"),
+            12 => format!("UPDATE {or} u SET id = {n}, u = {m} WHERE id = {m}"),
+            13 => {
+                let order = one(rng, &["", " COLLATE NOCASE", " DESC"]);
+                format!("CREATE UNIQUE INDEX i{} ON t ({first}{order})", rng.u8(1..3))
+            }
+            14 => format!("DROP INDEX i{}", rng.u8(1..3)),
+            15 => format!("ALTER TABLE t ADD COLUMN n{made}"),
+            16 => format!("ALTER TABLE t DROP COLUMN {first}"),
+            17 | 18 => {
+                let row = one(rng, &["NEW", "NEW", "OLD"]);
+                let events: &[&str] = if row == "NEW" { &["INSERT", "UPDATE"] } else { &["DELETE"] };
+                let (when, event) = (one(rng, &["BEFORE", "AFTER"]), one(rng, events));
+                let body = match rng.u8(0..5) {
+                    0 => format!("UPDATE t SET {first} = {first} WHERE id = {row}.id"),
+                    1 => format!("UPDATE {or} t SET {first} = {row}.{second} WHERE id = {row}.id"),
+                    2 => format!("DELETE FROM t WHERE id = {k}"),
+                    3 => format!("INSERT OR IGNORE INTO u (id, t) VALUES ({n}, {row}.id)"),
+                    _ => format!("INSERT OR REPLACE INTO t (id, {first}) VALUES ({k}, {v})"),
+                };
+                format!("CREATE TRIGGER g{} {when} {event} ON t BEGIN {body}; END", rng.u8(1..3))
+            }
+            _ => format!("DROP TRIGGER g{}", rng.u8(1..3)),
+        }
+    }
+}
+
+/// One random life of a file in which the writer's units change the schema as well.
+fn restless_history(seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let keys = [
+        "INTEGER PRIMARY KEY",
+        "INTEGER PRIMARY KEY DESC",
+        "INT PRIMARY KEY",
+        "TEXT PRIMARY KEY",
+        "TEXT COLLATE NOCASE PRIMARY KEY",
+    ];
+    let key = keys[rng.usize(0..keys.len())];
+    let tail = if rng.bool() { "" } else { " WITHOUT ROWID" };
+    let mut bench = Bench::new(&format!(
+        "CREATE TABLE t (id {key}, a, b UNIQUE, c NOT NULL DEFAULT 3){tail};
+         CREATE TABLE u (id INTEGER PRIMARY KEY, t REFERENCES t ON DELETE CASCADE ON UPDATE CASCADE,
+                         u REFERENCES u ON DELETE SET NULL)"
+    ));
+    let has_rowid = tail.is_empty() && key != "INTEGER PRIMARY KEY";
+    let mut restless = Restless { key, has_rowid, columns: vec![], made: 0 };
+    let mut log = format!("seed {seed}, {key}{tail}\n");
+    let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for _ in 0..40 {
+            let table = bench.table("t");
+            restless.columns = table.data_columns().map(|c| table.columns[c].name.clone()).collect();
+            let unit: Vec<String> = (0..rng.usize(1..5)).map(|_| restless.statement(&mut rng)).collect();
+            let changes_schema =
+                |sql: &String| ["CREATE", "ALTER", "DROP"].iter().any(|w| sql.starts_with(w));
+            if unit.iter().any(changes_schema) || rng.bool() {
+                let done = bench.store().write_group(&[Unit::new(unit.iter().map(Statement::new))]);
+                log += &format!("we {unit:?} {:?}\n", done[0].as_ref().err());
+            } else {
+                let conn = bench.foreign();
+                for sql in &unit {
+                    log += &format!("others {sql} {:?}\n", conn.execute_batch(sql).err());
+                }
+            }
+            match rng.u8(0..6) {
+                0 => log += &format!("{:?}\n", bench.check()),
+                // A round, in which something is written meanwhile, and that takes effect or does not.
+                fate @ 1..=2 => {
+                    let Some(noted) = bench.note(3) else { continue };
+                    let rounds = bench.read(&noted);
+                    let meanwhile = format!("UPDATE OR REPLACE t SET b = {} WHERE a = 1", rng.u8(1..5));
+                    let done = bench.foreign().execute_batch(&meanwhile);
+                    log += &format!("noted; others {meanwhile} {:?}\n", done.err());
+                    assert_eq!(bench.read(&noted), rounds);
+                    if fate == 1 {
+                        log += &format!("{:?}\n", bench.commit(&noted, &rounds));
+                        bench.acknowledge();
+                    } else {
+                        log += "put back\n";
+                        bench.put_back(&[]).unwrap();
+                    }
+                }
+                _ => {}
+            }
+        }
+        bench.check();
+    }));
+    assert!(lived.is_ok(), "{log}");
+}
+
+/// Unique indexes, triggers and columns that come and go in the units that write, and between other programs' writes: in the
+/// end the cloud equals the file, without a look at it.
+#[test]
+fn restless_histories() {
+    let first: u64 = std::env::var("TIDEWATER_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let count: u64 = std::env::var("TIDEWATER_HISTORIES").map_or(40, |count| count.parse().unwrap());
+    for seed in first..first + count {
+        restless_history(seed);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // 3. Rounds
 // ---------------------------------------------------------------------------------------------------------
