@@ -716,9 +716,15 @@ impl Store {
     }
 
     fn try_group(&mut self, callers: &[Unit]) -> Result<Vec<Result<Written>>> {
-        self.look()?;
+        self.place.check()?;
+        fail::fail_point!("sqlite.begin");
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         fail::fail_point!("sqlite.begun");
+        // Not before: whoever held the lock until now may have made a table anew, which has no triggers yet.
+        let earlier = match schema_version(&tx)? == self.schema_version {
+            true => vec![],
+            false => track(&tx, Missing::IsGap)?.1,
+        };
         let mut results = Vec::with_capacity(callers.len());
         let mut runner = Runner { conn: &tx, last: None, made: false };
         let mut savepoint = tx.prepare_cached("SAVEPOINT tidewater_caller")?;
@@ -762,7 +768,7 @@ impl Store {
         self.place.check()?;
         if let Some((tables, notices)) = tracked {
             self.remember(tables, version);
-            self.untold.extend(notices);
+            self.untold.extend(earlier.into_iter().chain(notices));
         }
         Ok(results)
     }

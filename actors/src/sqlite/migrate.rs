@@ -48,8 +48,8 @@ impl Store {
 
     fn apply_migration(&mut self, unit: &Unit, next: &Migration, known: &[Recorded]) -> Result<Written> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if recorded(&tx)? != known {
-            // Another program was quicker.
+        if recorded(&tx)? != known || schema_version(&tx)? != self.schema_version {
+            // Another program was quicker. A table that it made anew has no triggers yet.
             return Err(StoreError::SchemaChanged);
         }
         run_script(&tx, next)?;
