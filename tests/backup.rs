@@ -123,6 +123,29 @@ async fn what_is_there_is_not_overwritten_by_accident() {
     assert_eq!(db.backup(copies.join("late")).await, Err(Error::ShutDown));
 }
 
+/// Where somebody has put another database in the place of the one that is open, that one is not copied in its stead.
+#[actix_rt::test]
+async fn another_database_in_its_place_is_not_copied() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(folder.path()).await;
+    db.write([Statement::new(NOTE), insert("mine")]).await.unwrap();
+    assert_eq!(here(&db, "SELECT body FROM note"), "mine");
+    let (path, aside) = (folder.path().join("app.db"), folder.path().join("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    let copy = folder.path().join("copy.db");
+    let answer = db.backup(&copy).await;
+    assert!(answer.is_err() && !copy.exists(), "{answer:?}");
+    let other = folder.path().join("other.db");
+    rusqlite::Connection::open(&other).unwrap().execute_batch("CREATE TABLE other (a)").unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    let answer = db.backup(&copy).await;
+    assert!(matches!(answer, Err(Error::Store(StoreError::ReplacedFile { .. }))), "{answer:?}");
+    assert!(!copy.exists());
+    std::fs::rename(&aside, &path).unwrap();
+    db.backup(&copy).await.unwrap();
+    db.shutdown().await.unwrap();
+}
+
 /// A copy that is put in the database's place goes on as a new device: what the cloud has comes, what was pending when it was
 /// made is sent, and nothing is deleted, here or there.
 #[actix_rt::test]

@@ -753,11 +753,17 @@ impl Store {
     }
 
     fn try_group(&mut self, callers: &[Unit]) -> Result<Vec<Result<Written>>> {
-        self.look()?;
+        self.place.check()?;
+        fail::fail_point!("sqlite.begin");
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         fail::fail_point!("sqlite.begun");
+        // Not before: whoever held the lock until now may have made a table anew, which has no triggers yet.
+        let earlier = match schema_version(&tx)? == self.schema_version {
+            true => vec![],
+            false => track(&tx, Missing::IsGap)?.1,
+        };
         let mut results = Vec::with_capacity(callers.len());
-        let mut runner = Runner { conn: &tx, last: None };
+        let mut runner = Runner { conn: &tx, last: None, made: false };
         let mut savepoint = tx.prepare_cached("SAVEPOINT tidewater_caller")?;
         let mut release = tx.prepare_cached("RELEASE tidewater_caller")?;
         for caller in callers {
@@ -767,12 +773,7 @@ impl Store {
                 savepoint.execute([])?;
             }
             progress();
-            let outcome = caller
-                .work
-                .statements
-                .iter()
-                .map(|statement| runner.run(statement))
-                .collect::<Result<Vec<_>>>();
+            let outcome = runner.run_all(&caller.work.statements);
             match &outcome {
                 Err(error) if !shared || tx.is_autocommit() => return Err(error.clone()),
                 _ if tx.is_autocommit() => return Err(lost()),
@@ -804,7 +805,7 @@ impl Store {
         self.place.check()?;
         if let Some((tables, notices)) = tracked {
             self.remember(tables, version);
-            self.untold.extend(notices);
+            self.untold.extend(earlier.into_iter().chain(notices));
         }
         Ok(results)
     }
@@ -1968,9 +1969,19 @@ fn query<T>(
 struct Runner<'a> {
     conn: &'a Connection,
     last: Option<(&'a str, CachedStatement<'a>)>,
+    /// Whether one of them made something, that may be temporary.
+    made: bool,
 }
 
 impl<'a> Runner<'a> {
+    fn run_all(&mut self, statements: &'a [Statement]) -> Result<Vec<StatementResult>> {
+        let results = statements.iter().map(|statement| self.run(statement)).collect::<Result<Vec<_>>>()?;
+        if self.made {
+            refuse_temporary(self.conn)?;
+        }
+        Ok(results)
+    }
+
     fn run(&mut self, statement: &'a Statement) -> Result<StatementResult> {
         let sql = statement.sql.as_str();
         // One that ends whoever runs it: its own text is the name of the place.
@@ -1982,8 +1993,9 @@ impl<'a> Runner<'a> {
                 if let Some(word) = forbidden(sql) {
                     return Err(StoreError::Forbidden(word));
                 }
-                if first_word(sql) == "ALTER" {
-                    return aside(self.conn, || {
+                self.made |= first_word(sql) == "CREATE";
+                if ["ALTER", "CREATE"].contains(&first_word(sql).as_str()) {
+                    return with_triggers(self.conn, sql, || {
                         execute(self.conn, &mut *self.conn.prepare_cached(sql)?, &statement.params)
                     });
                 }
@@ -1993,6 +2005,41 @@ impl<'a> Runner<'a> {
         };
         execute(self.conn, prepared, &statement.params)
     }
+}
+
+/// Runs a statement that may change the schema so that our triggers are as they should be for the next one of the same
+/// transaction.
+fn with_triggers<T>(conn: &Connection, sql: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (first, rest) = word(sql);
+    match first.as_str() {
+        "ALTER" => aside(conn, run),
+        "CREATE" if ["UNIQUE", "TRIGGER"].contains(&word(rest).0.as_str()) => renewed(conn, run),
+        _ => run(),
+    }
+}
+
+/// A new unique index evicts rows that our triggers of before do not look for, and a new trigger runs before them.
+fn renewed<T>(conn: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let behind = || -> Result<Vec<Table>> {
+        let mut behind = vec![];
+        for table in remembered_tables(conn)? {
+            let present = present_triggers(conn, &table)?;
+            if !newer_than_ours(&present).is_empty() || !see_all_evictions(&present, &table) {
+                behind.push(table);
+            }
+        }
+        Ok(behind)
+    };
+    // What somebody else did to them is for the end of the transaction, as is who has no triggers.
+    let before = behind()?;
+    let result = run()?;
+    for mut table in behind()? {
+        if before.iter().all(|known| known.id != table.id) {
+            drop_triggers(conn, &table.name)?;
+            equip(conn, &mut table, Missing::IsOurDoing)?;
+        }
+    }
+    Ok(result)
 }
 
 /// SQLite does not drop a column that a trigger reads. Ours step aside meanwhile; no row changes.
@@ -2005,11 +2052,12 @@ fn aside<T>(conn: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
         let dressed = has_triggers(conn, &table.name)?;
         let missing = match dressed {
             false => None,
-            true if trigger_state(conn, table)? == Triggers::Gap => Some(Missing::IsGap),
+            true if trigger_state(conn, table)? >= Triggers::Narrow => Some(Missing::IsGap),
             true => Some(Missing::IsOurDoing),
         };
         before.insert(table.id, missing);
         if dressed {
+            doubt_what_came_late(conn, table)?;
             drop_triggers(conn, &table.name)?;
         }
     }
@@ -2045,12 +2093,12 @@ fn execute(
     params: &[Value],
 ) -> Result<StatementResult> {
     let before = conn.total_changes();
-    let columns = prepared.column_count();
     let mut rows = vec![];
-    if columns > 0 {
+    if prepared.column_count() > 0 {
         let mut found = prepared.query(params_from_iter(params))?;
         while let Some(row) = found.next()? {
-            rows.push(values(row, 0, columns)?);
+            // Asked of the row: SQLite prepares anew with the first step where the schema has changed since.
+            rows.push(values(row, 0, row.as_ref().column_count())?);
         }
         drop(found);
     } else {
@@ -2079,8 +2127,24 @@ fn forbidden(sql: &str) -> Option<String> {
     WORDS.contains(&word.as_str()).then_some(word)
 }
 
+/// What is temporary is the connection's, and goes with it: left behind, a table would take the rows that others mean for the
+/// one of its name, and a trigger theirs away.
+fn refuse_temporary(conn: &Connection) -> Result<()> {
+    let sql = "SELECT type || ' ' || name FROM sqlite_temp_schema LIMIT 1";
+    let left: Option<String> = conn.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?;
+    match left {
+        Some(what) => Err(StoreError::Forbidden(format!("the temporary {what}, left behind,"))),
+        None => Ok(()),
+    }
+}
+
 /// The first word of a statement in capitals, after comments and empty statements.
 fn first_word(sql: &str) -> String {
+    word(sql).0
+}
+
+/// The same, and what comes after it.
+fn word(sql: &str) -> (String, &str) {
     let mut rest = sql;
     loop {
         rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';' || c == '\u{feff}');
@@ -2089,11 +2153,8 @@ fn first_word(sql: &str) -> String {
         } else if let Some(comment) = rest.strip_prefix("/*") {
             rest = comment.split_once("*/").map_or("", |(_, after)| after);
         } else {
-            return rest
-                .chars()
-                .take_while(char::is_ascii_alphabetic)
-                .collect::<String>()
-                .to_ascii_uppercase();
+            let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+            return (rest[..end].to_ascii_uppercase(), &rest[end..]);
         }
     }
 }
@@ -2783,7 +2844,7 @@ impl<'a> Applier<'a> {
                 self.changed += 1;
                 Ok(true)
             }
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => Ok(false),
+            Err(error) if is_refused(&error) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -2850,7 +2911,7 @@ impl<'a> Applier<'a> {
                 self.changed += collided.len() as u64;
                 Ok(())
             }
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+            Err(error) if is_refused(&error) => {
                 self.tx.execute_batch("ROLLBACK TO tidewater_untangle; RELEASE tidewater_untangle")?;
                 if collided.len() == 1 {
                     return self.put_aside(collided[0].0, &error.to_string());
@@ -2998,7 +3059,7 @@ impl<'a> Applier<'a> {
         match self.insert(parent, row) {
             Ok(_) => {}
             // A pending row has taken its place: the child is set aside until that is settled.
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+            Err(error) if is_refused(&error) => {
                 return Ok(false);
             }
             Err(error) => return Err(error.into()),
@@ -3068,6 +3129,11 @@ impl<'a> Applier<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether SQLite cannot store a row beside those that are here, or at all: a key that is no integer where the key is one.
+fn is_refused(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch))
 }
 
 fn param(at: usize) -> String {
@@ -3260,7 +3326,13 @@ fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, St
         })
         .collect();
     let foreign_keys = foreign_keys.into_values().collect();
-    Ok(Ok(Table { id: 0, name: name.into(), columns, key, uniques, foreign_keys }))
+    let is_column = |rowid: &&str| found.iter().any(|column| column.name.eq_ignore_ascii_case(rowid));
+    let rowid = match is_by_rowid(tx, name)? || is_without_rowid(tx, name)? {
+        true => None,
+        // A column takes the name; with all three taken nobody can set it.
+        false => ["rowid", "_rowid_", "oid"].into_iter().find(|rowid| !is_column(rowid)).map(str::to_owned),
+    };
+    Ok(Ok(Table { id: 0, name: name.into(), columns, key, uniques, rowid, foreign_keys }))
 }
 
 /// Foreign keys that name no parent columns mean the parent's primary key; those whose parent is not tracked, or has
@@ -3355,6 +3427,7 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         (state, _) => state,
     };
     if state != Triggers::Ours {
+        doubt_what_came_late(tx, table)?;
         drop_triggers(tx, &table.name)?;
         for (_, sql) in capture::triggers(table) {
             tx.execute_batch(&sql)?;
@@ -3374,14 +3447,14 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
             [table.id],
         )?;
     }
-    if grown {
-        // The cloud may have had the column, and values in it, for long.
+    if grown || state == Triggers::Narrow {
+        // The cloud may have had the column, and values in it, for long. It still has what was evicted, and shows it.
         tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
             [table.id],
         )?;
     }
-    if !new && state == Triggers::Gap {
+    if !new && state >= Triggers::Narrow {
         return Ok(vec![Notice(format!(
             "table {} was changed while it was not watched; it is compared with the cloud row by row",
             table.name
@@ -3390,7 +3463,8 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
     Ok(vec![])
 }
 
-/// Columns that are not there any more free their names. Whether one may have been renamed: some came as well.
+/// Columns that are not there any more free their names. Whether one may have been renamed: some came as well. Another
+/// case is another name, as it is in the cloud.
 fn forget_columns(tx: &Connection, table: &Table) -> Result<bool> {
     let remembered = query(
         tx,
@@ -3398,16 +3472,15 @@ fn forget_columns(tx: &Connection, table: &Table) -> Result<bool> {
         &[table.id.into()],
         |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)),
     )?;
-    let gone: Vec<i64> =
-        remembered.iter().filter(|(_, name)| table.column(name).is_none()).map(|(id, _)| *id).collect();
+    let is_here = |name: &String| table.columns.iter().any(|column| column.name == *name);
+    let gone: Vec<i64> = remembered.iter().filter(|(_, name)| !is_here(name)).map(|(id, _)| *id).collect();
     for id in &gone {
         tx.execute(
             "UPDATE _tidewater_columns SET gone = 1 WHERE table_id = ?1 AND id = ?2",
             params![table.id, id],
         )?;
     }
-    let came =
-        table.columns.iter().any(|c| !remembered.iter().any(|(_, name)| name.eq_ignore_ascii_case(&c.name)));
+    let came = table.columns.iter().any(|c| !remembered.iter().any(|(_, name)| *name == c.name));
     Ok(!gone.is_empty() && came)
 }
 
@@ -3432,6 +3505,11 @@ fn forget_vanished_rows(tx: &Connection, table: &Table) -> Result<()> {
 fn is_by_rowid(tx: &Connection, table: &str) -> Result<bool> {
     // Any other primary key has an index, which is the table itself where that is `WITHOUT ROWID`.
     let sql = "SELECT NOT EXISTS (SELECT 1 FROM pragma_index_list(?1) WHERE origin = 'pk')";
+    Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
+}
+
+fn is_without_rowid(tx: &Connection, table: &str) -> Result<bool> {
+    let sql = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1";
     Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
 }
 
@@ -3512,35 +3590,78 @@ fn restore_parked(tx: &Connection, table: &Table) -> Result<()> {
     Ok(())
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, PartialOrd)]
 enum Triggers {
     /// Exactly as they should be, and newer than anybody else's.
     Ours,
     /// There, but of another shape, or with somebody's newer trigger before them.
     Outdated,
+    /// Without an eye for one of the unique indexes: rows that it evicted went unseen.
+    Narrow,
     /// Not all there: rows may have changed unseen.
     Gap,
 }
 
-fn trigger_state(tx: &Connection, table: &Table) -> Result<Triggers> {
-    let present: Vec<(i64, String, String)> = query(
+/// A trigger of a table's: its place in the schema, its name, its text.
+type Present = (i64, String, String);
+
+fn present_triggers(tx: &Connection, table: &Table) -> Result<Vec<Present>> {
+    query(
         tx,
         "SELECT rowid, name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE",
         &[table.name.as_str().into()],
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-    )?;
-    let expected = capture::triggers(table);
-    let is_ours = |name: &str| name.starts_with("_tidewater_");
+    )
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("_tidewater_")
+}
+
+/// Those that run before ours.
+fn newer_than_ours(present: &[Present]) -> Vec<&Present> {
     let oldest_of_ours = present.iter().filter(|(_, name, _)| is_ours(name)).map(|(rowid, ..)| *rowid).min();
-    let newer: Vec<_> = present
-        .iter()
-        .filter(|(rowid, name, _)| !is_ours(name) && oldest_of_ours.is_some_and(|ours| *rowid > ours))
-        .collect();
+    let is_newer = |rowid: i64| oldest_of_ours.is_some_and(|ours| rowid > ours);
+    present.iter().filter(|(rowid, name, _)| !is_ours(name) && is_newer(*rowid)).collect()
+}
+
+/// Whether they look for the rows that each of the table's unique indexes evicts.
+fn see_all_evictions(present: &[Present], table: &Table) -> bool {
+    let is_seen = |rows: &String| present.iter().any(|(_, name, sql)| is_ours(name) && sql.contains(rows));
+    capture::collisions(table, false).iter().all(is_seen)
+}
+
+/// Somebody's newer trigger may have changed a row that was just inserted, before ours saw it come: then its entry takes it
+/// for one that the cloud has, as it is. Nobody can tell which those are.
+fn doubt_what_came_late(tx: &Connection, table: &Table) -> Result<()> {
+    let present = present_triggers(tx, table)?;
+    if newer_than_ours(&present).iter().any(|(_, _, sql)| sql.to_ascii_uppercase().contains("INSERT")) {
+        tx.execute(
+            &format!(
+                "UPDATE {} AS e SET known = 0, whole = 1 WHERE known AND whole < 2 AND EXISTS \
+                 (SELECT 1 FROM {} AS t WHERE {})",
+                ident(&side_table(JOURNAL, table)),
+                ident(&table.name),
+                row_is(table, "t", |at| format!("e.k{at}")),
+            ),
+            [],
+        )?;
+    }
+    Ok(())
+}
+
+fn trigger_state(tx: &Connection, table: &Table) -> Result<Triggers> {
+    let present = present_triggers(tx, table)?;
+    let expected = capture::triggers(table);
+    let newer = newer_than_ours(&present);
     let all_there = expected.iter().all(|(name, _)| present.iter().any(|(_, present, _)| present == name));
     // A trigger created after ours runs before them, and RAISE(IGNORE) in it would have hidden rows.
     let hides = newer.iter().any(|(_, _, sql)| sql.to_ascii_uppercase().contains("IGNORE"));
     if !all_there || hides {
         return Ok(Triggers::Gap);
+    }
+    if !see_all_evictions(&present, table) {
+        return Ok(Triggers::Narrow);
     }
     let exact = expected.iter().all(|(name, sql)| present.iter().any(|(_, n, s)| n == name && s == sql));
     Ok(if exact && newer.is_empty() { Triggers::Ours } else { Triggers::Outdated })

@@ -234,6 +234,7 @@ mod tests {
             columns: vec![column(1, "k"), column(2, "a"), column(3, "b")],
             key: vec![0],
             uniques: vec![],
+            rowid: None,
             foreign_keys: vec![],
         }
     }

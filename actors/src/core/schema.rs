@@ -17,6 +17,8 @@ pub struct Table {
     pub key: Vec<usize>,
     /// Every unique index but the primary key, as its columns.
     pub uniques: Vec<Unique>,
+    /// A name by which SQLite's own number of a row can be set, where that is not the key: rows evict each other by it.
+    pub rowid: Option<String>,
     /// Foreign keys to other tables and to itself.
     pub foreign_keys: Vec<ForeignKey>,
 }
@@ -187,6 +189,7 @@ mod tests {
             columns: vec![],
             key: vec![],
             uniques: vec![],
+            rowid: None,
             foreign_keys: parents
                 .iter()
                 .map(|parent| ForeignKey {

@@ -118,7 +118,8 @@ fn literal_default(column: &Column) -> Option<String> {
         || ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"]
             .contains(&upper.as_str())
     {
-        return Some(text.to_owned());
+        // A comment in it, as `(5 -- usual)` keeps one, would go on behind it.
+        return Some(if text.contains("--") { format!("{text}\n") } else { text.to_owned() });
     }
     if let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         return Some(quoted(&inner.replace("\"\"", "\"")));
@@ -191,8 +192,11 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
     );
     let evicted = colliding_rows(table, true);
     // Not `UPDATE OF`, which does not see a key that is set by its other name, rowid.
-    let moves =
-        unique_columns(table).iter().map(|c| same(&ident(&table.columns[*c].name))).collect::<Vec<_>>();
+    let moves = unique_columns(table)
+        .iter()
+        .map(|c| same(&ident(&table.columns[*c].name)))
+        .chain(table.rowid.iter().map(|rowid| format!("OLD.{0} IS NEW.{0}", ident(rowid))))
+        .collect::<Vec<_>>();
     trigger(
         "evict_update",
         "BEFORE UPDATE",
@@ -295,8 +299,9 @@ fn colliding_rows(table: &Table, update: bool) -> String {
     collisions(table, update).iter().map(|rows| whole_row(table, "evicted", rows, 0)).collect()
 }
 
-/// The rows which the new row would evict: per unique index, the primary key first.
-fn collisions(table: &Table, update: bool) -> Vec<String> {
+/// The rows which the new row would evict: per unique index, the primary key first, and the rowid last. Of the last, a row
+/// that does not say it has -1 before it is inserted, and whoever really has that is journaled without a change.
+pub(crate) fn collisions(table: &Table, update: bool) -> Vec<String> {
     let mut sets: Vec<Vec<(usize, Option<&str>)>> = vec![table.key.iter().map(|c| (*c, None)).collect()];
     sets.extend(
         table
@@ -304,9 +309,10 @@ fn collisions(table: &Table, update: bool) -> Vec<String> {
             .iter()
             .map(|u| u.columns.iter().map(|(c, collation)| (*c, Some(collation.as_str()))).collect()),
     );
+    let by_rowid = table.rowid.iter().map(|rowid| format!("evicted.{0} = NEW.{0}", ident(rowid)));
     sets.into_iter()
         .map(|set| {
-            let collides = all(set, |(c, collation)| {
+            all(set, |(c, collation)| {
                 let column = &table.columns[c];
                 let name = ident(&column.name);
                 let collate =
@@ -318,7 +324,10 @@ fn collisions(table: &Table, update: bool) -> Vec<String> {
                     }
                     _ => format!("evicted.{name}{collate} = NEW.{name}"),
                 }
-            });
+            })
+        })
+        .chain(by_rowid)
+        .map(|collides| {
             let present = all(table.key_names(), |k| format!("evicted.{} IS NOT NULL", ident(k)));
             let other = if update {
                 format!(

@@ -63,10 +63,13 @@ impl Readers {
     ///
     /// # Errors
     /// [`StoreError::Copy`]: a file of this name is there and `overwrite` is not set, it is this very file, another
-    /// database's log is beside it, or it cannot be written.
+    /// database's log is beside it, or it cannot be written. [`StoreError::ReplacedFile`]: the file is not the one any more
+    /// that its name stands for.
     pub fn copy_to(&self, path: &Path, overwrite: bool, cancel: &Cancel) -> Result<Copied> {
         // Closed like all the others, once the database is.
         let _open = self.get()?;
+        // The name may stand for another file by now, which has no business with this one's log.
+        self.same_file()?;
         self.refuse_target(path, overwrite)?;
         let failed = |reason: &dyn std::fmt::Display| StoreError::Copy {
             path: path.display().to_string(),
@@ -130,6 +133,8 @@ impl Readers {
         // One state of the file. Otherwise every commit of another connection would make the copy begin anew.
         let state = from.unchecked_transaction()?;
         state.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        // What has just been opened.
+        self.same_file()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut to = Connection::open_with_flags(partial.path(), flags)?;
         // Nobody looks at it before it is complete, and then it is brought to the disk as a whole.

@@ -17,8 +17,8 @@ use rusqlite::fallible_iterator::FallibleIterator as _;
 use rusqlite::{Batch, Connection, TransactionBehavior, params};
 
 use super::{
-    Committing, Mark, Missing, Result, StatementResult, Store, StoreError, Unit, Written, aside, commit,
-    epoch, first_word, forbidden, lost, meta, query, schema_version, track,
+    Committing, Mark, Missing, Result, StatementResult, Store, StoreError, Unit, Written, commit, epoch,
+    forbidden, lost, meta, query, refuse_temporary, schema_version, track, with_triggers,
 };
 use crate::migrations::{Migration, MigrationError, Migrations, Recorded};
 use crate::supervision::progress;
@@ -48,14 +48,15 @@ impl Store {
 
     fn apply_migration(&mut self, unit: &Unit, next: &Migration, known: &[Recorded]) -> Result<Written> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if recorded(&tx)? != known {
-            // Another program was quicker.
+        if recorded(&tx)? != known || schema_version(&tx)? != self.schema_version {
+            // Another program was quicker. A table that it made anew has no triggers yet.
             return Err(StoreError::SchemaChanged);
         }
         run_script(&tx, next)?;
         if tx.is_autocommit() {
             return Err(lost());
         }
+        refuse_temporary(&tx)?;
         let mark = mark(&tx)?;
         let (tables, notices) = track(&tx, Missing::IsGap)?;
         refuse_orphans(&tx, &self.apply, next)?;
@@ -126,7 +127,7 @@ fn run_one(conn: &Connection, migration: &Migration, at: usize) -> Result<usize>
         Ok(length)
     };
     let run = || run().map_err(|error| located(error, migration, at));
-    if first_word(script) == "ALTER" { aside(conn, run) } else { run() }
+    with_triggers(conn, script, run)
 }
 
 /// An error of SQLite's with the place where it happened. A full disk, or another program's lock, stays what it is.

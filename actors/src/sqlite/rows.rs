@@ -62,10 +62,14 @@ pub(super) fn query_as<T: DeserializeOwned>(
     params: impl Params,
 ) -> Result<Vec<T>> {
     let mut statement = conn.prepare_cached(sql)?;
-    let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
     let mut rows = statement.query(params)?;
+    let mut names: Vec<String> = vec![];
     let mut found = vec![];
     while let Some(row) = rows.next()? {
+        if found.is_empty() {
+            // Not before the first step, with which SQLite prepares anew where the schema has changed since.
+            names = row.as_ref().column_names().into_iter().map(str::to_owned).collect();
+        }
         let values = (0..names.len()).map(|at| row.get_ref(at)).collect::<rusqlite::Result<Vec<_>>>()?;
         found.push(T::deserialize(RowOf { names: &names, values: &values }).map_err(StoreError::Row)?);
     }
