@@ -106,8 +106,9 @@ struct State {
     /// Those whose bytes may go on their way, and those whose server has taken them and gone.
     delivered: Vec<u64>,
     finished: Vec<u64>,
-    cut_to_server: Option<Budget>,
-    cut_to_client: Option<Budget>,
+    /// The first one counts; the others come after it.
+    cut_to_server: VecDeque<Budget>,
+    cut_to_client: VecDeque<Budget>,
     hold: Option<Hold>,
     recording: Option<Recording>,
 }
@@ -241,8 +242,8 @@ impl FaultProxy {
                 triggered: Vec::new(),
                 delivered: Vec::new(),
                 finished: Vec::new(),
-                cut_to_server: None,
-                cut_to_client: None,
+                cut_to_server: VecDeque::new(),
+                cut_to_client: VecDeque::new(),
                 hold: None,
                 recording: None,
             }),
@@ -320,7 +321,7 @@ impl FaultProxy {
     /// hook of this kind.
     pub fn cut_client_to_server_after(&self, bytes: u64) -> Trigger {
         self.hook(format!("the cut after {bytes} bytes to the server"), |state, id| {
-            state.cut_to_server = Some(Budget { left: bytes, id, then: Then::Cut });
+            state.cut_to_server = [Budget { left: bytes, id, then: Then::Cut }].into();
         })
     }
 
@@ -329,7 +330,21 @@ impl FaultProxy {
     /// this kind.
     pub fn cut_server_to_client_after(&self, bytes: u64) -> Trigger {
         self.hook(format!("the cut after {bytes} bytes to the client"), |state, id| {
-            state.cut_to_client = Some(Budget { left: bytes, id, then: Then::Cut });
+            state.cut_to_client = [Budget { left: bytes, id, then: Then::Cut }].into();
+        })
+    }
+
+    /// One cut more in this direction: its bytes are counted from the one before it, from now on where there is none.
+    pub fn cut_client_to_server_again_after(&self, bytes: u64) -> Trigger {
+        self.hook(format!("the next cut after {bytes} bytes to the server"), |state, id| {
+            state.cut_to_server.push_back(Budget { left: bytes, id, then: Then::Cut });
+        })
+    }
+
+    /// One cut more in this direction: its bytes are counted from the one before it, from now on where there is none.
+    pub fn cut_server_to_client_again_after(&self, bytes: u64) -> Trigger {
+        self.hook(format!("the next cut after {bytes} bytes to the client"), |state, id| {
+            state.cut_to_client.push_back(Budget { left: bytes, id, then: Then::Cut });
         })
     }
 
@@ -337,7 +352,7 @@ impl FaultProxy {
     /// them any more. In the place of a cut in this direction.
     pub fn silence_client_to_server_after(&self, bytes: u64) -> Trigger {
         self.hook(format!("the silence after {bytes} bytes to the server"), |state, id| {
-            state.cut_to_server = Some(Budget { left: bytes, id, then: Then::Silence });
+            state.cut_to_server = [Budget { left: bytes, id, then: Then::Silence }].into();
         })
     }
 
@@ -345,7 +360,7 @@ impl FaultProxy {
     /// them any more. In the place of a cut in this direction.
     pub fn silence_server_to_client_after(&self, bytes: u64) -> Trigger {
         self.hook(format!("the silence after {bytes} bytes to the client"), |state, id| {
-            state.cut_to_client = Some(Budget { left: bytes, id, then: Then::Silence });
+            state.cut_to_client = [Budget { left: bytes, id, then: Then::Silence }].into();
         })
     }
 
@@ -354,7 +369,7 @@ impl FaultProxy {
     /// gone. In the place of a cut in this direction.
     pub fn part_client_from_server_after(&self, bytes: u64) -> Trigger {
         self.hook(format!("the parting after {bytes} bytes to the server"), |state, id| {
-            state.cut_to_server = Some(Budget { left: bytes, id, then: Then::Part });
+            state.cut_to_server = [Budget { left: bytes, id, then: Then::Part }].into();
         })
     }
 
@@ -384,7 +399,9 @@ impl FaultProxy {
     /// Takes all hooks that have not cut yet away.
     pub fn clear_hooks(&self) {
         self.shared.change(|state| {
-            (state.cut_to_server, state.cut_to_client, state.hold) = (None, None, None);
+            state.cut_to_server.clear();
+            state.cut_to_client.clear();
+            state.hold = None;
         });
     }
 
@@ -675,7 +692,10 @@ async fn write_all(
 ) -> Result<(), Cut> {
     let mut mode = shared.mode.subscribe();
     while let Some((due, bytes)) = queue.recv().await {
-        tokio::time::sleep_until(due.into()).await;
+        // A sleep of no time takes a millisecond: the runtime's timers do not know less.
+        if due > Instant::now() {
+            tokio::time::sleep_until(due.into()).await;
+        }
         if mode.wait_for(|mode| *mode != Mode::Swallow).await.is_err() {
             return Err(Cut(None));
         }
@@ -794,13 +814,13 @@ async fn sent_before_the_end(
 }
 
 /// How many of `length` bytes may pass, and the hook that acts after them.
-fn spend(budget: &mut Option<Budget>, length: u64) -> (u64, Option<(u64, Then)>) {
-    match budget {
+fn spend(budgets: &mut VecDeque<Budget>, length: u64) -> (u64, Option<(u64, Then)>) {
+    match budgets.front_mut() {
         Some(Budget { left, .. }) if *left >= length => {
             *left -= length;
             (length, None)
         }
-        _ => match budget.take() {
+        _ => match budgets.pop_front() {
             Some(Budget { left, id, then }) => (left, Some((id, then))),
             None => (length, None),
         },
@@ -1194,6 +1214,22 @@ mod tests {
             cut.triggered(SOON).await;
             assert_eq!(rows(&database).await, before + arrives);
         }
+    }
+
+    /// The bytes of a second cut are counted from the first.
+    #[tokio::test]
+    async fn one_cut_follows_the_other() {
+        let (proxy, database) = bench().await;
+        let mut clients = vec![];
+        for _ in 0..3 {
+            clients.push(database.connect_via(proxy.port()).await);
+        }
+        let cuts = [proxy.cut_client_to_server_after(4), proxy.cut_client_to_server_again_after(0)];
+        for (at, client) in clients.iter().enumerate() {
+            assert_eq!(client.batch_execute("INSERT INTO t VALUES (1)").await.is_ok(), at == 2);
+            assert_eq!(cuts.iter().filter(|cut| cut.is_triggered()).count(), (at + 1).min(2));
+        }
+        assert_eq!(rows(&database).await, 1);
     }
 
     #[tokio::test]
