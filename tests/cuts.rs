@@ -432,7 +432,6 @@ async fn cut_many_times_in_a_row_it_goes_on_by_itself() {
             .await;
         println!("{what}: {}", last.is_some_and(|last| last.is_triggered()));
         scene.needed(needed, times, &what);
-        println!("{:#?}", scene.bench.log.all().split_off(needed.1));
     }
     scene.close("cut many times").await;
 }
@@ -498,10 +497,11 @@ async fn silent(step: usize) {
             .await;
     for to in BOTH {
         let all = 0..toward(&scene.undisturbed().await, to).len();
-        for at in some(all.collect(), step) {
+        for (turn, at) in some(all.collect(), step).enumerate() {
             let messages = toward(&scene.undisturbed().await, to);
             let Some(message) = messages.get(at).copied() else { continue };
-            let bytes = message.end - random() % 2;
+            // Between two messages, or within one.
+            let bytes = message.end - turn as u64 % 2;
             let what = format!("silent after {bytes} bytes to the {to:?}");
             let needed = scene.need();
             scene
@@ -521,6 +521,32 @@ async fn silent(step: usize) {
 #[actix_rt::test]
 async fn a_silent_connection_in_a_round_is_given_up() {
     silent(20).await;
+}
+
+/// Half a message arrived when its client was lost, and nobody tells the server: it waits for the other half with its locks, for
+/// longer than anybody here is patient.
+async fn half_a_message(step: usize) {
+    let mut scene = Scene::with(|settings| settings.set("proxy.timeout_s", 0.3)).await;
+    let all = 0..questions(&scene.undisturbed().await).len();
+    let mut ended = 0;
+    for at in some(all.collect(), step) {
+        let Some(bytes) = questions(&scene.undisturbed().await).get(at).copied() else { continue };
+        let what = format!("all but one byte of {bytes} arrived");
+        let needed = scene.need();
+        let parting = scene.history(&what, |proxy| proxy.part_client_from_server_after(bytes - 1)).await;
+        scene.needed(needed, 2, &what);
+        // The one who waits for half a message never gives up by itself.
+        ended += u32::from(parting.is_server_gone());
+    }
+    println!("{ended} older sessions were ended");
+    assert!(ended > 0);
+    scene.close("half a message").await;
+}
+
+/// What an older session holds while it waits for the rest of a message, its successor gets.
+#[actix_rt::test]
+async fn a_session_lost_in_the_middle_of_a_message_holds_nobody_up() {
+    half_a_message(4).await;
 }
 
 /// One cut at every byte of a small round, in both directions.
@@ -551,5 +577,6 @@ async fn cut_at_every_byte_a_round_takes_effect_once() {
 async fn cut_again_late_and_silent_at_every_message_a_round_takes_effect_once() {
     cut_again(1).await;
     delivered_late(1).await;
+    half_a_message(1).await;
     silent(1).await;
 }

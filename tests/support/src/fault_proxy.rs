@@ -472,6 +472,11 @@ impl Trigger {
         self.shared.wait_async(&self.what, timeout, |state| state.triggered.contains(&self.id)).await;
     }
 
+    /// Whether the server of a parted connection has gone.
+    pub fn is_server_gone(&self) -> bool {
+        self.shared.lock().finished.contains(&self.id)
+    }
+
     /// Lets the server have what its client had sent, and then the client's end; returns when the server has gone, too.
     ///
     /// # Panics
@@ -1165,7 +1170,9 @@ mod tests {
             assert!(client.batch_execute("INSERT INTO t VALUES (1)").await.is_err());
             parting.triggered(SOON).await;
             assert_eq!((rows(&database).await, proxy.live()), (before, 0));
+            assert!(!parting.is_server_gone());
             parting.deliver(SOON).await;
+            assert!(parting.is_server_gone());
             assert_eq!(rows(&database).await, before + 1);
             assert!(works(&database.connect_via(proxy.port()).await).await);
         }
