@@ -11,10 +11,11 @@ run:
 test: setup
 	cargo test --workspace --features failpoints --locked
 
-# What takes minutes: every pair of places where actors die, and 10,000 panics in one run (TIDEWATER_PANICS says how many). The
-# same build as for `test`.
+# What takes minutes: every pair of places where actors die, and 10,000 panics in one run (TIDEWATER_PANICS says how many); a cut
+# at every byte of a round (TIDEWATER_CUT_STEP=n: at every n-th), and a SIGKILL each time that a fail point is passed. The same
+# build as for `test`.
 long: setup
-	cargo test -p tidewater --features failpoints --locked --test panics -- --ignored --nocapture --test-threads=1
+	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash -- --ignored --nocapture --test-threads=1
 
 # Speed, each figure beside its raw twin's of the same run.
 bench:

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, missing_docs)]
 
 mod harness;
+#[cfg(feature = "failpoints")]
+#[path = "crash/points.rs"]
+mod points;
 mod process;
 
 use std::fmt::Write as _;

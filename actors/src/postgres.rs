@@ -325,12 +325,13 @@ fn pool_of(options: &CloudOptions) -> Result<Pool> {
         .user(&options.user)
         .application_name(&options.application_name)
         // Everything that shapes the text of a value; statements that see what committed before them; plans made
-        // for the arrays' real lengths; and the server's own bounds on a statement and on a transaction whose
-        // client was cut off: its locks stand in the way.
+        // for the arrays' real lengths; and the server's own bounds on a statement, on a transaction whose client was
+        // cut off (its locks stand in the way), and on a client that is gone without a word.
         .options(format!(
             "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
              -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
-             -c idle_in_transaction_session_timeout={}",
+             -c idle_in_transaction_session_timeout={} \
+             -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
             options.statement_timeout.as_millis(),
             options.statement_timeout.as_millis() * 2
         ));
@@ -711,10 +712,25 @@ impl CloudSession {
     }
 
     /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.
+    /// An older session that had begun a round holds the ledger's row until its transaction ends. It does not where the link
+    /// was lost in the middle of a message: PostgreSQL waits for the rest of one without any of its timeouts. So it is
+    /// waited for a little, and then ended.
     pub async fn settle(&self, device: &str, session: &str) -> Result<Ledger> {
         let (device, session) = (parse_uuid(device)?, parse_uuid(session)?);
-        let rows =
-            self.query(include_str!("sql/postgres/settle.sql"), &[&device, &session], Phase::Setup).await?;
+        let patience = self.cloud.options.timeout.as_millis().max(1).to_string();
+        let params: [&(dyn ToSql + Sync); 3] = [&device, &session, &patience];
+        let mut settled = self.query(include_str!("sql/postgres/settle.sql"), &params, Phase::Setup).await;
+        if let Err(failure) = &settled
+            && matches!(failure.sqlstate.as_deref(), Some("55P03" | "57014"))
+        {
+            let ended =
+                self.query(include_str!("sql/postgres/end_older.sql"), &[&device], Phase::Setup).await;
+            // Refused where the older one had another role: then there is only the wait.
+            if ended.is_ok_and(|rows| !rows.is_empty()) {
+                settled = self.query(include_str!("sql/postgres/settle.sql"), &params, Phase::Setup).await;
+            }
+        }
+        let rows = settled?;
         let row = rows.first().ok_or_else(|| unexpected("the ledger did not answer"))?;
         Ok(Ledger {
             round: row.get::<_, Option<Uuid>>(0).map(|id| id.to_string()),

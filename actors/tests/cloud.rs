@@ -570,6 +570,27 @@ async fn a_new_session_shuts_out_the_older_one() {
     assert_eq!(rows(&plain, "SELECT id FROM item").await, ["1"]);
 }
 
+/// An older session's transaction that does not go on is ended by the next one; another device's is let be.
+#[tokio::test]
+async fn an_older_session_that_does_not_go_on_is_ended() {
+    let (database, plain, device) = bench(ITEM, "").await;
+    let neighbour = new_id();
+    device.conn.settle(&neighbour, &new_id()).await.unwrap();
+    let (older, other) = (database.connect().await, database.connect().await);
+    for (client, device, item) in [(&older, &device.id, 1), (&other, &neighbour, 2)] {
+        let begun = format!(
+            "BEGIN; UPDATE tidewater.devices SET round = gen_random_uuid() WHERE id = '{device}'; \
+             INSERT INTO item (id) VALUES ({item})"
+        );
+        client.batch_execute(&begun).await.unwrap();
+    }
+    let ledger = cloud(&database).connect().await.unwrap().settle(&device.id, &new_id()).await.unwrap();
+    assert_eq!(ledger, Ledger { round: None, number: 0, left_out: vec![] });
+    assert!(older.batch_execute("COMMIT").await.is_err());
+    other.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(rows(&plain, "SELECT id FROM item").await, ["2"]);
+}
+
 /// Of two rounds after the same one, whatever they carry, exactly one takes effect.
 #[tokio::test]
 async fn two_rounds_after_the_same_one_are_one() {

@@ -98,23 +98,77 @@ struct State {
     stats: Stats,
     /// On so many connections, the first ones, nothing passes any more.
     silenced: u64,
+    /// Nor on these.
+    silenced_alone: Vec<u64>,
     hooks_set: u64,
-    /// The hooks that have cut, by their ids.
+    /// The hooks that have done what they were set for, by their ids.
     triggered: Vec<u64>,
-    cut_to_server: Option<Budget>,
-    cut_to_client: Option<Budget>,
+    /// Those whose bytes may go on their way, and those whose server has taken them and gone.
+    delivered: Vec<u64>,
+    finished: Vec<u64>,
+    /// The first one counts; the others come after it.
+    cut_to_server: VecDeque<Budget>,
+    cut_to_client: VecDeque<Budget>,
     hold: Option<Hold>,
+    recording: Option<Recording>,
 }
 
-/// Bytes that may still pass in one direction.
+/// Bytes that may still pass in one direction, and what happens then.
 struct Budget {
     left: u64,
     id: u64,
+    then: Then,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// The connection is cut.
+    Cut,
+    /// Nothing passes on it any more, and nobody is told.
+    Silence,
+    /// The client loses it, the server does not: what the client had sent waits for [`Trigger::deliver`].
+    Part,
+}
+
+/// A message of PostgreSQL's protocol that passed; those of a session's start, which have no type, are not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// A client's, else a server's.
+    pub to_server: bool,
+    /// How many bytes had passed in its direction with its last one, over all connections, since the recording began.
+    pub end: u64,
+    /// Its type.
+    pub kind: u8,
+}
+
+#[derive(Default)]
+struct Recording {
+    to_server: u64,
+    to_client: u64,
+    messages: Vec<Message>,
+}
+
+impl Recording {
+    /// Adds a chunk, with the messages that end in it: how far into it, and their types.
+    fn add(&mut self, direction: Direction, length: u64, ends: &[(u64, u8)]) {
+        let to_server = direction == Direction::ToServer;
+        let passed = if to_server { &mut self.to_server } else { &mut self.to_client };
+        let start = *passed;
+        *passed += length;
+        let message = |(into, kind): &(u64, u8)| Message { to_server, end: start + into, kind: *kind };
+        self.messages.extend(ends.iter().filter(|(into, _)| *into <= length).map(message));
+    }
 }
 
 struct Hold {
     needle: Vec<u8>,
     id: u64,
+}
+
+impl State {
+    fn is_silenced(&self, connection: u64) -> bool {
+        self.silenced >= connection || self.silenced_alone.contains(&connection)
+    }
 }
 
 impl Shared {
@@ -183,11 +237,15 @@ impl FaultProxy {
                 upstream,
                 stats,
                 silenced: 0,
+                silenced_alone: Vec::new(),
                 hooks_set: 0,
                 triggered: Vec::new(),
-                cut_to_server: None,
-                cut_to_client: None,
+                delivered: Vec::new(),
+                finished: Vec::new(),
+                cut_to_server: VecDeque::new(),
+                cut_to_client: VecDeque::new(),
                 hold: None,
+                recording: None,
             }),
             changed: Condvar::new(),
             bell: watch::Sender::new(()),
@@ -263,7 +321,7 @@ impl FaultProxy {
     /// hook of this kind.
     pub fn cut_client_to_server_after(&self, bytes: u64) -> Trigger {
         self.hook(format!("the cut after {bytes} bytes to the server"), |state, id| {
-            state.cut_to_server = Some(Budget { left: bytes, id });
+            state.cut_to_server = [Budget { left: bytes, id, then: Then::Cut }].into();
         })
     }
 
@@ -272,8 +330,57 @@ impl FaultProxy {
     /// this kind.
     pub fn cut_server_to_client_after(&self, bytes: u64) -> Trigger {
         self.hook(format!("the cut after {bytes} bytes to the client"), |state, id| {
-            state.cut_to_client = Some(Budget { left: bytes, id });
+            state.cut_to_client = [Budget { left: bytes, id, then: Then::Cut }].into();
         })
+    }
+
+    /// One cut more in this direction: its bytes are counted from the one before it, from now on where there is none.
+    pub fn cut_client_to_server_again_after(&self, bytes: u64) -> Trigger {
+        self.hook(format!("the next cut after {bytes} bytes to the server"), |state, id| {
+            state.cut_to_server.push_back(Budget { left: bytes, id, then: Then::Cut });
+        })
+    }
+
+    /// One cut more in this direction: its bytes are counted from the one before it, from now on where there is none.
+    pub fn cut_server_to_client_again_after(&self, bytes: u64) -> Trigger {
+        self.hook(format!("the next cut after {bytes} bytes to the client"), |state, id| {
+            state.cut_to_client.push_back(Budget { left: bytes, id, then: Then::Cut });
+        })
+    }
+
+    /// As [`FaultProxy::cut_client_to_server_after`], but nobody is told: both ends stay open, and nothing passes between
+    /// them any more. In the place of a cut in this direction.
+    pub fn silence_client_to_server_after(&self, bytes: u64) -> Trigger {
+        self.hook(format!("the silence after {bytes} bytes to the server"), |state, id| {
+            state.cut_to_server = [Budget { left: bytes, id, then: Then::Silence }].into();
+        })
+    }
+
+    /// As [`FaultProxy::cut_server_to_client_after`], but nobody is told: both ends stay open, and nothing passes between
+    /// them any more. In the place of a cut in this direction.
+    pub fn silence_server_to_client_after(&self, bytes: u64) -> Trigger {
+        self.hook(format!("the silence after {bytes} bytes to the client"), |state, id| {
+            state.cut_to_client = [Budget { left: bytes, id, then: Then::Silence }].into();
+        })
+    }
+
+    /// As [`FaultProxy::cut_client_to_server_after`], but only the client learns of it. The server's side stays open, and
+    /// whatever the client had sent beyond those bytes lies here until [`Trigger::deliver`]. Triggered when the client has
+    /// gone. In the place of a cut in this direction.
+    pub fn part_client_from_server_after(&self, bytes: u64) -> Trigger {
+        self.hook(format!("the parting after {bytes} bytes to the server"), |state, id| {
+            state.cut_to_server = [Budget { left: bytes, id, then: Then::Part }].into();
+        })
+    }
+
+    /// Begins to write down the messages that pass, anew.
+    pub fn record(&self) {
+        self.shared.change(|state| state.recording = Some(Recording::default()));
+    }
+
+    /// What has passed since [`FaultProxy::record`].
+    pub fn recorded(&self) -> Vec<Message> {
+        self.shared.lock().recording.as_ref().map_or(vec![], |recording| recording.messages.clone())
     }
 
     /// The next time that a client sends `needle`, for instance `b"COMMIT"`, the server gets it and carries it
@@ -292,7 +399,9 @@ impl FaultProxy {
     /// Takes all hooks that have not cut yet away.
     pub fn clear_hooks(&self) {
         self.shared.change(|state| {
-            (state.cut_to_server, state.cut_to_client, state.hold) = (None, None, None);
+            state.cut_to_server.clear();
+            state.cut_to_client.clear();
+            state.hold = None;
         });
     }
 
@@ -361,6 +470,21 @@ impl Trigger {
     /// [`Trigger::wait_until_triggered`] that leaves the thread to others.
     pub async fn triggered(&self, timeout: Duration) {
         self.shared.wait_async(&self.what, timeout, |state| state.triggered.contains(&self.id)).await;
+    }
+
+    /// Whether the server of a parted connection has gone.
+    pub fn is_server_gone(&self) -> bool {
+        self.shared.lock().finished.contains(&self.id)
+    }
+
+    /// Lets the server have what its client had sent, and then the client's end; returns when the server has gone, too.
+    ///
+    /// # Panics
+    /// When `timeout` is over.
+    pub async fn deliver(&self, timeout: Duration) {
+        self.shared.change(|state| state.delivered.push(self.id));
+        let what = format!("the delivery after {}", self.what);
+        self.shared.wait_async(&what, timeout, |state| state.finished.contains(&self.id)).await;
     }
 }
 
@@ -521,8 +645,8 @@ async fn serve(shared: Arc<Shared>, number: u64, client: End, live: Live) {
         };
         let ended = tokio::try_join!(
             from_server,
-            write_all(&shared, number, &wire, Direction::ToServer, for_server, &server),
-            write_all(&shared, number, &wire, Direction::ToClient, for_client, &client),
+            write_all(&shared, number, &wire, Direction::ToServer, for_server, &server, &client),
+            write_all(&shared, number, &wire, Direction::ToClient, for_client, &client, &server),
         );
         // What the server has got, it carries out, cut or not.
         server.no_reset();
@@ -569,18 +693,32 @@ async fn write_all(
     direction: Direction,
     mut queue: mpsc::Receiver<Chunk>,
     to: &End,
+    from: &End,
 ) -> Result<(), Cut> {
     let mut mode = shared.mode.subscribe();
     while let Some((due, bytes)) = queue.recv().await {
-        tokio::time::sleep_until(due.into()).await;
+        // A sleep of no time takes a millisecond: the runtime's timers do not know less.
+        if due > Instant::now() {
+            tokio::time::sleep_until(due.into()).await;
+        }
         if mode.wait_for(|mode| *mode != Mode::Swallow).await.is_err() {
             return Err(Cut(None));
         }
-        if shared.lock().silenced >= number {
+        if shared.lock().is_silenced(number) {
             std::future::pending::<()>().await;
         }
+        let (held, parted) = {
+            let wire = wire.lock().unwrap_or_else(PoisonError::into_inner);
+            (wire.held, wire.parted)
+        };
+        if let (Direction::ToClient, Some(id)) = (direction, parted) {
+            if bytes.is_empty() {
+                shared.change(|state| state.finished.push(id));
+                return Ok(());
+            }
+            continue;
+        }
         if bytes.is_empty() {
-            let held = wire.lock().unwrap_or_else(PoisonError::into_inner).held;
             if let (Direction::ToClient, Some(id)) = (direction, held) {
                 return Err(Cut(Some(id)));
             }
@@ -592,24 +730,34 @@ async fn write_all(
         let (allowed, cut) = {
             let mut state = shared.lock();
             let mut wire = wire.lock().unwrap_or_else(PoisonError::into_inner);
-            match direction {
+            let mut ends = vec![];
+            let (allowed, cut) = match direction {
                 Direction::ToServer => {
                     let (allowed, cut) = spend(&mut state.cut_to_server, length);
                     let passing = &bytes[..allowed as usize];
                     if wire.held.is_none() && wire.finds(passing, state.hold.as_ref()) {
                         wire.held = state.hold.take().map(|hold| hold.id);
                     }
-                    wire.client_sends(passing);
+                    wire.client_sends(passing, &mut ends);
                     (allowed, cut)
                 }
                 Direction::ToClient => {
-                    let carried_out = wire.server_sends(&bytes);
+                    let carried_out = wire.server_sends(&bytes, &mut ends);
                     match wire.held {
-                        Some(id) => (0, carried_out.then_some(id)),
+                        Some(id) => (0, carried_out.then_some((id, Then::Cut))),
                         None => spend(&mut state.cut_to_client, length),
                     }
                 }
+            };
+            if let Some(recording) = &mut state.recording {
+                recording.add(direction, allowed, &ends);
             }
+            match cut {
+                Some((_, Then::Silence)) => state.silenced_alone.push(number),
+                Some((id, Then::Part)) => wire.parted = Some(id),
+                Some((_, Then::Cut)) | None => {}
+            }
+            (allowed, cut)
         };
         // Counted before, so that whoever has received bytes finds them counted.
         shared.change(|state| match direction {
@@ -617,25 +765,68 @@ async fn write_all(
             Direction::ToClient => state.stats.server_to_client += allowed,
         });
         to.write(&bytes[..allowed as usize]).await.map_err(|_| Cut(None))?;
-        if let Some(id) = cut {
-            if allowed > 0 {
-                to.no_reset();
+        match cut {
+            None => {}
+            Some((id, Then::Cut)) => {
+                if allowed > 0 {
+                    to.no_reset();
+                }
+                return Err(Cut(Some(id)));
             }
-            return Err(Cut(Some(id)));
+            Some((id, Then::Silence)) => {
+                shared.trigger(id);
+                std::future::pending::<()>().await;
+            }
+            Some((id, Then::Part)) => {
+                let late =
+                    sent_before_the_end(shared, id, bytes[allowed as usize..].to_vec(), &mut queue, from)
+                        .await;
+                // The server may have given up meanwhile.
+                let _ = to.write(&late).await;
+                let _ = SockRef::from(&to.stream).shutdown(Shutdown::Write);
+                return Ok(());
+            }
         }
     }
     Ok(())
 }
 
-/// How many of `length` bytes may pass, and the hook that cuts after them.
-fn spend(budget: &mut Option<Budget>, length: u64) -> (u64, Option<u64>) {
-    match budget {
+/// Lets the client see the end of its connection, gathers what it had sent until it saw it, and waits for the order to deliver
+/// that.
+async fn sent_before_the_end(
+    shared: &Shared,
+    id: u64,
+    mut late: Vec<u8>,
+    queue: &mut mpsc::Receiver<Chunk>,
+    client: &End,
+) -> Vec<u8> {
+    // It may have gone by itself.
+    let _ = SockRef::from(&client.stream).shutdown(Shutdown::Write);
+    while let Some((_, bytes)) = queue.recv().await {
+        if bytes.is_empty() {
+            break;
+        }
+        late.extend(bytes);
+    }
+    shared.trigger(id);
+    let mut bell = shared.bell.subscribe();
+    loop {
+        bell.borrow_and_update();
+        if shared.lock().delivered.contains(&id) || bell.changed().await.is_err() {
+            return late;
+        }
+    }
+}
+
+/// How many of `length` bytes may pass, and the hook that acts after them.
+fn spend(budgets: &mut VecDeque<Budget>, length: u64) -> (u64, Option<(u64, Then)>) {
+    match budgets.front_mut() {
         Some(Budget { left, .. }) if *left >= length => {
             *left -= length;
             (length, None)
         }
-        _ => match budget.take() {
-            Some(Budget { left, id }) => (left, Some(id)),
+        _ => match budgets.pop_front() {
+            Some(Budget { left, id, then }) => (left, Some((id, then))),
             None => (length, None),
         },
     }
@@ -656,6 +847,8 @@ struct Wire {
     needle_end: u64,
     /// The hook that holds the server's answers back.
     held: Option<u64>,
+    /// The hook that took the client away from its server.
+    parted: Option<u64>,
 }
 
 impl Wire {
@@ -679,9 +872,10 @@ impl Wire {
         found.is_some()
     }
 
-    fn client_sends(&mut self, bytes: &[u8]) {
-        let asked = &mut self.asked;
+    fn client_sends(&mut self, bytes: &[u8], ends: &mut Vec<(u64, u8)>) {
+        let (asked, start) = (&mut self.asked, self.client.offset);
         self.client.advance(bytes, true, |end, kind| {
+            ends.push((end - start, kind));
             if matches!(kind, b'Q' | b'S' | b'F') {
                 asked.push_back((end, kind));
             }
@@ -689,17 +883,20 @@ impl Wire {
     }
 
     /// Whether with these bytes the server has carried out what contained the needle.
-    fn server_sends(&mut self, bytes: &[u8]) -> bool {
-        let (asked, needle_end) = (&mut self.asked, self.needle_end);
+    fn server_sends(&mut self, bytes: &[u8], ends: &mut Vec<(u64, u8)>) -> bool {
+        let (asked, needle_end, start) = (&mut self.asked, self.needle_end, self.server.offset);
         let mut carried_out = false;
         let mut greeted = self.server.greeted;
-        self.server.advance(bytes, false, |_, kind| match kind {
-            // The first one greets the client, nobody asked for it.
-            b'Z' if !greeted => greeted = true,
-            b'Z' => carried_out |= asked.pop_front().is_some_and(|(end, _)| end >= needle_end),
-            // While it copies in, the server ignores the `Sync` that came with the start of it.
-            b'G' if asked.front().is_some_and(|(_, kind)| *kind == b'S') => drop(asked.pop_front()),
-            _ => {}
+        self.server.advance(bytes, false, |end, kind| {
+            ends.push((end - start, kind));
+            match kind {
+                // The first one greets the client, nobody asked for it.
+                b'Z' if !greeted => greeted = true,
+                b'Z' => carried_out |= asked.pop_front().is_some_and(|(end, _)| end >= needle_end),
+                // While it copies in, the server ignores the `Sync` that came with the start of it.
+                b'G' if asked.front().is_some_and(|(_, kind)| *kind == b'S') => drop(asked.pop_front()),
+                _ => {}
+            }
         });
         self.server.greeted = greeted;
         carried_out
@@ -960,6 +1157,86 @@ mod tests {
             }
         }
         assert_eq!(proxy.stats().hooks_triggered, 8);
+    }
+
+    /// The client is told, the server is not, and what the client had sent is carried out whenever it is delivered.
+    #[tokio::test]
+    async fn bytes_of_a_client_that_has_gone_are_delivered_late() {
+        let (proxy, database) = bench().await;
+        for bytes in [0, 3] {
+            let client = database.connect_via(proxy.port()).await;
+            let parting = proxy.part_client_from_server_after(bytes);
+            let before = rows(&database).await;
+            assert!(client.batch_execute("INSERT INTO t VALUES (1)").await.is_err());
+            parting.triggered(SOON).await;
+            assert_eq!((rows(&database).await, proxy.live()), (before, 0));
+            assert!(!parting.is_server_gone());
+            parting.deliver(SOON).await;
+            assert!(parting.is_server_gone());
+            assert_eq!(rows(&database).await, before + 1);
+            assert!(works(&database.connect_via(proxy.port()).await).await);
+        }
+    }
+
+    /// From the byte on nobody hears anything, and others do.
+    #[tokio::test]
+    async fn one_connection_falls_silent_at_the_byte() {
+        let (proxy, database) = bench().await;
+        for to_server in [true, false] {
+            let client = database.connect_via(proxy.port()).await;
+            client.batch_execute("SELECT").await.unwrap();
+            let silence = if to_server {
+                proxy.silence_client_to_server_after(4)
+            } else {
+                proxy.silence_server_to_client_after(4)
+            };
+            let before = rows(&database).await;
+            let insert = client.batch_execute("INSERT INTO t VALUES (1)");
+            assert!(tokio::time::timeout(Duration::from_millis(300), insert).await.is_err());
+            assert!(silence.is_triggered());
+            assert_eq!(rows(&database).await, before + i64::from(!to_server));
+            assert!(works(&database.connect_via(proxy.port()).await).await);
+        }
+    }
+
+    /// A recorded message ends where it ends: cut there, it has passed, and one byte earlier it has not.
+    #[tokio::test]
+    async fn records_where_messages_end() {
+        let (proxy, database) = bench().await;
+        let client = database.connect_via(proxy.port()).await;
+        proxy.record();
+        client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+        let messages = proxy.recorded();
+        let kinds = |to_server| -> Vec<u8> {
+            messages.iter().filter(|m| m.to_server == to_server).map(|m| m.kind).collect()
+        };
+        assert_eq!((kinds(true), kinds(false)), (b"Q".to_vec(), b"CZ".to_vec()));
+        let query = messages.iter().find(|message| message.to_server).unwrap().end;
+        for (bytes, arrives) in [(query - 1, 0), (query, 1)] {
+            let client = database.connect_via(proxy.port()).await;
+            let before = rows(&database).await;
+            let cut = proxy.cut_client_to_server_after(bytes);
+            assert_eq!(client.batch_execute("INSERT INTO t VALUES (1)").await.is_ok(), arrives == 1);
+            let _ = client.batch_execute("SELECT").await;
+            cut.triggered(SOON).await;
+            assert_eq!(rows(&database).await, before + arrives);
+        }
+    }
+
+    /// The bytes of a second cut are counted from the first.
+    #[tokio::test]
+    async fn one_cut_follows_the_other() {
+        let (proxy, database) = bench().await;
+        let mut clients = vec![];
+        for _ in 0..3 {
+            clients.push(database.connect_via(proxy.port()).await);
+        }
+        let cuts = [proxy.cut_client_to_server_after(4), proxy.cut_client_to_server_again_after(0)];
+        for (at, client) in clients.iter().enumerate() {
+            assert_eq!(client.batch_execute("INSERT INTO t VALUES (1)").await.is_ok(), at == 2);
+            assert_eq!(cuts.iter().filter(|cut| cut.is_triggered()).count(), (at + 1).min(2));
+        }
+        assert_eq!(rows(&database).await, 1);
     }
 
     #[tokio::test]

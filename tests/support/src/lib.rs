@@ -23,5 +23,5 @@ pub mod wait;
 
 mod port;
 
-pub use fault_proxy::{FaultProxy, Mode, Stats, Trigger};
+pub use fault_proxy::{FaultProxy, Message, Mode, Stats, Trigger};
 pub use postgres::{Database, Postgres};
