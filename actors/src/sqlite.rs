@@ -898,6 +898,10 @@ impl Store {
         if taken == 0 && !conflicts_wait(&tx)? {
             return Ok(None);
         }
+        if retry || whole {
+            // What was mended may need what was refused with it, and the other way round.
+            unpark_dependents(&tx, &tables, FLIGHT)?;
+        }
         close_under_foreign_keys(&tx, &tables, retry || whole)?;
         let mut complete = true;
         for table in &tables {
@@ -984,7 +988,8 @@ impl Store {
                 }
             }
         }
-        unpark_children(&tx, &self.tables)?;
+        let tables: Vec<&Table> = self.tables.iter().collect();
+        unpark_dependents(&tx, &tables, JOURNAL)?;
         let mut flushed = 0;
         for table in &self.tables {
             flushed += tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
@@ -2164,33 +2169,101 @@ fn conflicts_wait(conn: &Connection) -> Result<bool> {
     Ok(conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
 }
 
-/// Rows that were refused for want of a parent that this round carried get another chance.
-fn unpark_children(conn: &Connection, tables: &[Table]) -> Result<()> {
-    for child in tables {
-        let parked = ident(&side_table(PARKED, child));
-        if !conn
-            .prepare_cached(&format!("SELECT 1 FROM {parked} WHERE sqlstate = '23503' LIMIT 1"))?
-            .exists([])?
-        {
-            continue;
-        }
-        for key in &child.foreign_keys {
-            let parent = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
-            let Some(parent) = parent else { continue };
-            let keys = list(key_columns(child), |k| k);
-            let which = format!(
-                "sqlstate = '23503' AND ({keys}) IN (SELECT {} FROM {} AS f JOIN {} AS p ON {} JOIN {} AS c ON {})",
-                list(child.key_names(), |k| format!("c.{}", ident(k))),
-                ident(&side_table(FLIGHT, parent)),
-                ident(&parent.name),
-                all(parent.key_names().iter().enumerate(), |(at, k)| format!("p.{} = f.k{at}", ident(k))),
-                ident(&child.name),
-                refers(child, key, "c", "p"),
-            );
-            merge_entries(conn, child, PARKED, JOURNAL, &which)?;
+/// Rows that were refused for what another row was, or was not yet, get another chance when that row moves: it is in flight,
+/// or gets its chance with them. They go from where they are parked to `into`.
+///
+/// - a row refused for want of a parent, and the parent
+/// - a row refused for a unique value, and the row that leaves it
+/// - a row that could not leave the place where others refer to it, and those that referred to it
+fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result<()> {
+    const HOPEFUL: &str = "sqlstate IN ('23001', '23503', '23505')";
+    const CHANCE: &str = "another chance";
+    let mut hopeful = vec![];
+    for table in tables.iter().copied() {
+        let parked = ident(&side_table(PARKED, table));
+        if conn.prepare_cached(&format!("SELECT 1 FROM {parked} WHERE {HOPEFUL} LIMIT 1"))?.exists([])? {
+            hopeful.push(table);
         }
     }
+    let moving = |table: &Table| {
+        let columns = list(entry_columns(table), |c| c);
+        let (flight, parked) = (ident(&side_table(FLIGHT, table)), ident(&side_table(PARKED, table)));
+        format!(
+            "(SELECT {columns} FROM {flight} UNION ALL SELECT {columns} FROM {parked} WHERE sqlstate = '{CHANCE}')"
+        )
+    };
+    loop {
+        let mut found = 0;
+        for table in hopeful.iter().copied() {
+            let own = format!(
+                "SELECT 1 FROM {} AS t WHERE {}",
+                ident(&table.name),
+                row_is(table, "t", |at| { format!("q.k{at}") })
+            );
+            let mut reasons = vec![];
+            for key in &table.foreign_keys {
+                let parent = tables.iter().copied().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
+                let Some(parent) = parent else { continue };
+                reasons.push(format!(
+                    "EXISTS ({own} AND ({}) IN (SELECT {} FROM {} AS m JOIN {} AS p ON {}))",
+                    list(&key.columns, |c| format!("t.{}", ident(&table.columns[*c].name))),
+                    list(&key.parent_columns, |c| format!("p.{}", ident(c))),
+                    moving(parent),
+                    ident(&parent.name),
+                    row_is(parent, "p", |at| format!("m.k{at}")),
+                ));
+            }
+            for unique in &table.uniques {
+                reasons.push(format!(
+                    "EXISTS ({own} AND ({}) IN (SELECT {} FROM {} AS m WHERE m.known))",
+                    list(&unique.columns, |(c, _)| format!("t.{}", ident(&table.columns[*c].name))),
+                    list(&unique.columns, |(c, _)| was(table, "m", *c)),
+                    moving(table),
+                ));
+            }
+            for child in tables.iter().copied() {
+                for key in child.foreign_keys.iter().filter(|k| k.parent.eq_ignore_ascii_case(&table.name)) {
+                    let referred: Option<Vec<usize>> =
+                        key.parent_columns.iter().map(|name| table.column(name)).collect();
+                    let Some(referred) = referred else { continue };
+                    reasons.push(format!(
+                        "q.known AND ({}) IN (SELECT {} FROM {} AS m WHERE m.known)",
+                        list(&referred, |c| was(table, "q", *c)),
+                        list(&key.columns, |c| was(child, "m", *c)),
+                        moving(child),
+                    ));
+                }
+            }
+            if !reasons.is_empty() {
+                let parked = ident(&side_table(PARKED, table));
+                let reasons = reasons.join(" OR ");
+                let sql =
+                    format!("UPDATE {parked} AS q SET sqlstate = '{CHANCE}' WHERE {HOPEFUL} AND ({reasons})");
+                found += conn.prepare_cached(&sql)?.execute([])?;
+            }
+        }
+        if found == 0 {
+            break;
+        }
+    }
+    for table in hopeful {
+        merge_entries(conn, table, PARKED, into, &format!("sqlstate = '{CHANCE}'"))?;
+    }
     Ok(())
+}
+
+/// A column as it was before the changes that an entry collects: its key's, the base, or, where it did not change, the row's.
+fn was(table: &Table, entry: &str, column: usize) -> String {
+    if let Some(part) = table.key.iter().position(|k| *k == column) {
+        return format!("{entry}.k{part}");
+    }
+    let Column { id, name, .. } = &table.columns[column];
+    format!(
+        "CASE WHEN {entry}.d{id} THEN {entry}.b{id} ELSE (SELECT now.{} FROM {} AS now WHERE {}) END",
+        ident(name),
+        ident(&table.name),
+        row_is(table, "now", |at| format!("{entry}.k{at}")),
+    )
 }
 
 /// A parked row that was edited goes along, with its older base.
@@ -2328,13 +2401,6 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
         }
         for child in tables.iter().copied() {
             for key in child.foreign_keys.iter().filter(|key| key.parent.eq_ignore_ascii_case(&parent.name)) {
-                // A column of the deleted parent: its key, or the base of a data column. A column of the child as it was: its
-                // key, or the base of the foreign key's column.
-                let was = |table: &Table, entry: &str, c: usize| match table.key.iter().position(|k| *k == c)
-                {
-                    Some(part) => format!("{entry}.k{part}"),
-                    None => format!("{entry}.b{}", table.columns[c].id),
-                };
                 let referred: Option<Vec<usize>> =
                     key.parent_columns.iter().map(|name| parent.column(name)).collect();
                 let Some(referred) = referred else { continue };
@@ -2342,10 +2408,16 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
                 let flight = ident(&side_table(FLIGHT, child));
                 let keys = list(key_columns(child), |k| k);
                 let names = list(entry_columns(child), |c| c);
+                // Who did not move refers to it no more than before; a key is left by going.
+                let moved_away = list(&key.columns, |c| match child.is_key(*c) {
+                    true => "1".to_owned(),
+                    false => format!("j.d{}", child.columns[*c].id),
+                });
                 let came = conn
                     .prepare_cached(&format!(
                         "INSERT INTO {flight} ({names}, refused) SELECT {names}, refused FROM {journal} AS j \
-                         WHERE {which} AND ({}) IN (SELECT {} FROM ({gone}) AS g) ON CONFLICT DO NOTHING",
+                         WHERE {which} AND 1 IN ({moved_away}) AND ({}) IN (SELECT {} FROM ({gone}) AS g) \
+                         ON CONFLICT DO NOTHING",
                         list(&key.columns, |c| was(child, "j", *c)),
                         list(&referred, |c| was(parent, "g", *c)),
                     ))?
