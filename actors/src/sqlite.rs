@@ -905,6 +905,8 @@ impl Store {
         close_under_foreign_keys(&tx, &tables, retry || whole)?;
         let mut complete = true;
         for table in &tables {
+            // What is parked for the sake of others comes along only with a last chance.
+            complete &= retry || whole || !is_hopeful(&tx, table)?;
             let journal = ident(&side_table(JOURNAL, table));
             let more = format!("SELECT 1 FROM {journal} LIMIT 1");
             complete &= !tx.prepare_cached(&more)?.exists([])?;
@@ -2176,12 +2178,10 @@ fn conflicts_wait(conn: &Connection) -> Result<bool> {
 /// - a row refused for a unique value, and the row that leaves it
 /// - a row that could not leave the place where others refer to it, and those that referred to it
 fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result<()> {
-    const HOPEFUL: &str = "sqlstate IN ('23001', '23503', '23505')";
     const CHANCE: &str = "another chance";
     let mut hopeful = vec![];
     for table in tables.iter().copied() {
-        let parked = ident(&side_table(PARKED, table));
-        if conn.prepare_cached(&format!("SELECT 1 FROM {parked} WHERE {HOPEFUL} LIMIT 1"))?.exists([])? {
+        if is_hopeful(conn, table)? {
             hopeful.push(table);
         }
     }
@@ -2250,6 +2250,15 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
         merge_entries(conn, table, PARKED, into, &format!("sqlstate = '{CHANCE}'"))?;
     }
     Ok(())
+}
+
+/// The codes of refusals for which another row may be the reason.
+const HOPEFUL: &str = "sqlstate IN ('23001', '23503', '23505')";
+
+/// Whether rows of the table are parked for what other rows are.
+fn is_hopeful(conn: &Connection, table: &Table) -> Result<bool> {
+    let parked = ident(&side_table(PARKED, table));
+    Ok(conn.prepare_cached(&format!("SELECT 1 FROM {parked} WHERE {HOPEFUL} LIMIT 1"))?.exists([])?)
 }
 
 /// A column as it was before the changes that an entry collects: its key's, the base, or, where it did not change, the row's.
