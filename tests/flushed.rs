@@ -89,6 +89,8 @@ struct History<'a> {
     log: Lines,
     rng: Rng,
     guilt: Option<(usize, Guilt)>,
+    /// The rows as they were before the last flush.
+    before: Vec<Rows>,
     /// What was done, for whoever has to understand it.
     story: String,
     seed: u64,
@@ -127,7 +129,7 @@ impl<'a> History<'a> {
         let log = Lines::default();
         let db = Database::open(settings, log.logger()).await.unwrap();
         wait_until_available(&db).await;
-        Self { shared, schema, name, db, path, folder, log, rng, guilt: None, story, seed }
+        Self { shared, schema, name, db, path, folder, log, rng, guilt: None, before: vec![], story, seed }
     }
 
     /// An error says what was done, and what is wrong.
@@ -238,6 +240,7 @@ impl<'a> History<'a> {
 
     async fn flush(&mut self) {
         let _ = writeln!(self.story, "-- flush");
+        self.before = self.here(&Connection::open(&self.path).unwrap());
         for _ in 0..FLUSHES_MAX {
             self.db.flush().await.unwrap();
             if self.db.status_summary().await.sync.pending == 0 {
@@ -255,6 +258,13 @@ impl<'a> History<'a> {
             wrong.push(format!("still pending: {pending:?}"));
         }
         let (here, there) = (self.here(&conn), self.there().await);
+        // Nobody else writes: what a flush takes away, or brings, is this file's own.
+        for (at, (rows, before)) in here.iter().zip(&self.before).enumerate() {
+            let keys: BTreeSet<&Row> = rows.keys().chain(before.keys()).collect();
+            for key in keys.into_iter().filter(|key| rows.get(*key) != before.get(*key)) {
+                wrong.push(format!("t{at} {key:?}: was {:?}, is {:?}", before.get(key), rows.get(key)));
+            }
+        }
         let mut expected = there.clone();
         for (at, rows) in here.iter().enumerate() {
             let keys: BTreeSet<&Row> = rows.keys().chain(there[at].keys()).collect();
