@@ -2175,7 +2175,7 @@ fn conflicts_wait(conn: &Connection) -> Result<bool> {
 /// or gets its chance with them. They go from where they are parked to `into`.
 ///
 /// - a row refused for want of a parent, and the parent
-/// - a row refused for a unique value, and the row that leaves it
+/// - a row refused for a unique value, and the row that leaves it, in either direction
 /// - a row that could not leave the place where others refer to it, and those that referred to it
 fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result<()> {
     const CHANCE: &str = "another chance";
@@ -2219,6 +2219,14 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
                     list(&unique.columns, |(c, _)| format!("t.{}", ident(&table.columns[*c].name))),
                     list(&unique.columns, |(c, _)| was(table, "m", *c)),
                     moving(table),
+                ));
+                reasons.push(format!(
+                    "q.known AND ({}) IN (SELECT {} FROM {} AS m JOIN {} AS n ON {})",
+                    list(&unique.columns, |(c, _)| was(table, "q", *c)),
+                    list(&unique.columns, |(c, _)| format!("n.{}", ident(&table.columns[*c].name))),
+                    moving(table),
+                    ident(&table.name),
+                    row_is(table, "n", |at| format!("m.k{at}")),
                 ));
             }
             for child in tables.iter().copied() {
@@ -2413,6 +2421,9 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
                 let referred: Option<Vec<usize>> =
                     key.parent_columns.iter().map(|name| parent.column(name)).collect();
                 let Some(referred) = referred else { continue };
+                if !referred.iter().all(|c| parent.is_key(*c)) {
+                    moved += take_heirs(conn, parent, &referred, &gone, which)?;
+                }
                 let journal = ident(&side_table(JOURNAL, child));
                 let flight = ident(&side_table(FLIGHT, child));
                 let keys = list(key_columns(child), |k| k);
@@ -2442,6 +2453,36 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
         }
     }
     Ok(moved)
+}
+
+/// Rows that have taken what others refer to a deleted row by, under a key of their own, go along: until they are there the
+/// deletion would reach those others.
+fn take_heirs(
+    conn: &Connection,
+    table: &Table,
+    referred: &[usize],
+    gone: &str,
+    which: &str,
+) -> Result<usize> {
+    let (journal, flight) = (ident(&side_table(JOURNAL, table)), ident(&side_table(FLIGHT, table)));
+    let (keys, names) = (list(key_columns(table), |k| k), list(entry_columns(table), |c| c));
+    let came = conn
+        .prepare_cached(&format!(
+            "INSERT INTO {flight} ({names}, refused) SELECT {names}, refused FROM {journal} AS j WHERE {which} AND EXISTS \
+             (SELECT 1 FROM {} AS p WHERE {} AND ({}) IN (SELECT {} FROM ({gone}) AS g)) ON CONFLICT DO NOTHING",
+            ident(&table.name),
+            row_is(table, "p", |at| format!("j.k{at}")),
+            list(referred, |c| format!("p.{}", ident(&table.columns[*c].name))),
+            list(referred, |c| was(table, "g", *c)),
+        ))?
+        .execute([])?;
+    if came > 0 {
+        conn.prepare_cached(&format!(
+            "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
+        ))?
+        .execute([])?;
+    }
+    Ok(came)
 }
 
 /// `parent.x = child.y AND …` for a foreign key.

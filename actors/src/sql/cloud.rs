@@ -130,6 +130,40 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
     )
 }
 
+/// Gives rows other keys. Parameters: the columns of the old keys, then of the new ones. Answers with the positions of those
+/// that were there.
+pub(crate) fn move_keys(table: &Table, cloud: &CloudTable) -> String {
+    let keys = table.key.len();
+    let both: Vec<usize> = table.key.iter().chain(&table.key).copied().collect();
+    format!(
+        "WITH {} UPDATE {} AS t SET {} FROM sent WHERE {} RETURNING sent.ord",
+        sent(cloud, &both, false, 1),
+        qualified(&cloud.schema, &cloud.name),
+        list(table.key.iter().enumerate(), |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)),
+        key_is_sent(table, "t"),
+    )
+}
+
+/// Gives rows, by key, a value in this column that nobody else has. Nothing for types that have none to spare.
+pub(crate) fn step_aside(table: &Table, cloud: &CloudTable, column: usize) -> Option<String> {
+    let value = match &cloud.columns[column].kind {
+        CloudType::Int8 => "sent.ord - 4611686018427387904",
+        CloudType::Int4 => "sent.ord - 2147483648",
+        CloudType::Text => "gen_random_uuid()::text",
+        CloudType::Bytea => "convert_to(gen_random_uuid()::text, 'UTF8')",
+        CloudType::Uuid => "gen_random_uuid()",
+        _ if !table.columns[column].not_null => "NULL",
+        _ => return None,
+    };
+    Some(format!(
+        "WITH {} UPDATE {} AS t SET {} = {value} FROM sent WHERE {}",
+        sent(cloud, &table.key, false, 1),
+        qualified(&cloud.schema, &cloud.name),
+        name(table, column),
+        key_is_sent(table, "t"),
+    ))
+}
+
 /// Deletes rows by key; rows that are gone already are no error. Answers with how many went, and with the positions
 /// of those that were there and did not go.
 pub(crate) fn delete(table: &Table, cloud: &CloudTable) -> String {

@@ -493,7 +493,15 @@ fn refer(rng: &mut Rng, tables: &mut [Table], at: usize, parent: usize, by_uniqu
         parent,
         parent_columns,
         on_delete: rng.choice(actions).unwrap(),
-        on_update: rng.choice(["CASCADE", "CASCADE", "CASCADE", "NO ACTION", "SET NULL"]).unwrap(),
+        on_update: rng
+            .choice([
+                "CASCADE",
+                "CASCADE",
+                "CASCADE",
+                "NO ACTION",
+                if not_null { "CASCADE" } else { "SET NULL" },
+            ])
+            .unwrap(),
         deferred: rng.u8(0..3) == 0,
     });
 }
