@@ -902,7 +902,17 @@ impl Store {
             // What was mended may need what was refused with it, and the other way round.
             unpark_dependents(&tx, &tables, FLIGHT)?;
         }
-        close_under_foreign_keys(&tx, &tables, retry || whole)?;
+        // A deletion with very many former children lets them go first, in rounds of their own; where that leaves nothing of
+        // this one (a long chain, of which each needs the next), it takes them all.
+        tx.execute_batch("SAVEPOINT tidewater_close")?;
+        let mut room = if retry || whole { usize::MAX } else { rows_max };
+        close_under_foreign_keys(&tx, &tables, retry || whole, &mut room)?;
+        if room == 0 && !anything_flies(&tx, &tables)? {
+            tx.execute_batch("ROLLBACK TO tidewater_close")?;
+            room = usize::MAX;
+            close_under_foreign_keys(&tx, &tables, false, &mut room)?;
+        }
+        tx.execute_batch("RELEASE tidewater_close")?;
         let mut complete = true;
         for table in &tables {
             // What is parked for the sake of others comes along only with a last chance.
@@ -2354,7 +2364,14 @@ fn take(
 ///
 /// A parent that was refused comes along only when it has its last chance: it would be refused again, and take
 /// the window with it.
-fn close_under_foreign_keys(conn: &Connection, tables: &[&Table], last_chance: bool) -> Result<()> {
+///
+/// With them come the former children of deleted parents, up to `room`.
+fn close_under_foreign_keys(
+    conn: &Connection,
+    tables: &[&Table],
+    last_chance: bool,
+    room: &mut usize,
+) -> Result<()> {
     let which = if last_chance { "true" } else { "j.refused IS NULL" };
     loop {
         let mut moved = 0;
@@ -2393,7 +2410,7 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table], last_chance: b
                 moved += came;
             }
         }
-        moved += take_children_of_deleted(conn, tables, which)?;
+        moved += take_children_of_deleted(conn, tables, which, room)?;
         if moved == 0 {
             return Ok(());
         }
@@ -2403,9 +2420,17 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table], last_chance: b
 /// Children that were moved away from a deleted parent, or deleted with it, go along: the cloud would refuse the deletion,
 /// or let it act on them, as long as they are there as they were. They are told by the values that they had before: a
 /// scan of the children's journal, only in rounds that delete parents.
-fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -> Result<usize> {
+///
+/// When there is no `room` for all of them, the parent waits: it goes when they have gone.
+fn take_children_of_deleted(
+    conn: &Connection,
+    tables: &[&Table],
+    which: &str,
+    room: &mut usize,
+) -> Result<usize> {
     let mut moved = 0;
-    for parent in tables.iter().copied() {
+    // Children first: who has to wait for his own children shall not take others' room.
+    for parent in tables.iter().rev().copied() {
         let gone = format!(
             "SELECT f.* FROM {} AS f LEFT JOIN {} AS p ON {} WHERE p.{} IS NULL AND f.known",
             ident(&side_table(FLIGHT, parent)),
@@ -2433,15 +2458,18 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
                     true => "1".to_owned(),
                     false => format!("j.d{}", child.columns[*c].id),
                 });
+                let those = format!(
+                    "{which} AND 1 IN ({moved_away}) AND ({}) IN (SELECT {} FROM ({gone}) AS g)",
+                    list(&key.columns, |c| was(child, "j", *c)),
+                    list(&referred, |c| was(parent, "g", *c)),
+                );
+                let limit = i64::try_from(*room).unwrap_or(i64::MAX);
                 let came = conn
                     .prepare_cached(&format!(
                         "INSERT INTO {flight} ({names}, refused) SELECT {names}, refused FROM {journal} AS j \
-                         WHERE {which} AND 1 IN ({moved_away}) AND ({}) IN (SELECT {} FROM ({gone}) AS g) \
-                         ON CONFLICT DO NOTHING",
-                        list(&key.columns, |c| was(child, "j", *c)),
-                        list(&referred, |c| was(parent, "g", *c)),
+                         WHERE {those} LIMIT ?1 ON CONFLICT DO NOTHING",
                     ))?
-                    .execute([])?;
+                    .execute([limit])?;
                 if came > 0 {
                     conn.prepare_cached(&format!(
                         "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
@@ -2449,10 +2477,46 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
                     .execute([])?;
                 }
                 moved += came;
+                *room -= came;
+                if *room == 0 {
+                    let left = list(&key.columns, |c| was(child, "j", *c));
+                    let still = format!("SELECT {left} FROM {journal} AS j WHERE {those}");
+                    moved += let_wait(conn, parent, &referred, &gone, &still)?;
+                }
             }
         }
     }
     Ok(moved)
+}
+
+/// Puts those of the deleted rows back to which somebody in the journal still refers, as the cloud has him.
+fn let_wait(conn: &Connection, table: &Table, referred: &[usize], gone: &str, still: &str) -> Result<usize> {
+    let (journal, flight) = (ident(&side_table(JOURNAL, table)), ident(&side_table(FLIGHT, table)));
+    let (keys, names) = (list(key_columns(table), |k| k), list(entry_columns(table), |c| c));
+    let put_back = conn
+        .prepare_cached(&format!(
+            "INSERT INTO {journal} ({names}, refused) SELECT {names}, refused FROM ({gone}) AS g WHERE ({}) IN ({still})",
+            list(referred, |c| was(table, "g", *c)),
+        ))?
+        .execute([])?;
+    if put_back > 0 {
+        conn.prepare_cached(&format!(
+            "DELETE FROM {flight} WHERE ({keys}) IN (SELECT {keys} FROM {journal})"
+        ))?
+        .execute([])?;
+    }
+    Ok(put_back)
+}
+
+/// Whether the round has any rows.
+fn anything_flies(conn: &Connection, tables: &[&Table]) -> Result<bool> {
+    for table in tables {
+        let flight = ident(&side_table(FLIGHT, table));
+        if conn.prepare_cached(&format!("SELECT 1 FROM {flight} LIMIT 1"))?.exists([])? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Rows that have taken what others refer to a deleted row by, under a key of their own, go along: until they are there the
