@@ -1280,15 +1280,7 @@ impl ReadyTable {
                 }
                 Op::Update(columns)
             }
-            Change::Delete => {
-                for c in self.table.uniques.iter().flat_map(|unique| &unique.columns).map(|(c, _)| *c) {
-                    if row.entry.dirty[c] && !self.table.is_key(c) {
-                        // One that does not fit is nobody else's either.
-                        values[c] = self.carried(c, &row.entry.base[c]).unwrap_or(CloudValue::Null);
-                    }
-                }
-                Op::Delete
-            }
+            Change::Delete => Op::Delete,
         };
         let key = self
             .table

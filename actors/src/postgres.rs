@@ -468,7 +468,7 @@ pub struct RoundItem {
     pub table: usize,
     /// The primary key.
     pub key: Vec<CloudValue>,
-    /// By column: everything for an insert, the changed columns for an update, for a delete what others referred to it by.
+    /// By column: everything for an insert, the changed columns for an update, nothing for a delete.
     pub values: Vec<CloudValue>,
     /// What happens to the row.
     pub op: Op,
@@ -1315,28 +1315,18 @@ impl CloudSession {
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
-        let moved = self.move_keys(frame, items, order, &mut taken).await?;
         self.step_aside(frame, items, order, &mut taken).await?;
-        // What has moved already has its key, and goes on as an update.
-        let ops: Vec<(usize, Op)> = order
-            .iter()
-            .filter(|at| !moved.iter().any(|(from, _)| from == *at))
-            .map(|at| match moved.iter().any(|(_, to)| to == at) {
-                true => (*at, Op::Update(frame.tables[items[*at].table].0.data_columns().collect())),
-                false => (*at, items[*at].op.clone()),
-            })
-            .collect();
-        for same in ops.chunk_by(|(a, op), (b, other)| items[*a].table == items[*b].table && op == other) {
-            let members: Vec<usize> = same.iter().map(|(at, _)| *at).collect();
-            let op = &same[0].1;
+        for members in
+            order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
+        {
             let first = &items[members[0]];
-            if *op == Op::Update(vec![]) {
+            if first.op == Op::Update(vec![]) {
                 continue;
             }
             let (table, cloud_table) = &frame.tables[first.table];
             let rows = members.len();
             let everything: Vec<usize> = (0..table.columns.len()).collect();
-            let (sql, columns) = match op {
+            let (sql, columns) = match &first.op {
                 Op::Insert => (cloud::insert(table, cloud_table), everything.clone()),
                 Op::Update(columns) => {
                     let all_columns = table.key.iter().chain(columns).copied().collect();
@@ -1361,14 +1351,14 @@ impl CloudSession {
                 .await?;
             let mut changed = i64::try_from(rows).unwrap_or(i64::MAX);
             for row in answers {
-                if *op == Op::Delete {
+                if first.op == Op::Delete {
                     changed = row.get("gone");
                     if !row.get::<_, Vec<i64>>("kept").is_empty() {
                         return Err(discarded(&table.name));
                     }
                 } else if row.get::<_, bool>("done") {
                     taken.stored_otherwise = true;
-                } else if *op == Op::Insert {
+                } else if first.op == Op::Insert {
                     already_there.push(members[position(&row)]);
                     changed -= 1;
                 } else {
@@ -1402,63 +1392,8 @@ impl CloudSession {
         Ok(taken)
     }
 
-    /// Rows that took another key and kept the values by which others refer to them take it in their place: PostgreSQL checks
-    /// such values row by row, and the deletion of the old row would reach those who refer to it. Answers with the items of
-    /// the deletions and of the insertions that this was.
-    async fn move_keys(
-        &self,
-        frame: RoundFrame<'_>,
-        items: &[RoundItem],
-        order: &[usize],
-        taken: &mut Taken,
-    ) -> std::result::Result<Vec<(usize, usize)>, Trouble> {
-        let mut done = vec![];
-        for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
-            let pairs = moves(frame, items, table_at);
-            let mut moving: Vec<(usize, usize)> = vec![];
-            for (from, to) in pairs {
-                match (order.contains(&from), order.contains(&to)) {
-                    (true, true) => moving.push((from, to)),
-                    // It would take along, or strand, those who refer to the row that takes its place.
-                    (true, false) => {
-                        return Err(Trouble::Refused {
-                            sqlstate: "23503".into(),
-                            message: format!(
-                                "the row of {} that takes its place is not there yet",
-                                table.name
-                            ),
-                            constraint: None,
-                        });
-                    }
-                    (false, _) => {}
-                }
-            }
-            if moving.is_empty() {
-                continue;
-            }
-            let keys = |which: &dyn Fn(usize) -> usize| {
-                arrays(cloud_table, &table.key, |at, part| &items[which(at)].key[part], moving.len())
-            };
-            let (from, to) = (keys(&|at| moving[at].0), keys(&|at| moving[at].1));
-            let mut params = as_params(&from);
-            params.extend(as_params(&to));
-            let sql = cloud::move_keys(table, cloud_table);
-            let answers = self
-                .attempt(async {
-                    let statement = self.client.prepare_cached(&sql).await?;
-                    self.client.query(&statement, &params).await
-                })
-                .await?;
-            if cloud_table.feed {
-                // The old key and the new one.
-                taken.feed_entries += 2 * i64::try_from(answers.len()).unwrap_or(i64::MAX);
-            }
-            done.extend(answers.iter().map(|row| moving[position(row)]));
-        }
-        Ok(done)
-    }
-
-    /// Rows that hand on values by which others refer to them let go of them first, for the same reason.
+    /// Rows that give up values by which others refer to them let go of them first, when somebody may take them over:
+    /// PostgreSQL checks such values row by row, not at the end.
     async fn step_aside(
         &self,
         frame: RoundFrame<'_>,
@@ -1472,14 +1407,14 @@ impl CloudSession {
             columns.dedup();
             for column in columns.into_iter().filter(|c| !table.is_key(*c)) {
                 let Some(sql) = cloud::step_aside(table, cloud_table, column) else { continue };
-                let hands_on = |at: usize| {
-                    let item = &items[at];
-                    item.table == table_at
-                        && matches!(&item.op, Op::Update(columns) if columns.contains(&column))
-                };
-                let members: Vec<usize> = order.iter().copied().filter(|at| hands_on(*at)).collect();
-                let takes = |at: &usize| items[*at].table == table_at && items[*at].op == Op::Insert;
-                if members.is_empty() || members.len() == 1 && !order.iter().any(takes) {
+                let ours = || order.iter().copied().filter(|at| items[*at].table == table_at);
+                let changes =
+                    |at: &usize| matches!(&items[*at].op, Op::Update(columns) if columns.contains(&column));
+                let members: Vec<usize> =
+                    ours().filter(|at| changes(at) || items[*at].op == Op::Delete).collect();
+                let takers: Vec<usize> =
+                    ours().filter(|at| changes(at) || items[*at].op == Op::Insert).collect();
+                if members.is_empty() || takers.is_empty() || members == takers && members.len() == 1 {
                     continue;
                 }
                 let keys =
@@ -1782,35 +1717,6 @@ fn referred_to(frame: RoundFrame<'_>, table: &Table) -> Vec<Vec<usize>> {
     found.sort();
     found.dedup();
     found
-}
-
-/// Deletions and the insertions that take their place, in a column by which others refer to the row.
-fn moves(frame: RoundFrame<'_>, items: &[RoundItem], table_at: usize) -> Vec<(usize, usize)> {
-    let mut moves: Vec<(usize, usize)> = vec![];
-    let table = &frame.tables[table_at].0;
-    for unique in referred_to(frame, table) {
-        let value = |item: &RoundItem, c: usize| match table.key.iter().position(|k| *k == c) {
-            Some(part) => item.key[part].clone(),
-            None => item.values[c].clone(),
-        };
-        let of = |op: Op| {
-            items.iter().enumerate().filter(move |(_, item)| item.table == table_at && item.op == op)
-        };
-        let values = |item: &RoundItem| -> Option<Vec<Option<String>>> {
-            let texts: Vec<_> =
-                unique.iter().map(|c| crate::core::value::to_text(&value(item, *c))).collect();
-            texts.iter().all(Option::is_some).then_some(texts)
-        };
-        let gone: HashMap<Vec<Option<String>>, usize> =
-            of(Op::Delete).filter_map(|(at, item)| Some((values(item)?, at))).collect();
-        for (to, item) in of(Op::Insert) {
-            let Some(from) = values(item).and_then(|values| gone.get(&values).copied()) else { continue };
-            if !moves.iter().any(|(a, b)| *a == from || *b == to) {
-                moves.push((from, to));
-            }
-        }
-    }
-    moves
 }
 
 /// One array per column.

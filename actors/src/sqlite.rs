@@ -2446,9 +2446,6 @@ fn take_children_of_deleted(
                 let referred: Option<Vec<usize>> =
                     key.parent_columns.iter().map(|name| parent.column(name)).collect();
                 let Some(referred) = referred else { continue };
-                if !referred.iter().all(|c| parent.is_key(*c)) {
-                    moved += take_heirs(conn, parent, &referred, &gone, which)?;
-                }
                 let journal = ident(&side_table(JOURNAL, child));
                 let flight = ident(&side_table(FLIGHT, child));
                 let keys = list(key_columns(child), |k| k);
@@ -2517,36 +2514,6 @@ fn anything_flies(conn: &Connection, tables: &[&Table]) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// Rows that have taken what others refer to a deleted row by, under a key of their own, go along: until they are there the
-/// deletion would reach those others.
-fn take_heirs(
-    conn: &Connection,
-    table: &Table,
-    referred: &[usize],
-    gone: &str,
-    which: &str,
-) -> Result<usize> {
-    let (journal, flight) = (ident(&side_table(JOURNAL, table)), ident(&side_table(FLIGHT, table)));
-    let (keys, names) = (list(key_columns(table), |k| k), list(entry_columns(table), |c| c));
-    let came = conn
-        .prepare_cached(&format!(
-            "INSERT INTO {flight} ({names}, refused) SELECT {names}, refused FROM {journal} AS j WHERE {which} AND EXISTS \
-             (SELECT 1 FROM {} AS p WHERE {} AND ({}) IN (SELECT {} FROM ({gone}) AS g)) ON CONFLICT DO NOTHING",
-            ident(&table.name),
-            row_is(table, "p", |at| format!("j.k{at}")),
-            list(referred, |c| format!("p.{}", ident(&table.columns[*c].name))),
-            list(referred, |c| was(table, "g", *c)),
-        ))?
-        .execute([])?;
-    if came > 0 {
-        conn.prepare_cached(&format!(
-            "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
-        ))?
-        .execute([])?;
-    }
-    Ok(came)
 }
 
 /// `parent.x = child.y AND …` for a foreign key.

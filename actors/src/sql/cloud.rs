@@ -130,20 +130,6 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
     )
 }
 
-/// Gives rows other keys. Parameters: the columns of the old keys, then of the new ones. Answers with the positions of those
-/// that were there.
-pub(crate) fn move_keys(table: &Table, cloud: &CloudTable) -> String {
-    let keys = table.key.len();
-    let both: Vec<usize> = table.key.iter().chain(&table.key).copied().collect();
-    format!(
-        "WITH {} UPDATE {} AS t SET {} FROM sent WHERE {} RETURNING sent.ord",
-        sent(cloud, &both, false, 1),
-        qualified(&cloud.schema, &cloud.name),
-        list(table.key.iter().enumerate(), |(at, c)| format!("{} = sent.c{}", name(table, *c), keys + at)),
-        key_is_sent(table, "t"),
-    )
-}
-
 /// Gives rows, by key, a value in this column that nobody else has. Nothing for types that have none to spare.
 pub(crate) fn step_aside(table: &Table, cloud: &CloudTable, column: usize) -> Option<String> {
     let value = match &cloud.columns[column].kind {
@@ -320,6 +306,10 @@ fn default(text: &str, kind: &CloudType) -> Option<String> {
 }
 
 /// The foreign keys of a tracked table that can exist in the cloud: those whose parent is tracked as well.
+///
+/// One that refers to a unique constraint, not to the primary key, has no actions there. Rows are told apart by their
+/// primary keys, so that two that changed them look like two that changed the other value, and the cloud would hand the
+/// children of the one to the other. What the actions did here is sent like anything else.
 pub(crate) fn foreign_keys(table: &Table, tracked: &[Table], schema: &str) -> Vec<String> {
     let action = |event: &str, action: &str| match action {
         "CASCADE" | "SET NULL" | "SET DEFAULT" | "RESTRICT" => format!(" ON {event} {action}"),
@@ -333,14 +323,16 @@ pub(crate) fn foreign_keys(table: &Table, tracked: &[Table], schema: &str) -> Ve
             let parent = tracked.iter().find(|parent| parent.name.eq_ignore_ascii_case(&key.parent))?;
             let parent_columns: Vec<usize> =
                 key.parent_columns.iter().map(|name| parent.column(name)).collect::<Option<_>>()?;
+            let by_key =
+                parent_columns.len() == parent.key.len() && parent_columns.iter().all(|c| parent.is_key(*c));
             Some(format!(
                 "ALTER TABLE {} ADD FOREIGN KEY ({}) REFERENCES {} ({}){}{} DEFERRABLE",
                 qualified(schema, &table.name),
                 list(&key.columns, |c| name(table, *c)),
                 qualified(schema, &parent.name),
                 list(&parent_columns, |c| name(parent, *c)),
-                action("DELETE", &key.on_delete),
-                action("UPDATE", &key.on_update),
+                if by_key { action("DELETE", &key.on_delete) } else { String::new() },
+                if by_key { action("UPDATE", &key.on_update) } else { String::new() },
             ))
         })
         .collect()
