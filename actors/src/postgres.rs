@@ -1316,6 +1316,7 @@ impl CloudSession {
         let mut taken = Taken::default();
         let mut already_there = vec![];
         self.step_aside(frame, items, order, &mut taken).await?;
+        self.let_go(frame, items, order, &mut taken).await?;
         for members in
             order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
         {
@@ -1420,6 +1421,52 @@ impl CloudSession {
                 let keys =
                     arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
                 let params = as_params(&keys);
+                let changed = self
+                    .attempt(async {
+                        let statement = self.client.prepare_cached(&sql).await?;
+                        self.client.execute(&statement, &params).await
+                    })
+                    .await?;
+                if cloud_table.feed {
+                    taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that go let go first of those that go before them: `RESTRICT` is not put off to the end, and in a circle of tables
+    /// there is no order that pleases everybody.
+    async fn let_go(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        order: &[usize],
+        taken: &mut Taken,
+    ) -> std::result::Result<(), Trouble> {
+        let goes = |table_at: usize| {
+            let is_there = move |at: &usize| items[*at].table == table_at && items[*at].op == Op::Delete;
+            order.iter().copied().filter(is_there).collect::<Vec<usize>>()
+        };
+        for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
+            for foreign in table.foreign_keys.iter().filter(|key| key.on_delete == "RESTRICT") {
+                let before =
+                    |(parent, _): &(Table, CloudTable)| parent.name.eq_ignore_ascii_case(&foreign.parent);
+                let goes_before =
+                    frame.tables.iter().position(before).filter(|parent| *parent > table_at).map(goes);
+                let free = |c: &usize| !table.columns[*c].not_null && !table.is_key(*c);
+                let (Some(parents), Some(column)) = (goes_before, foreign.columns.iter().copied().find(free))
+                else {
+                    continue;
+                };
+                let members = goes(table_at);
+                if parents.is_empty() || members.is_empty() {
+                    continue;
+                }
+                let keys =
+                    arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+                let params = as_params(&keys);
+                let sql = cloud::let_go(table, cloud_table, column);
                 let changed = self
                     .attempt(async {
                         let statement = self.client.prepare_cached(&sql).await?;

@@ -150,6 +150,17 @@ pub(crate) fn step_aside(table: &Table, cloud: &CloudTable, column: usize) -> Op
     ))
 }
 
+/// Empties a column of rows, by key.
+pub(crate) fn let_go(table: &Table, cloud: &CloudTable, column: usize) -> String {
+    format!(
+        "WITH {} UPDATE {} AS t SET {name} = NULL FROM sent WHERE {} AND t.{name} IS NOT NULL",
+        sent(cloud, &table.key, false, 1),
+        qualified(&cloud.schema, &cloud.name),
+        key_is_sent(table, "t"),
+        name = name(table, column),
+    )
+}
+
 /// Deletes rows by key; rows that are gone already are no error. Answers with how many went, and with the positions
 /// of those that were there and did not go.
 pub(crate) fn delete(table: &Table, cloud: &CloudTable) -> String {
