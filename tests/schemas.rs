@@ -2,7 +2,7 @@
 //! library and by SQLite's shell, while the cloud was there and while it was not, is in the cloud after a flush, and on
 //! another device.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
 
 mod harness;
 
