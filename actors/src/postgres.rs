@@ -1432,6 +1432,8 @@ impl CloudSession {
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
+        self.step_aside(frame, items, order, &mut taken).await?;
+        self.let_go(frame, items, order, &mut taken).await?;
         for members in
             order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
         {
@@ -1515,6 +1517,94 @@ impl CloudSession {
         }
         self.attempt(self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")).await?;
         Ok(taken)
+    }
+
+    /// Rows that give up values by which others refer to them let go of them first, when somebody may take them over:
+    /// PostgreSQL checks such values row by row, not at the end.
+    async fn step_aside(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        order: &[usize],
+        taken: &mut Taken,
+    ) -> std::result::Result<(), Trouble> {
+        for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
+            let mut columns = referred_to(frame, table).concat();
+            columns.sort_unstable();
+            columns.dedup();
+            for column in columns.into_iter().filter(|c| !table.is_key(*c)) {
+                let Some(sql) = cloud::step_aside(table, cloud_table, column) else { continue };
+                let ours = || order.iter().copied().filter(|at| items[*at].table == table_at);
+                let changes =
+                    |at: &usize| matches!(&items[*at].op, Op::Update(columns) if columns.contains(&column));
+                let members: Vec<usize> =
+                    ours().filter(|at| changes(at) || items[*at].op == Op::Delete).collect();
+                let takers: Vec<usize> =
+                    ours().filter(|at| changes(at) || items[*at].op == Op::Insert).collect();
+                if members.is_empty() || takers.is_empty() || members == takers && members.len() == 1 {
+                    continue;
+                }
+                let keys =
+                    arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+                let params = as_params(&keys);
+                let changed = self
+                    .attempt(async {
+                        let statement = self.client.prepare_cached(&sql).await?;
+                        self.client.execute(&statement, &params).await
+                    })
+                    .await?;
+                if cloud_table.feed {
+                    taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that go let go first of those that go before them: `RESTRICT` is not put off to the end, and in a circle of tables
+    /// there is no order that pleases everybody.
+    async fn let_go(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        order: &[usize],
+        taken: &mut Taken,
+    ) -> std::result::Result<(), Trouble> {
+        let goes = |table_at: usize| {
+            let is_there = move |at: &usize| items[*at].table == table_at && items[*at].op == Op::Delete;
+            order.iter().copied().filter(is_there).collect::<Vec<usize>>()
+        };
+        for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
+            for foreign in table.foreign_keys.iter().filter(|key| key.on_delete == "RESTRICT") {
+                let before =
+                    |(parent, _): &(Table, CloudTable)| parent.name.eq_ignore_ascii_case(&foreign.parent);
+                let goes_before =
+                    frame.tables.iter().position(before).filter(|parent| *parent > table_at).map(goes);
+                let free = |c: &usize| !table.columns[*c].not_null && !table.is_key(*c);
+                let (Some(parents), Some(column)) = (goes_before, foreign.columns.iter().copied().find(free))
+                else {
+                    continue;
+                };
+                let members = goes(table_at);
+                if parents.is_empty() || members.is_empty() {
+                    continue;
+                }
+                let keys =
+                    arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
+                let params = as_params(&keys);
+                let sql = cloud::let_go(table, cloud_table, column);
+                let changed = self
+                    .attempt(async {
+                        let statement = self.client.prepare_cached(&sql).await?;
+                        self.client.execute(&statement, &params).await
+                    })
+                    .await?;
+                if cloud_table.feed {
+                    taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// One exchange within a round, whose error is either the data's or the link's.
@@ -1703,6 +1793,19 @@ fn referenced_columns(table: &Table, tables: &[Table]) -> Vec<Vec<usize>> {
         .filter(|key| key.parent.eq_ignore_ascii_case(&table.name))
         .filter_map(|key| key.parent_columns.iter().map(|name| table.column(name)).collect())
         .collect()
+}
+
+/// What other rows refer to a table's rows by, apart from the primary key.
+fn referred_to(frame: RoundFrame<'_>, table: &Table) -> Vec<Vec<usize>> {
+    let children = frame.tables.iter().flat_map(|(child, _)| &child.foreign_keys);
+    let mut found: Vec<Vec<usize>> = children
+        .filter(|key| key.parent.eq_ignore_ascii_case(&table.name))
+        .filter_map(|key| key.parent_columns.iter().map(|name| table.column(name)).collect())
+        .filter(|columns: &Vec<usize>| !columns.iter().all(|c| table.is_key(*c)))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// One array per column.

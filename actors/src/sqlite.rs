@@ -963,9 +963,25 @@ impl Store {
         if taken == 0 && !conflicts_wait(&tx)? {
             return Ok(None);
         }
-        close_under_foreign_keys(&tx, &tables, retry || whole)?;
+        if retry || whole {
+            // What was mended may need what was refused with it, and the other way round.
+            unpark_dependents(&tx, &tables, FLIGHT)?;
+        }
+        // A deletion with very many former children lets them go first, in rounds of their own; where that leaves nothing of
+        // this one (a long chain, of which each needs the next), it takes them all.
+        tx.execute_batch("SAVEPOINT tidewater_close")?;
+        let mut room = if retry || whole { usize::MAX } else { rows_max };
+        close_under_foreign_keys(&tx, &tables, retry || whole, &mut room)?;
+        if room == 0 && !anything_flies(&tx, &tables)? {
+            tx.execute_batch("ROLLBACK TO tidewater_close")?;
+            room = usize::MAX;
+            close_under_foreign_keys(&tx, &tables, false, &mut room)?;
+        }
+        tx.execute_batch("RELEASE tidewater_close")?;
         let mut complete = true;
         for table in &tables {
+            // What is parked for the sake of others comes along only with a last chance.
+            complete &= retry || whole || !is_hopeful(&tx, table)?;
             let journal = ident(&side_table(JOURNAL, table));
             let more = format!("SELECT 1 FROM {journal} LIMIT 1");
             complete &= !tx.prepare_cached(&more)?.exists([])?;
@@ -1051,8 +1067,8 @@ impl Store {
                 }
             }
         }
-        unpark_children(&tx, &self.tables)?;
-        parked::unpark_takers(&tx, &self.tables)?;
+        let tables: Vec<&Table> = self.tables.iter().collect();
+        unpark_dependents(&tx, &tables, JOURNAL)?;
         parked::forget_refusals_in_flight(&tx, &self.tables)?;
         let mut flushed = 0;
         for table in &self.tables {
@@ -2375,33 +2391,116 @@ fn conflicts_wait(conn: &Connection) -> Result<bool> {
     Ok(conn.prepare_cached(sql)?.query_row([], |row| row.get(0))?)
 }
 
-/// Rows that were refused for want of a parent that this round carried get another chance.
-fn unpark_children(conn: &Connection, tables: &[Table]) -> Result<()> {
-    for child in tables {
-        let parked = ident(&side_table(PARKED, child));
-        if !conn
-            .prepare_cached(&format!("SELECT 1 FROM {parked} WHERE sqlstate = '23503' LIMIT 1"))?
-            .exists([])?
-        {
-            continue;
-        }
-        for key in &child.foreign_keys {
-            let parent = tables.iter().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
-            let Some(parent) = parent else { continue };
-            let keys = list(key_columns(child), |k| k);
-            let which = format!(
-                "sqlstate = '23503' AND ({keys}) IN (SELECT {} FROM {} AS f JOIN {} AS p ON {} JOIN {} AS c ON {})",
-                list(child.key_names(), |k| format!("c.{}", ident(k))),
-                ident(&side_table(FLIGHT, parent)),
-                ident(&parent.name),
-                all(parent.key_names().iter().enumerate(), |(at, k)| format!("p.{} = f.k{at}", ident(k))),
-                ident(&child.name),
-                refers(child, key, "c", "p"),
-            );
-            merge_entries(conn, child, PARKED, JOURNAL, &which)?;
+/// Rows that were refused for what another row was, or was not yet, get another chance when that row moves: it is in flight,
+/// or gets its chance with them. They go from where they are parked to `into`.
+///
+/// - a row refused for want of a parent, and the parent
+/// - a row refused for a unique value, and the row that leaves it, in either direction
+/// - a row that could not leave the place where others refer to it, and those that referred to it
+fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result<()> {
+    const CHANCE: &str = "another chance";
+    let mut hopeful = vec![];
+    for table in tables.iter().copied() {
+        if is_hopeful(conn, table)? {
+            hopeful.push(table);
         }
     }
+    let moving = |table: &Table| {
+        let columns = list(entry_columns(table), |c| c);
+        let (flight, parked) = (ident(&side_table(FLIGHT, table)), ident(&side_table(PARKED, table)));
+        format!(
+            "(SELECT {columns} FROM {flight} UNION ALL SELECT {columns} FROM {parked} WHERE sqlstate = '{CHANCE}')"
+        )
+    };
+    loop {
+        let mut found = 0;
+        for table in hopeful.iter().copied() {
+            let own = format!(
+                "SELECT 1 FROM {} AS t WHERE {}",
+                ident(&table.name),
+                row_is(table, "t", |at| { format!("q.k{at}") })
+            );
+            let mut reasons = vec![];
+            for key in &table.foreign_keys {
+                let parent = tables.iter().copied().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
+                let Some(parent) = parent else { continue };
+                reasons.push(format!(
+                    "EXISTS ({own} AND ({}) IN (SELECT {} FROM {} AS m JOIN {} AS p ON {}))",
+                    list(&key.columns, |c| format!("t.{}", ident(&table.columns[*c].name))),
+                    list(&key.parent_columns, |c| format!("p.{}", ident(c))),
+                    moving(parent),
+                    ident(&parent.name),
+                    row_is(parent, "p", |at| format!("m.k{at}")),
+                ));
+            }
+            for unique in &table.uniques {
+                reasons.push(format!(
+                    "EXISTS ({own} AND ({}) IN (SELECT {} FROM {} AS m WHERE m.known))",
+                    list(&unique.columns, |(c, _)| format!("t.{}", ident(&table.columns[*c].name))),
+                    list(&unique.columns, |(c, _)| was(table, "m", *c)),
+                    moving(table),
+                ));
+                reasons.push(format!(
+                    "q.known AND ({}) IN (SELECT {} FROM {} AS m JOIN {} AS n ON {})",
+                    list(&unique.columns, |(c, _)| was(table, "q", *c)),
+                    list(&unique.columns, |(c, _)| format!("n.{}", ident(&table.columns[*c].name))),
+                    moving(table),
+                    ident(&table.name),
+                    row_is(table, "n", |at| format!("m.k{at}")),
+                ));
+            }
+            for child in tables.iter().copied() {
+                for key in child.foreign_keys.iter().filter(|k| k.parent.eq_ignore_ascii_case(&table.name)) {
+                    let referred: Option<Vec<usize>> =
+                        key.parent_columns.iter().map(|name| table.column(name)).collect();
+                    let Some(referred) = referred else { continue };
+                    reasons.push(format!(
+                        "q.known AND ({}) IN (SELECT {} FROM {} AS m WHERE m.known)",
+                        list(&referred, |c| was(table, "q", *c)),
+                        list(&key.columns, |c| was(child, "m", *c)),
+                        moving(child),
+                    ));
+                }
+            }
+            if !reasons.is_empty() {
+                let parked = ident(&side_table(PARKED, table));
+                let reasons = reasons.join(" OR ");
+                let sql =
+                    format!("UPDATE {parked} AS q SET sqlstate = '{CHANCE}' WHERE {HOPEFUL} AND ({reasons})");
+                found += conn.prepare_cached(&sql)?.execute([])?;
+            }
+        }
+        if found == 0 {
+            break;
+        }
+    }
+    for table in hopeful {
+        merge_entries(conn, table, PARKED, into, &format!("sqlstate = '{CHANCE}'"))?;
+    }
     Ok(())
+}
+
+/// The codes of refusals for which another row may be the reason.
+const HOPEFUL: &str = "sqlstate IN ('23001', '23503', '23505')";
+
+/// Whether rows of the table are parked for what other rows are.
+fn is_hopeful(conn: &Connection, table: &Table) -> Result<bool> {
+    let parked = ident(&side_table(PARKED, table));
+    Ok(conn.prepare_cached(&format!("SELECT 1 FROM {parked} WHERE {HOPEFUL} LIMIT 1"))?.exists([])?)
+}
+
+/// A column as it was before the changes that an entry collects: its key's, the base, or, where it did not change, the row's.
+fn was(table: &Table, entry: &str, column: usize) -> String {
+    if let Some(part) = table.key.iter().position(|k| *k == column) {
+        return format!("{entry}.k{part}");
+    }
+    let Column { id, name, .. } = &table.columns[column];
+    format!(
+        "CASE WHEN {entry}.d{id} THEN {entry}.b{id} ELSE (SELECT now.{} FROM {} AS now WHERE {}) END",
+        ident(name),
+        ident(&table.name),
+        row_is(table, "now", |at| format!("{entry}.k{at}")),
+    )
 }
 
 /// A parked row that was edited goes along, with its older base.
@@ -2475,7 +2574,14 @@ fn take(
 ///
 /// A parent that was refused comes along only when it has its last chance: it would be refused again, and take
 /// the window with it.
-fn close_under_foreign_keys(conn: &Connection, tables: &[&Table], last_chance: bool) -> Result<()> {
+///
+/// With them come the former children of deleted parents, up to `room`.
+fn close_under_foreign_keys(
+    conn: &Connection,
+    tables: &[&Table],
+    last_chance: bool,
+    room: &mut usize,
+) -> Result<()> {
     let which = if last_chance { "true" } else { "j.refused IS NULL" };
     loop {
         let mut moved = 0;
@@ -2514,7 +2620,7 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table], last_chance: b
                 moved += came;
             }
         }
-        moved += take_children_of_deleted(conn, tables, which)?;
+        moved += take_children_of_deleted(conn, tables, which, room)?;
         if moved == 0 {
             return Ok(());
         }
@@ -2524,9 +2630,17 @@ fn close_under_foreign_keys(conn: &Connection, tables: &[&Table], last_chance: b
 /// Children that were moved away from a deleted parent, or deleted with it, go along: the cloud would refuse the deletion,
 /// or let it act on them, as long as they are there as they were. They are told by the values that they had before: a
 /// scan of the children's journal, only in rounds that delete parents.
-fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -> Result<usize> {
+///
+/// When there is no `room` for all of them, the parent waits: it goes when they have gone.
+fn take_children_of_deleted(
+    conn: &Connection,
+    tables: &[&Table],
+    which: &str,
+    room: &mut usize,
+) -> Result<usize> {
     let mut moved = 0;
-    for parent in tables.iter().copied() {
+    // Children first: who has to wait for his own children shall not take others' room.
+    for parent in tables.iter().rev().copied() {
         let gone = format!(
             "SELECT f.* FROM {} AS f LEFT JOIN {} AS p ON {} WHERE p.{} IS NULL AND f.known",
             ident(&side_table(FLIGHT, parent)),
@@ -2539,13 +2653,6 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
         }
         for child in tables.iter().copied() {
             for key in child.foreign_keys.iter().filter(|key| key.parent.eq_ignore_ascii_case(&parent.name)) {
-                // A column of the deleted parent: its key, or the base of a data column. A column of the child as it was: its
-                // key, or the base of the foreign key's column.
-                let was = |table: &Table, entry: &str, c: usize| match table.key.iter().position(|k| *k == c)
-                {
-                    Some(part) => format!("{entry}.k{part}"),
-                    None => format!("{entry}.b{}", table.columns[c].id),
-                };
                 let referred: Option<Vec<usize>> =
                     key.parent_columns.iter().map(|name| parent.column(name)).collect();
                 let Some(referred) = referred else { continue };
@@ -2553,14 +2660,23 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
                 let flight = ident(&side_table(FLIGHT, child));
                 let keys = list(key_columns(child), |k| k);
                 let names = list(entry_columns(child), |c| c);
+                // Who did not move refers to it no more than before; a key is left by going.
+                let moved_away = list(&key.columns, |c| match child.is_key(*c) {
+                    true => "1".to_owned(),
+                    false => format!("j.d{}", child.columns[*c].id),
+                });
+                let those = format!(
+                    "{which} AND 1 IN ({moved_away}) AND ({}) IN (SELECT {} FROM ({gone}) AS g)",
+                    list(&key.columns, |c| was(child, "j", *c)),
+                    list(&referred, |c| was(parent, "g", *c)),
+                );
+                let limit = i64::try_from(*room).unwrap_or(i64::MAX);
                 let came = conn
                     .prepare_cached(&format!(
                         "INSERT INTO {flight} ({names}, refused) SELECT {names}, refused FROM {journal} AS j \
-                         WHERE {which} AND ({}) IN (SELECT {} FROM ({gone}) AS g) ON CONFLICT DO NOTHING",
-                        list(&key.columns, |c| was(child, "j", *c)),
-                        list(&referred, |c| was(parent, "g", *c)),
+                         WHERE {those} LIMIT ?1 ON CONFLICT DO NOTHING",
                     ))?
-                    .execute([])?;
+                    .execute([limit])?;
                 if came > 0 {
                     conn.prepare_cached(&format!(
                         "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
@@ -2568,10 +2684,46 @@ fn take_children_of_deleted(conn: &Connection, tables: &[&Table], which: &str) -
                     .execute([])?;
                 }
                 moved += came;
+                *room -= came;
+                if *room == 0 {
+                    let left = list(&key.columns, |c| was(child, "j", *c));
+                    let still = format!("SELECT {left} FROM {journal} AS j WHERE {those}");
+                    moved += let_wait(conn, parent, &referred, &gone, &still)?;
+                }
             }
         }
     }
     Ok(moved)
+}
+
+/// Puts those of the deleted rows back to which somebody in the journal still refers, as the cloud has him.
+fn let_wait(conn: &Connection, table: &Table, referred: &[usize], gone: &str, still: &str) -> Result<usize> {
+    let (journal, flight) = (ident(&side_table(JOURNAL, table)), ident(&side_table(FLIGHT, table)));
+    let (keys, names) = (list(key_columns(table), |k| k), list(entry_columns(table), |c| c));
+    let put_back = conn
+        .prepare_cached(&format!(
+            "INSERT INTO {journal} ({names}, refused) SELECT {names}, refused FROM ({gone}) AS g WHERE ({}) IN ({still})",
+            list(referred, |c| was(table, "g", *c)),
+        ))?
+        .execute([])?;
+    if put_back > 0 {
+        conn.prepare_cached(&format!(
+            "DELETE FROM {flight} WHERE ({keys}) IN (SELECT {keys} FROM {journal})"
+        ))?
+        .execute([])?;
+    }
+    Ok(put_back)
+}
+
+/// Whether the round has any rows.
+fn anything_flies(conn: &Connection, tables: &[&Table]) -> Result<bool> {
+    for table in tables {
+        let flight = ident(&side_table(FLIGHT, table));
+        if conn.prepare_cached(&format!("SELECT 1 FROM {flight} LIMIT 1"))?.exists([])? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// `parent.x = child.y AND …` for a foreign key.

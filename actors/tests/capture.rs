@@ -1969,6 +1969,67 @@ fn windows_are_closed_under_foreign_keys() {
     bench.compare();
 }
 
+/// However much cascades from a deletion, windows stay small: what referred to the row goes first, and it goes when nothing
+/// does any more.
+#[test]
+fn a_deletion_waits_for_its_many_children_to_go_first() {
+    let mut bench = Bench::new(
+        "PRAGMA foreign_keys = on;
+         CREATE TABLE a (id INTEGER PRIMARY KEY, v);
+         CREATE TABLE b (id INTEGER PRIMARY KEY, a REFERENCES a ON DELETE CASCADE);
+         CREATE TABLE c (b REFERENCES b ON DELETE CASCADE, n, PRIMARY KEY (b, n));
+         CREATE TABLE d (id INTEGER PRIMARY KEY, a REFERENCES a ON DELETE SET NULL);
+         INSERT INTO a VALUES (1, 0), (2, 0);
+         WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) INSERT INTO b SELECT i, 1 + i % 2 FROM n;
+         INSERT INTO c SELECT id, n.column1 FROM b, (VALUES (1), (2), (3)) AS n;
+         INSERT INTO d SELECT id, a FROM b;",
+    );
+    bench.check();
+    bench.foreign_sql("PRAGMA foreign_keys = on; DELETE FROM a; UPDATE d SET a = NULL");
+    let mut largest = 0;
+    while let Some(noted) = bench.note(20) {
+        let rounds = bench.read(&noted);
+        largest = largest.max(bench.commit(&noted, &rounds).len());
+        bench.acknowledge();
+        let refers = |child: &str, column: &str, parent: &str| {
+            let gone = |row: &&BTreeMap<String, Value>| match &row[column] {
+                Value::Null => false,
+                id => !bench.cloud[parent].values().any(|row| row["id"] == *id),
+            };
+            assert_eq!(bench.cloud[child].values().find(gone), None, "{child} without its {parent}");
+        };
+        refers("b", "a", "a");
+        refers("c", "b", "b");
+        refers("d", "a", "a");
+    }
+    // A window, and as much again.
+    assert!(largest <= 40, "{largest} rows in one round");
+    assert!(bench.cloud["a"].is_empty() && bench.cloud["b"].is_empty() && bench.cloud["c"].is_empty());
+    bench.compare();
+}
+
+/// A chain, of which each row needs the next to go first, goes as one where it does not fit in a window; so does a circle.
+#[test]
+fn a_chain_of_deletions_comes_to_its_end() {
+    let mut bench = Bench::new(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, before REFERENCES t ON DELETE CASCADE);
+         WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100) INSERT INTO t SELECT i, nullif(i - 1, 0) FROM n;
+         INSERT INTO t VALUES (201, 202), (202, 203), (203, 201);",
+    );
+    bench.check();
+    bench.foreign_sql("DELETE FROM t");
+    let mut rounds = 0;
+    while let Some(noted) = bench.note(1) {
+        let rows = bench.read(&noted);
+        assert!(!bench.commit(&noted, &rows).is_empty());
+        bench.acknowledge();
+        rounds += 1;
+    }
+    assert!(rounds <= 103, "{rounds}");
+    assert!(bench.cloud["t"].is_empty());
+    bench.compare();
+}
+
 /// Every entry has its turn, even while the front of the journal is dirtied again before each round.
 #[test]
 fn the_sweep_reaches_every_entry() {

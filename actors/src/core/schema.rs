@@ -1,6 +1,6 @@
 //! What a tracked table looks like, as data.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::value::{Affinity, CloudType};
 
@@ -149,26 +149,29 @@ pub struct CloudColumn {
 
 /// The positions of the tables so that parents stand before children as far as cycles allow.
 ///
-/// Kahn's algorithm; when only cycles are left, the table with the fewest unmet parents goes next.
-/// Self-references do not count.
+/// Kahn's algorithm; when only cycles are left, the table goes next that can do best without its unmet parents: its columns
+/// may be NULL, or they are few. Self-references do not count.
 pub fn parents_first(tables: &[Table]) -> Vec<usize> {
     let position: BTreeMap<String, usize> =
         tables.iter().enumerate().map(|(at, table)| (table.name.to_ascii_lowercase(), at)).collect();
-    let mut unmet: BTreeMap<usize, BTreeSet<usize>> = tables
-        .iter()
-        .enumerate()
-        .map(|(at, table)| {
-            let parents = table
-                .foreign_keys
-                .iter()
-                .filter_map(|key| position.get(&key.parent.to_ascii_lowercase()).copied())
-                .filter(|parent| *parent != at)
-                .collect();
-            (at, parents)
-        })
-        .collect();
+    // By parent, whether a row cannot be without one.
+    let mut unmet: BTreeMap<usize, BTreeMap<usize, bool>> = BTreeMap::new();
+    for (at, table) in tables.iter().enumerate() {
+        let parents = unmet.entry(at).or_default();
+        for key in &table.foreign_keys {
+            let parent = position.get(&key.parent.to_ascii_lowercase()).copied();
+            let demanded = key.columns.iter().all(|c| table.columns[*c].not_null || table.is_key(*c));
+            if let Some(parent) = parent.filter(|parent| *parent != at) {
+                *parents.entry(parent).or_default() |= demanded;
+            }
+        }
+    }
     let mut order = Vec::with_capacity(tables.len());
-    while let Some(next) = unmet.iter().min_by_key(|(at, parents)| (parents.len(), **at)).map(|(at, _)| *at) {
+    let need = |at: &usize, parents: &BTreeMap<usize, bool>| {
+        let demanded = parents.values().filter(|demanded| **demanded).count();
+        (!parents.is_empty(), demanded, parents.len(), *at)
+    };
+    while let Some(next) = unmet.iter().min_by_key(|(at, parents)| need(at, parents)).map(|(at, _)| *at) {
         unmet.remove(&next);
         for parents in unmet.values_mut() {
             parents.remove(&next);
@@ -220,5 +223,22 @@ mod tests {
         assert!(at("customer") < at("purchase"));
         assert!(at("purchase") < at("line"));
         assert!(at("product") < at("line"));
+    }
+
+    /// In a circle, whoever may be without its parent goes before whoever may not, whatever the names.
+    #[test]
+    fn a_circle_begins_where_it_may_be_empty() {
+        let refers = |name: &str, parent: &str, not_null: bool| {
+            let column =
+                Column { id: 1, name: "of".into(), declared: String::new(), not_null, default: None };
+            let mut table = table(name, &[parent]);
+            table.columns.push(column);
+            table.foreign_keys[0].columns = vec![0];
+            table
+        };
+        for (first, second) in [(true, false), (false, true)] {
+            let tables = [refers("key", "lock", first), refers("lock", "key", second)];
+            assert_eq!(parents_first(&tables), if first { [1, 0] } else { [0, 1] });
+        }
     }
 }

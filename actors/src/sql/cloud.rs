@@ -180,6 +180,37 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
     )
 }
 
+/// Gives rows, by key, a value in this column that nobody else has. Nothing for types that have none to spare.
+pub(crate) fn step_aside(table: &Table, cloud: &CloudTable, column: usize) -> Option<String> {
+    let value = match &cloud.columns[column].kind {
+        CloudType::Int8 => "sent.ord - 4611686018427387904",
+        CloudType::Int4 => "sent.ord - 2147483648",
+        CloudType::Text => "gen_random_uuid()::text",
+        CloudType::Bytea => "convert_to(gen_random_uuid()::text, 'UTF8')",
+        CloudType::Uuid => "gen_random_uuid()",
+        _ if !table.columns[column].not_null => "NULL",
+        _ => return None,
+    };
+    Some(format!(
+        "WITH {} UPDATE {} AS t SET {} = {value} FROM sent WHERE {}",
+        sent(cloud, &table.key, false, 1),
+        qualified(&cloud.schema, &cloud.name),
+        name(table, column),
+        key_is_sent(table, "t"),
+    ))
+}
+
+/// Empties a column of rows, by key.
+pub(crate) fn let_go(table: &Table, cloud: &CloudTable, column: usize) -> String {
+    format!(
+        "WITH {} UPDATE {} AS t SET {name} = NULL FROM sent WHERE {} AND t.{name} IS NOT NULL",
+        sent(cloud, &table.key, false, 1),
+        qualified(&cloud.schema, &cloud.name),
+        key_is_sent(table, "t"),
+        name = name(table, column),
+    )
+}
+
 /// Deletes rows by key; rows that are gone already are no error. Answers with how many went, and with the positions
 /// of those that were there and did not go.
 pub(crate) fn delete(table: &Table, cloud: &CloudTable) -> String {
@@ -383,6 +414,10 @@ fn literal(text: &str) -> Option<Value> {
 }
 
 /// The foreign keys of a tracked table that can exist in the cloud: those whose parent is tracked as well.
+///
+/// One that refers to a unique constraint, not to the primary key, has no actions there. Rows are told apart by their
+/// primary keys, so that two that changed them look like two that changed the other value, and the cloud would hand the
+/// children of the one to the other. What the actions did here is sent like anything else.
 pub(crate) fn foreign_keys(table: &Table, tracked: &[Table], schema: &str) -> Vec<String> {
     let action = |event: &str, action: &str| match action {
         "CASCADE" | "SET NULL" | "SET DEFAULT" | "RESTRICT" => format!(" ON {event} {action}"),
@@ -396,14 +431,16 @@ pub(crate) fn foreign_keys(table: &Table, tracked: &[Table], schema: &str) -> Ve
             let parent = tracked.iter().find(|parent| parent.name.eq_ignore_ascii_case(&key.parent))?;
             let parent_columns: Vec<usize> =
                 key.parent_columns.iter().map(|name| parent.column(name)).collect::<Option<_>>()?;
+            let by_key =
+                parent_columns.len() == parent.key.len() && parent_columns.iter().all(|c| parent.is_key(*c));
             Some(format!(
                 "ALTER TABLE {} ADD FOREIGN KEY ({}) REFERENCES {} ({}){}{} DEFERRABLE",
                 qualified(schema, &table.name),
                 list(&key.columns, |c| name(table, *c)),
                 qualified(schema, &parent.name),
                 list(&parent_columns, |c| name(parent, *c)),
-                action("DELETE", &key.on_delete),
-                action("UPDATE", &key.on_update),
+                if by_key { action("DELETE", &key.on_delete) } else { String::new() },
+                if by_key { action("UPDATE", &key.on_update) } else { String::new() },
             ))
         })
         .collect()

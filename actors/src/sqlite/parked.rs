@@ -464,38 +464,6 @@ fn held(table: &Table, entry: &str, row: &str, c: usize) -> String {
     }
 }
 
-/// The values of a unique index that the entries of one kind hold in the cloud until they are accepted.
-fn held_values(table: &Table, unique: &Unique, kind: &str) -> String {
-    format!(
-        "SELECT {} FROM {} AS e LEFT JOIN {} AS r ON {} WHERE e.known",
-        list(&unique.columns, |(c, _)| held(table, "e", "r", *c)),
-        ident(&side_table(kind, table)),
-        ident(&table.name),
-        row_is(table, "r", |at| format!("e.k{at}")),
-    )
-}
-
-/// Rows that were refused for a unique value which a row of this round leaves get another chance.
-pub(super) fn unpark_takers(conn: &Connection, tables: &[Table]) -> Result<()> {
-    for table in tables {
-        if table.uniques.is_empty() || !some_parked(conn, table, "23505")? {
-            continue;
-        }
-        let keys = list(key_columns(table), |k| k);
-        for unique in &table.uniques {
-            let which = format!(
-                "sqlstate = '23505' AND ({keys}) IN (SELECT {} FROM {} AS t WHERE ({}) IN ({}))",
-                list(table.key_names(), |k| format!("t.{}", ident(k))),
-                ident(&table.name),
-                list(&unique.columns, |(c, _)| format!("t.{}", ident(&table.columns[*c].name))),
-                held_values(table, unique, FLIGHT),
-            );
-            merge_entries(conn, table, PARKED, JOURNAL, &which)?;
-        }
-    }
-    Ok(())
-}
-
 /// Parked rows that hold a unique value which a row of this round takes come along, to any length: values that change
 /// places in a circle, one of whose rows has been mended, arrive together or not at all.
 pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table]) -> Result<()> {

@@ -4,6 +4,8 @@
 //! - [`fault_proxy`]: a stand-in for the Cloud SQL Auth Proxy that can be broken on purpose.
 //! - [`shell`]: foreign writers, SQLite's own shell and Python's `sqlite3`.
 //! - [`shop`]: a shop's schema and as much of its data as wanted, the same for the same seed.
+//! - [`music`], [`messages`], [`ledger`]: the same for other apps, as data for the shop's generator.
+//! - [`any_schema`]: random schemas and histories for them, the same for the same seed.
 //! - [`compare`]: whether SQLite and PostgreSQL hold the same, value by value, by code of its own.
 //! - [`mod@bench`]: figures for something and its raw twin, taken in turns.
 //! - [`wait`]: waiting for a condition, with a deadline and a last state to report.
@@ -12,9 +14,13 @@
 // background threads have to say goes to the test's error output.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+pub mod any_schema;
 pub mod bench;
 pub mod compare;
 pub mod fault_proxy;
+pub mod ledger;
+pub mod messages;
+pub mod music;
 pub mod postgres;
 pub mod shell;
 pub mod shop;

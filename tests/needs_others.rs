@@ -1,0 +1,176 @@
+//! P2 for rows that need each other: what others refer to by a unique value, and what was parked beside a guilty row.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod harness;
+
+use harness::{Bench, here, run, wait_for, wait_until_flushed};
+use tidewater::Database;
+
+/// A device whose rows are in the cloud, with windows of this size, and offline.
+async fn offline(window: usize, schema: &str, rows: &str, tables: &[&str]) -> (Bench, Database) {
+    let bench = Bench::new().await;
+    let db = bench.open_with(bench.settings().set("sync.window_rows_max", window)).await;
+    run(&db, schema).await;
+    run(&db, rows).await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, tables).await;
+    wait_until_flushed(&db).await;
+    bench.proxy.stop();
+    wait_for(&db, "offline", |status| status.sync.state == "offline").await;
+    (bench, db)
+}
+
+async fn assert_equal_and_clean(bench: &Bench, db: &Database, tables: &[&str]) {
+    bench.proxy.start();
+    wait_until_flushed(db).await;
+    bench.wait_until_equal(db, tables).await;
+    wait_until_flushed(db).await;
+    // Another pull brings nothing that the flush has done besides.
+    db.flush().await.unwrap();
+    bench.wait_until_equal(db, tables).await;
+    let status = db.status_summary().await;
+    assert_eq!((status.sync.parked, status.sync.conflicts), (0, 0), "{status:?} {:#?}", bench.log.all());
+}
+
+const BY_CODE: &str = "CREATE TABLE item (id INTEGER PRIMARY KEY, code TEXT NOT NULL UNIQUE, label TEXT);
+CREATE TABLE part (id INTEGER PRIMARY KEY, code TEXT NOT NULL REFERENCES item (code) ON DELETE CASCADE ON UPDATE CASCADE)";
+const ITEMS: &[&str] = &["item", "part"];
+
+/// A row that takes another key takes those who refer to it by its code along: nothing of them is deleted in the cloud, and
+/// then here. (Random history 19.)
+#[actix_rt::test]
+async fn a_changed_key_deletes_nobody_who_refers_by_a_unique_value() {
+    for window in [1, 2000] {
+        let rows = "INSERT INTO item VALUES (1, 'a', 'one'), (2, 'b', 'two');\nINSERT INTO part VALUES (10, 'a'), (11, 'b')";
+        let (bench, db) = offline(window, BY_CODE, rows, ITEMS).await;
+        run(&db, "UPDATE item SET id = id + 20, label = 'moved' WHERE id = 1").await;
+        assert_equal_and_clean(&bench, &db, ITEMS).await;
+        assert_eq!(
+            here(&db, "SELECT group_concat(id || code) FROM (SELECT * FROM part ORDER BY id)"),
+            "10a,11b"
+        );
+        assert_eq!(
+            here(&db, "SELECT group_concat(id || code || label) FROM (SELECT * FROM item ORDER BY id)"),
+            "2btwo,21amoved"
+        );
+        db.shutdown().await.unwrap();
+    }
+}
+
+/// Codes that others refer to, which PostgreSQL checks row by row, go round among three rows, with those who refer to them.
+/// (Random history 5.)
+#[actix_rt::test]
+async fn unique_values_that_others_refer_to_change_places() {
+    for window in [2, 2000] {
+        let rows = "INSERT INTO item VALUES (1, 'a', ''), (2, 'b', ''), (3, 'c', ''), (4, 'd', '');\n\
+                    INSERT INTO part VALUES (10, 'a'), (11, 'b'), (12, 'c'), (13, 'c')";
+        let (bench, db) = offline(window, BY_CODE, rows, ITEMS).await;
+        run(
+            &db,
+            "UPDATE item SET code = '-' || code WHERE id < 4;\n\
+             UPDATE item SET code = CASE id WHEN 1 THEN 'b' WHEN 2 THEN 'c' ELSE 'a' END WHERE id < 4;\n\
+             UPDATE item SET label = 'other' WHERE id = 4",
+        )
+        .await;
+        assert_equal_and_clean(&bench, &db, ITEMS).await;
+        assert_eq!(
+            here(&db, "SELECT group_concat(id || code) FROM (SELECT * FROM item ORDER BY id)"),
+            "1b,2c,3a,4d"
+        );
+        assert_eq!(
+            here(&db, "SELECT group_concat(id || code) FROM (SELECT * FROM part ORDER BY id)"),
+            "10b,11c,12a,13a"
+        );
+        db.shutdown().await.unwrap();
+    }
+}
+
+const RING: &str = "CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT UNIQUE, n INTEGER, next INTEGER REFERENCES node (id) DEFERRABLE INITIALLY DEFERRED)";
+
+/// The cloud takes no `n` of 666.
+async fn picky(bench: &Bench) {
+    bench.cloud.execute_batch("ALTER TABLE node ADD CHECK (n <> 666)").await;
+}
+
+async fn parked(db: &Database, count: u64) {
+    wait_for(db, "parked", |status| status.sync.parked == count && status.sync.pending == 0).await;
+}
+
+/// Rows that refer to each other, one of them guilty, are parked together; when that one is mended, all of them go. (Random
+/// history 1174.)
+#[actix_rt::test]
+async fn a_mended_row_brings_along_those_that_it_needs_itself() {
+    let (bench, db) = offline(2000, RING, "INSERT INTO node VALUES (1, 'a', 1, NULL)", &["node"]).await;
+    picky(&bench).await;
+    run(&db, "INSERT INTO node VALUES (5, 'e', 666, 6), (6, 'f', 1, 7), (7, 'g', 1, 5)").await;
+    bench.proxy.start();
+    parked(&db, 3).await;
+    run(&db, "UPDATE node SET n = 5 WHERE id = 5").await;
+    assert_equal_and_clean(&bench, &db, &["node"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// A row that waits for a unique value goes when the guilty one that has it there is mended and lets go. (Random history 198.)
+#[actix_rt::test]
+async fn a_row_that_waits_for_a_unique_value_goes_when_it_is_free() {
+    let (bench, db) = offline(2000, RING, "INSERT INTO node VALUES (1, 'a', 1, NULL)", &["node"]).await;
+    picky(&bench).await;
+    run(&db, "UPDATE node SET name = 'z', n = 666 WHERE id = 1;\nINSERT INTO node VALUES (2, 'a', 1, NULL)")
+        .await;
+    bench.proxy.start();
+    parked(&db, 2).await;
+    run(&db, "UPDATE node SET n = 1 WHERE id = 1").await;
+    assert_equal_and_clean(&bench, &db, &["node"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// A deletion that was refused, because a guilty row refers to what goes, follows when that one is mended. (Random history
+/// 105.)
+#[actix_rt::test]
+async fn a_deletion_that_was_in_the_way_follows_the_mended_row() {
+    let rows = "INSERT INTO node VALUES (1, 'a', 1, NULL), (2, 'b', 1, 1), (3, 'c', 1, NULL)";
+    let (bench, db) = offline(2000, RING, rows, &["node"]).await;
+    picky(&bench).await;
+    run(&db, "UPDATE node SET next = 3, n = 666 WHERE id = 2;\nDELETE FROM node WHERE id = 1").await;
+    bench.proxy.start();
+    parked(&db, 2).await;
+    run(&db, "UPDATE node SET n = 1 WHERE id = 2").await;
+    assert_equal_and_clean(&bench, &db, &["node"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// Two rows traded a unique value and one of them is guilty: mended, they go together, though the cloud would take neither
+/// alone.
+#[actix_rt::test]
+async fn a_trade_goes_through_when_the_guilty_one_is_mended() {
+    let rows = "INSERT INTO node VALUES (1, 'a', 1, NULL), (2, 'b', 1, NULL)";
+    let (bench, db) = offline(2000, RING, rows, &["node"]).await;
+    picky(&bench).await;
+    run(
+        &db,
+        "UPDATE node SET name = NULL, n = 666 WHERE id = 1;\nUPDATE node SET name = 'a' WHERE id = 2;\n\
+         UPDATE node SET name = 'b' WHERE id = 1",
+    )
+    .await;
+    bench.proxy.start();
+    parked(&db, 2).await;
+    run(&db, "UPDATE node SET n = 1 WHERE id = 1").await;
+    assert_equal_and_clean(&bench, &db, &["node"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// Two rows that refer to each other, and that nobody may delete as long as somebody refers to them: here one let go first,
+/// and what is left for the cloud is that both went.
+#[actix_rt::test]
+async fn rows_that_protect_each_other_go_together() {
+    let schema = "CREATE TABLE lock (id INTEGER PRIMARY KEY, key INTEGER REFERENCES key (id) ON DELETE RESTRICT);\n\
+                  CREATE TABLE key (id INTEGER PRIMARY KEY, lock INTEGER NOT NULL REFERENCES lock (id) ON DELETE RESTRICT)";
+    let rows = "INSERT INTO lock VALUES (1, NULL), (2, NULL);\nINSERT INTO key VALUES (1, 1), (2, 2);\nUPDATE lock SET key = id";
+    let tables = &["lock", "key"];
+    let (bench, db) = offline(2000, schema, rows, tables).await;
+    run(&db, "UPDATE lock SET key = NULL WHERE id = 1;\nDELETE FROM key WHERE id = 1;\nDELETE FROM lock WHERE id = 1").await;
+    assert_equal_and_clean(&bench, &db, tables).await;
+    assert_eq!(here(&db, "SELECT group_concat(id) FROM lock"), "2");
+    db.shutdown().await.unwrap();
+}
