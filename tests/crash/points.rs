@@ -90,7 +90,7 @@ fn points() -> BTreeSet<String> {
                 points.extend(messages.iter().map(|message| format!("{prefix}{message}")));
             } else {
                 // A statement of the app's under its own text.
-                assert!(argument.starts_with("&statement.sql"), "{}: {argument}", file.display());
+                assert!(argument.starts_with("sql)"), "{}: {argument}", file.display());
             }
         }
     }
