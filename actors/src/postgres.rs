@@ -1059,9 +1059,22 @@ impl CloudSession {
         conflicts: &[ConflictRow],
         may_widen: bool,
     ) -> Result<RoundOutcome> {
-        self.begin_round(frame).await?;
+        let mut at_once = None;
+        let first = match self.take_at_once(frame, items, conflicts).await {
+            Ok(Some((taken, caused_more))) => {
+                at_once = Some(caused_more);
+                Ok(taken)
+            }
+            // Somebody else's changes are in the way: what leaves the round is found step by step.
+            Ok(None) => {
+                self.batch("ROLLBACK", Phase::Pull).await?;
+                self.begin_round(frame).await?;
+                self.take(frame, items, &in_order(items, |_| true)).await
+            }
+            Err(trouble) => Err(trouble),
+        };
         fail::fail_point!("cloud.begun");
-        let mut taken = match self.take(frame, items, &in_order(items, |_| true)).await {
+        let mut taken = match first {
             Ok(taken) => taken,
             // The file as a whole fits its own constraints: what part of it a row needs may only be outside of this round.
             Err(Trouble::Refused { sqlstate, .. }) if may_widen && needs_others(&sqlstate) => {
@@ -1082,7 +1095,10 @@ impl CloudSession {
             }
             Err(Trouble::Failed(failure)) => return Err(failure),
         };
-        let mut caused_more = self.mark_echo(&taken).await?;
+        let mut caused_more = match at_once {
+            Some(caused_more) => caused_more,
+            None => self.mark_echo(&taken).await?,
+        };
         if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
             // Which of the deletions do, shows in parts.
             self.batch("ROLLBACK", Phase::Pull).await?;
@@ -1093,13 +1109,16 @@ impl CloudSession {
                 return Ok(RoundOutcome::Refused(refused));
             }
             taken = again;
+            at_once = None;
             caused_more = self.mark_echo(&taken).await?;
         }
         if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
             self.batch("ROLLBACK", Phase::Pull).await?;
             return Ok(RoundOutcome::Unseen);
         }
-        self.record_conflicts(frame, conflicts).await?;
+        if at_once.is_none() {
+            self.record_conflicts(frame, conflicts).await?;
+        }
         // Whoever settles this round after a crash has to know what it did not carry.
         let left_out = taken.hits.iter().map(|hit| hit.item).chain(taken.unseen.iter().copied());
         let names: Vec<&str> = left_out.map(|item| items[item].name.as_str()).collect();
@@ -1115,8 +1134,7 @@ impl CloudSession {
 
     /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
     async fn mark_echo(&self, taken: &Taken) -> Result<bool> {
-        let sql = include_str!("sql/postgres/own_echo.sql");
-        let marked = self.execute(sql, &[&taken.stored_otherwise, &taken.feed_entries], Phase::Pull).await?;
+        let marked = self.execute(ECHO, &[&taken.stored_otherwise, &taken.feed_entries], Phase::Pull).await?;
         Ok(marked > 0)
     }
 
@@ -1152,6 +1170,144 @@ impl CloudSession {
         Ok(rows.iter().any(|row| !is_sent(row.get(0), &row.get::<_, Vec<String>>(1))))
     }
 
+    /// The whole round but for its COMMIT, sent at once and waited for once: fence, locks, check, rows, constraints, echo.
+    /// The server carries the statements out one after the other, so the check sees what committed before the locks; behind
+    /// one that fails, the others fail for that reason alone, so the first error is the one that counts. `None` when
+    /// somebody else's changes are in the way; nothing of the round may be committed then.
+    async fn take_at_once(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        conflicts: &[ConflictRow],
+    ) -> std::result::Result<Option<(Taken, bool)>, Trouble> {
+        let by_table = by_table(items, (0..items.len()).filter(|at| items[*at].op != Op::Insert));
+        let known: Vec<Known<'_>> =
+            by_table.into_iter().map(|(at, members)| Known::new(frame, items, at, members)).collect();
+        let order = in_order(items, |_| true);
+        let sets: Vec<Set<'_>> = sets(frame, items, &order).collect();
+        // How many a deletion finds is not known before its answer.
+        let early_echo = items.iter().all(|item| item.op != Op::Delete);
+        let entries: i64 = sets.iter().map(|set| set.feed_entries(set.members.len())).sum();
+
+        let begin = begin(frame)?;
+        let fence = Fence::of(frame)?;
+        let device = parse_uuid(frame.device)?;
+        let known_keys: Vec<_> = known.iter().map(Known::keys).collect();
+        let set_arrays: Vec<_> = sets.iter().map(Set::arrays).collect();
+        let conflict_arrays = conflict_arrays(conflicts);
+        let mut steps: Vec<(&str, Vec<&(dyn ToSql + Sync)>, Step)> = vec![(FENCE, fence.params(), Step::Fence)];
+        for (known, keys) in known.iter().zip(&known_keys) {
+            steps.push((&known.lock, as_params(keys), Step::Rows));
+        }
+        for (known, keys) in known.iter().zip(&known_keys) {
+            steps.push((&known.touched, known.touched_params(&frame, keys), Step::Ours));
+        }
+        for (set, arrays) in sets.iter().zip(&set_arrays) {
+            steps.push((&set.sql, as_params(arrays), Step::Rows));
+        }
+        steps.push(("SET CONSTRAINTS ALL IMMEDIATE", vec![], Step::Rows));
+        if early_echo {
+            steps.push((ECHO, vec![&false, &entries], Step::Ours));
+        }
+        if !conflicts.is_empty() {
+            steps.push((CONFLICTS, conflict_params(&device, &conflict_arrays), Step::Ours));
+        }
+
+        let (answers, trouble) = self.all_at_once(&begin, &steps).await?;
+        let examined = answers.len() > 1 + 2 * known.len();
+        // Behind BEGIN and the fence.
+        let mut answers = answers.into_iter().skip(2);
+        let mut next = || answers.next().unwrap_or_default();
+        let mut in_the_way = false;
+        if examined {
+            for known in &known {
+                in_the_way |= known.misses_updated(items, &next().rows);
+            }
+            for _ in &known {
+                in_the_way |= !next().rows.is_empty();
+            }
+        }
+        match trouble {
+            // Perhaps only for the rows that have to leave.
+            Some(Trouble::Refused { .. }) | None if in_the_way => return Ok(None),
+            Some(trouble) => return Err(trouble),
+            None => {}
+        }
+        let mut taken = Taken::default();
+        let mut already_there = vec![];
+        for set in &sets {
+            set.judge(&next().rows, &mut taken, &mut already_there)?;
+        }
+        if !already_there.is_empty() {
+            return Ok(None);
+        }
+        next();
+        let mut caused_more = early_echo && next().changed > 0;
+        if !early_echo || taken.stored_otherwise {
+            caused_more |= self.mark_echo(&taken).await?;
+        }
+        Ok(Some((taken, caused_more)))
+    }
+
+    /// Sends everything without waiting for an answer, then reads every answer: those before the first error, and that.
+    async fn all_at_once(
+        &self,
+        begin: &str,
+        steps: &[(&str, Vec<&(dyn ToSql + Sync)>, Step)],
+    ) -> std::result::Result<(Vec<Answer>, Option<Trouble>), Trouble> {
+        // What is new to this connection is prepared first, together as well.
+        let prepared = steps.iter().map(|(sql, ..)| self.client.prepare_cached(sql));
+        let prepared = self.attempt(futures_util::future::try_join_all(prepared)).await?;
+        let mut sent: Vec<Pin<Box<dyn Future<Output = Answered> + '_>>> = vec![Box::pin(async {
+            self.client.batch_execute(begin).await.map(|()| Answer::default())
+        })];
+        for (statement, (_, params, _)) in prepared.iter().zip(steps) {
+            sent.push(Box::pin(async move {
+                if statement.columns().is_empty() {
+                    let changed = self.client.execute(statement, params).await?;
+                    return Ok(Answer { rows: vec![], changed });
+                }
+                let rows = self.client.query(statement, params).await?;
+                Ok(Answer { rows, changed: 0 })
+            }));
+        }
+        // The first poll of each sends it: in this order, whatever becomes of them.
+        let mut early: Vec<Option<Answered>> = vec![];
+        for request in &mut sent {
+            early.push(match futures_util::poll!(request.as_mut()) {
+                std::task::Poll::Ready(answered) => Some(answered),
+                std::task::Poll::Pending => None,
+            });
+        }
+        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
+        let mut answers = vec![];
+        let mut trouble = None;
+        for (at, (request, early)) in sent.into_iter().zip(early).enumerate() {
+            let answered = match early {
+                Some(answered) => answered,
+                None => tokio::time::timeout(limit, request)
+                    .await
+                    .map_err(|_| Trouble::Failed(silent(limit)))?,
+            };
+            match answered {
+                Ok(answer) if trouble.is_none() => answers.push(answer),
+                // PostgreSQL answers none with success then.
+                Ok(_) => {}
+                Err(error) if trouble.is_none() => {
+                    trouble = Some(match at.checked_sub(1).map(|at| steps[at].2) {
+                        None | Some(Step::Ours) => self.cloud.explain(&error, Phase::Pull).into(),
+                        Some(Step::Fence) if is_sqlstate(&error, FENCED_OUT) => fenced_out().into(),
+                        Some(Step::Fence) => self.cloud.explain(&error, Phase::Setup).into(),
+                        Some(Step::Rows) => self.trouble(&error),
+                    });
+                }
+                // It failed for the same reason.
+                Err(_) => {}
+            }
+        }
+        Ok((answers, trouble))
+    }
+
     /// Locks and examines the given items and carries out those that nobody else touched.
     async fn take(
         &self,
@@ -1168,31 +1324,13 @@ impl CloudSession {
     }
 
     async fn begin_round(&self, frame: RoundFrame<'_>) -> Result<()> {
-        // A UUID: quoting it is a formality.
-        let device = parse_uuid(frame.device)?;
-        self.batch(
-            &format!(
-                "BEGIN; SELECT set_config('tidewater.device', '{device}', true); \
-                 SET CONSTRAINTS ALL DEFERRED"
-            ),
-            Phase::Pull,
-        )
-        .await?;
-        let previous = frame.previous.map(parse_uuid).transpose()?;
-        let fenced = self
-            .execute(
-                include_str!("sql/postgres/fence.sql"),
-                &[&parse_uuid(frame.id)?, &device, &parse_uuid(frame.session)?, &previous],
-                Phase::Setup,
-            )
-            .await?;
-        if fenced == 1 {
-            return Ok(());
-        }
-        Err(CloudFailure::new(
-            FailureClass::Transient,
-            "another session of this device has settled meanwhile",
-        ))
+        self.batch(&begin(frame)?, Phase::Pull).await?;
+        let fence = Fence::of(frame)?;
+        let fenced = self.query(FENCE, &fence.params(), Phase::Setup).await;
+        fenced.map(drop).map_err(|failure| match failure.sqlstate.as_deref() {
+            Some(FENCED_OUT) => fenced_out(),
+            _ => failure,
+        })
     }
 
     /// Locks what the round changes and finds the rows that somebody else changed, or deleted, since our cursor.
@@ -1298,12 +1436,8 @@ impl CloudSession {
         if conflicts.is_empty() {
             return Ok(());
         }
-        let arrays: Vec<Vec<Option<&str>>> =
-            (0..7).map(|field| conflicts.iter().map(|c| c.fields[field].as_deref()).collect()).collect();
-        let device = parse_uuid(frame.device)?;
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&device];
-        params.extend(arrays.iter().map(|array| array as &(dyn ToSql + Sync)));
-        self.execute(include_str!("sql/postgres/conflicts.sql"), &params, Phase::Pull).await.map(|_| ())
+        let (device, arrays) = (parse_uuid(frame.device)?, conflict_arrays(conflicts));
+        self.execute(CONFLICTS, &conflict_params(&device, &arrays), Phase::Pull).await.map(|_| ())
     }
 
     /// Runs the given items, in order, set by set, and brings out the errors of deferred constraints.
@@ -1315,59 +1449,16 @@ impl CloudSession {
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
-        for members in
-            order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
-        {
-            let first = &items[members[0]];
-            if first.op == Op::Update(vec![]) {
-                continue;
-            }
-            let (table, cloud_table) = &frame.tables[first.table];
-            let rows = members.len();
-            let everything: Vec<usize> = (0..table.columns.len()).collect();
-            let (sql, columns) = match &first.op {
-                Op::Insert => (cloud::insert(table, cloud_table), everything.clone()),
-                Op::Update(columns) => {
-                    let all_columns = table.key.iter().chain(columns).copied().collect();
-                    (cloud::update(table, cloud_table, columns), all_columns)
-                }
-                Op::Delete => (cloud::delete(table, cloud_table), table.key.clone()),
-            };
-            let value_at = |at: usize, place: usize| {
-                let (item, column) = (&items[members[at]], columns[place]);
-                match table.key.iter().position(|k| *k == column) {
-                    Some(part) => &item.key[part],
-                    None => &item.values[column],
-                }
-            };
-            let arrays = arrays(cloud_table, &columns, value_at, rows);
+        for set in sets(frame, items, order) {
+            let arrays = set.arrays();
             let params = as_params(&arrays);
             let answers = self
                 .attempt(async {
-                    let statement = self.client.prepare_cached(&sql).await?;
+                    let statement = self.client.prepare_cached(&set.sql).await?;
                     self.client.query(&statement, &params).await
                 })
                 .await?;
-            let mut changed = i64::try_from(rows).unwrap_or(i64::MAX);
-            for row in answers {
-                if first.op == Op::Delete {
-                    changed = row.get("gone");
-                    if !row.get::<_, Vec<i64>>("kept").is_empty() {
-                        return Err(discarded(&table.name));
-                    }
-                } else if row.get::<_, bool>("done") {
-                    taken.stored_otherwise = true;
-                } else if first.op == Op::Insert {
-                    already_there.push(members[position(&row)]);
-                    changed -= 1;
-                } else {
-                    // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
-                    return Err(discarded(&table.name));
-                }
-            }
-            if cloud_table.feed {
-                taken.feed_entries += changed;
-            }
+            set.judge(&answers, &mut taken, &mut already_there)?;
         }
         taken.hits = self.already_there(frame, items, &already_there).await?;
         for hit in &taken.hits {
@@ -1399,26 +1490,28 @@ impl CloudSession {
         let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
         match tokio::time::timeout(limit, work).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => {
-                let failure = self.cloud.explain(&error, Phase::Round);
-                match error.as_db_error() {
-                    // Said of our own statement, not of somebody's trigger: the table is not what it was prepared as.
-                    // No row is to blame; the next settlement prepares it anew.
-                    Some(server)
-                        if matches!(server.code().code(), "42P01" | "42703" | "3F000")
-                            && server.where_().is_none() =>
-                    {
-                        Err(Trouble::Failed(CloudFailure { class: FailureClass::Transient, ..failure }))
-                    }
-                    Some(server) if failure.class == FailureClass::DataRefused => Err(Trouble::Refused {
-                        sqlstate: server.code().code().to_owned(),
-                        message: server.message().to_owned(),
-                        constraint: server.constraint().map(str::to_owned),
-                    }),
-                    _ => Err(Trouble::Failed(failure)),
-                }
-            }
+            Ok(Err(error)) => Err(self.trouble(&error)),
             Err(_) => Err(Trouble::Failed(silent(limit))),
+        }
+    }
+
+    /// What an error of a statement that carries rows means.
+    fn trouble(&self, error: &tokio_postgres::Error) -> Trouble {
+        let failure = self.cloud.explain(error, Phase::Round);
+        match error.as_db_error() {
+            // Said of our own statement, not of somebody's trigger: the table is not what it was prepared as.
+            // No row is to blame; the next settlement prepares it anew.
+            Some(server)
+                if matches!(server.code().code(), "42P01" | "42703" | "3F000") && server.where_().is_none() =>
+            {
+                Trouble::Failed(CloudFailure { class: FailureClass::Transient, ..failure })
+            }
+            Some(server) if failure.class == FailureClass::DataRefused => Trouble::Refused {
+                sqlstate: server.code().code().to_owned(),
+                message: server.message().to_owned(),
+                constraint: server.constraint().map(str::to_owned),
+            },
+            _ => Trouble::Failed(failure),
         }
     }
 
@@ -1536,6 +1629,206 @@ impl CloudSession {
             Err(Trouble::Failed(failure)) => Err(failure),
         }
     }
+}
+
+/// What a statement of a round is to the round: whose trouble its error is.
+#[derive(Clone, Copy)]
+enum Step {
+    /// The fence.
+    Fence,
+    /// It carries rows: what PostgreSQL refuses of it is data.
+    Rows,
+    /// Ours alone.
+    Ours,
+}
+
+/// What a statement of a round was answered with.
+#[derive(Default)]
+struct Answer {
+    rows: Vec<Row>,
+    changed: u64,
+}
+
+type Answered = std::result::Result<Answer, tokio_postgres::Error>;
+
+const FENCE: &str = include_str!("sql/postgres/fence.sql");
+const ECHO: &str = include_str!("sql/postgres/own_echo.sql");
+const CONFLICTS: &str = include_str!("sql/postgres/conflicts.sql");
+
+/// What the fence fails with when it finds no row: a division by zero, so that nothing behind it is carried out either.
+const FENCED_OUT: &str = "22012";
+
+fn fenced_out() -> CloudFailure {
+    CloudFailure::new(FailureClass::Transient, "another session of this device has settled meanwhile")
+}
+
+fn is_sqlstate(error: &tokio_postgres::Error, sqlstate: &str) -> bool {
+    error.as_db_error().is_some_and(|server| server.code().code() == sqlstate)
+}
+
+fn begin(frame: RoundFrame<'_>) -> Result<String> {
+    // A UUID: quoting it is a formality.
+    let device = parse_uuid(frame.device)?;
+    Ok(format!(
+        "BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"
+    ))
+}
+
+/// The parameters of the fence.
+struct Fence {
+    id: Uuid,
+    device: Uuid,
+    session: Uuid,
+    previous: Option<Uuid>,
+}
+
+impl Fence {
+    fn of(frame: RoundFrame<'_>) -> Result<Self> {
+        Ok(Self {
+            id: parse_uuid(frame.id)?,
+            device: parse_uuid(frame.device)?,
+            session: parse_uuid(frame.session)?,
+            previous: frame.previous.map(parse_uuid).transpose()?,
+        })
+    }
+
+    fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+        vec![&self.id, &self.device, &self.session, &self.previous]
+    }
+}
+
+/// The rows of one table that the cloud should have: locked and looked at before anything is done to them.
+struct Known<'a> {
+    table: &'a (Table, CloudTable),
+    items: &'a [RoundItem],
+    members: Vec<usize>,
+    seen: Vec<i64>,
+    lock: String,
+    touched: String,
+}
+
+impl<'a> Known<'a> {
+    fn new(frame: RoundFrame<'a>, items: &'a [RoundItem], at: usize, members: Vec<usize>) -> Self {
+        let table = &frame.tables[at];
+        let seen = members.iter().map(|at| items[*at].seen).collect();
+        let (lock, touched) = (cloud::lock(&table.0, &table.1), cloud::touched(&table.0, &table.1));
+        Self { table, items, members, seen, lock, touched }
+    }
+
+    fn keys(&self) -> Vec<Array<'a>> {
+        let (table, cloud_table) = self.table;
+        let items = self.items;
+        arrays(cloud_table, &table.key, |at, part| &items[self.members[at]].key[part], self.members.len())
+    }
+
+    fn touched_params<'b>(&'b self, frame: &'b RoundFrame<'b>, keys: &'b [Array<'b>]) -> Vec<&'b (dyn ToSql + Sync)> {
+        let mut params = as_params(keys);
+        params.extend([&self.seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id]);
+        params.push(&frame.device);
+        params
+    }
+
+    /// Whether a row that is to be updated was not found to be locked.
+    fn misses_updated(&self, items: &[RoundItem], locked: &[Row]) -> bool {
+        if locked.len() == self.members.len() {
+            return false;
+        }
+        let present: HashSet<usize> = locked.iter().map(|row| self.members[position(row)]).collect();
+        self.members.iter().any(|at| matches!(items[*at].op, Op::Update(_)) && !present.contains(at))
+    }
+}
+
+/// Rows of one table to which the same happens, as one statement.
+struct Set<'a> {
+    table: &'a (Table, CloudTable),
+    items: &'a [RoundItem],
+    members: &'a [usize],
+    columns: Vec<usize>,
+    sql: String,
+}
+
+/// The sets of a round, in its order.
+fn sets<'a>(
+    frame: RoundFrame<'a>,
+    items: &'a [RoundItem],
+    order: &'a [usize],
+) -> impl Iterator<Item = Set<'a>> {
+    order
+        .chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
+        .filter(|members| items[members[0]].op != Op::Update(vec![]))
+        .map(move |members| {
+            let first = &items[members[0]];
+            let of = &frame.tables[first.table];
+            let (table, cloud_table) = of;
+            let (sql, columns) = match &first.op {
+                Op::Insert => (cloud::insert(table, cloud_table), (0..table.columns.len()).collect()),
+                Op::Update(columns) => {
+                    let all_columns = table.key.iter().chain(columns).copied().collect();
+                    (cloud::update(table, cloud_table, columns), all_columns)
+                }
+                Op::Delete => (cloud::delete(table, cloud_table), table.key.clone()),
+            };
+            Set { table: of, items, members, columns, sql }
+        })
+}
+
+impl<'a> Set<'a> {
+    fn arrays(&self) -> Vec<Array<'a>> {
+        let (table, cloud_table) = self.table;
+        let (items, members) = (self.items, self.members);
+        let value_at = |at: usize, place: usize| {
+            let (item, column) = (&items[members[at]], self.columns[place]);
+            match table.key.iter().position(|k| *k == column) {
+                Some(part) => &item.key[part],
+                None => &item.values[column],
+            }
+        };
+        arrays(cloud_table, &self.columns, value_at, members.len())
+    }
+
+    /// How many entries so many changed rows make in the feed.
+    fn feed_entries(&self, changed: usize) -> i64 {
+        if self.table.1.feed { i64::try_from(changed).unwrap_or(i64::MAX) } else { 0 }
+    }
+
+    /// What the statement's answer says of the rows.
+    fn judge(
+        &self,
+        answers: &[Row],
+        taken: &mut Taken,
+        already_there: &mut Vec<usize>,
+    ) -> std::result::Result<(), Trouble> {
+        let op = &self.items[self.members[0]].op;
+        let mut changed = self.members.len();
+        for row in answers {
+            if *op == Op::Delete {
+                changed = usize::try_from(row.get::<_, i64>("gone")).unwrap_or_default();
+                if !row.get::<_, Vec<i64>>("kept").is_empty() {
+                    return Err(discarded(&self.table.0.name));
+                }
+            } else if row.get::<_, bool>("done") {
+                taken.stored_otherwise = true;
+            } else if *op == Op::Insert {
+                already_there.push(self.members[position(row)]);
+                changed -= 1;
+            } else {
+                // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
+                return Err(discarded(&self.table.0.name));
+            }
+        }
+        taken.feed_entries += self.feed_entries(changed);
+        Ok(())
+    }
+}
+
+fn conflict_arrays(conflicts: &[ConflictRow]) -> Vec<Vec<Option<&str>>> {
+    (0..7).map(|field| conflicts.iter().map(|c| c.fields[field].as_deref()).collect()).collect()
+}
+
+fn conflict_params<'a>(device: &'a Uuid, arrays: &'a [Vec<Option<&'a str>>]) -> Vec<&'a (dyn ToSql + Sync)> {
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![device];
+    params.extend(arrays.iter().map(|array| array as &(dyn ToSql + Sync)));
+    params
 }
 
 fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeMap<usize, Vec<usize>> {
