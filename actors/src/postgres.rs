@@ -32,8 +32,13 @@ use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
 mod dial;
+mod sending;
 
 use dial::{Dialer, Obstacle};
+pub use sending::{Judged, OpenRound};
+use sending::{
+    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out, sets,
+};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Table};
@@ -1047,8 +1052,8 @@ impl CloudSession {
     // Rounds
     // -----------------------------------------------------------------------------------------------------
 
-    /// Takes a round to the cloud, in one transaction (C1). With `may_widen`, the caller can take more rows along, and would
-    /// rather do so than look for the guilty among too few.
+    /// Takes a round to the cloud, in one transaction (C1), all of it at once. With `may_widen`, the caller can take more
+    /// rows along, and would rather do so than look for the guilty among too few.
     ///
     /// # Errors
     /// Nothing took effect, unless the COMMIT's own answer is missing: the ledger tells.
@@ -1059,8 +1064,27 @@ impl CloudSession {
         conflicts: &[ConflictRow],
         may_widen: bool,
     ) -> Result<RoundOutcome> {
+        let mut open = self.open_round(frame).await?;
+        open.send(Arc::new(items.to_vec())).await;
+        let judged = open.judge(conflicts).await;
+        self.conclude(frame, items, conflicts, may_widen, judged).await
+    }
+
+    /// Takes a round to its end that was sent, and whose answers were read: nothing of it is committed yet. The items are
+    /// those that were sent, in that order.
+    ///
+    /// # Errors
+    /// As those of [`round`](Self::round).
+    pub async fn conclude(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        conflicts: &[ConflictRow],
+        may_widen: bool,
+        judged: Judged,
+    ) -> Result<RoundOutcome> {
         let mut at_once = None;
-        let first = match self.take_at_once(frame, items, conflicts).await {
+        let first = match judged.0 {
             Ok(Some((taken, caused_more))) => {
                 at_once = Some(caused_more);
                 Ok(taken)
@@ -1168,144 +1192,6 @@ impl CloudSession {
             })
         };
         Ok(rows.iter().any(|row| !is_sent(row.get(0), &row.get::<_, Vec<String>>(1))))
-    }
-
-    /// The whole round but for its COMMIT, sent at once and waited for once: fence, locks, check, rows, constraints, echo.
-    /// The server carries the statements out one after the other, so the check sees what committed before the locks; behind
-    /// one that fails, the others fail for that reason alone, so the first error is the one that counts. `None` when
-    /// somebody else's changes are in the way; nothing of the round may be committed then.
-    async fn take_at_once(
-        &self,
-        frame: RoundFrame<'_>,
-        items: &[RoundItem],
-        conflicts: &[ConflictRow],
-    ) -> std::result::Result<Option<(Taken, bool)>, Trouble> {
-        let by_table = by_table(items, (0..items.len()).filter(|at| items[*at].op != Op::Insert));
-        let known: Vec<Known<'_>> =
-            by_table.into_iter().map(|(at, members)| Known::new(frame, items, at, members)).collect();
-        let order = in_order(items, |_| true);
-        let sets: Vec<Set<'_>> = sets(frame, items, &order).collect();
-        // How many a deletion finds is not known before its answer.
-        let early_echo = items.iter().all(|item| item.op != Op::Delete);
-        let entries: i64 = sets.iter().map(|set| set.feed_entries(set.members.len())).sum();
-
-        let begin = begin(frame)?;
-        let fence = Fence::of(frame)?;
-        let device = parse_uuid(frame.device)?;
-        let known_keys: Vec<_> = known.iter().map(Known::keys).collect();
-        let set_arrays: Vec<_> = sets.iter().map(Set::arrays).collect();
-        let conflict_arrays = conflict_arrays(conflicts);
-        let mut steps: Vec<(&str, Vec<&(dyn ToSql + Sync)>, Step)> = vec![(FENCE, fence.params(), Step::Fence)];
-        for (known, keys) in known.iter().zip(&known_keys) {
-            steps.push((&known.lock, as_params(keys), Step::Rows));
-        }
-        for (known, keys) in known.iter().zip(&known_keys) {
-            steps.push((&known.touched, known.touched_params(&frame, keys), Step::Ours));
-        }
-        for (set, arrays) in sets.iter().zip(&set_arrays) {
-            steps.push((&set.sql, as_params(arrays), Step::Rows));
-        }
-        steps.push(("SET CONSTRAINTS ALL IMMEDIATE", vec![], Step::Rows));
-        if early_echo {
-            steps.push((ECHO, vec![&false, &entries], Step::Ours));
-        }
-        if !conflicts.is_empty() {
-            steps.push((CONFLICTS, conflict_params(&device, &conflict_arrays), Step::Ours));
-        }
-
-        let (answers, trouble) = self.all_at_once(&begin, &steps).await?;
-        let examined = answers.len() > 1 + 2 * known.len();
-        // Behind BEGIN and the fence.
-        let mut answers = answers.into_iter().skip(2);
-        let mut next = || answers.next().unwrap_or_default();
-        let mut in_the_way = false;
-        if examined {
-            for known in &known {
-                in_the_way |= known.misses_updated(items, &next().rows);
-            }
-            for _ in &known {
-                in_the_way |= !next().rows.is_empty();
-            }
-        }
-        match trouble {
-            // Perhaps only for the rows that have to leave.
-            Some(Trouble::Refused { .. }) | None if in_the_way => return Ok(None),
-            Some(trouble) => return Err(trouble),
-            None => {}
-        }
-        let mut taken = Taken::default();
-        let mut already_there = vec![];
-        for set in &sets {
-            set.judge(&next().rows, &mut taken, &mut already_there)?;
-        }
-        if !already_there.is_empty() {
-            return Ok(None);
-        }
-        next();
-        let mut caused_more = early_echo && next().changed > 0;
-        if !early_echo || taken.stored_otherwise {
-            caused_more |= self.mark_echo(&taken).await?;
-        }
-        Ok(Some((taken, caused_more)))
-    }
-
-    /// Sends everything without waiting for an answer, then reads every answer: those before the first error, and that.
-    async fn all_at_once(
-        &self,
-        begin: &str,
-        steps: &[(&str, Vec<&(dyn ToSql + Sync)>, Step)],
-    ) -> std::result::Result<(Vec<Answer>, Option<Trouble>), Trouble> {
-        // What is new to this connection is prepared first, together as well.
-        let prepared = steps.iter().map(|(sql, ..)| self.client.prepare_cached(sql));
-        let prepared = self.attempt(futures_util::future::try_join_all(prepared)).await?;
-        let mut sent: Vec<Pin<Box<dyn Future<Output = Answered> + '_>>> = vec![Box::pin(async {
-            self.client.batch_execute(begin).await.map(|()| Answer::default())
-        })];
-        for (statement, (_, params, _)) in prepared.iter().zip(steps) {
-            sent.push(Box::pin(async move {
-                if statement.columns().is_empty() {
-                    let changed = self.client.execute(statement, params).await?;
-                    return Ok(Answer { rows: vec![], changed });
-                }
-                let rows = self.client.query(statement, params).await?;
-                Ok(Answer { rows, changed: 0 })
-            }));
-        }
-        // The first poll of each sends it: in this order, whatever becomes of them.
-        let mut early: Vec<Option<Answered>> = vec![];
-        for request in &mut sent {
-            early.push(match futures_util::poll!(request.as_mut()) {
-                std::task::Poll::Ready(answered) => Some(answered),
-                std::task::Poll::Pending => None,
-            });
-        }
-        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
-        let mut answers = vec![];
-        let mut trouble = None;
-        for (at, (request, early)) in sent.into_iter().zip(early).enumerate() {
-            let answered = match early {
-                Some(answered) => answered,
-                None => tokio::time::timeout(limit, request)
-                    .await
-                    .map_err(|_| Trouble::Failed(silent(limit)))?,
-            };
-            match answered {
-                Ok(answer) if trouble.is_none() => answers.push(answer),
-                // PostgreSQL answers none with success then.
-                Ok(_) => {}
-                Err(error) if trouble.is_none() => {
-                    trouble = Some(match at.checked_sub(1).map(|at| steps[at].2) {
-                        None | Some(Step::Ours) => self.cloud.explain(&error, Phase::Pull).into(),
-                        Some(Step::Fence) if is_sqlstate(&error, FENCED_OUT) => fenced_out().into(),
-                        Some(Step::Fence) => self.cloud.explain(&error, Phase::Setup).into(),
-                        Some(Step::Rows) => self.trouble(&error),
-                    });
-                }
-                // It failed for the same reason.
-                Err(_) => {}
-            }
-        }
-        Ok((answers, trouble))
     }
 
     /// Locks and examines the given items and carries out those that nobody else touched.
@@ -1629,206 +1515,6 @@ impl CloudSession {
             Err(Trouble::Failed(failure)) => Err(failure),
         }
     }
-}
-
-/// What a statement of a round is to the round: whose trouble its error is.
-#[derive(Clone, Copy)]
-enum Step {
-    /// The fence.
-    Fence,
-    /// It carries rows: what PostgreSQL refuses of it is data.
-    Rows,
-    /// Ours alone.
-    Ours,
-}
-
-/// What a statement of a round was answered with.
-#[derive(Default)]
-struct Answer {
-    rows: Vec<Row>,
-    changed: u64,
-}
-
-type Answered = std::result::Result<Answer, tokio_postgres::Error>;
-
-const FENCE: &str = include_str!("sql/postgres/fence.sql");
-const ECHO: &str = include_str!("sql/postgres/own_echo.sql");
-const CONFLICTS: &str = include_str!("sql/postgres/conflicts.sql");
-
-/// What the fence fails with when it finds no row: a division by zero, so that nothing behind it is carried out either.
-const FENCED_OUT: &str = "22012";
-
-fn fenced_out() -> CloudFailure {
-    CloudFailure::new(FailureClass::Transient, "another session of this device has settled meanwhile")
-}
-
-fn is_sqlstate(error: &tokio_postgres::Error, sqlstate: &str) -> bool {
-    error.as_db_error().is_some_and(|server| server.code().code() == sqlstate)
-}
-
-fn begin(frame: RoundFrame<'_>) -> Result<String> {
-    // A UUID: quoting it is a formality.
-    let device = parse_uuid(frame.device)?;
-    Ok(format!(
-        "BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"
-    ))
-}
-
-/// The parameters of the fence.
-struct Fence {
-    id: Uuid,
-    device: Uuid,
-    session: Uuid,
-    previous: Option<Uuid>,
-}
-
-impl Fence {
-    fn of(frame: RoundFrame<'_>) -> Result<Self> {
-        Ok(Self {
-            id: parse_uuid(frame.id)?,
-            device: parse_uuid(frame.device)?,
-            session: parse_uuid(frame.session)?,
-            previous: frame.previous.map(parse_uuid).transpose()?,
-        })
-    }
-
-    fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
-        vec![&self.id, &self.device, &self.session, &self.previous]
-    }
-}
-
-/// The rows of one table that the cloud should have: locked and looked at before anything is done to them.
-struct Known<'a> {
-    table: &'a (Table, CloudTable),
-    items: &'a [RoundItem],
-    members: Vec<usize>,
-    seen: Vec<i64>,
-    lock: String,
-    touched: String,
-}
-
-impl<'a> Known<'a> {
-    fn new(frame: RoundFrame<'a>, items: &'a [RoundItem], at: usize, members: Vec<usize>) -> Self {
-        let table = &frame.tables[at];
-        let seen = members.iter().map(|at| items[*at].seen).collect();
-        let (lock, touched) = (cloud::lock(&table.0, &table.1), cloud::touched(&table.0, &table.1));
-        Self { table, items, members, seen, lock, touched }
-    }
-
-    fn keys(&self) -> Vec<Array<'a>> {
-        let (table, cloud_table) = self.table;
-        let items = self.items;
-        arrays(cloud_table, &table.key, |at, part| &items[self.members[at]].key[part], self.members.len())
-    }
-
-    fn touched_params<'b>(&'b self, frame: &'b RoundFrame<'b>, keys: &'b [Array<'b>]) -> Vec<&'b (dyn ToSql + Sync)> {
-        let mut params = as_params(keys);
-        params.extend([&self.seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id]);
-        params.push(&frame.device);
-        params
-    }
-
-    /// Whether a row that is to be updated was not found to be locked.
-    fn misses_updated(&self, items: &[RoundItem], locked: &[Row]) -> bool {
-        if locked.len() == self.members.len() {
-            return false;
-        }
-        let present: HashSet<usize> = locked.iter().map(|row| self.members[position(row)]).collect();
-        self.members.iter().any(|at| matches!(items[*at].op, Op::Update(_)) && !present.contains(at))
-    }
-}
-
-/// Rows of one table to which the same happens, as one statement.
-struct Set<'a> {
-    table: &'a (Table, CloudTable),
-    items: &'a [RoundItem],
-    members: &'a [usize],
-    columns: Vec<usize>,
-    sql: String,
-}
-
-/// The sets of a round, in its order.
-fn sets<'a>(
-    frame: RoundFrame<'a>,
-    items: &'a [RoundItem],
-    order: &'a [usize],
-) -> impl Iterator<Item = Set<'a>> {
-    order
-        .chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
-        .filter(|members| items[members[0]].op != Op::Update(vec![]))
-        .map(move |members| {
-            let first = &items[members[0]];
-            let of = &frame.tables[first.table];
-            let (table, cloud_table) = of;
-            let (sql, columns) = match &first.op {
-                Op::Insert => (cloud::insert(table, cloud_table), (0..table.columns.len()).collect()),
-                Op::Update(columns) => {
-                    let all_columns = table.key.iter().chain(columns).copied().collect();
-                    (cloud::update(table, cloud_table, columns), all_columns)
-                }
-                Op::Delete => (cloud::delete(table, cloud_table), table.key.clone()),
-            };
-            Set { table: of, items, members, columns, sql }
-        })
-}
-
-impl<'a> Set<'a> {
-    fn arrays(&self) -> Vec<Array<'a>> {
-        let (table, cloud_table) = self.table;
-        let (items, members) = (self.items, self.members);
-        let value_at = |at: usize, place: usize| {
-            let (item, column) = (&items[members[at]], self.columns[place]);
-            match table.key.iter().position(|k| *k == column) {
-                Some(part) => &item.key[part],
-                None => &item.values[column],
-            }
-        };
-        arrays(cloud_table, &self.columns, value_at, members.len())
-    }
-
-    /// How many entries so many changed rows make in the feed.
-    fn feed_entries(&self, changed: usize) -> i64 {
-        if self.table.1.feed { i64::try_from(changed).unwrap_or(i64::MAX) } else { 0 }
-    }
-
-    /// What the statement's answer says of the rows.
-    fn judge(
-        &self,
-        answers: &[Row],
-        taken: &mut Taken,
-        already_there: &mut Vec<usize>,
-    ) -> std::result::Result<(), Trouble> {
-        let op = &self.items[self.members[0]].op;
-        let mut changed = self.members.len();
-        for row in answers {
-            if *op == Op::Delete {
-                changed = usize::try_from(row.get::<_, i64>("gone")).unwrap_or_default();
-                if !row.get::<_, Vec<i64>>("kept").is_empty() {
-                    return Err(discarded(&self.table.0.name));
-                }
-            } else if row.get::<_, bool>("done") {
-                taken.stored_otherwise = true;
-            } else if *op == Op::Insert {
-                already_there.push(self.members[position(row)]);
-                changed -= 1;
-            } else {
-                // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
-                return Err(discarded(&self.table.0.name));
-            }
-        }
-        taken.feed_entries += self.feed_entries(changed);
-        Ok(())
-    }
-}
-
-fn conflict_arrays(conflicts: &[ConflictRow]) -> Vec<Vec<Option<&str>>> {
-    (0..7).map(|field| conflicts.iter().map(|c| c.fields[field].as_deref()).collect()).collect()
-}
-
-fn conflict_params<'a>(device: &'a Uuid, arrays: &'a [Vec<Option<&'a str>>]) -> Vec<&'a (dyn ToSql + Sync)> {
-    let mut params: Vec<&(dyn ToSql + Sync)> = vec![device];
-    params.extend(arrays.iter().map(|array| array as &(dyn ToSql + Sync)));
-    params
 }
 
 fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeMap<usize, Vec<usize>> {
