@@ -30,17 +30,17 @@ use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{CloudValue, Misfit, Value, from_cloud, from_text, to_cloud, to_text};
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
-    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, JournalGrew,
-    NoteRound, ParkRows, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe,
-    SyncError, SyncNow, SyncReport, WaitSynced,
+    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
+    JournalGrew, NoteRound, ParkRows, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe,
+    SyncError, SyncNow, SyncReport, TrimRound, WaitSynced,
 };
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, Judged, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
     Standing, needs_others,
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
-    Applied, Cursor, Hit, Link, Lookup, Mark, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError,
+    Applied, Cursor, Grown, Hit, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError,
     ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
@@ -134,6 +134,22 @@ impl Portion {
         self.0.store((self.rows() / 2).max(1), Ordering::Relaxed);
     }
 
+    /// After a round that took so long: the next one shall take about [`ROUND_TIME`]. Its bytes are bounded where it is read.
+    fn adapt(&self, most: usize, rows: usize, bytes: usize, took: Duration) {
+        let bearable = (PORTION_BYTES / (bytes / rows.max(1)).max(1)).max(1);
+        let factor = (ROUND_TIME.as_secs_f64() / took.as_secs_f64().max(0.001)).clamp(0.5, GROWTH_MAX);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a number of rows"
+        )]
+        let wanted = (rows as f64 * factor) as usize;
+        // A round that was small because no more waited says nothing against a larger one.
+        let wanted = if factor > 1.0 { wanted.max(self.rows()) } else { wanted };
+        self.0.store(wanted.clamp(1, most).min(bearable), Ordering::Relaxed);
+    }
+
     /// `bytes` is what the last portion weighed: the next one shall not weigh much more than [`PORTION_BYTES`].
     fn grow(&self, most: usize, rows: usize, bytes: usize) {
         let bearable = (PORTION_BYTES / (bytes / rows.max(1)).max(1)).max(1);
@@ -144,11 +160,24 @@ impl Portion {
 /// The fewest receipts that are worth looking through for those that nobody waits for.
 const RECEIPTS_MIN: usize = 64;
 
-/// The first window or page, as long as nobody knows what a row weighs.
+/// The first page, as long as nobody knows what a row weighs.
 const FIRST_PORTION: usize = 64;
 
-/// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server.
+/// The first window, as long as nobody knows how quick the cloud is.
+const FIRST_WINDOW: usize = 1000;
+
+/// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server. A window weighs more
+/// only by the one row with which it began, or grew, if that is heavier by itself.
 const PORTION_BYTES: usize = 16 << 20;
+
+/// How many rows are noted in one local transaction: some milliseconds, for which those who write meanwhile wait.
+const NOTED_AT_ONCE: usize = 1000;
+
+/// How long a round should take: much longer than a round trip, and much shorter than anybody's patience with its locks.
+const ROUND_TIME: Duration = Duration::from_secs(1);
+
+/// The most by which a window grows from one round to the next.
+const GROWTH_MAX: f64 = 8.0;
 
 #[derive(Debug, Clone)]
 struct ReadyTable {
@@ -167,7 +196,7 @@ impl CloudSyncer {
             options,
             machine: Syncing::new(options.pace),
             memory: Memory::default(),
-            windows: Portion::new(options.window_rows_max.min(FIRST_PORTION)),
+            windows: Portion::new(options.window_rows_max.min(FIRST_WINDOW)),
             pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
             doing: Arc::default(),
             running: None,
@@ -995,18 +1024,21 @@ impl Cycle {
             tables.iter().map(|ready| (ready.table.clone(), ready.cloud.clone())).collect();
         let mut width = 1;
         loop {
-            let rows_max = self.windows.rows() * width;
             let (eligible, whole) = (eligible.clone(), width > 1);
+            let window = self.windows.rows();
+            let room = Room { eligible: eligible.clone(), upto: *upto, rows_max: window };
+            let rows_max = if whole { window.min(WIDE_WINDOW) * width } else { window.min(NOTED_AT_ONCE) };
             let noted = self.ask(NoteRound { rows_max, generation, eligible, upto: *upto, whole }).await?;
             let Some(noted) = noted else { return Ok(Flushed::Everything) };
             upto.get_or_insert(noted.epoch);
-            let may_widen = width < WIDTH_MAX && !noted.complete;
-            let carried = self.carry(session, link, &tables, &pairs, noted, may_widen).await;
+            let may_widen = width < WIDTH_MAX;
+            let began = Instant::now();
+            let carried = self.carry(session, link, &tables, &pairs, noted, room, may_widen).await;
             if let Err(Trouble::Cloud(_)) = &carried {
                 self.windows.halve();
             }
             let carried = carried?;
-            self.windows.grow(self.options.window_rows_max, carried.rows, carried.bytes);
+            self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, began.elapsed());
             self.tell_receipts();
             match carried.then {
                 Then::GoOn => width = 1,
@@ -1018,41 +1050,107 @@ impl Cycle {
         }
     }
 
+    /// Reads what is in flight, as far as it is not too heavy; the rest waits again.
+    async fn read_noted(&self, noted: &mut Noted, grown: Option<Grown>, bytes_max: usize) -> Step<InFlight> {
+        let (readers, of) = (self.parts.readers.clone(), noted.clone());
+        let read = actix_rt::task::spawn_blocking(move || match grown {
+            Some(grown) => readers.read_growth(&of, &grown, bytes_max),
+            None => readers.read_some(&of, bytes_max),
+        })
+        .await
+        .map_err(|error| StoreError::Io(error.to_string()))??;
+        if let Some((table, after)) = read.rest.clone() {
+            self.ask(TrimRound { round: noted.id.clone(), table, after }).await?;
+            (noted.complete, noted.grows) = (false, None);
+        }
+        Ok(read)
+    }
+
+    /// Sends a round while it grows: while the server is at work on one part of it, the next is noted, read and sent. Ends when
+    /// the window is full, or with rows that cannot be sent as they are: the round has not been judged then.
+    #[expect(clippy::too_many_arguments, reason = "what a round is made of")]
+    async fn send_growing(
+        &self,
+        session: &CloudSession,
+        frame: RoundFrame<'_>,
+        tables: &[ReadyTable],
+        noted: &mut Noted,
+        room: &Room,
+        window: &mut Window,
+        carried: &mut Carried,
+        conflicts: &[ConflictRow],
+    ) -> Step<Option<Judged>> {
+        let mut open = session.open_round(frame).await?;
+        let mut sent = vec![Arc::new(std::mem::take(&mut window.items))];
+        open.send(sent[0].clone()).await;
+        let mut good = true;
+        while good && carried.rows < room.rows_max && carried.bytes < PORTION_BYTES {
+            let Some((table, after)) = noted.grows.take() else { break };
+            let grow = GrowRound {
+                round: noted.id.clone(),
+                generation: noted.generation,
+                eligible: room.eligible.clone(),
+                table,
+                after,
+                upto: room.upto.unwrap_or(noted.epoch),
+                rows_max: NOTED_AT_ONCE.min(room.rows_max - carried.rows),
+            };
+            let Some(grown) = self.ask(grow).await? else { break };
+            (noted.complete, noted.grows) = (grown.complete, grown.grows());
+            let read = self.read_noted(noted, Some(grown), PORTION_BYTES - carried.bytes).await?;
+            carried.add(&read);
+            let mut part = Window::encode(tables, noted, read.rows);
+            good = part.refusals.is_empty();
+            sent.push(Arc::new(std::mem::take(&mut part.items)));
+            if good {
+                open.send(sent[sent.len() - 1].clone()).await;
+            }
+            window.origins.append(&mut part.origins);
+            window.refusals.append(&mut part.refusals);
+        }
+        let judged = if good { Some(open.judge(conflicts).await) } else { None };
+        // Nobody else has them any more.
+        window.items = sent.into_iter().flat_map(Arc::unwrap_or_clone).collect();
+        Ok(judged)
+    }
+
     /// Takes one noted round to its end: acknowledged, or put back, with the guilty rows parked. Answers with its rows and
     /// their bytes.
+    #[expect(clippy::too_many_arguments, reason = "what a round is made of")]
     async fn carry(
         &self,
         session: &CloudSession,
         link: &mut Link,
         tables: &[ReadyTable],
         pairs: &[(Table, CloudTable)],
-        noted: Noted,
+        mut noted: Noted,
+        room: Room,
         may_widen: bool,
     ) -> Step<Carried> {
         let readers = self.parts.readers.clone();
-        let to_read = noted.clone();
-        let (rows, conflicts) = actix_rt::task::spawn_blocking(move || {
-            Ok::<_, StoreError>((readers.read_round(&to_read)?, readers.read_conflicts()?))
-        })
-        .await
-        .map_err(|error| StoreError::Io(error.to_string()))??;
+        let conflicts = actix_rt::task::spawn_blocking(move || readers.read_conflicts());
+        let read = self.read_noted(&mut noted, None, PORTION_BYTES).await?;
+        let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
-        let mut carried = Carried {
-            rows: rows.iter().map(Vec::len).sum(),
-            bytes: rows.iter().flatten().flat_map(|row| &row.row).flatten().map(Value::size).sum(),
-            then: Then::GoOn,
-        };
-        let mut window = Window::encode(tables, &noted, rows);
+        let mut carried = Carried { rows: 0, bytes: 0, then: Then::GoOn };
+        carried.add(&read);
+        let mut window = Window::encode(tables, &noted, read.rows);
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
-        if !window.refusals.is_empty() {
-            id = self.park(&noted, id, std::mem::take(&mut window.refusals)).await?;
-        }
+        let mut may_grow = true;
         loop {
+            if !window.refusals.is_empty() {
+                id = self.park(&noted, id, std::mem::take(&mut window.refusals)).await?;
+                noted.id.clone_from(&id);
+                may_grow = false;
+            }
             if window.items.is_empty() && conflicts.is_empty() {
                 self.ask(DissolveRound { round: id }).await?;
                 return Ok(carried);
+            }
+            if !std::mem::take(&mut may_grow) {
+                noted.grows = None;
             }
             let default_cursor = Cursor::default();
             let frame = RoundFrame {
@@ -1063,7 +1161,15 @@ impl Cycle {
                 cursor: link.cursor.as_ref().unwrap_or(&default_cursor),
                 tables: pairs,
             };
-            match session.round(frame, &window.items, &conflicts, may_widen).await? {
+            let judged = self
+                .send_growing(session, frame, tables, &mut noted, &room, &mut window, &mut carried, &conflicts)
+                .await?;
+            let Some(judged) = judged else {
+                session.give_up_round().await?;
+                continue;
+            };
+            let may_widen = may_widen && !noted.complete;
+            match session.conclude(frame, &window.items, &conflicts, may_widen, judged).await? {
                 RoundOutcome::Committed { hits, unseen, caused_more } => {
                     if caused_more {
                         carried.then = Then::PullFirst;
@@ -1147,6 +1253,9 @@ impl Cycle {
 /// How many windows a round takes at most when its rows need others.
 const WIDTH_MAX: usize = 16;
 
+/// The window that is taken so many times: such a round is noted, and read, as a whole.
+const WIDE_WINDOW: usize = 2000;
+
 /// How far a flush came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flushed {
@@ -1174,6 +1283,20 @@ struct Carried {
     rows: usize,
     bytes: usize,
     then: Then,
+}
+
+impl Carried {
+    fn add(&mut self, read: &InFlight) {
+        self.rows += read.rows.iter().map(Vec::len).sum::<usize>();
+        self.bytes += read.bytes;
+    }
+}
+
+/// What a round may grow to.
+struct Room {
+    eligible: Vec<i64>,
+    upto: Option<i64>,
+    rows_max: usize,
 }
 
 /// A deletion that would take rows along that have not been seen.

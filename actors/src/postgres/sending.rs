@@ -22,7 +22,7 @@ impl fmt::Debug for Judged {
     }
 }
 
-/// A round's transaction, begun. Where it is dropped before it is judged, its session is not to be used any more.
+/// A round's transaction, begun. Where it is dropped before it is judged, [`CloudSession::give_up_round`] has to follow.
 pub struct OpenRound<'s> {
     session: &'s CloudSession,
     frame: RoundFrame<'s>,
@@ -124,6 +124,16 @@ impl CloudSession {
             Ok(Answer { rows, changed: 0 })
         });
         Ok(open)
+    }
+}
+
+impl CloudSession {
+    /// Ends a round that was begun and is not going to be judged: nothing of it took effect.
+    ///
+    /// # Errors
+    /// When the link, or the server, fails.
+    pub async fn give_up_round(&self) -> Result<()> {
+        self.batch("ROLLBACK", Phase::Pull).await
     }
 }
 
