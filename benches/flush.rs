@@ -199,12 +199,14 @@ impl Run {
 async fn upsert_all(client: &Client, path: &Path, batch: usize) -> Duration {
     let upsert = client.prepare(UPSERT).await.unwrap();
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    let mut page =
-        conn.prepare("SELECT id, author, body, rating, created FROM note WHERE id > ?1 ORDER BY id LIMIT ?2").unwrap();
+    let mut page = conn
+        .prepare("SELECT id, author, body, rating, created FROM note WHERE id > ?1 ORDER BY id LIMIT ?2")
+        .unwrap();
     let started = Instant::now();
     let mut last = -1_i64;
     loop {
-        let (mut ids, mut authors, mut bodies, mut ratings, mut created) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut ids, mut authors, mut bodies, mut ratings, mut created) =
+            (vec![], vec![], vec![], vec![], vec![]);
         let mut rows = page.query(params![last, i64::try_from(batch).unwrap()]).unwrap();
         while let Some(row) = rows.next().unwrap() {
             ids.push(row.get::<_, i64>(0).unwrap());
@@ -449,7 +451,8 @@ fn writes_during_a_flush(ground: &Ground) {
             let mut id = 1_000_000_000;
             let mut write = async |samples: &mut Samples| {
                 id += 1;
-                let row = Statement::new(INSERT).bind(id).bind("me").bind(BODY).bind(Value::Real(4.5)).bind(id);
+                let row =
+                    Statement::new(INSERT).bind(id).bind("me").bind(BODY).bind(Value::Real(4.5)).bind(id);
                 let started = Instant::now();
                 db.write([row]).await.unwrap();
                 samples.add(started.elapsed());
@@ -464,8 +467,10 @@ fn writes_during_a_flush(ground: &Ground) {
                 tokio::time::sleep(Duration::from_micros(500)).await;
             }
             let waiting = |conn: &Connection| {
-                conn.prepare_cached("SELECT EXISTS (SELECT 1 FROM _tidewater_journal_1 WHERE k0 < 1000000000)")?
-                    .query_row([], |row| row.get::<_, bool>(0))
+                conn.prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM _tidewater_journal_1 WHERE k0 < 1000000000)",
+                )?
+                .query_row([], |row| row.get::<_, bool>(0))
             };
             while db.read(waiting).unwrap() {
                 write(&mut busy).await;

@@ -31,17 +31,17 @@ use crate::core::value::{CloudValue, Misfit, Value, from_cloud, from_text, to_cl
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
     GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
-    JournalGrew, NoteRound, ParkRows, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe,
-    SyncError, SyncNow, SyncReport, TrimRound, WaitSynced,
+    JournalGrew, NoteRound, ParkRows, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable,
+    StartOver, Subscribe, SyncError, SyncNow, SyncReport, TrimRound, WaitSynced,
 };
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, Judged, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
-    Standing, needs_others,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, Judged, Look, Op, Prepared, RoundFrame, RoundItem,
+    RoundOutcome, Standing, needs_others,
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
-    Applied, Cursor, Grown, Hit, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError,
-    ledger_name,
+    Applied, Cursor, Grown, Hit, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow, Readers, Refusal,
+    RoundRow, StoreError, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -564,11 +564,11 @@ impl Cycle {
         fail::fail_point!("syncer.connected");
         let link = self.settle(&cloud, &session).await?;
         self.prepare(&session, &link).await?;
-        let mut link = self.fix_cursor(&session, link).await?;
+        let (mut link, mut look) = self.fix_cursor(&session, link).await?;
         let mut upto = None;
         loop {
             self.doing.store(WARMING, Ordering::Relaxed);
-            self.pull(&session, &mut link).await?;
+            self.pull(&session, &mut link, look.take()).await?;
             self.doing.store(FLUSHING, Ordering::Relaxed);
             match self.flush(&session, &mut link, &mut upto).await? {
                 Flushed::Everything => break,
@@ -576,7 +576,7 @@ impl Cycle {
             }
         }
         self.doing.store(WARMING, Ordering::Relaxed);
-        self.pull(&session, &mut link).await?;
+        self.pull(&session, &mut link, None).await?;
         session.release();
         Ok(())
     }
@@ -745,10 +745,11 @@ impl Cycle {
 
     /// A cursor is fixed at the horizon before the first page is read, so that what is committed meanwhile is in the
     /// feed beyond it.
-    async fn fix_cursor(&mut self, session: &CloudSession, mut link: Link) -> Step<Link> {
+    async fn fix_cursor(&mut self, session: &CloudSession, mut link: Link) -> Step<(Link, Option<Look>)> {
         if let Some(cursor) = &link.cursor {
-            if session.cursor_is_there(cursor).await? {
-                return Ok(link);
+            let look = session.look(cursor, &link.device).await?;
+            if look.there {
+                return Ok((link, Some(look)));
             }
             warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
             self.ask(FixCursor(None)).await?;
@@ -756,25 +757,40 @@ impl Cycle {
         let horizon = session.horizon().await?;
         self.ask(FixCursor(Some(horizon.clone()))).await?;
         link.cursor = Some(horizon);
-        Ok(link)
+        Ok((link, None))
     }
 
     // -----------------------------------------------------------------------------------------------------
     // Pull
     // -----------------------------------------------------------------------------------------------------
 
-    async fn pull(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
-        let pulled = self.pull_pages(session, link).await;
+    async fn pull(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
+        let pulled = self.pull_pages(session, link, look).await;
         if let Err(Trouble::Cloud(_)) = &pulled {
             self.pages.halve();
         }
         pulled
     }
 
-    async fn pull_pages(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
+    /// `look` is what the feed had a moment ago, if somebody has looked.
+    async fn pull_pages(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
         let (generation, tables) = self.prepared()?;
         self.retry_set_aside(session, generation, &tables).await?;
         self.snapshots(session, generation, &tables).await?;
+        let Some(cursor) = link.cursor.clone() else { return Ok(()) };
+        let look = match look {
+            Some(look) => look,
+            None => session.look(&cursor, &link.device).await?,
+        };
+        // Our own echo is not taken home page by page.
+        if let Some(ours) = look.ours {
+            let page = Page { cursor: Some(ours.clone()), ..Page::default() };
+            self.apply(session, generation, &tables, page).await?;
+            link.cursor = Some(ours);
+        }
+        if !look.news {
+            return Ok(());
+        }
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
@@ -855,7 +871,9 @@ impl Cycle {
         page: Page,
     ) -> Step<()> {
         let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum();
-        self.pages.grow(self.options.page_rows_max, page.rows.len(), weight);
+        if !page.rows.is_empty() {
+            self.pages.grow(self.options.page_rows_max, page.rows.len(), weight);
+        }
         let mut page = Arc::new(page);
         loop {
             match self.ask(ApplyPage { page: page.clone(), generation }).await? {
@@ -875,53 +893,77 @@ impl Cycle {
                     return Ok(());
                 }
                 Applied::Missing(lookups) => {
-                    let page = Arc::make_mut(&mut page);
-                    for lookup in lookups {
-                        self.look_up(session, tables, lookup, page).await?;
-                    }
+                    self.look_up(session, tables, lookups, Arc::make_mut(&mut page)).await?;
                 }
             }
         }
     }
 
+    /// Fetches rows by what is known of them, each table's by one statement per set of columns. What is not found is absent.
     async fn look_up(
         &self,
         session: &CloudSession,
         tables: &[ReadyTable],
-        lookup: Lookup,
+        lookups: Vec<Lookup>,
         page: &mut Page,
     ) -> Step<()> {
-        let Some(ready) = tables.iter().find(|ready| ready.table.id == lookup.table) else {
-            page.absent.push(lookup);
-            return Ok(());
-        };
-        let by_key = lookup.columns == ready.table.key;
-        let texts: Option<Vec<String>> = lookup
-            .columns
-            .iter()
-            .zip(&lookup.values)
-            .map(|(c, value)| ready.carried(*c, value).ok().and_then(|v| to_text(&v)))
-            .collect();
-        let found = match texts {
-            Some(texts) => session.fetch(&ready.table, &ready.cloud, &lookup.columns, &[texts]).await?,
-            None => vec![],
-        };
-        let mut new = false;
-        for (_, row) in found {
-            let row = ready.local_row(row);
-            let key = ready.key_of(&row);
-            if !page.rows.iter().any(|pulled| pulled.table == ready.table.id && pulled.key == key) {
-                new = true;
-                page.rows.push(PulledRow { table: ready.table.id, key, row: Some(row), seen: 0 });
+        let mut sets: BTreeMap<(usize, Vec<usize>), Vec<Lookup>> = BTreeMap::new();
+        for lookup in lookups {
+            match tables.iter().position(|ready| ready.table.id == lookup.table) {
+                Some(at) => sets.entry((at, lookup.columns.clone())).or_default().push(lookup),
+                None => page.absent.push(lookup),
             }
         }
-        if !new {
-            let known =
-                page.rows.iter().any(|pulled| pulled.table == ready.table.id && pulled.key == lookup.values);
-            if by_key && !known {
+        for ((at, columns), lookups) in sets {
+            self.look_up_set(session, &tables[at], &columns, lookups, page).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_up_set(
+        &self,
+        session: &CloudSession,
+        ready: &ReadyTable,
+        columns: &[usize],
+        lookups: Vec<Lookup>,
+        page: &mut Page,
+    ) -> Step<()> {
+        let table = ready.table.id;
+        let name = |key: &[Value]| ledger_name(&ready.table, key);
+        let of_table = page.rows.iter().filter(|pulled| pulled.table == table);
+        let mut known: HashSet<String> = of_table.map(|pulled| name(&pulled.key)).collect();
+        // What the cloud's type cannot even name is not there.
+        let (texts, asked): (Vec<Vec<String>>, Vec<usize>) = lookups
+            .iter()
+            .enumerate()
+            .filter_map(|(at, lookup)| {
+                let texts: Option<Vec<String>> = columns
+                    .iter()
+                    .zip(&lookup.values)
+                    .map(|(c, value)| ready.carried(*c, value).ok().and_then(|v| to_text(&v)))
+                    .collect();
+                Some((texts?, at))
+            })
+            .unzip();
+        let mut new = vec![false; lookups.len()];
+        if !texts.is_empty() {
+            for (at, row) in session.fetch(&ready.table, &ready.cloud, columns, &texts).await? {
+                let row = ready.local_row(row);
+                let key = ready.key_of(&row);
+                if known.insert(name(&key)) {
+                    new[asked[at]] = true;
+                    page.rows.push(PulledRow { table, key, row: Some(row), seen: 0 });
+                }
+            }
+        }
+        for (lookup, new) in lookups.into_iter().zip(new) {
+            if new {
+                continue;
+            }
+            if columns == ready.table.key && known.insert(name(&lookup.values)) {
                 // Known by its key, and not there: deleted in the cloud as well.
                 let key = lookup.values.clone();
-                page.rows.push(PulledRow { table: ready.table.id, key, row: None, seen: 0 });
+                page.rows.push(PulledRow { table, key, row: None, seen: 0 });
             }
             page.absent.push(lookup);
         }
@@ -940,9 +982,7 @@ impl Cycle {
         }
         session.begin_read().await?;
         let mut page = Page::default();
-        for lookup in lookups {
-            self.look_up(session, tables, lookup, &mut page).await?;
-        }
+        self.look_up(session, tables, lookups, &mut page).await?;
         page.absent.clear();
         self.apply(session, generation, tables, page).await?;
         session.end_read().await?;
@@ -995,10 +1035,10 @@ impl Cycle {
                 }
                 session.begin_read().await?;
                 let mut page = Page::default();
-                for values in keys {
-                    let lookup = Lookup { table, columns: ready.table.key.clone(), values };
-                    self.look_up(session, tables, lookup, &mut page).await?;
-                }
+                let columns = &ready.table.key;
+                let lookups =
+                    keys.into_iter().map(|values| Lookup { table, columns: columns.clone(), values });
+                self.look_up(session, tables, lookups.collect(), &mut page).await?;
                 page.absent.clear();
                 self.apply(session, generation, tables, page).await?;
                 session.end_read().await?;
@@ -1023,6 +1063,7 @@ impl Cycle {
         let pairs: Vec<(Table, CloudTable)> =
             tables.iter().map(|ready| (ready.table.clone(), ready.cloud.clone())).collect();
         let mut width = 1;
+        let mut unpulled = 0;
         loop {
             let (eligible, whole) = (eligible.clone(), width > 1);
             let window = self.windows.rows();
@@ -1039,8 +1080,13 @@ impl Cycle {
             }
             let carried = carried?;
             self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, began.elapsed());
-            self.tell_receipts();
+            // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
+            if carried.rows < window || carried.then != Then::GoOn || carried.parked {
+                self.tell_receipts();
+            }
+            unpulled += carried.rows;
             match carried.then {
+                Then::GoOn if unpulled >= UNPULLED_MAX => return Ok(Flushed::PullFirst),
                 Then::GoOn => width = 1,
                 Then::Widen => width = (width * 4).min(WIDTH_MAX),
                 Then::PullFirst => return Ok(Flushed::PullFirst),
@@ -1133,7 +1179,7 @@ impl Cycle {
         let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
-        let mut carried = Carried { rows: 0, bytes: 0, then: Then::GoOn };
+        let mut carried = Carried { rows: 0, bytes: 0, parked: false, then: Then::GoOn };
         carried.add(&read);
         let mut window = Window::encode(tables, &noted, read.rows);
         fail::fail_point!("syncer.encoded");
@@ -1143,6 +1189,7 @@ impl Cycle {
             if !window.refusals.is_empty() {
                 id = self.park(&noted, id, std::mem::take(&mut window.refusals)).await?;
                 noted.id.clone_from(&id);
+                carried.parked = true;
                 may_grow = false;
             }
             if window.items.is_empty() && conflicts.is_empty() {
@@ -1162,7 +1209,16 @@ impl Cycle {
                 tables: pairs,
             };
             let judged = self
-                .send_growing(session, frame, tables, &mut noted, &room, &mut window, &mut carried, &conflicts)
+                .send_growing(
+                    session,
+                    frame,
+                    tables,
+                    &mut noted,
+                    &room,
+                    &mut window,
+                    &mut carried,
+                    &conflicts,
+                )
                 .await?;
             let Some(judged) = judged else {
                 session.give_up_round().await?;
@@ -1212,6 +1268,8 @@ impl Cycle {
                     if !park.is_empty() {
                         let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
                         id = self.park(&noted, id, refusals).await?;
+                        noted.id.clone_from(&id);
+                        carried.parked = true;
                     }
                     if !wait.is_empty() {
                         let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
@@ -1250,6 +1308,9 @@ impl Cycle {
     }
 }
 
+/// After so many rows a flush pulls: the check of each round looks at the feed beyond the cursor, our own entries included.
+const UNPULLED_MAX: usize = 200_000;
+
 /// How many windows a round takes at most when its rows need others.
 const WIDTH_MAX: usize = 16;
 
@@ -1261,7 +1322,7 @@ const WIDE_WINDOW: usize = 2000;
 enum Flushed {
     /// Nothing waits any more, or only what waits for others.
     Everything,
-    /// The cloud did more than it was told: that has to be pulled before anything is built on it.
+    /// The cloud did more than it was told: that has to be pulled before anything is built on it. Or it is time to.
     PullFirst,
 }
 
@@ -1282,6 +1343,7 @@ enum Then {
 struct Carried {
     rows: usize,
     bytes: usize,
+    parked: bool,
     then: Then,
 }
 

@@ -35,10 +35,10 @@ mod dial;
 mod sending;
 
 use dial::{Dialer, Obstacle};
-pub use sending::{Judged, OpenRound};
 use sending::{
     CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out, sets,
 };
+pub use sending::{Judged, OpenRound};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Table};
@@ -576,6 +576,17 @@ pub struct FeedEntry {
     pub own: bool,
 }
 
+/// What lies beyond a cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// Whether the entry that the cursor stands on is still there.
+    pub there: bool,
+    /// Whether others changed something.
+    pub news: bool,
+    /// The last entry, if any, that only our own rounds lead to.
+    pub ours: Option<Cursor>,
+}
+
 /// An error of a statement inside a round.
 enum Trouble {
     /// The data: what PostgreSQL said.
@@ -746,26 +757,17 @@ impl CloudSession {
     /// Whether the feed still has the entry that a cursor stands on, or, where it stands on none, whether this server
     /// has come as far.
     pub async fn cursor_is_there(&self, cursor: &Cursor) -> Result<bool> {
-        let rows = match cursor.tag {
-            Some(tag) => {
-                self.query(
-                    "SELECT EXISTS (SELECT 1 FROM tidewater.changes \
-                     WHERE xid = $1::text::xid8 AND id = $2 AND tag = $3)",
-                    &[&cursor.xid, &cursor.id, &tag],
-                    Phase::Pull,
-                )
-                .await?
-            }
-            None => {
-                self.query(
-                    "SELECT $1::text::xid8 <= pg_snapshot_xmax(pg_current_snapshot())",
-                    &[&cursor.xid],
-                    Phase::Pull,
-                )
-                .await?
-            }
-        };
-        Ok(rows.first().is_some_and(|row| row.get(0)))
+        Ok(self.look(cursor, "").await?.there)
+    }
+
+    /// What the feed has beyond the cursor.
+    pub async fn look(&self, cursor: &Cursor, device: &str) -> Result<Look> {
+        let sql = include_str!("sql/postgres/look.sql");
+        let rows = self.query(sql, &[&cursor.xid, &cursor.id, &cursor.tag, &device], Phase::Pull).await?;
+        let row = rows.first().ok_or_else(|| unexpected("the feed did not answer"))?;
+        let at: Option<String> = row.get("at");
+        let ours = at.map(|xid| Cursor { xid, id: row.get("id"), tag: Some(row.get("tag")) });
+        Ok(Look { there: row.get("there"), news: row.get("news"), ours })
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -1388,7 +1390,8 @@ impl CloudSession {
             // Said of our own statement, not of somebody's trigger: the table is not what it was prepared as.
             // No row is to blame; the next settlement prepares it anew.
             Some(server)
-                if matches!(server.code().code(), "42P01" | "42703" | "3F000") && server.where_().is_none() =>
+                if matches!(server.code().code(), "42P01" | "42703" | "3F000")
+                    && server.where_().is_none() =>
             {
                 Trouble::Failed(CloudFailure { class: FailureClass::Transient, ..failure })
             }

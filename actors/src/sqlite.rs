@@ -1668,7 +1668,8 @@ fn read_flight(
             entry: entry_from(table, row, keys)?,
             row: was_there.then_some(stored),
         };
-        let bytes: usize = row.key.iter().chain(row.row.iter().flatten()).chain(&row.entry.base).map(Value::size).sum();
+        let bytes: usize =
+            row.key.iter().chain(row.row.iter().flatten()).chain(&row.entry.base).map(Value::size).sum();
         if read.bytes + bytes > bytes_max && !(is_first && rows.is_empty()) {
             read.rest = Some((table.id, rows.last().map(|row| row.key.clone())));
             break;

@@ -23,8 +23,8 @@ use tokio::sync::oneshot;
 
 use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetLink, GetSetAside,
-    GetSnapshotLeftovers, GetSnapshotPosition, GetTables, GrowRound, JournalGrew, Migrate, NoteRound, ParkRows,
-    PutBackRound, RememberCloud, RememberCloudTable, StartOver, Stored, TrimRound, Write,
+    GetSnapshotLeftovers, GetSnapshotPosition, GetTables, GrowRound, JournalGrew, Migrate, NoteRound,
+    ParkRows, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Stored, TrimRound, Write,
 };
 use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
 use crate::supervision::{Context, Handle, is_stale};

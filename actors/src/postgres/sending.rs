@@ -94,8 +94,10 @@ impl Part {
         let tables = 0..self.known.len();
         let locks = tables.clone().map(|at| (self.known(frame, at).lock(), Step::Rows, Piece::Lock(at)));
         let checks = tables.map(|at| (self.known(frame, at).touched(), Step::Ours, Piece::Touched(at)));
-        let sets =
-            self.sets().into_iter().map(|range| (self.set(frame, range.clone()).sql, Step::Rows, Piece::Set(range)));
+        let sets = self
+            .sets()
+            .into_iter()
+            .map(|range| (self.set(frame, range.clone()).sql, Step::Rows, Piece::Set(range)));
         locks.chain(checks).chain(sets).collect()
     }
 }
@@ -198,8 +200,7 @@ impl<'s> OpenRound<'s> {
     pub async fn judge(mut self, conflicts: &[ConflictRow]) -> Judged {
         let session = self.session;
         // How many rows a deletion finds is not known before its answer.
-        let early_echo =
-            self.parts.iter().all(|part| part.items.iter().all(|item| item.op != Op::Delete));
+        let early_echo = self.parts.iter().all(|part| part.items.iter().all(|item| item.op != Op::Delete));
         if self.unsent.is_none() {
             self.request(Step::Rows, async move {
                 let all = session.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await;
@@ -515,9 +516,11 @@ pub(super) fn conflict_arrays(conflicts: &[ConflictRow]) -> Vec<Vec<Option<&str>
     (0..7).map(|field| conflicts.iter().map(|c| c.fields[field].as_deref()).collect()).collect()
 }
 
-pub(super) fn conflict_params<'a>(device: &'a Uuid, arrays: &'a [Vec<Option<&'a str>>]) -> Vec<&'a (dyn ToSql + Sync)> {
+pub(super) fn conflict_params<'a>(
+    device: &'a Uuid,
+    arrays: &'a [Vec<Option<&'a str>>],
+) -> Vec<&'a (dyn ToSql + Sync)> {
     let mut params: Vec<&(dyn ToSql + Sync)> = vec![device];
     params.extend(arrays.iter().map(|array| array as &(dyn ToSql + Sync)));
     params
 }
-
