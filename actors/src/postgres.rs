@@ -36,7 +36,8 @@ mod sending;
 
 use dial::{Dialer, Obstacle};
 use sending::{
-    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out, sets,
+    Answer, CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out,
+    sets,
 };
 pub use sending::{Judged, OpenRound};
 
@@ -897,8 +898,11 @@ impl CloudSession {
             }
         }
         let schema = self.cloud.options.schema.clone();
+        let is_plain = self.query(include_str!("sql/postgres/is_plain.sql"), &[&oid], Phase::Setup).await?;
+        let plain = cloud::stores_as_sent(&columns) && is_plain.first().is_some_and(|row| row.get(0));
+        let name = table.name.clone();
         let mut cloud_table =
-            CloudTable { schema, name: table.name.clone(), oid, feed: true, trace: String::new(), columns };
+            CloudTable { schema, name, oid, feed: true, trace: String::new(), plain, columns };
         if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
             if refusal.sqlstate.as_deref() == Some("42501") {
@@ -1160,7 +1164,9 @@ impl CloudSession {
 
     /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
     async fn mark_echo(&self, taken: &Taken) -> Result<bool> {
-        let marked = self.execute(ECHO, &[&taken.stored_otherwise, &taken.feed_entries], Phase::Pull).await?;
+        let marked = self
+            .execute(ECHO, &[&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted], Phase::Pull)
+            .await?;
         Ok(marked > 0)
     }
 
@@ -1346,7 +1352,7 @@ impl CloudSession {
                     self.client.query(&statement, &params).await
                 })
                 .await?;
-            set.judge(&answers, &mut taken, &mut already_there)?;
+            set.judge(&Answer { rows: answers, changed: 0 }, &mut taken, &mut already_there)?;
         }
         taken.hits = self.already_there(frame, items, &already_there).await?;
         for hit in &taken.hits {
@@ -1547,6 +1553,8 @@ struct Taken {
     stored_otherwise: bool,
     /// How many entries the feed has if nothing else was caused.
     feed_entries: i64,
+    /// The tables of which it is taken for granted that they store what they are sent.
+    for_granted: Vec<u32>,
 }
 
 impl Taken {
@@ -1555,6 +1563,7 @@ impl Taken {
         self.unseen.extend(part.unseen);
         self.stored_otherwise |= part.stored_otherwise;
         self.feed_entries += part.feed_entries;
+        self.for_granted.extend(part.for_granted);
     }
 }
 

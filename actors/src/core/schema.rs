@@ -103,6 +103,8 @@ pub struct CloudTable {
     /// What the feed's account of it rests on: the table and its triggers, by number. Another value means that something
     /// may have happened unseen.
     pub trace: String,
+    /// Whether an inserted row is stored exactly as it is sent.
+    pub plain: bool,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
 }
