@@ -50,7 +50,7 @@ fn main() {
         return;
     }
     let wanted = arguments.iter().find(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
-    let parts: [(&str, fn(&Ground)); 6] = [
+    let parts: [(&str, Part); 6] = [
         ("rows", backlog_of_inserts),
         ("updates", backlog_of_updates),
         ("delay", slow_link),
@@ -66,6 +66,8 @@ fn main() {
         }
     }
 }
+
+type Part = fn(&Ground);
 
 fn from_environment(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))

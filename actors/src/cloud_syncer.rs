@@ -173,6 +173,9 @@ const PORTION_BYTES: usize = 16 << 20;
 /// How many rows are noted in one local transaction: some milliseconds, for which those who write meanwhile wait.
 const NOTED_AT_ONCE: usize = 1000;
 
+/// So many of them are one statement: each costs the server a plan and a run of the feed's trigger.
+const SENT_AT_ONCE: usize = 4000;
+
 /// How long a round should take: much longer than a round trip, and much shorter than anybody's patience with its locks.
 const ROUND_TIME: Duration = Duration::from_secs(1);
 
@@ -1130,6 +1133,7 @@ impl Cycle {
         let mut sent = vec![Arc::new(std::mem::take(&mut window.items))];
         open.send(sent[0].clone()).await;
         let mut good = true;
+        let mut held = vec![];
         while good && carried.rows < room.rows_max && carried.bytes < PORTION_BYTES {
             let Some((table, after)) = noted.grows.take() else { break };
             let grow = GrowRound {
@@ -1147,12 +1151,19 @@ impl Cycle {
             carried.add(&read);
             let mut part = Window::encode(tables, noted, read.rows);
             good = part.refusals.is_empty();
-            sent.push(Arc::new(std::mem::take(&mut part.items)));
-            if good {
+            held.append(&mut part.items);
+            if good && held.len() >= SENT_AT_ONCE {
+                sent.push(Arc::new(std::mem::take(&mut held)));
                 open.send(sent[sent.len() - 1].clone()).await;
             }
             window.origins.append(&mut part.origins);
             window.refusals.append(&mut part.refusals);
+        }
+        if !held.is_empty() {
+            sent.push(Arc::new(held));
+            if good {
+                open.send(sent[sent.len() - 1].clone()).await;
+            }
         }
         let judged = if good { Some(open.judge(conflicts).await) } else { None };
         // Nobody else has them any more.

@@ -1625,6 +1625,9 @@ impl Readers {
     }
 }
 
+/// What a row takes in memory beside its values, roughly: a round of light rows has a bound as well.
+const ROW_WEIGHT: usize = 400;
+
 /// Reads a table's part of the round, or of what it grew by, up to so many bytes in all.
 fn read_flight(
     conn: &Connection,
@@ -1668,8 +1671,8 @@ fn read_flight(
             entry: entry_from(table, row, keys)?,
             row: was_there.then_some(stored),
         };
-        let bytes: usize =
-            row.key.iter().chain(row.row.iter().flatten()).chain(&row.entry.base).map(Value::size).sum();
+        let values = row.key.iter().chain(row.row.iter().flatten()).chain(&row.entry.base);
+        let bytes = ROW_WEIGHT + values.map(Value::size).sum::<usize>();
         if read.bytes + bytes > bytes_max && !(is_first && rows.is_empty()) {
             read.rest = Some((table.id, rows.last().map(|row| row.key.clone())));
             break;
