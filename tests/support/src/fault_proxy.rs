@@ -572,7 +572,10 @@ async fn write_all(
 ) -> Result<(), Cut> {
     let mut mode = shared.mode.subscribe();
     while let Some((due, bytes)) = queue.recv().await {
-        tokio::time::sleep_until(due.into()).await;
+        // A timer's grain is a millisecond, also for what is due already.
+        if due > Instant::now() {
+            tokio::time::sleep_until(due.into()).await;
+        }
         if mode.wait_for(|mode| *mode != Mode::Swallow).await.is_err() {
             return Err(Cut(None));
         }
