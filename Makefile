@@ -21,6 +21,7 @@ long: setup
 bench:
 	cargo bench -p tidewater-actors --bench control_plane
 	cargo bench -p tidewater --bench local
+	cargo bench -p tidewater --bench flush
 
 # Format and lints, as CI runs them first.
 check:

@@ -33,18 +33,18 @@ use crate::core::value::{
 };
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
-    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, JournalGrew,
-    NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver, Subscribe, SyncError,
-    SyncNow, SyncReport, SyncSoon, WaitSynced,
+    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
+    JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
+    Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
 };
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
-    Standing, needs_others,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, Judged, Look, Op, Prepared, RoundFrame, RoundItem,
+    RoundOutcome, Standing, needs_others,
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
-    Applied, Cursor, Hit, Link, Lookup, Mark, Noted, Page, PulledRow, Readers, Refusal, RoundRow, StoreError,
-    ledger_name,
+    Applied, Cursor, Grown, Hit, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow, Readers, Refusal,
+    RoundRow, StoreError, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -143,6 +143,22 @@ impl Portion {
         self.0.store((self.rows() / 2).max(1), Ordering::Relaxed);
     }
 
+    /// After a round that took so long: the next one shall take about [`ROUND_TIME`]. Its bytes are bounded where it is read.
+    fn adapt(&self, most: usize, rows: usize, bytes: usize, took: Duration) {
+        let bearable = (PORTION_BYTES / (bytes / rows.max(1)).max(1)).max(1);
+        let factor = (ROUND_TIME.as_secs_f64() / took.as_secs_f64().max(0.001)).clamp(0.5, GROWTH_MAX);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a number of rows"
+        )]
+        let wanted = (rows as f64 * factor) as usize;
+        // A round that was small because no more waited says nothing against a larger one.
+        let wanted = if factor > 1.0 { wanted.max(self.rows()) } else { wanted };
+        self.0.store(wanted.clamp(1, most).min(bearable), Ordering::Relaxed);
+    }
+
     /// `bytes` is what the last portion weighed: the next one shall not weigh much more than [`PORTION_BYTES`].
     fn grow(&self, most: usize, rows: usize, bytes: usize) {
         let bearable = (PORTION_BYTES / (bytes / rows.max(1)).max(1)).max(1);
@@ -153,11 +169,27 @@ impl Portion {
 /// The fewest receipts that are worth looking through for those that nobody waits for.
 const RECEIPTS_MIN: usize = 64;
 
-/// The first window or page, as long as nobody knows what a row weighs.
+/// The first page, as long as nobody knows what a row weighs.
 const FIRST_PORTION: usize = 64;
 
-/// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server.
+/// The first window, as long as nobody knows how quick the cloud is.
+const FIRST_WINDOW: usize = 1000;
+
+/// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server. A window weighs more
+/// only by the one row with which it began, or grew, if that is heavier by itself.
 const PORTION_BYTES: usize = 16 << 20;
+
+/// How many rows are noted in one local transaction: some milliseconds, for which those who write meanwhile wait.
+const NOTED_AT_ONCE: usize = 1000;
+
+/// So many of them are one statement: each costs the server a plan and a run of the feed's trigger.
+const SENT_AT_ONCE: usize = 4000;
+
+/// How long a round should take: much longer than a round trip, and much shorter than anybody's patience with its locks.
+const ROUND_TIME: Duration = Duration::from_secs(1);
+
+/// The most by which a window grows from one round to the next.
+const GROWTH_MAX: f64 = 8.0;
 
 #[derive(Debug, Clone)]
 struct ReadyTable {
@@ -176,7 +208,7 @@ impl CloudSyncer {
             options,
             machine: Syncing::new(options.pace),
             memory: Memory::default(),
-            windows: Portion::new(options.window_rows_max.min(FIRST_PORTION)),
+            windows: Portion::new(options.window_rows_max.min(FIRST_WINDOW)),
             pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
             doing: Arc::default(),
             running: None,
@@ -563,12 +595,12 @@ impl Cycle {
         let link = self.settle(&cloud, &session).await?;
         self.prepare(&session, &link).await?;
         self.retry_mended(&session, &link).await?;
-        let mut link = self.fix_cursor(&session, link).await?;
+        let (mut link, mut look) = self.fix_cursor(&session, link).await?;
         self.discard(&session).await?;
         let mut upto = None;
         loop {
             self.doing.store(WARMING, Ordering::Relaxed);
-            self.pull(&session, &mut link).await?;
+            self.pull(&session, &mut link, look.take()).await?;
             self.doing.store(FLUSHING, Ordering::Relaxed);
             match self.flush(&session, &mut link, &mut upto).await? {
                 Flushed::Everything => break,
@@ -576,7 +608,7 @@ impl Cycle {
             }
         }
         self.doing.store(WARMING, Ordering::Relaxed);
-        self.pull(&session, &mut link).await?;
+        self.pull(&session, &mut link, None).await?;
         session.release();
         Ok(())
     }
@@ -745,10 +777,11 @@ impl Cycle {
 
     /// A cursor is fixed at the horizon before the first page is read, so that what is committed meanwhile is in the
     /// feed beyond it.
-    async fn fix_cursor(&mut self, session: &CloudSession, mut link: Link) -> Step<Link> {
+    async fn fix_cursor(&mut self, session: &CloudSession, mut link: Link) -> Step<(Link, Option<Look>)> {
         if let Some(cursor) = &link.cursor {
-            if session.cursor_is_there(cursor).await? {
-                return Ok(link);
+            let look = session.look(cursor, &link.device).await?;
+            if look.there {
+                return Ok((link, Some(look)));
             }
             warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
             self.ask(FixCursor(None)).await?;
@@ -756,25 +789,40 @@ impl Cycle {
         let horizon = session.horizon().await?;
         self.ask(FixCursor(Some(horizon.clone()))).await?;
         link.cursor = Some(horizon);
-        Ok(link)
+        Ok((link, None))
     }
 
     // -----------------------------------------------------------------------------------------------------
     // Pull
     // -----------------------------------------------------------------------------------------------------
 
-    async fn pull(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
-        let pulled = self.pull_pages(session, link).await;
+    async fn pull(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
+        let pulled = self.pull_pages(session, link, look).await;
         if let Err(Trouble::Cloud(_)) = &pulled {
             self.pages.halve();
         }
         pulled
     }
 
-    async fn pull_pages(&mut self, session: &CloudSession, link: &mut Link) -> Step<()> {
+    /// `look` is what the feed had a moment ago, if somebody has looked.
+    async fn pull_pages(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
         let (generation, tables) = self.prepared()?;
         self.retry_set_aside(session, generation, &tables).await?;
         self.snapshots(session, generation, &tables).await?;
+        let Some(cursor) = link.cursor.clone() else { return Ok(()) };
+        let look = match look {
+            Some(look) => look,
+            None => session.look(&cursor, &link.device).await?,
+        };
+        // Our own echo is not taken home page by page.
+        if let Some(ours) = look.ours {
+            let page = Page { cursor: Some(ours.clone()), ..Page::default() };
+            self.apply(session, generation, &tables, page).await?;
+            link.cursor = Some(ours);
+        }
+        if !look.news {
+            return Ok(());
+        }
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
@@ -854,7 +902,9 @@ impl Cycle {
         page: Page,
     ) -> Step<()> {
         let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum();
-        self.pages.grow(self.options.page_rows_max, page.rows.len(), weight);
+        if !page.rows.is_empty() {
+            self.pages.grow(self.options.page_rows_max, page.rows.len(), weight);
+        }
         let mut page = page;
         page.alike = tables
             .iter()
@@ -882,68 +932,93 @@ impl Cycle {
                     return Ok(());
                 }
                 Applied::Missing(lookups) => {
-                    let page = Arc::make_mut(&mut page);
-                    for lookup in lookups {
-                        self.look_up(session, tables, lookup, page).await?;
-                    }
+                    self.look_up(session, tables, lookups, Arc::make_mut(&mut page)).await?;
                 }
             }
         }
     }
 
+    /// Fetches rows by what is known of them, each table's by one statement per set of columns. What is not found is absent.
     async fn look_up(
         &self,
         session: &CloudSession,
         tables: &[ReadyTable],
-        lookup: Lookup,
+        lookups: Vec<Lookup>,
         page: &mut Page,
     ) -> Step<()> {
-        let Some(ready) = tables.iter().find(|ready| ready.table.id == lookup.table) else {
-            page.absent.push(lookup);
-            return Ok(());
-        };
-        let by_key = lookup.columns == ready.table.key;
-        let texts: Option<Vec<String>> = lookup
-            .columns
+        let mut sets: BTreeMap<(usize, Vec<usize>), Vec<Lookup>> = BTreeMap::new();
+        for lookup in lookups {
+            match tables.iter().position(|ready| ready.table.id == lookup.table) {
+                Some(at) => sets.entry((at, lookup.columns.clone())).or_default().push(lookup),
+                None => page.absent.push(lookup),
+            }
+        }
+        for ((at, columns), lookups) in sets {
+            self.look_up_set(session, &tables[at], &columns, lookups, page).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_up_set(
+        &self,
+        session: &CloudSession,
+        ready: &ReadyTable,
+        columns: &[usize],
+        lookups: Vec<Lookup>,
+        page: &mut Page,
+    ) -> Step<()> {
+        let table = ready.table.id;
+        let by_key = columns == ready.table.key;
+        let name = |key: &[Value]| ledger_name(&ready.table, key);
+        let rows = page.rows.iter().chain(page.unfit.iter().map(|(row, _)| row));
+        let keys = rows.map(|row| (row.table, &row.key)).chain(page.hidden.iter().map(|(t, key)| (*t, key)));
+        let mut known: HashSet<String> =
+            keys.filter(|(of, _)| *of == table).map(|(_, key)| name(key)).collect();
+        // What the cloud's type cannot even name is not there.
+        let (texts, asked): (Vec<Vec<String>>, Vec<usize>) = lookups
             .iter()
-            .zip(&lookup.values)
-            .map(|(c, value)| {
-                let carried = ready.carried(*c, value).ok().and_then(|v| to_text(&v));
-                // A key that cannot be kept here as it is was set aside in the cloud's text.
-                carried.or_else(|| as_text_key(value, &ready.cloud.columns[*c].kind))
+            .enumerate()
+            .filter_map(|(at, lookup)| {
+                let text = |(c, value): (&usize, &Value)| {
+                    let carried = ready.carried(*c, value).ok().and_then(|v| to_text(&v));
+                    // A key that cannot be kept here as it is was set aside in the cloud's text.
+                    carried.or_else(|| as_text_key(value, &ready.cloud.columns[*c].kind))
+                };
+                let texts: Option<Vec<String>> = columns.iter().zip(&lookup.values).map(text).collect();
+                Some((texts?, at))
             })
-            .collect();
-        let found = match &texts {
-            Some(texts) => {
-                session
-                    .fetch(&ready.table, &ready.cloud, &lookup.columns, std::slice::from_ref(texts))
-                    .await?
+            .unzip();
+        let (mut new, mut is_hidden) = (vec![false; lookups.len()], vec![false; lookups.len()]);
+        let mut missing: Vec<usize> = (0..texts.len()).collect();
+        if !texts.is_empty() {
+            let mut found = vec![false; texts.len()];
+            for (at, row) in session.fetch(&ready.table, &ready.cloud, columns, &texts).await? {
+                found[at] = true;
+                let pulled = ready.pulled(row, 0);
+                if known.insert(name(&pulled.0.key)) {
+                    new[asked[at]] = true;
+                    page.put(pulled);
+                }
             }
-            None => vec![],
-        };
-        let mut is_hidden = false;
-        if by_key
-            && found.is_empty()
-            && let Some(texts) = &texts
-        {
-            is_hidden = !session.hidden(&ready.cloud, std::slice::from_ref(texts)).await?.is_empty();
+            missing.retain(|at| !found[*at]);
         }
-        let mut new = false;
-        for (_, row) in found {
-            let pulled = ready.pulled(row, 0);
-            if !page.knows(ready.table.id, &pulled.0.key) {
-                new = true;
-                page.put(pulled);
+        if by_key {
+            let keys: Vec<Vec<String>> = missing.iter().map(|at| texts[*at].clone()).collect();
+            for at in session.hidden(&ready.cloud, &keys).await? {
+                is_hidden[asked[missing[at]]] = true;
             }
         }
-        if !new {
-            let known = page.knows(ready.table.id, &lookup.values);
-            if is_hidden && !known {
-                page.hidden.push((ready.table.id, lookup.values.clone()));
-            } else if by_key && !known {
+        for ((lookup, new), is_hidden) in lookups.into_iter().zip(new).zip(is_hidden) {
+            if new {
+                continue;
+            }
+            let is_known = by_key && !known.insert(name(&lookup.values));
+            if by_key && !is_known && is_hidden {
+                page.hidden.push((table, lookup.values.clone()));
+            } else if by_key && !is_known {
                 // Known by its key, and not there: deleted in the cloud as well.
                 let key = lookup.values.clone();
-                page.rows.push(PulledRow { table: ready.table.id, key, row: None, seen: 0 });
+                page.rows.push(PulledRow { table, key, row: None, seen: 0 });
             }
             page.absent.push(lookup);
         }
@@ -962,9 +1037,7 @@ impl Cycle {
         }
         session.begin_read().await?;
         let mut page = Page::default();
-        for lookup in lookups {
-            self.look_up(session, tables, lookup, &mut page).await?;
-        }
+        self.look_up(session, tables, lookups, &mut page).await?;
         page.absent.clear();
         self.apply(session, generation, tables, page).await?;
         session.end_read().await?;
@@ -1013,10 +1086,10 @@ impl Cycle {
                 }
                 session.begin_read().await?;
                 let mut page = Page::default();
-                for values in keys {
-                    let lookup = Lookup { table, columns: ready.table.key.clone(), values };
-                    self.look_up(session, tables, lookup, &mut page).await?;
-                }
+                let columns = &ready.table.key;
+                let lookups =
+                    keys.into_iter().map(|values| Lookup { table, columns: columns.clone(), values });
+                self.look_up(session, tables, lookups.collect(), &mut page).await?;
                 page.absent.clear();
                 self.apply(session, generation, tables, page).await?;
                 session.end_read().await?;
@@ -1041,21 +1114,30 @@ impl Cycle {
         let pairs: Vec<(Table, CloudTable)> =
             tables.iter().map(|ready| (ready.table.clone(), ready.cloud.clone())).collect();
         let mut width = 1;
+        let mut unpulled = 0;
         loop {
-            let rows_max = self.windows.rows() * width;
             let (eligible, whole) = (eligible.clone(), width > 1);
+            let window = self.windows.rows();
+            let room = Room { eligible: eligible.clone(), upto: *upto, rows_max: window };
+            let rows_max = if whole { window.min(WIDE_WINDOW) * width } else { window.min(NOTED_AT_ONCE) };
             let noted = self.ask(NoteRound { rows_max, generation, eligible, upto: *upto, whole }).await?;
             let Some(noted) = noted else { return Ok(Flushed::Everything) };
             upto.get_or_insert(noted.epoch);
-            let may_widen = width < WIDTH_MAX && !noted.complete;
-            let carried = self.carry(session, link, &tables, &pairs, noted, may_widen).await;
+            let may_widen = width < WIDTH_MAX;
+            let began = Instant::now();
+            let carried = self.carry(session, link, &tables, &pairs, noted, room, may_widen).await;
             if let Err(Trouble::Cloud(_)) = &carried {
                 self.windows.halve();
             }
             let carried = carried?;
-            self.windows.grow(self.options.window_rows_max, carried.rows, carried.bytes);
-            self.tell_receipts();
+            self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, began.elapsed());
+            // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
+            if carried.rows < window || carried.then != Then::GoOn || carried.parked {
+                self.tell_receipts();
+            }
+            unpulled += carried.rows;
             match carried.then {
+                Then::GoOn if unpulled >= UNPULLED_MAX => return Ok(Flushed::PullFirst),
                 Then::GoOn => width = 1,
                 Then::Widen => width = (width * 4).min(WIDTH_MAX),
                 Then::PullFirst => return Ok(Flushed::PullFirst),
@@ -1065,43 +1147,118 @@ impl Cycle {
         }
     }
 
+    /// Reads what is in flight, as far as it is not too heavy; the rest waits again.
+    async fn read_noted(&self, noted: &mut Noted, grown: Option<Grown>, bytes_max: usize) -> Step<InFlight> {
+        let (readers, of) = (self.parts.readers.clone(), noted.clone());
+        let read = actix_rt::task::spawn_blocking(move || match grown {
+            Some(grown) => readers.read_growth(&of, &grown, bytes_max),
+            None => readers.read_some(&of, bytes_max),
+        })
+        .await
+        .map_err(|error| StoreError::Io(error.to_string()))??;
+        if let Some((table, after)) = read.rest.clone() {
+            self.ask(TrimRound { round: noted.id.clone(), table, after }).await?;
+            (noted.complete, noted.grows) = (false, None);
+        }
+        Ok(read)
+    }
+
+    /// Sends a round while it grows: while the server is at work on one part of it, the next is noted, read and sent. Ends when
+    /// the window is full, or with rows that cannot be sent as they are: the round has not been judged then.
+    #[expect(clippy::too_many_arguments, reason = "what a round is made of")]
+    async fn send_growing(
+        &self,
+        session: &CloudSession,
+        frame: RoundFrame<'_>,
+        tables: &[ReadyTable],
+        noted: &mut Noted,
+        room: &Room,
+        window: &mut Window,
+        carried: &mut Carried,
+        conflicts: &[ConflictRow],
+    ) -> Step<Option<Judged>> {
+        let mut open = session.open_round(frame).await?;
+        let mut sent = vec![Arc::new(std::mem::take(&mut window.items))];
+        open.send(sent[0].clone()).await;
+        let mut good = true;
+        let mut held = vec![];
+        while good && carried.rows < room.rows_max && carried.bytes < PORTION_BYTES {
+            let Some((table, after)) = noted.grows.take() else { break };
+            let grow = GrowRound {
+                round: noted.id.clone(),
+                generation: noted.generation,
+                eligible: room.eligible.clone(),
+                table,
+                after,
+                upto: room.upto.unwrap_or(noted.epoch),
+                rows_max: NOTED_AT_ONCE.min(room.rows_max - carried.rows),
+            };
+            let Some(grown) = self.ask(grow).await? else { break };
+            (noted.complete, noted.grows) = (grown.complete, grown.grows());
+            let read = self.read_noted(noted, Some(grown), PORTION_BYTES - carried.bytes).await?;
+            carried.add(&read);
+            let mut part = Window::encode(tables, noted, read.rows);
+            good = part.refusals.is_empty();
+            held.append(&mut part.items);
+            if good && held.len() >= SENT_AT_ONCE {
+                sent.push(Arc::new(std::mem::take(&mut held)));
+                open.send(sent[sent.len() - 1].clone()).await;
+            }
+            window.origins.append(&mut part.origins);
+            window.refusals.append(&mut part.refusals);
+        }
+        if !held.is_empty() {
+            sent.push(Arc::new(held));
+            if good {
+                open.send(sent[sent.len() - 1].clone()).await;
+            }
+        }
+        let judged = if good { Some(open.judge(conflicts).await) } else { None };
+        // Nobody else has them any more.
+        window.items = sent.into_iter().flat_map(Arc::unwrap_or_clone).collect();
+        Ok(judged)
+    }
+
     /// Takes one noted round to its end: acknowledged, or put back, with the guilty rows parked. Answers with its rows and
     /// their bytes.
+    #[expect(clippy::too_many_arguments, reason = "what a round is made of")]
     async fn carry(
         &self,
         session: &CloudSession,
         link: &mut Link,
         tables: &[ReadyTable],
         pairs: &[(Table, CloudTable)],
-        noted: Noted,
+        mut noted: Noted,
+        room: Room,
         may_widen: bool,
     ) -> Step<Carried> {
         let readers = self.parts.readers.clone();
-        let to_read = noted.clone();
-        let (rows, conflicts) = actix_rt::task::spawn_blocking(move || {
-            Ok::<_, StoreError>((readers.read_round(&to_read)?, readers.read_conflicts()?))
-        })
-        .await
-        .map_err(|error| StoreError::Io(error.to_string()))??;
+        let conflicts = actix_rt::task::spawn_blocking(move || readers.read_conflicts());
+        let read = self.read_noted(&mut noted, None, PORTION_BYTES).await?;
+        let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
-        let mut carried = Carried {
-            rows: rows.iter().map(Vec::len).sum(),
-            bytes: rows.iter().flatten().flat_map(|row| &row.row).flatten().map(Value::size).sum(),
-            then: Then::GoOn,
-        };
-        let mut window = Window::encode(tables, &noted, rows);
+        let mut carried = Carried { rows: 0, bytes: 0, parked: false, then: Then::GoOn };
+        carried.add(&read);
+        let mut window = Window::encode(tables, &noted, read.rows);
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
-        if !window.refusals.is_empty() {
-            // What does not fit was compared with the columns as they were prepared.
-            let shapes = tables.iter().map(|ready| (ready.table.id, ready.cloud.shape.clone())).collect();
-            id = self.park(tables, id, std::mem::take(&mut window.refusals), shapes).await?;
-        }
+        let mut may_grow = true;
         loop {
+            if !window.refusals.is_empty() {
+                // What does not fit was compared with the columns as they were prepared.
+                let shapes = tables.iter().map(|ready| (ready.table.id, ready.cloud.shape.clone())).collect();
+                id = self.park(tables, id, std::mem::take(&mut window.refusals), shapes).await?;
+                noted.id.clone_from(&id);
+                carried.parked = true;
+                may_grow = false;
+            }
             if window.items.is_empty() && conflicts.is_empty() {
                 self.ask(DissolveRound { round: id }).await?;
                 return Ok(carried);
+            }
+            if !std::mem::take(&mut may_grow) {
+                noted.grows = None;
             }
             let default_cursor = Cursor::default();
             let frame = RoundFrame {
@@ -1112,7 +1269,24 @@ impl Cycle {
                 cursor: link.cursor.as_ref().unwrap_or(&default_cursor),
                 tables: pairs,
             };
-            match session.round(frame, &window.items, &conflicts, may_widen).await? {
+            let judged = self
+                .send_growing(
+                    session,
+                    frame,
+                    tables,
+                    &mut noted,
+                    &room,
+                    &mut window,
+                    &mut carried,
+                    &conflicts,
+                )
+                .await?;
+            let Some(judged) = judged else {
+                session.give_up_round().await?;
+                continue;
+            };
+            let may_widen = may_widen && !noted.complete;
+            match session.conclude(frame, &window.items, &conflicts, may_widen, judged).await? {
                 RoundOutcome::Committed { hits, unseen, caused_more } => {
                     if caused_more {
                         carried.then = Then::PullFirst;
@@ -1162,6 +1336,8 @@ impl Cycle {
                             .map(|refusal| (window.origins[refusal.item].table, refusal.shape.clone()))
                             .collect();
                         id = self.park(tables, id, refusals, shapes).await?;
+                        noted.id.clone_from(&id);
+                        carried.parked = true;
                     }
                     if !wait.is_empty() {
                         let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
@@ -1184,15 +1360,21 @@ impl Cycle {
     }
 }
 
+/// After so many rows a flush pulls: the check of each round looks at the feed beyond the cursor, our own entries included.
+const UNPULLED_MAX: usize = 200_000;
+
 /// How many windows a round takes at most when its rows need others.
 const WIDTH_MAX: usize = 16;
+
+/// The window that is taken so many times: such a round is noted, and read, as a whole.
+const WIDE_WINDOW: usize = 2000;
 
 /// How far a flush came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flushed {
     /// Nothing waits any more, or only what waits for others.
     Everything,
-    /// The cloud did more than it was told: that has to be pulled before anything is built on it.
+    /// The cloud did more than it was told: that has to be pulled before anything is built on it. Or it is time to.
     PullFirst,
 }
 
@@ -1213,7 +1395,22 @@ enum Then {
 struct Carried {
     rows: usize,
     bytes: usize,
+    parked: bool,
     then: Then,
+}
+
+impl Carried {
+    fn add(&mut self, read: &InFlight) {
+        self.rows += read.rows.iter().map(Vec::len).sum::<usize>();
+        self.bytes += read.bytes;
+    }
+}
+
+/// What a round may grow to.
+struct Room {
+    eligible: Vec<i64>,
+    upto: Option<i64>,
+    rows_max: usize,
 }
 
 /// A deletion that would take rows along that have not been seen.

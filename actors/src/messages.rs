@@ -26,8 +26,8 @@ use crate::core::schema::Table;
 use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Applied, Cursor, Discardable, Hit, Link, Lookup, Mark, Noted, Page, Parked, Refusal, Retried, StoreError,
-    Unit, Which, Written,
+    Applied, Cursor, Discardable, Grown, Hit, Link, Lookup, Mark, Noted, Page, Parked, Refusal, Retried,
+    StoreError, Unit, Which, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -233,6 +233,38 @@ pub struct NoteRound {
     pub upto: Option<i64>,
     /// Refused entries too: the rows of this round need others.
     pub whole: bool,
+}
+
+/// Moves more of one table into the round in flight, as far as that needs nobody else along.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<Option<Grown>>")]
+pub struct GrowRound {
+    /// The round's id; another one is not touched.
+    pub round: String,
+    /// The generation of the tables that the sender knows.
+    pub generation: u64,
+    /// The ids of the tables whose cloud side is ready.
+    pub eligible: Vec<i64>,
+    /// The table that it grows by.
+    pub table: i64,
+    /// The last of its keys that are in the round.
+    pub after: Vec<Value>,
+    /// Only what was dirty in this epoch, or before: what was dirtied since the round was noted is a later one's.
+    pub upto: i64,
+    /// The most rows.
+    pub rows_max: usize,
+}
+
+/// What of the round in flight is too heavy waits again.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct TrimRound {
+    /// The round's id; another one is not touched.
+    pub round: String,
+    /// The first table that is concerned; all of those behind it are.
+    pub table: i64,
+    /// The last of its keys that stay in the round, if any does.
+    pub after: Option<Vec<Value>>,
 }
 
 /// The round took effect.

@@ -34,8 +34,14 @@ use uuid::Uuid;
 mod dial;
 mod examine;
 mod isolate;
+mod sending;
 
 use dial::{Dialer, Obstacle};
+use sending::{
+    Answer, CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out,
+    sets,
+};
+pub use sending::{Judged, OpenRound};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
@@ -576,6 +582,17 @@ pub struct FeedEntry {
     pub own: bool,
 }
 
+/// What lies beyond a cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// Whether the entry that the cursor stands on is still there.
+    pub there: bool,
+    /// Whether others changed something.
+    pub news: bool,
+    /// The last entry, if any, that only our own rounds lead to.
+    pub ours: Option<Cursor>,
+}
+
 /// An error of a statement inside a round.
 enum Trouble {
     /// The data: what PostgreSQL said.
@@ -751,26 +768,17 @@ impl CloudSession {
     /// Whether the feed still has the entry that a cursor stands on, or, where it stands on none, whether this server
     /// has come as far.
     pub async fn cursor_is_there(&self, cursor: &Cursor) -> Result<bool> {
-        let rows = match cursor.tag {
-            Some(tag) => {
-                self.query(
-                    "SELECT EXISTS (SELECT 1 FROM tidewater.changes \
-                     WHERE xid = $1::text::xid8 AND id = $2 AND tag = $3)",
-                    &[&cursor.xid, &cursor.id, &tag],
-                    Phase::Pull,
-                )
-                .await?
-            }
-            None => {
-                self.query(
-                    "SELECT $1::text::xid8 <= pg_snapshot_xmax(pg_current_snapshot())",
-                    &[&cursor.xid],
-                    Phase::Pull,
-                )
-                .await?
-            }
-        };
-        Ok(rows.first().is_some_and(|row| row.get(0)))
+        Ok(self.look(cursor, "").await?.there)
+    }
+
+    /// What the feed has beyond the cursor.
+    pub async fn look(&self, cursor: &Cursor, device: &str) -> Result<Look> {
+        let sql = include_str!("sql/postgres/look.sql");
+        let rows = self.query(sql, &[&cursor.xid, &cursor.id, &cursor.tag, &device], Phase::Pull).await?;
+        let row = rows.first().ok_or_else(|| unexpected("the feed did not answer"))?;
+        let at: Option<String> = row.get("at");
+        let ours = at.map(|xid| Cursor { xid, id: row.get("id"), tag: Some(row.get("tag")) });
+        Ok(Look { there: row.get("there"), news: row.get("news"), ours })
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -923,6 +931,7 @@ impl CloudSession {
             trace: String::new(),
             hiding: Hiding::None,
             shape: String::new(),
+            plain: false,
             columns,
         };
         cloud_table.hiding = self.hiding(table, &cloud_table).await?;
@@ -939,6 +948,10 @@ impl CloudSession {
                 table.name, self.cloud.options.user
             ));
         }
+        let is_plain = self.query(include_str!("sql/postgres/is_plain.sql"), &[&oid], Phase::Setup).await?;
+        cloud_table.plain = cloud_table.hiding == Hiding::None
+            && cloud::stores_as_sent(&cloud_table.columns)
+            && is_plain.first().is_some_and(|row| row.get(0));
         if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
             if refusal.sqlstate.as_deref() == Some("42501") {
@@ -1159,8 +1172,8 @@ impl CloudSession {
     // Rounds
     // -----------------------------------------------------------------------------------------------------
 
-    /// Takes a round to the cloud, in one transaction (C1). With `may_widen`, the caller can take more rows along, and would
-    /// rather do so than look for the guilty among too few.
+    /// Takes a round to the cloud, in one transaction (C1), all of it at once. With `may_widen`, the caller can take more
+    /// rows along, and would rather do so than look for the guilty among too few.
     ///
     /// # Errors
     /// Nothing took effect, unless the COMMIT's own answer is missing: the ledger tells.
@@ -1171,9 +1184,41 @@ impl CloudSession {
         conflicts: &[ConflictRow],
         may_widen: bool,
     ) -> Result<RoundOutcome> {
-        self.begin_round(frame).await?;
+        let mut open = self.open_round(frame).await?;
+        open.send(Arc::new(items.to_vec())).await;
+        let judged = open.judge(conflicts).await;
+        self.conclude(frame, items, conflicts, may_widen, judged).await
+    }
+
+    /// Takes a round to its end that was sent, and whose answers were read: nothing of it is committed yet. The items are
+    /// those that were sent, in that order.
+    ///
+    /// # Errors
+    /// As those of [`round`](Self::round).
+    pub async fn conclude(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        conflicts: &[ConflictRow],
+        may_widen: bool,
+        judged: Judged,
+    ) -> Result<RoundOutcome> {
+        let mut at_once = None;
+        let first = match judged.0 {
+            Ok(Some((taken, caused_more))) => {
+                at_once = Some(caused_more);
+                Ok(taken)
+            }
+            // Somebody else's changes are in the way: what leaves the round is found step by step.
+            Ok(None) => {
+                self.batch("ROLLBACK", Phase::Pull).await?;
+                self.begin_round(frame).await?;
+                self.take(frame, items, &in_order(items, |_| true)).await
+            }
+            Err(trouble) => Err(trouble),
+        };
         fail::fail_point!("cloud.begun");
-        let mut taken = match self.take(frame, items, &in_order(items, |_| true)).await {
+        let mut taken = match first {
             Ok(taken) => taken,
             // The file as a whole fits its own constraints: what part of it a row needs may only be outside of this round.
             Err(Trouble::Refused { sqlstate, .. }) if may_widen && needs_others(&sqlstate) => {
@@ -1194,7 +1239,10 @@ impl CloudSession {
             }
             Err(Trouble::Failed(failure)) => return Err(failure),
         };
-        let mut caused_more = self.mark_echo(&taken).await?;
+        let mut caused_more = match at_once {
+            Some(caused_more) => caused_more,
+            None => self.mark_echo(&taken).await?,
+        };
         if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
             // Which of the deletions do, shows in parts.
             self.batch("ROLLBACK", Phase::Pull).await?;
@@ -1205,13 +1253,16 @@ impl CloudSession {
                 return Ok(RoundOutcome::Refused(refused));
             }
             taken = again;
+            at_once = None;
             caused_more = self.mark_echo(&taken).await?;
         }
         if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
             self.batch("ROLLBACK", Phase::Pull).await?;
             return Ok(RoundOutcome::Unseen);
         }
-        self.record_conflicts(frame, conflicts).await?;
+        if at_once.is_none() {
+            self.record_conflicts(frame, conflicts).await?;
+        }
         // Whoever settles this round after a crash has to know what it did not carry.
         let left_out = taken.hits.iter().map(|hit| hit.item).chain(taken.unseen.iter().copied());
         let names: Vec<&str> = left_out.map(|item| items[item].name.as_str()).collect();
@@ -1227,8 +1278,9 @@ impl CloudSession {
 
     /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
     async fn mark_echo(&self, taken: &Taken) -> Result<bool> {
-        let sql = include_str!("sql/postgres/own_echo.sql");
-        let marked = self.execute(sql, &[&taken.stored_otherwise, &taken.feed_entries], Phase::Pull).await?;
+        let marked = self
+            .execute(ECHO, &[&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted], Phase::Pull)
+            .await?;
         Ok(marked > 0)
     }
 
@@ -1280,31 +1332,13 @@ impl CloudSession {
     }
 
     async fn begin_round(&self, frame: RoundFrame<'_>) -> Result<()> {
-        // A UUID: quoting it is a formality.
-        let device = parse_uuid(frame.device)?;
-        self.batch(
-            &format!(
-                "BEGIN; SELECT set_config('tidewater.device', '{device}', true); \
-                 SET CONSTRAINTS ALL DEFERRED"
-            ),
-            Phase::Pull,
-        )
-        .await?;
-        let previous = frame.previous.map(parse_uuid).transpose()?;
-        let fenced = self
-            .execute(
-                include_str!("sql/postgres/fence.sql"),
-                &[&parse_uuid(frame.id)?, &device, &parse_uuid(frame.session)?, &previous],
-                Phase::Setup,
-            )
-            .await?;
-        if fenced == 1 {
-            return Ok(());
-        }
-        Err(CloudFailure::new(
-            FailureClass::Transient,
-            "another session of this device has settled meanwhile",
-        ))
+        self.batch(&begin(frame)?, Phase::Pull).await?;
+        let fence = Fence::of(frame)?;
+        let fenced = self.query(FENCE, &fence.params(), Phase::Setup).await;
+        fenced.map(drop).map_err(|failure| match failure.sqlstate.as_deref() {
+            Some(FENCED_OUT) => fenced_out(),
+            _ => failure,
+        })
     }
 
     /// Locks what the round changes and finds the rows that somebody else changed, or deleted, since our cursor.
@@ -1415,12 +1449,8 @@ impl CloudSession {
         if conflicts.is_empty() {
             return Ok(());
         }
-        let arrays: Vec<Vec<Option<&str>>> =
-            (0..7).map(|field| conflicts.iter().map(|c| c.fields[field].as_deref()).collect()).collect();
-        let device = parse_uuid(frame.device)?;
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&device];
-        params.extend(arrays.iter().map(|array| array as &(dyn ToSql + Sync)));
-        self.execute(include_str!("sql/postgres/conflicts.sql"), &params, Phase::Pull).await.map(|_| ())
+        let (device, arrays) = (parse_uuid(frame.device)?, conflict_arrays(conflicts));
+        self.execute(CONFLICTS, &conflict_params(&device, &arrays), Phase::Pull).await.map(|_| ())
     }
 
     /// Runs the given items, in order, set by set, and brings out the errors of deferred constraints.
@@ -1432,65 +1462,35 @@ impl CloudSession {
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
-        self.step_aside(frame, items, order, &mut taken).await?;
-        self.let_go(frame, items, order, &mut taken).await?;
-        for members in
-            order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
-        {
-            let first = &items[members[0]];
-            if first.op == Op::Update(vec![]) {
-                continue;
+        for aside in asides(frame, items, order) {
+            let (table, cloud_table) = aside.table;
+            let keys = arrays(
+                cloud_table,
+                &table.key,
+                |at, part| &items[aside.members[at]].key[part],
+                aside.members.len(),
+            );
+            let params = as_params(&keys);
+            let changed = self
+                .attempt(async {
+                    let statement = self.client.prepare_cached(&aside.sql).await?;
+                    self.client.execute(&statement, &params).await
+                })
+                .await?;
+            if cloud_table.feed {
+                taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
             }
-            let (table, cloud_table) = &frame.tables[first.table];
-            let rows = members.len();
-            let everything: Vec<usize> = (0..table.columns.len()).collect();
-            let (sql, columns) = match &first.op {
-                Op::Insert => (cloud::insert(table, cloud_table), everything.clone()),
-                Op::Update(columns) => {
-                    let all_columns = table.key.iter().chain(columns).copied().collect();
-                    (cloud::update(table, cloud_table, columns), all_columns)
-                }
-                Op::Delete => (cloud::delete(table, cloud_table), table.key.clone()),
-            };
-            let value_at = |at: usize, place: usize| {
-                let (item, column) = (&items[members[at]], columns[place]);
-                match table.key.iter().position(|k| *k == column) {
-                    Some(part) => &item.key[part],
-                    None => &item.values[column],
-                }
-            };
-            let arrays = arrays(cloud_table, &columns, value_at, rows);
+        }
+        for set in sets(frame, items, order) {
+            let arrays = set.arrays();
             let params = as_params(&arrays);
             let answers = self
                 .attempt(async {
-                    let statement = self.client.prepare_cached(&sql).await?;
+                    let statement = self.client.prepare_cached(&set.sql).await?;
                     self.client.query(&statement, &params).await
                 })
                 .await?;
-            let mut changed = i64::try_from(rows).unwrap_or(i64::MAX);
-            for row in answers {
-                if first.op == Op::Delete {
-                    changed = row.get("gone");
-                    if !row.get::<_, Vec<i64>>("kept").is_empty() {
-                        return Err(discarded(&table.name));
-                    }
-                } else if let Some(place) = row.get::<_, Option<i32>>("misfit") {
-                    let place = usize::try_from(place).unwrap_or_default();
-                    let sent = value_at(position(&row), place);
-                    return Err(not_as_sent(table, cloud_table, columns[place], sent));
-                } else if row.get::<_, bool>("done") {
-                    taken.stored_otherwise = true;
-                } else if first.op == Op::Insert {
-                    already_there.push(members[position(&row)]);
-                    changed -= 1;
-                } else {
-                    // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
-                    return Err(discarded(&table.name));
-                }
-            }
-            if cloud_table.feed {
-                taken.feed_entries += changed;
-            }
+            set.judge(&Answer { rows: answers, changed: 0 }, &mut taken, &mut already_there)?;
         }
         taken.hits = self.already_there(frame, items, &already_there).await?;
         for hit in &taken.hits {
@@ -1519,94 +1519,6 @@ impl CloudSession {
         Ok(taken)
     }
 
-    /// Rows that give up values by which others refer to them let go of them first, when somebody may take them over:
-    /// PostgreSQL checks such values row by row, not at the end.
-    async fn step_aside(
-        &self,
-        frame: RoundFrame<'_>,
-        items: &[RoundItem],
-        order: &[usize],
-        taken: &mut Taken,
-    ) -> std::result::Result<(), Trouble> {
-        for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
-            let mut columns = referred_to(frame, table).concat();
-            columns.sort_unstable();
-            columns.dedup();
-            for column in columns.into_iter().filter(|c| !table.is_key(*c)) {
-                let Some(sql) = cloud::step_aside(table, cloud_table, column) else { continue };
-                let ours = || order.iter().copied().filter(|at| items[*at].table == table_at);
-                let changes =
-                    |at: &usize| matches!(&items[*at].op, Op::Update(columns) if columns.contains(&column));
-                let members: Vec<usize> =
-                    ours().filter(|at| changes(at) || items[*at].op == Op::Delete).collect();
-                let takers: Vec<usize> =
-                    ours().filter(|at| changes(at) || items[*at].op == Op::Insert).collect();
-                if members.is_empty() || takers.is_empty() || members == takers && members.len() == 1 {
-                    continue;
-                }
-                let keys =
-                    arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
-                let params = as_params(&keys);
-                let changed = self
-                    .attempt(async {
-                        let statement = self.client.prepare_cached(&sql).await?;
-                        self.client.execute(&statement, &params).await
-                    })
-                    .await?;
-                if cloud_table.feed {
-                    taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Rows that go let go first of those that go before them: `RESTRICT` is not put off to the end, and in a circle of tables
-    /// there is no order that pleases everybody.
-    async fn let_go(
-        &self,
-        frame: RoundFrame<'_>,
-        items: &[RoundItem],
-        order: &[usize],
-        taken: &mut Taken,
-    ) -> std::result::Result<(), Trouble> {
-        let goes = |table_at: usize| {
-            let is_there = move |at: &usize| items[*at].table == table_at && items[*at].op == Op::Delete;
-            order.iter().copied().filter(is_there).collect::<Vec<usize>>()
-        };
-        for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
-            for foreign in table.foreign_keys.iter().filter(|key| key.on_delete == "RESTRICT") {
-                let before =
-                    |(parent, _): &(Table, CloudTable)| parent.name.eq_ignore_ascii_case(&foreign.parent);
-                let goes_before =
-                    frame.tables.iter().position(before).filter(|parent| *parent > table_at).map(goes);
-                let free = |c: &usize| !table.columns[*c].not_null && !table.is_key(*c);
-                let (Some(parents), Some(column)) = (goes_before, foreign.columns.iter().copied().find(free))
-                else {
-                    continue;
-                };
-                let members = goes(table_at);
-                if parents.is_empty() || members.is_empty() {
-                    continue;
-                }
-                let keys =
-                    arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
-                let params = as_params(&keys);
-                let sql = cloud::let_go(table, cloud_table, column);
-                let changed = self
-                    .attempt(async {
-                        let statement = self.client.prepare_cached(&sql).await?;
-                        self.client.execute(&statement, &params).await
-                    })
-                    .await?;
-                if cloud_table.feed {
-                    taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// One exchange within a round, whose error is either the data's or the link's.
     async fn attempt<T>(
         &self,
@@ -1615,26 +1527,29 @@ impl CloudSession {
         let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
         match tokio::time::timeout(limit, work).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => {
-                let failure = self.cloud.explain(&error, Phase::Round);
-                match error.as_db_error() {
-                    // Said of our own statement, not of somebody's trigger: the table is not what it was prepared as.
-                    // No row is to blame; the next settlement prepares it anew.
-                    Some(server)
-                        if matches!(server.code().code(), "42P01" | "42703" | "3F000")
-                            && server.where_().is_none() =>
-                    {
-                        Err(Trouble::Failed(CloudFailure { class: FailureClass::Transient, ..failure }))
-                    }
-                    Some(server) if failure.class == FailureClass::DataRefused => Err(Trouble::Refused {
-                        sqlstate: server.code().code().to_owned(),
-                        message: server.message().to_owned(),
-                        constraint: server.constraint().map(str::to_owned),
-                    }),
-                    _ => Err(Trouble::Failed(failure)),
-                }
-            }
+            Ok(Err(error)) => Err(self.trouble(&error)),
             Err(_) => Err(Trouble::Failed(silent(limit))),
+        }
+    }
+
+    /// What an error of a statement that carries rows means.
+    fn trouble(&self, error: &tokio_postgres::Error) -> Trouble {
+        let failure = self.cloud.explain(error, Phase::Round);
+        match error.as_db_error() {
+            // Said of our own statement, not of somebody's trigger: the table is not what it was prepared as.
+            // No row is to blame; the next settlement prepares it anew.
+            Some(server)
+                if matches!(server.code().code(), "42P01" | "42703" | "3F000")
+                    && server.where_().is_none() =>
+            {
+                Trouble::Failed(CloudFailure { class: FailureClass::Transient, ..failure })
+            }
+            Some(server) if failure.class == FailureClass::DataRefused => Trouble::Refused {
+                sqlstate: server.code().code().to_owned(),
+                message: server.message().to_owned(),
+                constraint: server.constraint().map(str::to_owned),
+            },
+            _ => Trouble::Failed(failure),
         }
     }
 }
@@ -1663,6 +1578,8 @@ struct Taken {
     stored_otherwise: bool,
     /// How many entries the feed has if nothing else was caused.
     feed_entries: i64,
+    /// The tables of which it is taken for granted that they store what they are sent.
+    for_granted: Vec<u32>,
 }
 
 impl Taken {
@@ -1671,6 +1588,72 @@ impl Taken {
         self.unseen.extend(part.unseen);
         self.stored_otherwise |= part.stored_otherwise;
         self.feed_entries += part.feed_entries;
+        self.for_granted.extend(part.for_granted);
+    }
+}
+
+/// Rows that have to make room before the round's statements run.
+struct Aside<'a> {
+    table: &'a (Table, CloudTable),
+    sql: String,
+    members: Vec<usize>,
+}
+
+/// What has to make room in a round, in the order in which it does.
+fn asides<'a>(frame: RoundFrame<'a>, items: &[RoundItem], order: &[usize]) -> Vec<Aside<'a>> {
+    let mut asides = vec![];
+    step_aside(frame, items, order, &mut asides);
+    let_go(frame, items, order, &mut asides);
+    asides
+}
+
+/// Rows that give up values by which others refer to them let go of them first, when somebody may take them over:
+/// PostgreSQL checks such values row by row, not at the end.
+fn step_aside<'a>(frame: RoundFrame<'a>, items: &[RoundItem], order: &[usize], asides: &mut Vec<Aside<'a>>) {
+    for (table_at, of) in frame.tables.iter().enumerate() {
+        let (table, cloud_table) = of;
+        let mut columns = referred_to(frame, table).concat();
+        columns.sort_unstable();
+        columns.dedup();
+        for column in columns.into_iter().filter(|c| !table.is_key(*c)) {
+            let Some(sql) = cloud::step_aside(table, cloud_table, column) else { continue };
+            let ours = || order.iter().copied().filter(|at| items[*at].table == table_at);
+            let changes =
+                |at: &usize| matches!(&items[*at].op, Op::Update(columns) if columns.contains(&column));
+            let members: Vec<usize> =
+                ours().filter(|at| changes(at) || items[*at].op == Op::Delete).collect();
+            let takers: Vec<usize> = ours().filter(|at| changes(at) || items[*at].op == Op::Insert).collect();
+            if !(members.is_empty() || takers.is_empty() || members == takers && members.len() == 1) {
+                asides.push(Aside { table: of, sql, members });
+            }
+        }
+    }
+}
+
+/// Rows that go let go first of those that go before them: `RESTRICT` is not put off to the end, and in a circle of tables
+/// there is no order that pleases everybody.
+fn let_go<'a>(frame: RoundFrame<'a>, items: &[RoundItem], order: &[usize], asides: &mut Vec<Aside<'a>>) {
+    let goes = |table_at: usize| {
+        let is_there = move |at: &usize| items[*at].table == table_at && items[*at].op == Op::Delete;
+        order.iter().copied().filter(is_there).collect::<Vec<usize>>()
+    };
+    for (table_at, of) in frame.tables.iter().enumerate() {
+        let (table, cloud_table) = of;
+        for foreign in table.foreign_keys.iter().filter(|key| key.on_delete == "RESTRICT") {
+            let before =
+                |(parent, _): &(Table, CloudTable)| parent.name.eq_ignore_ascii_case(&foreign.parent);
+            let goes_before =
+                frame.tables.iter().position(before).filter(|parent| *parent > table_at).map(goes);
+            let free = |c: &usize| !table.columns[*c].not_null && !table.is_key(*c);
+            let (Some(parents), Some(column)) = (goes_before, foreign.columns.iter().copied().find(free))
+            else {
+                continue;
+            };
+            let members = goes(table_at);
+            if !(parents.is_empty() || members.is_empty()) {
+                asides.push(Aside { table: of, sql: cloud::let_go(table, cloud_table, column), members });
+            }
+        }
     }
 }
 

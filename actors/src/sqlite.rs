@@ -25,6 +25,7 @@
 mod background;
 mod copy;
 mod examine;
+mod growing;
 mod migrate;
 mod parked;
 mod rows;
@@ -62,6 +63,7 @@ use crate::supervision::{is_stale, patiently, progress};
 pub use self::background::{Cancel, Canceller};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, check_integrity, examine};
+pub use self::growing::{Grown, InFlight};
 pub use self::parked::{
     Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
 };
@@ -402,6 +404,8 @@ pub struct Noted {
     pub complete: bool,
     /// Whether entries are in it that were refused before.
     pub retry: bool,
+    /// Where the round can grow: the table, and the last of its keys that are in it.
+    pub grows: Option<(i64, Vec<Value>)>,
     /// SQLite's number of the schema under which the entries undo what was written since.
     schema_version: i64,
 }
@@ -937,8 +941,10 @@ impl Store {
         let mut sweep = self.sweep.clone();
         let mut taken = 0;
         let closed = epoch(&tx)?;
+        let begins = upto.is_none();
         let upto = upto.unwrap_or(closed);
         let mut retry = false;
+        let mut grows = None;
         // First what was never refused. When nothing of that is left, the refused ones get their chance, together with
         // everything that came since: it may be what they wait for.
         let passes: &[(bool, bool, i64)] = match whole {
@@ -953,6 +959,9 @@ impl Store {
                 }
                 let table = tables[(self.first_table + at) % tables.len()];
                 taken += take(&tx, table, rows_max - taken, refused, upto, &mut sweep)?;
+                grows = (taken >= rows_max && !is_retry && !whole)
+                    .then(|| sweep.get(&table.id).map(|last| (table.id, last.clone())))
+                    .flatten();
             }
             retry |= is_retry && refused && taken > before;
             if !whole && (taken > 0 && !is_retry || is_retry && taken == 0) {
@@ -978,13 +987,10 @@ impl Store {
             close_under_foreign_keys(&tx, &tables, false, &mut room)?;
         }
         tx.execute_batch("RELEASE tidewater_close")?;
-        let mut complete = true;
+        // What is parked for the sake of others comes along only with a last chance.
+        let mut complete = is_complete(&tx, tables.iter().copied())?;
         for table in &tables {
-            // What is parked for the sake of others comes along only with a last chance.
             complete &= retry || whole || !is_hopeful(&tx, table)?;
-            let journal = ident(&side_table(JOURNAL, table));
-            let more = format!("SELECT 1 FROM {journal} LIMIT 1");
-            complete &= !tx.prepare_cached(&more)?.exists([])?;
         }
         for table in &tables {
             absorb_parked(&tx, table)?;
@@ -1002,7 +1008,10 @@ impl Store {
         tx.execute("UPDATE _tidewater_clock SET epoch = epoch + 1", [])?;
         commit(tx)?;
         self.sweep = sweep;
-        self.first_table = self.first_table.wrapping_add(1);
+        if begins {
+            // Each flush begins with another table; one that goes on takes table by table, parents first.
+            self.first_table = self.first_table.wrapping_add(1);
+        }
         Ok(Some(Noted {
             id,
             tables: self.tables.clone(),
@@ -1010,6 +1019,7 @@ impl Store {
             epoch: closed,
             complete,
             retry,
+            grows,
             schema_version: self.schema_version,
         }))
     }
@@ -1022,6 +1032,9 @@ impl Store {
     /// The round took effect. What was in flight is cleared, except for the rows that left the round: those in `hits`
     /// are merged with the cloud's, those in `left_out` (by their names in the ledger, [`ledger_name`]) wait again as
     /// they were.
+    ///
+    /// Does not wait for the disk: the next commit does, for both. An acknowledgement that a power cut takes is made again
+    /// from the ledger.
     pub fn acknowledge(
         &mut self,
         id: &str,
@@ -1030,6 +1043,19 @@ impl Store {
         left_out: &[String],
     ) -> Result<()> {
         self.look()?;
+        self.write.pragma_update(None, "synchronous", "NORMAL")?;
+        let acknowledged = self.try_acknowledge(id, hits, generation, left_out);
+        self.write.pragma_update(None, "synchronous", "FULL")?;
+        acknowledged
+    }
+
+    fn try_acknowledge(
+        &mut self,
+        id: &str,
+        hits: &[Hit],
+        generation: u64,
+        left_out: &[String],
+    ) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let number = the_round(&tx, id)?;
         for hit in hits {
@@ -1609,10 +1635,42 @@ impl Readers {
     /// [`StoreError::SchemaChanged`] when somebody changed the schema since: triggers may have been missing for a
     /// while, so that nobody knows what the rows were.
     pub fn read_round(&self, noted: &Noted) -> Result<Vec<Vec<RoundRow>>> {
+        Ok(self.read_some(noted, usize::MAX)?.rows)
+    }
+
+    /// [`read_round`](Self::read_round), as far as the rows fit so many bytes; the first one always does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_some(&self, noted: &Noted, bytes_max: usize) -> Result<InFlight> {
         let conn = self.get()?;
         let tx = conn.unchecked_transaction()?;
         same_schema(&tx, noted.schema_version)?;
-        noted.tables.iter().map(|table| read_flight(&tx, table)).collect()
+        let mut read = InFlight { rows: vec![], bytes: 0, rest: None };
+        for table in &noted.tables {
+            if read.rest.is_none() {
+                read_flight(&tx, table, None, bytes_max, &mut read)?;
+            } else {
+                read.rows.push(vec![]);
+            }
+        }
+        Ok(read)
+    }
+
+    /// The rows by which the round in flight grew, likewise.
+    pub fn read_growth(&self, noted: &Noted, grown: &Grown, bytes_max: usize) -> Result<InFlight> {
+        let conn = self.get()?;
+        let tx = conn.unchecked_transaction()?;
+        same_schema(&tx, noted.schema_version)?;
+        let mut read = InFlight { rows: vec![], bytes: 0, rest: None };
+        for table in &noted.tables {
+            if table.id == grown.table {
+                read_flight(&tx, table, Some(grown), bytes_max, &mut read)?;
+            } else {
+                read.rows.push(vec![]);
+            }
+        }
+        Ok(read)
     }
 
     /// The conflicts that the round in flight tells the cloud of: table, key, column, base, local, cloud, kept.
@@ -1699,7 +1757,17 @@ impl Readers {
     }
 }
 
-fn read_flight(conn: &Connection, table: &Table) -> Result<Vec<RoundRow>> {
+/// What a row takes in memory beside its values, roughly: a round of light rows has a bound as well.
+const ROW_WEIGHT: usize = 400;
+
+/// Reads a table's part of the round, or of what it grew by, up to so many bytes in all.
+fn read_flight(
+    conn: &Connection,
+    table: &Table,
+    grown: Option<&Grown>,
+    bytes_max: usize,
+    read: &mut InFlight,
+) -> Result<()> {
     let keys = table.key.len();
     let entry = entry_columns(table);
     // What was written since is undone in SQL: SQLite allows 2,000 columns in an answer, not more.
@@ -1710,8 +1778,10 @@ fn read_flight(conn: &Connection, table: &Table) -> Result<Vec<RoundRow>> {
             format!("CASE WHEN j.d{id} THEN j.b{id} ELSE t.{name} END")
         }
     };
+    let (range, params) = grown.map_or_else(|| ("true".to_owned(), vec![]), |grown| grown.range("f.", table));
+    let order = list(key_columns(table), |k| format!("f.{k}"));
     let sql = format!(
-        "SELECT {}, coalesce(j.known, t.{} IS NOT NULL), {} FROM {} AS f LEFT JOIN {} AS t ON {} LEFT JOIN {} AS j ON {}",
+        "SELECT {}, coalesce(j.known, t.{} IS NOT NULL), {} FROM {} AS f LEFT JOIN {} AS t ON {} LEFT JOIN {} AS j ON {} WHERE {range} ORDER BY {order}",
         list(&entry, |c| format!("f.{c}")),
         ident(table.key_names()[0]),
         list(0..table.columns.len(), as_noted),
@@ -1721,15 +1791,29 @@ fn read_flight(conn: &Connection, table: &Table) -> Result<Vec<RoundRow>> {
         ident(&side_table(JOURNAL, table)),
         all(0..keys, |at| format!("j.k{at} = f.k{at}")),
     );
-    query(conn, &sql, &[], |row| {
+    let mut statement = conn.prepare_cached(&sql)?;
+    let mut found = statement.query(params_from_iter(params))?;
+    let mut rows: Vec<RoundRow> = vec![];
+    let is_first = read.bytes == 0;
+    while let Some(row) = found.next()? {
         let was_there: bool = row.get(entry.len())?;
         let stored = values(row, entry.len() + 1, table.columns.len())?;
-        Ok(RoundRow {
+        let row = RoundRow {
             key: values(row, 0, keys)?,
             entry: entry_from(table, row, keys)?,
             row: was_there.then_some(stored),
-        })
-    })
+        };
+        let values = row.key.iter().chain(row.row.iter().flatten()).chain(&row.entry.base);
+        let bytes = ROW_WEIGHT + values.map(Value::size).sum::<usize>();
+        if read.bytes + bytes > bytes_max && !(is_first && rows.is_empty()) {
+            read.rest = Some((table.id, rows.last().map(|row| row.key.clone())));
+            break;
+        }
+        read.bytes += bytes;
+        rows.push(row);
+    }
+    read.rows.push(rows);
+    Ok(())
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -2344,6 +2428,17 @@ fn merge_entries(
     into: &str,
     where_clause: &str,
 ) -> Result<usize> {
+    merge_some(conn, table, [from, into], where_clause, &[])
+}
+
+/// [`merge_entries`], with parameters of the clause.
+fn merge_some(
+    conn: &Connection,
+    table: &Table,
+    [from, into]: [&str; 2],
+    where_clause: &str,
+    params: &[Value],
+) -> Result<usize> {
     let columns = entry_columns(table);
     let refused = if from == FLIGHT && into == JOURNAL { ", refused" } else { "" };
     let mut updates = vec![
@@ -2374,8 +2469,9 @@ fn merge_entries(
              ON CONFLICT ({keys}) DO UPDATE SET {}",
             list(updates, |u| u)
         ))?
-        .execute([])?;
-    conn.prepare_cached(&format!("DELETE FROM {from} WHERE {where_clause}"))?.execute([])?;
+        .execute(params_from_iter(params))?;
+    conn.prepare_cached(&format!("DELETE FROM {from} WHERE {where_clause}"))?
+        .execute(params_from_iter(params))?;
     Ok(moved)
 }
 
@@ -2520,47 +2616,15 @@ fn take(
     upto: i64,
     sweep: &mut HashMap<i64, Vec<Value>>,
 ) -> Result<usize> {
-    let keys = list(key_columns(table), |k| k);
-    let columns = list(entry_columns(table), |c| c);
-    let journal = ident(&side_table(JOURNAL, table));
-    let flight = ident(&side_table(FLIGHT, table));
     let refused = if refused { "NOT NULL" } else { "NULL" };
+    let which = format!("refused IS {refused} AND coalesce(epoch, 0) <= {upto}");
     let mut taken = 0;
     let mut after = sweep.remove(&table.id);
     loop {
-        let position = match &after {
-            Some(_) => format!("({keys}) > ({})", list(0..table.key.len(), |at| format!("?{}", at + 1))),
-            None => "true".into(),
-        };
-        let moved = conn
-            .prepare_cached(&format!(
-                "INSERT INTO {flight} ({columns}, refused) SELECT {columns}, refused FROM {journal} \
-                 WHERE refused IS {refused} AND coalesce(epoch, 0) <= {upto} AND {position} ORDER BY {keys} LIMIT {}",
-                limit - taken
-            ))?
-            .execute(params_from_iter(after.iter().flatten()))?;
-        if moved > 0 {
-            conn.prepare_cached(&format!(
-                "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
-            ))?
-            .execute([])?;
-        }
+        let (moved, until) = take_next(conn, table, &which, after.as_deref(), limit - taken)?;
         taken += moved;
-        if taken >= limit {
-            let descending = list(key_columns(table), |k| format!("{k} DESC"));
-            let below = match &after {
-                Some(_) => format!("({keys}) > ({})", list(0..table.key.len(), |at| format!("?{}", at + 1))),
-                None => "true".into(),
-            };
-            let last = query(
-                conn,
-                &format!("SELECT {keys} FROM {flight} WHERE {below} ORDER BY {descending} LIMIT 1"),
-                after.as_deref().unwrap_or(&[]),
-                |row| values(row, 0, table.key.len()),
-            )?;
-            if let Some(last) = last.into_iter().next() {
-                sweep.insert(table.id, last);
-            }
+        if let Some(last) = until {
+            sweep.insert(table.id, last);
             return Ok(taken);
         }
         // The end of the journal: once more from its beginning, if this round did not start there.
@@ -2568,6 +2632,82 @@ fn take(
             return Ok(taken);
         }
     }
+}
+
+/// Moves the next so many entries in flight, and answers with their number and, if there were so many, the last key.
+/// Exactly what is moved is deleted: what was dirtied since may have the same key.
+fn take_next(
+    conn: &Connection,
+    table: &Table,
+    which: &str,
+    after: Option<&[Value]>,
+    limit: usize,
+) -> Result<(usize, Option<Vec<Value>>)> {
+    let keys = list(key_columns(table), |k| k);
+    let columns = list(entry_columns(table), |c| c);
+    let journal = ident(&side_table(JOURNAL, table));
+    let flight = ident(&side_table(FLIGHT, table));
+    let until = last_of_next(conn, table, which, after, limit)?;
+    let (range, params) = key_range(table, "", after, until.as_deref());
+    let moved = conn
+        .prepare_cached(&format!(
+            "INSERT INTO {flight} ({columns}, refused) SELECT {columns}, refused FROM {journal} \
+             WHERE {which} AND {range} ORDER BY {keys}"
+        ))?
+        .execute(params_from_iter(&params))?;
+    if moved > 0 {
+        conn.prepare_cached(&format!("DELETE FROM {journal} WHERE {which} AND {range}"))?
+            .execute(params_from_iter(&params))?;
+    }
+    Ok((moved, until))
+}
+
+/// The last key of the next so many entries, if there are so many.
+fn last_of_next(
+    conn: &Connection,
+    table: &Table,
+    which: &str,
+    after: Option<&[Value]>,
+    count: usize,
+) -> Result<Option<Vec<Value>>> {
+    let keys = list(key_columns(table), |k| k);
+    let (range, params) = key_range(table, "", after, None);
+    let skipped = count.saturating_sub(1);
+    let sql = format!(
+        "SELECT {keys} FROM {} WHERE {which} AND {range} ORDER BY {keys} LIMIT 1 OFFSET {skipped}",
+        ident(&side_table(JOURNAL, table))
+    );
+    Ok(query(conn, &sql, &params, |row| values(row, 0, table.key.len()))?.pop())
+}
+
+/// The keys of a side table beyond one and up to another, with its parameters.
+fn key_range(
+    table: &Table,
+    of: &str,
+    after: Option<&[Value]>,
+    until: Option<&[Value]>,
+) -> (String, Vec<Value>) {
+    let keys = list(key_columns(table), |k| format!("{of}{k}"));
+    let mut params: Vec<Value> = vec![];
+    let mut bounds = vec![];
+    for (operator, key) in [(">", after), ("<=", until)] {
+        let Some(key) = key else { continue };
+        let first = params.len() + 1;
+        bounds.push(format!("({keys}) {operator} ({})", list(0..key.len(), |at| format!("?{}", at + first))));
+        params.extend_from_slice(key);
+    }
+    (if bounds.is_empty() { "true".to_owned() } else { bounds.join(" AND ") }, params)
+}
+
+/// Whether nothing waits in the journals of these tables.
+fn is_complete<'a>(conn: &Connection, tables: impl Iterator<Item = &'a Table>) -> Result<bool> {
+    for table in tables {
+        let sql = format!("SELECT 1 FROM {} LIMIT 1", ident(&side_table(JOURNAL, table)));
+        if conn.prepare_cached(&sql)?.exists([])? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Pending parents of the window's rows come along, to any depth.
@@ -2589,6 +2729,9 @@ fn close_under_foreign_keys(
             for key in &child.foreign_keys {
                 let parent = tables.iter().copied().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
                 let Some(parent) = parent else { continue };
+                if is_complete(conn, std::iter::once(parent))? {
+                    continue;
+                }
                 let journal = ident(&side_table(JOURNAL, parent));
                 let flight = ident(&side_table(FLIGHT, parent));
                 let keys = list(key_columns(parent), |k| k);
@@ -2641,6 +2784,10 @@ fn take_children_of_deleted(
     let mut moved = 0;
     // Children first: who has to wait for his own children shall not take others' room.
     for parent in tables.iter().rev().copied() {
+        let mut children = tables.iter().copied().filter(|child| refers_to(child, parent));
+        if children.all(|child| is_complete(conn, std::iter::once(child)).unwrap_or(false)) {
+            continue;
+        }
         let gone = format!(
             "SELECT f.* FROM {} AS f LEFT JOIN {} AS p ON {} WHERE p.{} IS NULL AND f.known",
             ident(&side_table(FLIGHT, parent)),
@@ -2724,6 +2871,10 @@ fn anything_flies(conn: &Connection, tables: &[&Table]) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+fn refers_to(child: &Table, parent: &Table) -> bool {
+    child.foreign_keys.iter().any(|key| key.parent.eq_ignore_ascii_case(&parent.name))
 }
 
 /// `parent.x = child.y AND …` for a foreign key.

@@ -22,9 +22,9 @@ use tokio::sync::oneshot;
 
 use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetDiscardable,
-    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables, JournalGrew, Migrate,
-    NoteRound, ParkRows, PutBackRound, RememberCloud, RememberCloudTable, RetryMended, RetryParked,
-    StartOver, Stored, Write,
+    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables, GrowRound, JournalGrew,
+    Migrate, NoteRound, ParkRows, PutBackRound, RememberCloud, RememberCloudTable, RetryMended, RetryParked,
+    StartOver, Stored, TrimRound, Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
@@ -269,6 +269,8 @@ store_calls! {
     GetTables => (u64, Vec<crate::core::schema::Table>), |store, _| store.tables();
     GetLink => (crate::sqlite::Link, Option<(String, i64)>), |store, _| Ok((store.link()?, store.in_flight()?));
     NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(&m);
+    GrowRound => Option<crate::sqlite::Grown>, |store, m| store.grow_round(&m);
+    TrimRound => (), |store, m| store.trim_round(&m);
     AcknowledgeRound => (), |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out);
     PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused);
     DissolveRound => (), |store, m| store.dissolve(&m.round);

@@ -1664,3 +1664,48 @@ async fn random_histories_end_as_the_model_says() {
         .collect();
     assert_eq!(rows(&plain, "SELECT * FROM item ORDER BY id").await, expected);
 }
+
+/// A trigger that changes what is inserted, and that came after the table was prepared, is noticed by the round that it
+/// changes; one that discards rows is blamed for them.
+#[tokio::test]
+async fn a_trigger_that_comes_later_is_noticed() {
+    let (_database, plain, mut device) =
+        bench("CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)", "").await;
+    let first = [device.insert("note", &[Int(1), text("ABC")])];
+    assert_eq!(device.round(&first).await, []);
+    assert_eq!(device.pull(&plain).await, ["own"]);
+    plain
+        .batch_execute(
+            "CREATE FUNCTION low() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN new.v := lower(new.v); RETURN new; END $$;
+             CREATE TRIGGER low BEFORE INSERT ON note FOR EACH ROW EXECUTE FUNCTION low()",
+        )
+        .await
+        .unwrap();
+    let second = [device.insert("note", &[Int(2), text("ABC")])];
+    assert_eq!(device.round(&second).await, []);
+    assert_eq!(device.pull(&plain).await, ["2"]);
+    plain
+        .batch_execute(
+            "CREATE OR REPLACE FUNCTION low() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+        )
+        .await
+        .unwrap();
+    let third = [device.insert("note", &[Int(3), text("ABC")])];
+    assert_eq!(device.refused(&third).await, [(0, "02000".to_owned())]);
+}
+
+/// A session that is not the last one that settled changes nothing, however much it sends behind its fence.
+#[tokio::test]
+async fn nothing_behind_a_fence_that_is_shut_is_carried_out() {
+    let (database, plain, mut device) = bench("CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)", "").await;
+    let cloud = cloud(&database);
+    let newer = cloud.connect().await.unwrap();
+    newer.settle(&device.id, &new_id()).await.unwrap();
+    // Whoever waited for this lock would wait for ever: the statements behind the fence must not even be tried.
+    plain.batch_execute("BEGIN; LOCK TABLE note").await.unwrap();
+    let items = [device.insert("note", &[Int(1), text("a")])];
+    let failure = device.try_round(&items).await.unwrap_err();
+    assert_eq!(failure.class, FailureClass::Transient, "{failure:?}");
+    plain.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(one(&plain, "SELECT count(*) FROM note").await, "0");
+}

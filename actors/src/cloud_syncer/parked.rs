@@ -147,13 +147,17 @@ impl Cycle {
         if !ids.is_empty() {
             let mut page = Page::default();
             session.begin_read().await?;
+            let key_of = |table: i64| {
+                let ready = tables.iter().find(|ready| ready.table.id == table);
+                ready.map_or_else(Vec::new, |ready| ready.table.key.clone())
+            };
+            let lookups = found.rows.iter().map(|(_, table, values)| Lookup {
+                table: *table,
+                columns: key_of(*table),
+                values: values.clone(),
+            });
+            self.look_up(session, tables, lookups.collect(), &mut page).await?;
             for (_, table, values) in found.rows {
-                let columns = tables
-                    .iter()
-                    .find(|ready| ready.table.id == table)
-                    .map_or_else(Vec::new, |ready| ready.table.key.clone());
-                let lookup = Lookup { table, columns, values: values.clone() };
-                self.look_up(session, tables, lookup, &mut page).await?;
                 // What counts as the same key there may be another one here.
                 if !page.rows.iter().any(|row| row.table == table && row.key == values) {
                     page.rows.push(PulledRow { table, key: values.clone(), row: None, seen: 0 });

@@ -110,6 +110,8 @@ pub struct CloudTable {
     /// What decides over its rows: columns, constraints, policies, triggers, rights. Another value means that a row which was
     /// refused may be accepted.
     pub shape: String,
+    /// Whether an inserted row is stored exactly as it is sent.
+    pub plain: bool,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
 }

@@ -288,6 +288,7 @@ impl CloudSession {
             trace: String::new(),
             hiding: Hiding::None,
             shape: String::new(),
+            plain: false,
             columns: table.columns.iter().map(column).collect(),
         };
         Ok(self.uncovered(table, &as_found).await?.is_empty())

@@ -146,6 +146,41 @@ pub(crate) fn insert(table: &Table, cloud: &CloudTable) -> String {
     )
 }
 
+/// The same for a table that stores what it is sent: how many rows came is all that has to be known, and the statement's tag
+/// says it.
+pub(crate) fn insert_plain(table: &Table, cloud: &CloudTable) -> String {
+    let columns: Vec<usize> = (0..table.columns.len()).collect();
+    format!(
+        "INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM unnest({arrays}) AS raw({raw}) \
+         ORDER BY {order} ON CONFLICT ({key_names}) DO NOTHING",
+        target = qualified(&cloud.schema, &cloud.name),
+        names = list(&columns, |c| name(table, *c)),
+        values = list(&columns, |c| format!("c{c}::{}", cloud.columns[*c].cast)),
+        arrays = list(&columns, |c| format!("${}::{}", c + 1, array_type(cloud.columns[*c].kind.wire()))),
+        raw = list(&columns, |c| format!("c{c}")),
+        order = list(&table.key, |c| format!("c{c}")),
+        key_names = list(&table.key, |c| name(table, *c)),
+    )
+}
+
+/// Whether every column of the table has a type whose values are stored, and come back, as they are sent.
+pub(crate) fn stores_as_sent(columns: &[CloudColumn]) -> bool {
+    let stores = |column: &CloudColumn| {
+        !column.generated
+            && matches!(
+                column.kind,
+                CloudType::Int2
+                    | CloudType::Int4
+                    | CloudType::Int8
+                    | CloudType::Float8
+                    | CloudType::Bool
+                    | CloudType::Text
+                    | CloudType::Bytea
+            )
+    };
+    columns.iter().all(stores)
+}
+
 /// Updates the given data columns of rows that the cloud has, which are locked. Parameters: the key's columns,
 /// then these. Answers like [`insert`]; a column that was not sent and changed all the same (a trigger that
 /// keeps the time of the last change, for one) counts as stored other than sent.

@@ -1,0 +1,573 @@
+//! A round on its way: its statements are sent one behind the other, and nobody waits for an answer in between.
+//!
+//! ```text
+//! open_round ─▶ BEGIN, fence
+//! send       ─▶ locks, check, rows         for each part of the round, while the server is at work on those before it
+//! judge      ─▶ constraints, echo, conflicts;  ◀─ every answer       ─▶ `conclude`: COMMIT, or whatever it takes
+//! ```
+//!
+//! The server carries the statements out one after the other, so each check sees what committed before its locks. Behind
+//! one that fails the others fail for that reason alone, so the first error is the one that counts; behind a fence that
+//! finds another session's mark everything fails.
+
+use super::*;
+
+/// What the answers to a round's statements came to: what was taken and whether that caused more than was sent; nothing
+/// when somebody else's changes are in the way, so that none of this may be committed.
+pub struct Judged(pub(super) std::result::Result<Option<(Taken, bool)>, Trouble>);
+
+impl fmt::Debug for Judged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Judged").field("good", &matches!(self.0, Ok(Some(_)))).finish()
+    }
+}
+
+/// A round's transaction, begun. Where it is dropped before it is judged, [`CloudSession::give_up_round`] has to follow.
+pub struct OpenRound<'s> {
+    session: &'s CloudSession,
+    frame: RoundFrame<'s>,
+    requests: Vec<(Step, Request<'s>)>,
+    parts: Vec<Arc<Part>>,
+    /// What kept a part from being sent.
+    unsent: Option<Trouble>,
+    /// Rows have to make room for others first: this goes step by step.
+    in_steps: bool,
+}
+
+impl fmt::Debug for OpenRound<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenRound").field("parts", &self.parts.len()).finish_non_exhaustive()
+    }
+}
+
+/// A statement that was sent.
+enum Request<'s> {
+    Under(Pin<Box<dyn Future<Output = Answered> + Send + 's>>),
+    Answered(Answered),
+}
+
+/// Rows that were sent together, with what is done about them in which order.
+struct Part {
+    items: Arc<Vec<RoundItem>>,
+    order: Vec<usize>,
+    /// By table: the rows that the cloud should have.
+    known: Vec<(usize, Vec<usize>)>,
+}
+
+/// One statement about a part.
+#[derive(Clone)]
+enum Piece {
+    Lock(usize),
+    Touched(usize),
+    Set(std::ops::Range<usize>),
+}
+
+impl Part {
+    fn new(items: Arc<Vec<RoundItem>>) -> Self {
+        let known = by_table(&items, (0..items.len()).filter(|at| items[*at].op != Op::Insert));
+        Self { order: in_order(&items, |_| true), known: known.into_iter().collect(), items }
+    }
+
+    fn known<'a>(&'a self, frame: RoundFrame<'a>, at: usize) -> Known<'a> {
+        let (table, members) = &self.known[at];
+        Known { table: &frame.tables[*table], items: &self.items, members }
+    }
+
+    fn set<'a>(&'a self, frame: RoundFrame<'a>, range: std::ops::Range<usize>) -> Set<'a> {
+        Set::new(frame, &self.items, &self.order[range], true)
+    }
+
+    /// The places of the sets in the order.
+    fn sets(&self) -> Vec<std::ops::Range<usize>> {
+        let mut from = 0;
+        let mut sets = vec![];
+        for members in same_kind(&self.items, &self.order) {
+            let range = from..from + members.len();
+            from = range.end;
+            if self.items[members[0]].op != Op::Update(vec![]) {
+                sets.push(range);
+            }
+        }
+        sets
+    }
+
+    /// All statements about these rows: locks in one order, then the checks, then what happens.
+    fn pieces(&self, frame: RoundFrame<'_>) -> Vec<(String, Step, Piece)> {
+        let tables = 0..self.known.len();
+        let locks = tables.clone().map(|at| (self.known(frame, at).lock(), Step::Rows, Piece::Lock(at)));
+        let checks = tables.map(|at| (self.known(frame, at).touched(), Step::Ours, Piece::Touched(at)));
+        let sets = self
+            .sets()
+            .into_iter()
+            .map(|range| (self.set(frame, range.clone()).sql, Step::Rows, Piece::Set(range)));
+        locks.chain(checks).chain(sets).collect()
+    }
+}
+
+impl CloudSession {
+    /// Begins a round's transaction, and waits for nothing but the preparation of what this connection does not know yet.
+    ///
+    /// # Errors
+    /// When the link, or the server, fails.
+    pub async fn open_round<'s>(&'s self, frame: RoundFrame<'s>) -> Result<OpenRound<'s>> {
+        let begin = begin(frame)?;
+        let fence = Fence::of(frame)?;
+        let prepared = [FENCE, ECHO, CONFLICTS].map(|sql| self.client.prepare_cached(sql));
+        let prepared = self
+            .bounded(async {
+                futures_util::future::try_join_all(prepared).await.map_err(self.failed(Phase::Setup))
+            })
+            .await?;
+        let mut open = OpenRound {
+            session: self,
+            frame,
+            requests: vec![],
+            parts: vec![],
+            unsent: None,
+            in_steps: false,
+        };
+        open.request(Step::Ours, async move {
+            self.client.batch_execute(&begin).await.map(|()| Answer::default())
+        });
+        let statement = prepared.into_iter().next().ok_or_else(|| unexpected("no statement"))?;
+        open.request(Step::Fence, async move {
+            let rows = self.client.query(&statement, &fence.params()).await?;
+            Ok(Answer { rows, changed: 0 })
+        });
+        Ok(open)
+    }
+}
+
+impl CloudSession {
+    /// Ends a round that was begun and is not going to be judged: nothing of it took effect.
+    ///
+    /// # Errors
+    /// When the link, or the server, fails.
+    pub async fn give_up_round(&self) -> Result<()> {
+        self.batch("ROLLBACK", Phase::Pull).await
+    }
+}
+
+impl<'s> OpenRound<'s> {
+    /// Sends it. What follows is sent behind it.
+    fn request(&mut self, step: Step, work: impl Future<Output = Answered> + Send + 's) {
+        let mut work: Pin<Box<dyn Future<Output = Answered> + Send + 's>> = Box::pin(work);
+        // The driver sends with the first poll; nobody has to be woken for it.
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let request = match work.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(answered) => Request::Answered(answered),
+            std::task::Poll::Pending => Request::Under(work),
+        };
+        self.requests.push((step, request));
+    }
+
+    fn is_sound(&self) -> bool {
+        self.unsent.is_none() && !self.in_steps
+    }
+
+    /// Sends the next rows of the round. What is wrong with them, the judgement says.
+    pub async fn send(&mut self, items: Arc<Vec<RoundItem>>) {
+        if !self.is_sound() {
+            return;
+        }
+        let (session, frame) = (self.session, self.frame);
+        let part = Arc::new(Part::new(items));
+        if !asides(frame, &part.items, &part.order).is_empty() {
+            self.in_steps = true;
+            return;
+        }
+        let pieces = part.pieces(frame);
+        // What is new to this connection is prepared first, together.
+        let prepared = pieces.iter().map(|(sql, ..)| session.client.prepare_cached(sql));
+        let prepared = match session.attempt(futures_util::future::try_join_all(prepared)).await {
+            Ok(prepared) => prepared,
+            Err(trouble) => {
+                self.unsent = Some(trouble);
+                return;
+            }
+        };
+        self.parts.push(part.clone());
+        for (statement, (_, step, piece)) in prepared.into_iter().zip(pieces) {
+            let part = part.clone();
+            self.request(step, async move {
+                let rows = match piece {
+                    Piece::Lock(at) => {
+                        let keys = part.known(frame, at).keys();
+                        session.client.query(&statement, &as_params(&keys)).await?
+                    }
+                    Piece::Touched(at) => {
+                        let known = part.known(frame, at);
+                        let (keys, seen) = (known.keys(), known.seen());
+                        let mut params = as_params(&keys);
+                        params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id]);
+                        params.push(&frame.device);
+                        session.client.query(&statement, &params).await?
+                    }
+                    Piece::Set(range) => {
+                        let arrays = part.set(frame, range).arrays();
+                        if statement.columns().is_empty() {
+                            let changed = session.client.execute(&statement, &as_params(&arrays)).await?;
+                            return Ok(Answer { rows: vec![], changed });
+                        }
+                        session.client.query(&statement, &as_params(&arrays)).await?
+                    }
+                };
+                Ok(Answer { rows, changed: 0 })
+            });
+        }
+    }
+
+    /// Sends what ends a round, but for its COMMIT, reads every answer, and judges them.
+    pub async fn judge(mut self, conflicts: &[ConflictRow]) -> Judged {
+        let session = self.session;
+        // How many rows a deletion finds is not known before its answer.
+        let early_echo = self.parts.iter().all(|part| part.items.iter().all(|item| item.op != Op::Delete));
+        if self.is_sound() {
+            self.request(Step::Rows, async move {
+                let all = session.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await;
+                all.map(|()| Answer::default())
+            });
+        }
+        if self.is_sound() && early_echo {
+            let (entries, for_granted) = self.expected();
+            self.request(Step::Ours, async move {
+                let statement = session.client.prepare_cached(ECHO).await?;
+                let changed = session.client.execute(&statement, &[&false, &entries, &for_granted]).await?;
+                Ok(Answer { rows: vec![], changed })
+            });
+        }
+        if self.is_sound() && !conflicts.is_empty() {
+            let conflicts = conflicts.to_vec();
+            let device = parse_uuid(self.frame.device);
+            self.request(Step::Ours, async move {
+                let arrays = conflict_arrays(&conflicts);
+                let device = device.unwrap_or_default();
+                let statement = session.client.prepare_cached(CONFLICTS).await?;
+                let changed = session.client.execute(&statement, &conflict_params(&device, &arrays)).await?;
+                Ok(Answer { rows: vec![], changed })
+            });
+        }
+        Judged(self.read(early_echo).await)
+    }
+
+    /// How many entries the feed has if nothing but what is sent is caused, and which tables are taken at their word.
+    fn expected(&self) -> (i64, Vec<u32>) {
+        let (mut entries, mut granted) = (0, vec![]);
+        for part in &self.parts {
+            for range in part.sets() {
+                let rows = range.len();
+                let set = part.set(self.frame, range);
+                entries += set.feed_entries(rows);
+                if set.granted && !granted.contains(&set.table.1.oid) {
+                    granted.push(set.table.1.oid);
+                }
+            }
+        }
+        (entries, granted)
+    }
+
+    async fn read(self, early_echo: bool) -> std::result::Result<Option<(Taken, bool)>, Trouble> {
+        let Self { session, frame, requests, parts, unsent, in_steps } = self;
+        let (answers, trouble) = session.read_all(requests).await?;
+        let trouble = trouble.or(unsent);
+        // Behind BEGIN and the fence.
+        let mut left = answers.len().saturating_sub(2);
+        let mut answers = answers.into_iter().skip(2);
+        let mut in_the_way = in_steps;
+        let mut taken = Taken::default();
+        let mut already_there = vec![];
+        'parts: for part in &parts {
+            let tables = part.known.len();
+            if left < 2 * tables {
+                break;
+            }
+            left -= 2 * tables;
+            for at in 0..tables {
+                let locked = answers.next().unwrap_or_default().rows;
+                in_the_way |= part.known(frame, at).misses_updated(&locked);
+            }
+            for _ in 0..tables {
+                in_the_way |= !answers.next().unwrap_or_default().rows.is_empty();
+            }
+            for range in part.sets() {
+                if left == 0 {
+                    break 'parts;
+                }
+                left -= 1;
+                let answer = answers.next().unwrap_or_default();
+                if !in_the_way {
+                    part.set(frame, range).judge(&answer, &mut taken, &mut already_there)?;
+                }
+            }
+        }
+        match trouble {
+            // A refusal perhaps only of what has to leave.
+            Some(Trouble::Refused { .. }) | None if in_the_way => return Ok(None),
+            Some(trouble) => return Err(trouble),
+            None if !already_there.is_empty() => return Ok(None),
+            None => {}
+        }
+        answers.next();
+        let mut caused_more = early_echo && answers.next().unwrap_or_default().changed > 0;
+        if !early_echo || taken.stored_otherwise {
+            caused_more |= session.mark_echo(&taken).await?;
+        }
+        Ok(Some((taken, caused_more)))
+    }
+}
+
+impl CloudSession {
+    /// Reads every answer: those before the first error, and that.
+    async fn read_all(
+        &self,
+        requests: Vec<(Step, Request<'_>)>,
+    ) -> std::result::Result<(Vec<Answer>, Option<Trouble>), Trouble> {
+        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
+        let mut answers = vec![];
+        let mut trouble = None;
+        for (step, request) in requests {
+            let answered = match request {
+                Request::Answered(answered) => answered,
+                Request::Under(work) => {
+                    tokio::time::timeout(limit, work).await.map_err(|_| Trouble::Failed(silent(limit)))?
+                }
+            };
+            match answered {
+                Ok(answer) if trouble.is_none() => answers.push(answer),
+                Err(error) if trouble.is_none() => {
+                    trouble = Some(match step {
+                        Step::Fence if is_sqlstate(&error, FENCED_OUT) => fenced_out().into(),
+                        Step::Fence => self.cloud.explain(&error, Phase::Setup).into(),
+                        Step::Ours => self.cloud.explain(&error, Phase::Pull).into(),
+                        Step::Rows => self.trouble(&error),
+                    });
+                }
+                // It failed for the same reason.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok((answers, trouble))
+    }
+}
+
+/// What a statement of a round is to the round: whose trouble its error is.
+#[derive(Clone, Copy)]
+enum Step {
+    /// The fence.
+    Fence,
+    /// It carries rows: what PostgreSQL refuses of it is data.
+    Rows,
+    /// Ours alone.
+    Ours,
+}
+
+/// What a statement of a round was answered with.
+#[derive(Default)]
+pub(super) struct Answer {
+    pub(super) rows: Vec<Row>,
+    pub(super) changed: u64,
+}
+
+type Answered = std::result::Result<Answer, tokio_postgres::Error>;
+
+pub(super) const FENCE: &str = include_str!("../sql/postgres/fence.sql");
+pub(super) const ECHO: &str = include_str!("../sql/postgres/own_echo.sql");
+pub(super) const CONFLICTS: &str = include_str!("../sql/postgres/conflicts.sql");
+
+/// What the fence fails with when it finds no row: a division by zero, so that nothing behind it is carried out either.
+pub(super) const FENCED_OUT: &str = "22012";
+
+pub(super) fn fenced_out() -> CloudFailure {
+    CloudFailure::new(FailureClass::Transient, "another session of this device has settled meanwhile")
+}
+
+fn is_sqlstate(error: &tokio_postgres::Error, sqlstate: &str) -> bool {
+    error.as_db_error().is_some_and(|server| server.code().code() == sqlstate)
+}
+
+pub(super) fn begin(frame: RoundFrame<'_>) -> Result<String> {
+    // A UUID: quoting it is a formality.
+    let device = parse_uuid(frame.device)?;
+    Ok(format!(
+        "BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"
+    ))
+}
+
+/// The parameters of the fence.
+pub(super) struct Fence {
+    id: Uuid,
+    device: Uuid,
+    session: Uuid,
+    previous: Option<Uuid>,
+}
+
+impl Fence {
+    pub(super) fn of(frame: RoundFrame<'_>) -> Result<Self> {
+        Ok(Self {
+            id: parse_uuid(frame.id)?,
+            device: parse_uuid(frame.device)?,
+            session: parse_uuid(frame.session)?,
+            previous: frame.previous.map(parse_uuid).transpose()?,
+        })
+    }
+
+    pub(super) fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+        vec![&self.id, &self.device, &self.session, &self.previous]
+    }
+}
+
+/// The rows of one table that the cloud should have: locked and looked at before anything is done to them.
+struct Known<'a> {
+    table: &'a (Table, CloudTable),
+    items: &'a [RoundItem],
+    members: &'a [usize],
+}
+
+impl<'a> Known<'a> {
+    fn lock(&self) -> String {
+        cloud::lock(&self.table.0, &self.table.1)
+    }
+
+    fn touched(&self) -> String {
+        cloud::touched(&self.table.0, &self.table.1)
+    }
+
+    fn keys(&self) -> Vec<Array<'a>> {
+        let (table, cloud_table) = self.table;
+        let (items, members) = (self.items, self.members);
+        arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len())
+    }
+
+    fn seen(&self) -> Vec<i64> {
+        self.members.iter().map(|at| self.items[*at].seen).collect()
+    }
+
+    /// Whether a row that is to be updated was not found to be locked.
+    fn misses_updated(&self, locked: &[Row]) -> bool {
+        if locked.len() == self.members.len() {
+            return false;
+        }
+        let present: HashSet<usize> = locked.iter().map(|row| self.members[position(row)]).collect();
+        self.members.iter().any(|at| matches!(self.items[*at].op, Op::Update(_)) && !present.contains(at))
+    }
+}
+
+/// Rows of one table to which the same happens, as one statement.
+pub(super) struct Set<'a> {
+    table: &'a (Table, CloudTable),
+    items: &'a [RoundItem],
+    members: &'a [usize],
+    columns: Vec<usize>,
+    pub(super) sql: String,
+    granted: bool,
+}
+
+fn same_kind<'a>(items: &'a [RoundItem], order: &'a [usize]) -> impl Iterator<Item = &'a [usize]> {
+    order.chunk_by(|a, b| items[*a].table == items[*b].table && items[*a].op == items[*b].op)
+}
+
+/// The sets of a round, in its order.
+pub(super) fn sets<'a>(
+    frame: RoundFrame<'a>,
+    items: &'a [RoundItem],
+    order: &'a [usize],
+) -> impl Iterator<Item = Set<'a>> {
+    same_kind(items, order)
+        .filter(|members| items[members[0]].op != Op::Update(vec![]))
+        .map(move |members| Set::new(frame, items, members, false))
+}
+
+impl<'a> Set<'a> {
+    /// With `granted`, a table that stores what it is sent is taken at its word: what is amiss shows in the number of rows.
+    fn new(frame: RoundFrame<'a>, items: &'a [RoundItem], members: &'a [usize], granted: bool) -> Self {
+        let first = &items[members[0]];
+        let of = &frame.tables[first.table];
+        let (table, cloud_table) = of;
+        let granted = granted && first.op == Op::Insert && cloud_table.plain;
+        let (sql, columns) = match &first.op {
+            Op::Insert if granted => {
+                (cloud::insert_plain(table, cloud_table), (0..table.columns.len()).collect())
+            }
+            Op::Insert => (cloud::insert(table, cloud_table), (0..table.columns.len()).collect()),
+            Op::Update(columns) => {
+                let all_columns = table.key.iter().chain(columns).copied().collect();
+                (cloud::update(table, cloud_table, columns), all_columns)
+            }
+            Op::Delete => (cloud::delete(table, cloud_table), table.key.clone()),
+        };
+        Set { table: of, items, members, columns, sql, granted }
+    }
+
+    pub(super) fn arrays(&self) -> Vec<Array<'a>> {
+        let value_at = |at: usize, place: usize| self.value(at, self.columns[place]);
+        arrays(&self.table.1, &self.columns, value_at, self.members.len())
+    }
+
+    /// What is sent for a column of the row at a place.
+    fn value(&self, at: usize, column: usize) -> &'a CloudValue {
+        let item = &self.items[self.members[at]];
+        match self.table.0.key.iter().position(|k| *k == column) {
+            Some(part) => &item.key[part],
+            None => &item.values[column],
+        }
+    }
+
+    /// How many entries so many changed rows make in the feed.
+    fn feed_entries(&self, changed: usize) -> i64 {
+        if self.table.1.feed { i64::try_from(changed).unwrap_or(i64::MAX) } else { 0 }
+    }
+
+    /// What the statement's answer says of the rows.
+    pub(super) fn judge(
+        &self,
+        answer: &Answer,
+        taken: &mut Taken,
+        already_there: &mut Vec<usize>,
+    ) -> std::result::Result<(), Trouble> {
+        let op = &self.items[self.members[0]].op;
+        let mut changed = self.members.len();
+        if self.granted {
+            taken.for_granted.push(self.table.1.oid);
+            changed = usize::try_from(answer.changed).unwrap_or_default();
+            if changed < self.members.len() {
+                // Which ones, the statement does not say; that it was not all of them is enough to go step by step.
+                already_there.extend_from_slice(self.members);
+            }
+        }
+        for row in &answer.rows {
+            if *op == Op::Delete {
+                changed = usize::try_from(row.get::<_, i64>("gone")).unwrap_or_default();
+                if !row.get::<_, Vec<i64>>("kept").is_empty() {
+                    return Err(discarded(&self.table.0.name));
+                }
+            } else if let Some(place) = row.get::<_, Option<i32>>("misfit") {
+                let column = self.columns[usize::try_from(place).unwrap_or_default()];
+                let sent = self.value(position(row), column);
+                return Err(not_as_sent(&self.table.0, &self.table.1, column, sent));
+            } else if row.get::<_, bool>("done") {
+                taken.stored_otherwise = true;
+            } else if *op == Op::Insert {
+                already_there.push(self.members[position(row)]);
+                changed -= 1;
+            } else {
+                // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
+                return Err(discarded(&self.table.0.name));
+            }
+        }
+        taken.feed_entries += self.feed_entries(changed);
+        Ok(())
+    }
+}
+
+pub(super) fn conflict_arrays(conflicts: &[ConflictRow]) -> Vec<Vec<Option<&str>>> {
+    (0..7).map(|field| conflicts.iter().map(|c| c.fields[field].as_deref()).collect()).collect()
+}
+
+pub(super) fn conflict_params<'a>(
+    device: &'a Uuid,
+    arrays: &'a [Vec<Option<&'a str>>],
+) -> Vec<&'a (dyn ToSql + Sync)> {
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![device];
+    params.extend(arrays.iter().map(|array| array as &(dyn ToSql + Sync)));
+    params
+}
