@@ -229,7 +229,8 @@ async fn child_that_is_killed() {
         REFUSED + history
     );
     if let Some((rows, bytes)) = bulk(&point) {
-        let rows = format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})");
+        let rows =
+            format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})");
         run(&db, &format!("{rows} INSERT INTO bulk SELECT i, zeroblob({bytes}) FROM n")).await;
     }
     run(&db, &write).await;

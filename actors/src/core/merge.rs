@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - M1: a column that is not dirty follows the cloud; a dirty one whose cloud value equals its base, or equals
-//!   the local value, loses nothing on either side.
+//!   the local value, loses nothing on either side. The columns of one reference are one value: half of one side's and half
+//!   of the other's would refer to a row that nobody meant.
 //! - M2: whatever else is overwritten, here now or there by the next flush, is a [`Loss`] with both values (P4).
 //! - M3: what is still pending afterwards has the cloud's row as its base, so that the same change of the cloud
 //!   is never reported twice.
@@ -169,7 +170,17 @@ pub fn merge(
 fn merge_rows(table: &Table, mut entry: Entry, local: &[Value], cloud: &[Value]) -> Merged {
     let mut losses = vec![];
     let mut follow = vec![];
+    let refers_anew = half_changed_references(table, &entry, local);
     for c in table.data_columns() {
+        let beside = refers_anew.contains(&c);
+        if beside && entry.known && !entry.whole && !local[c].identical(&cloud[c]) {
+            let base = Some(local[c].clone());
+            let (local, cloud_value) = (base.clone(), Some(cloud[c].clone()));
+            losses.push(Loss { column: Some(c), base, local, cloud: cloud_value, kept: Side::Local });
+            entry.dirty[c] = true;
+            entry.base[c] = cloud[c].clone();
+            continue;
+        }
         let ours = !entry.known || entry.dirty[c] || entry.whole;
         let base = (entry.known && entry.dirty[c]).then(|| entry.base[c].clone());
         let unchanged_here = base.as_ref().is_some_and(|base| base.identical(&local[c]));
@@ -201,6 +212,18 @@ fn merge_rows(table: &Table, mut entry: Entry, local: &[Value], cloud: &[Value])
     Merged { entry: pending.then_some(entry), local, losses }
 }
 
+/// The columns that did not change here beside others of the same reference that did.
+fn half_changed_references(table: &Table, entry: &Entry, local: &[Value]) -> Vec<usize> {
+    let changed = |c: &usize| entry.dirty[*c] && !entry.base[*c].identical(&local[*c]);
+    table
+        .foreign_keys
+        .iter()
+        .filter(|key| key.columns.iter().any(changed))
+        .flat_map(|key| key.columns.iter().copied())
+        .filter(|c| !changed(c))
+        .collect()
+}
+
 impl Entry {
     /// Every data column is dirty, on top of the cloud's row.
     fn rebase_all(&mut self, table: &Table, cloud: &[Value]) {
@@ -218,7 +241,7 @@ fn columns(set: &[bool]) -> impl Iterator<Item = usize> + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::schema::Column;
+    use crate::core::schema::{Column, ForeignKey};
 
     fn table() -> Table {
         let column = |id: i64, name: &str| Column {
@@ -265,6 +288,30 @@ mod tests {
         assert_eq!(merged.losses, vec![]);
         let left = merged.entry.unwrap();
         assert_eq!((left.dirty[1], left.dirty[2], left.seen), (true, false, 5));
+    }
+
+    /// Of a reference of two columns one was changed here, and the cloud emptied both when the row went that it referred to:
+    /// the reference stays whole, is sent whole, and what it replaces there is on record. Reported once.
+    #[test]
+    fn a_reference_is_not_taken_apart() {
+        let mut table = table();
+        table.foreign_keys = vec![ForeignKey {
+            columns: vec![1, 2],
+            parent: "p".into(),
+            parent_columns: vec!["a".into(), "b".into()],
+            on_delete: "SET NULL".into(),
+            on_update: "CASCADE".into(),
+        }];
+        let cloud = vec![Value::Integer(7), Value::Null, Value::Null];
+        let merged = merge(&table, entry(true, [Some(1), None]), Some(&row(10, 2)), Some(&cloud), 5);
+        assert_eq!(merged.local, Local::Keep);
+        assert_eq!(merged.losses.iter().map(|loss| loss.column).collect::<Vec<_>>(), [Some(1), Some(2)]);
+        let left = merged.entry.unwrap();
+        assert_eq!(change(&table, &left, Some(&row(10, 2))), Change::Update(vec![false, true, true]));
+        assert_eq!(merge(&table, left, Some(&row(10, 2)), Some(&cloud), 5).losses, vec![]);
+        // Where nothing of it was changed here, it follows.
+        let untouched = merge(&table, entry(true, [Some(10), None]), Some(&row(10, 2)), Some(&cloud), 5);
+        assert_eq!((untouched.entry, untouched.local), (None, Local::Set(vec![1, 2])));
     }
 
     /// The same column on both sides: ours is sent, theirs is on record, and the next look reports nothing.
