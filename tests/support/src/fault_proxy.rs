@@ -1164,6 +1164,8 @@ mod tests {
     async fn bytes_of_a_client_that_has_gone_are_delivered_late() {
         let (proxy, database) = bench().await;
         for bytes in [0, 3] {
+            // A client that is dropped says good-bye a little later, which counts as bytes.
+            proxy.wait_for_async("the one before to have gone", SOON, |stats| stats.live == 0).await;
             let client = database.connect_via(proxy.port()).await;
             let parting = proxy.part_client_from_server_after(bytes);
             let before = rows(&database).await;
