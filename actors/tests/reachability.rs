@@ -538,7 +538,10 @@ async fn each_refusal_at_the_door_has_its_class() {
             Credentials,
             None,
             "PostgreSQL asks for a password, and none is set".into(),
-            Some("set CLOUD_SQL_PASSWORD, CLOUD_SQL_PASSWORD_FILE or cloud.password_command, for this role".into()),
+            Some(
+                "set CLOUD_SQL_PASSWORD, CLOUD_SQL_PASSWORD_FILE or cloud.password_command, for this role"
+                    .into(),
+            ),
         ),
         (
             at(&|o| o.database = "nowhere".into()),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! password ─▶ dial ─▶ for each address: TLS wanted? ─▶ log in ─▶ refused, and there is a newer password? ─▶ once more
+//!    └ by a command that has to be run: only when somebody has taken the connection, which waits for it
 //! ```
 //!
 //! Where TLS is wanted, nothing of the log-in is sent before the server has shown who it is: the driver asks for TLS, and
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use deadpool_postgres::Connect;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
@@ -47,14 +49,19 @@ impl Connect for Door {
     ) -> Pin<Box<dyn Future<Output = Result<Connected, Error>> + Send + '_>> {
         let config = config.clone();
         Box::pin(async move {
+            // Where nobody is, no program is run: it may need the same network, and what it then says is not what matters.
+            let waiting = match self.passwords.is_at_hand() {
+                true => None,
+                false => self.dialer.dial(|line| reach(&config, line), super::is_postgresqls).await?,
+            };
             let password = match self.passwords.get().await {
                 Ok(password) => password,
                 Err(failure) => return fail(&config, failure).await,
             };
-            match self.enter(&config, password.as_deref()).await {
+            match self.enter(&config, password.as_deref(), waiting).await {
                 Err(error) if is_refusal(&error) => {
                     match self.passwords.other_than(password.as_deref()).await {
-                        Ok(Some(other)) => self.enter(&config, Some(&other)).await,
+                        Ok(Some(other)) => self.enter(&config, Some(&other), None).await,
                         Ok(None) => Err(error),
                         Err(failure) => fail(&config, failure).await,
                     }
@@ -65,13 +72,35 @@ impl Connect for Door {
     }
 }
 
+/// A connection on which nothing was said yet.
+async fn reach(config: &Config, line: Line) -> Result<Option<Line>, Error> {
+    if line.is_nowhere() {
+        return plainly(config, line).await.map(|_| None);
+    }
+    Ok(Some(line))
+}
+
 impl Door {
-    async fn enter(&self, config: &Config, password: Option<&str>) -> Result<Connected, Error> {
+    /// Logs in, on the connection that has waited if there is one.
+    async fn enter(
+        &self,
+        config: &Config,
+        password: Option<&str>,
+        waiting: Option<Line>,
+    ) -> Result<Connected, Error> {
         let mut config = config.clone();
         if let Some(password) = password {
             config.password(password);
         }
         let config = &config;
+        if let Some(line) = waiting {
+            match timeout(self.dialer.limit, self.log_in(config, line)).await {
+                Ok(Err(error)) if !super::is_postgresqls(&error) => {}
+                Ok(ended) => return ended,
+                Err(_) => {}
+            }
+            // Given up by the other side meanwhile, or at the wrong one of several addresses.
+        }
         self.dialer.dial(|line| self.log_in(config, line), super::is_postgresqls).await
     }
 

@@ -62,6 +62,11 @@ impl PasswordCommand {
         self.argv.first().map_or("", String::as_str)
     }
 
+    /// Whether what it printed then need not be asked for anew. Early, so that no connection begins with what is nearly over.
+    fn is_young(&self, printed: Instant) -> bool {
+        printed.elapsed() < self.ttl * 3 / 4
+    }
+
     fn failed(&self, how: impl fmt::Display) -> CloudFailure {
         CloudFailure::new(
             FailureClass::Credentials,
@@ -74,13 +79,13 @@ impl PasswordCommand {
 }
 
 impl PasswordSource {
-    /// How much longer a new connection may take on account of it, its second attempt with a new password included.
+    /// How much longer a new connection may take on account of it, with a second attempt where the password was new.
     #[must_use]
     pub fn patience(&self, connecting: Duration) -> Duration {
         match self {
             Self::Fixed => Duration::ZERO,
             Self::File(_) => connecting,
-            Self::Command(command) => (command.timeout + Duration::from_secs(1)) * 2 + connecting,
+            Self::Command(command) => (command.timeout + Duration::from_secs(1)) * 2 + connecting * 3,
         }
     }
 }
@@ -115,6 +120,14 @@ impl Passwords {
         &self.source
     }
 
+    /// Whether [`Passwords::get`] runs nothing.
+    pub(super) fn is_at_hand(&self) -> bool {
+        match &self.source {
+            PasswordSource::Command(command) => self.last().is_some_and(|(_, since)| command.is_young(since)),
+            PasswordSource::Fixed | PasswordSource::File(_) => true,
+        }
+    }
+
     /// For a new connection.
     pub(super) async fn get(&self) -> Result<Option<String>, CloudFailure> {
         match &self.source {
@@ -122,9 +135,8 @@ impl Passwords {
             PasswordSource::File(path) => self.read(path).await.map(Some),
             PasswordSource::Command(command) => {
                 let last = self.last();
-                // Early, so that what is nearly over is not what a connection begins with.
                 match &last {
-                    Some((last, since)) if since.elapsed() < command.ttl * 3 / 4 => Ok(Some(last.clone())),
+                    Some((last, since)) if command.is_young(*since) => Ok(Some(last.clone())),
                     _ => match (self.run(command).await, last) {
                         (Err(_), Some((last, since))) if since.elapsed() < command.ttl => Ok(Some(last)),
                         (answer, _) => answer.map(Some),

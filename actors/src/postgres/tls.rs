@@ -204,7 +204,7 @@ fn open_to_others(path: &Path) -> Option<u32> {
 enum Distrust {
     #[error("its certificate is signed by itself")]
     SelfSigned,
-    #[error("its certificate is signed by {0}, which is not trusted")]
+    #[error("its certificate is signed by {0}, an unknown CA")]
     UnknownIssuer(String),
     #[error("its certificate ended on {0}")]
     Expired(String),
@@ -499,9 +499,6 @@ fn explain_distrust(distrust: &Distrust, options: &TlsOptions) -> CloudFailure {
         }
         Distrust::Unusable(_) => "give the server another certificate".to_owned(),
     };
-    CloudFailure::new(
-        FailureClass::NotOurs,
-        format!("what answers does not show that it is the server: {distrust}"),
-    )
-    .with_remedy(remedy)
+    CloudFailure::new(FailureClass::NotOurs, format!("what answers is not trusted: {distrust}"))
+        .with_remedy(remedy)
 }
