@@ -241,7 +241,11 @@ impl Cloud {
         }
         let (host, port) = (&self.options.host, self.options.port);
         if let Some(fault) = tls::fault_of(error) {
-            return tls::explain(fault, &self.options.link.tls);
+            return match phase {
+                Phase::Startup => tls::explain(fault, &self.options.link.tls),
+                // Who it is was shown long ago: the line is disturbed.
+                _ => CloudFailure::new(FailureClass::Transient, format!("TLS failed ({fault})")),
+            };
         }
         if let Some(Obstacle::Ours(failure)) = Obstacle::of(error) {
             return (**failure).clone();
@@ -1842,6 +1846,8 @@ fn unexpected(what: &str) -> CloudFailure {
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::NoTls;
+
     use super::dial::{Line, Socket};
     use super::*;
 

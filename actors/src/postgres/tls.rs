@@ -218,17 +218,7 @@ enum Distrust {
 
 impl From<Distrust> for rustls::Error {
     fn from(distrust: Distrust) -> Self {
-        // Which alert the server gets: the nearest that TLS has.
-        let error = match &distrust {
-            Distrust::SelfSigned
-            | Distrust::UnknownIssuer(_)
-            | Distrust::Unusable(_)
-            | Distrust::Name { .. } => CertificateError::Other(OtherError(Arc::new(distrust))),
-            Distrust::Expired(_) | Distrust::NotYet(_) => {
-                CertificateError::Other(OtherError(Arc::new(distrust)))
-            }
-        };
-        Self::InvalidCertificate(error)
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(distrust))))
     }
 }
 
@@ -405,8 +395,8 @@ fn alternative(name: &GeneralName) -> Option<String> {
 
 /// The last one, which is the most special.
 fn common_name(name: &x509_cert::name::Name) -> Option<String> {
-    let parts = name.0.iter().flat_map(|set| set.0.iter());
-    let value = &parts.filter(|part| part.oid == COMMON_NAME).last()?.value;
+    let mut parts = name.0.iter().flat_map(|set| set.0.iter());
+    let value = &parts.rfind(|part| part.oid == COMMON_NAME)?.value;
     let utf8 = value.decode_as::<Utf8StringRef<'_>>().map(|it| it.as_str().to_owned());
     utf8.or_else(|_| value.decode_as::<PrintableStringRef<'_>>().map(|it| it.as_str().to_owned()))
         .or_else(|_| value.decode_as::<TeletexStringRef<'_>>().map(|it| it.as_str().to_owned()))
@@ -433,7 +423,7 @@ pub(super) fn fault_of(error: &dyn std::error::Error) -> Option<&rustls::Error> 
     error.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref()
 }
 
-/// What it means, and what somebody can do about it.
+/// What it means of a connection that is being made, and what somebody can do about it.
 pub(super) fn explain(fault: &rustls::Error, options: &TlsOptions) -> CloudFailure {
     use AlertDescription as Alert;
     if let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) = fault
@@ -472,7 +462,11 @@ pub(super) fn explain(fault: &rustls::Error, options: &TlsOptions) -> CloudFailu
             CloudFailure::new(FailureClass::NotOurs, format!("TLS cannot be agreed on ({fault})"))
                 .with_remedy("let the server speak TLS 1.2 or 1.3 (ssl_min_protocol_version, ssl_ciphers)")
         }
-        _ => CloudFailure::new(FailureClass::NotOurs, format!("TLS failed ({fault})")),
+        // Not understood, or the key that goes with it was not shown.
+        rustls::Error::InvalidCertificate(_) => {
+            explain_distrust(&Distrust::Unusable(fault.to_string()), options)
+        }
+        _ => CloudFailure::new(FailureClass::NotAnswering, format!("TLS failed ({fault})")),
     }
 }
 
