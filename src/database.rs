@@ -28,7 +28,7 @@ use tidewater_actors::messages::{
     StatusSummary, Stored, Subscribe, SyncNow, WaitSynced, Write,
 };
 use tidewater_actors::migrations::Migrations;
-use tidewater_actors::postgres::{Cloud, CloudOptions};
+use tidewater_actors::postgres::{Cloud, CloudOptions, TlsMode, is_this_machine};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
     FileLock, Mark, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, Unit, Withdrawn,
@@ -203,6 +203,9 @@ impl Database {
         let folder = settings.sqlite.migrations.as_ref();
         // Before anything is touched: a folder that cannot be read is no half start.
         let migrations = folder.map(Migrations::from_dir).transpose().map_err(StoreError::from)?;
+        if let Some(warning) = unprotected(&settings) {
+            warn!(log, "{}", warning);
+        }
         let plan = Plan::new(settings, log.clone())?;
         let (opened, open) = oneshot::channel();
         let (over, ended) = oneshot::channel();
@@ -563,6 +566,17 @@ pub(crate) fn of_reader(error: StoreError) -> Error {
     }
 }
 
+/// What is said once where somebody has allowed that everything is sent in the open.
+fn unprotected(settings: &Settings) -> Option<String> {
+    let host = settings.proxy.host.to_string();
+    let open = settings.cloud.link.tls.mode == TlsMode::Off
+        && settings.cloud.missing().is_none()
+        && !is_this_machine(&host);
+    open.then(|| {
+        format!("⚠️  cloud.tls is off: the password and every row travel to {host} unencrypted, as the settings say")
+    })
+}
+
 /// How the cloud is reached; none when there is nothing to log in with.
 pub(crate) fn cloud_options(settings: &Settings) -> Option<CloudOptions> {
     let (proxy, cloud) = (&settings.proxy, &settings.cloud);
@@ -579,6 +593,7 @@ pub(crate) fn cloud_options(settings: &Settings) -> Option<CloudOptions> {
         pool_max: cloud.pool_max,
         application_name: cloud.application_name.clone(),
         add_columns: cloud.add_columns == AddColumns::Auto,
+        link: cloud.link.clone(),
     })
 }
 
@@ -601,7 +616,7 @@ impl Plan {
         watcher.health_interval = proxy.health_interval;
         watcher.recently_verified = proxy.recently_verified;
         watcher.listen_interval = proxy.listen_interval;
-        watcher.check_timeout = proxy.check_timeout();
+        watcher.check_timeout = settings.check_timeout();
         watcher.probe_missing = cloud.missing().unwrap_or_default();
         let gate = Gate::new();
         watcher.gate = Some(gate.clone());

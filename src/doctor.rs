@@ -280,7 +280,7 @@ impl Doctor {
     }
 
     fn cloud_limit(&self) -> Duration {
-        self.settings.proxy.timeout * 3 + QUESTIONS_MAX
+        self.settings.proxy.timeout * 3 + self.settings.password_patience() + QUESTIONS_MAX
     }
 
     /// The way to the cloud, with one attempt where there may be somebody, and what PostgreSQL says.

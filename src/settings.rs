@@ -33,6 +33,7 @@ use self::sources::Layer;
 pub use self::sources::Sources;
 /// `supervisor.environment`, also known as `JARVIS_ENV`.
 pub use tidewater_actors::core::availability::Environment;
+pub use tidewater_actors::postgres::{LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions};
 pub use tidewater_actors::sqlite::UpkeepOptions;
 
 const DEFAULT_TOML: &str = include_str!("../config/default.toml");
@@ -159,6 +160,19 @@ pub struct Sections {
     pub doctor: DoctorSettings,
 }
 
+impl Sections {
+    /// How much longer a connection may take on account of its password.
+    pub(crate) fn password_patience(&self) -> Duration {
+        self.cloud.link.password.patience(self.proxy.timeout)
+    }
+
+    /// [`ProxySettings::check_timeout`], with the time that a password may take.
+    #[must_use]
+    pub fn check_timeout(&self) -> Duration {
+        self.proxy.check_timeout() + self.password_patience()
+    }
+}
+
 /// `[proxy]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -237,8 +251,11 @@ pub struct CloudSettings {
     pub database: Option<String>,
     /// The PostgreSQL role.
     pub user: Option<String>,
-    /// None suits a proxy that logs in with IAM.
+    /// As the settings, or the password file, had it when they were read. None suits a proxy that logs in with IAM, and is what
+    /// a command leaves here.
     pub password: Option<Secret>,
+    /// TLS, and where the password of a new connection comes from.
+    pub link: LinkOptions,
     /// The schema of the synced tables.
     pub schema: String,
     /// At least 1.
@@ -261,9 +278,9 @@ impl CloudSettings {
             (None, Some(_)) => ("CLOUD_SQL_DATABASE", "is", "it"),
             (Some(_), None) => ("CLOUD_SQL_USER", "is", "it"),
         };
-        let password = match self.password {
-            Some(_) => "",
-            None => ", and CLOUD_SQL_PASSWORD or CLOUD_SQL_PASSWORD_FILE",
+        let password = match (&self.password, &self.link.password) {
+            (None, PasswordSource::Fixed) => ", and CLOUD_SQL_PASSWORD or CLOUD_SQL_PASSWORD_FILE",
+            _ => "",
         };
         Some(format!("{names} {verb} not set, so nothing can be synced; set {object}{password}"))
     }
@@ -480,14 +497,18 @@ pub enum SettingsError {
         /// What the operating system said.
         reason: String,
     },
-    /// Both ways to give a password are used, and they may disagree.
+    /// Two ways to give a password are used, and they may disagree.
     #[error(
-        "cloud.password from {password} and cloud.password_file from {password_file} are both set; allowed: one of them"
+        "{first} from {first_origin} and {second} from {second_origin} are both set; allowed: one of them"
     )]
     TwoPasswords {
-        /// The source of the password.
-        password: String,
-        /// The source of the file's name.
-        password_file: String,
+        /// The key of one.
+        first: &'static str,
+        /// Its source.
+        first_origin: String,
+        /// The key of the other.
+        second: &'static str,
+        /// Its source.
+        second_origin: String,
     },
 }

@@ -19,29 +19,35 @@ use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
 };
-use tokio::task::JoinHandle;
+use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
 mod dial;
 mod examine;
 mod isolate;
+mod link;
+mod password;
 mod sending;
+mod tls;
 
 use dial::{Dialer, Obstacle};
+use link::Door;
+pub use link::LinkOptions;
+use password::Passwords;
+pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
     Answer, CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out,
     sets,
 };
 pub use sending::{Judged, OpenRound};
+pub use tls::{TlsMode, TlsOptions, is_this_machine};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
@@ -77,6 +83,16 @@ pub struct CloudOptions {
     pub application_name: String,
     /// Whether missing columns are added to cloud tables.
     pub add_columns: bool,
+    /// What protects the connections, and where the password comes from if not from here.
+    pub link: LinkOptions,
+}
+
+impl CloudOptions {
+    /// The longest that a connection may take: the wait where all are in use, the silence of those that were idle, and
+    /// dialling, each within the timeout, and whatever a password asks for.
+    fn longest_connect(&self) -> Duration {
+        self.timeout * 3 + self.link.password.patience(self.timeout)
+    }
 }
 
 impl fmt::Debug for CloudOptions {
@@ -96,6 +112,7 @@ impl fmt::Debug for CloudOptions {
 pub struct Cloud {
     pool: Arc<Mutex<Pool>>,
     options: Arc<CloudOptions>,
+    passwords: Arc<Passwords>,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
 }
@@ -112,15 +129,16 @@ impl Cloud {
     /// # Errors
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
-        let pool = Arc::new(Mutex::new(pool_of(&options)?));
-        Ok(Self { pool, options: Arc::new(options), expected: Arc::default() })
+        let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
+        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords)?));
+        Ok(Self { pool, options: Arc::new(options), passwords, expected: Arc::default() })
     }
 
     /// Goes on with connections of its own. Each is driven by the thread that opened it: when that is blocked, those that are
     /// out do not come back, and those that wait in the pool do not answer.
     pub fn leave_thread(&self) {
         // A pool with the same options has been made before.
-        if let Ok(pool) = pool_of(&self.options) {
+        if let Ok(pool) = pool_of(&self.options, &self.passwords) {
             std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
         }
     }
@@ -178,7 +196,7 @@ impl Cloud {
     ///
     /// # Errors
     /// With the class that says what to do. Bounded by the timeout of the options, once for each: the wait where all are in
-    /// use, the silence of those that were idle, and dialling.
+    /// use, the silence of those that were idle, and dialling; and by that of a command for the password.
     pub async fn connect(&self) -> Result<CloudSession> {
         let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let connected = async {
@@ -191,7 +209,7 @@ impl Cloud {
                 }
             }
         };
-        bounded(self.options.timeout * 3, connected).await
+        bounded(self.options.longest_connect(), connected).await
     }
 
     /// Whether somebody is still there behind a connection that was idle.
@@ -228,6 +246,16 @@ impl Cloud {
             return failure;
         }
         let (host, port) = (&self.options.host, self.options.port);
+        if let Some(fault) = tls::fault_of(error) {
+            return match phase {
+                Phase::Startup => tls::explain(fault, &self.options.link.tls),
+                // Who it is was shown long ago: the line is disturbed.
+                _ => CloudFailure::new(FailureClass::Transient, format!("TLS failed ({fault})")),
+            };
+        }
+        if let Some(Obstacle::Ours(failure)) = Obstacle::of(error) {
+            return (**failure).clone();
+        }
         if let Some(obstacle) = Obstacle::of(error) {
             let mut failure = CloudFailure::new(obstacle.class(), obstacle.to_string());
             failure.remedy = obstacle.remedy(host, port);
@@ -266,7 +294,9 @@ impl Cloud {
                 FailureClass::Credentials,
                 "PostgreSQL asks for a password, and none is set",
             )
-            .with_remedy("set CLOUD_SQL_PASSWORD, or CLOUD_SQL_PASSWORD_FILE, for this role"),
+            .with_remedy(
+                "set CLOUD_SQL_PASSWORD, CLOUD_SQL_PASSWORD_FILE or cloud.password_command, for this role",
+            ),
             // The driver's words for a method that it does not know, or for a server that fails SCRAM's own check.
             text if text.starts_with("authentication") => CloudFailure::new(FailureClass::Credentials, text)
                 .with_remedy("let this role log in by password (scram-sha-256 in pg_hba.conf)"),
@@ -282,15 +312,37 @@ impl Cloud {
     fn remedy(&self, sqlstate: &str, message: &str) -> Option<String> {
         let (user, database) = (&self.options.user, &self.options.database);
         Some(match sqlstate {
-            "28P01" => format!("check CLOUD_SQL_USER ({user}) and CLOUD_SQL_PASSWORD"),
+            "28P01" => match self.passwords.source() {
+                PasswordSource::Fixed => format!("check CLOUD_SQL_USER ({user}) and CLOUD_SQL_PASSWORD"),
+                PasswordSource::File(path) => format!(
+                    "check CLOUD_SQL_USER ({user}) and the password in CLOUD_SQL_PASSWORD_FILE ({})",
+                    path.display()
+                ),
+                PasswordSource::Command(_) => {
+                    format!("check CLOUD_SQL_USER ({user}) and what cloud.password_command prints")
+                }
+            },
             // By the name of the file, which no language translates.
-            "28000" if message.contains("pg_hba.conf") => {
-                "let pg_hba.conf take this role and host without encryption; or, since Tidewater speaks no TLS, go \
-                 through the Cloud SQL Auth Proxy, which does it: CLOUD_SQL_PROXY_HOST and CLOUD_SQL_PROXY_PORT"
-                    .into()
-            }
+            "28000" if message.contains("pg_hba.conf") => match self.options.link.tls.mode {
+                TlsMode::Auto if !is_this_machine(&self.options.host) => {
+                    "let pg_hba.conf take this role and host".into()
+                }
+                TlsMode::Required => "let pg_hba.conf take this role and host".into(),
+                TlsMode::Auto | TlsMode::Off => {
+                    "let pg_hba.conf take this role and host without encryption; or encrypt: cloud.tls = \"required\", or \
+                     the Cloud SQL Auth Proxy at CLOUD_SQL_PROXY_HOST and CLOUD_SQL_PROXY_PORT"
+                        .into()
+                }
+            },
             "28000" => {
-                format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user))
+                let mut remedy =
+                    format!("let role {user} log in (ALTER ROLE {} LOGIN), or check CLOUD_SQL_USER", ident(user));
+                let tls = &self.options.link.tls;
+                if tls.cert_file.is_none() && tls.wanted(is_this_machine(&self.options.host)) {
+                    remedy += "; where the server asks for a client certificate, set cloud.tls_cert_file and \
+                               cloud.tls_key_file";
+                }
+                remedy
             }
             "3D000" => format!("create database {database}, or check CLOUD_SQL_DATABASE"),
             "42501" => self.missing_grant(message),
@@ -324,7 +376,7 @@ impl Cloud {
 }
 
 /// A pool that has not connected yet.
-fn pool_of(options: &CloudOptions) -> Result<Pool> {
+fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>) -> Result<Pool> {
     let mut config = tokio_postgres::Config::new();
     config
         .dbname(&options.database)
@@ -341,17 +393,15 @@ fn pool_of(options: &CloudOptions) -> Result<Pool> {
             options.statement_timeout.as_millis(),
             options.statement_timeout.as_millis() * 2
         ));
-    if let Some(password) = &options.password {
-        config.password(password);
-    }
+    let dialer = Dialer {
+        host: options.host.clone(),
+        port: options.port,
+        keepalive_idle: Duration::from_secs(10),
+        limit: options.timeout,
+    };
     let manager = Manager::from_connect(
         config,
-        Dialer {
-            host: options.host.clone(),
-            port: options.port,
-            keepalive_idle: Duration::from_secs(10),
-            limit: options.timeout,
-        },
+        Door { dialer, tls: Arc::new(options.link.tls.clone()), passwords: passwords.clone() },
         // `connect` verifies: it knows what the silence of one says about the others.
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
     );
@@ -367,23 +417,6 @@ fn pool_of(options: &CloudOptions) -> Result<Pool> {
         .build()
         .map_err(|error| CloudFailure::new(FailureClass::CheckFailed, error.to_string()))
 }
-
-impl Connect for Dialer {
-    fn connect(&self, config: &tokio_postgres::Config) -> Pin<Box<Connecting<'_>>> {
-        let config = config.clone();
-        Box::pin(async move {
-            let (client, connection) =
-                self.dial(|line| config.connect_raw(line, NoTls), is_postgresqls).await?;
-            // The pool aborts this task when it drops the client, and the client learns of its end by itself.
-            let task = tokio::spawn(async move { drop(connection.await) });
-            Ok((client, task))
-        })
-    }
-}
-
-type Connecting<'a> = dyn Future<Output = std::result::Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
-    + Send
-    + 'a;
 
 /// Whether an error of the log-in is PostgreSQL's answer, or what the driver makes of one.
 fn is_postgresqls(error: &tokio_postgres::Error) -> bool {
@@ -1899,6 +1932,8 @@ fn unexpected(what: &str) -> CloudFailure {
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::NoTls;
+
     use super::dial::{Line, Socket};
     use super::*;
 

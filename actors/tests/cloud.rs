@@ -9,8 +9,8 @@ use tidewater_actors::core::failure::{CloudFailure, FailureClass};
 use tidewater_actors::core::schema::{CloudTable, Table, parents_first};
 use tidewater_actors::core::value::CloudValue;
 use tidewater_actors::postgres::{
-    Cloud, CloudHit, CloudOptions, CloudRefusal, CloudSession, ConflictRow, FeedEntry, Ledger, Op, Prepared,
-    RoundFrame, RoundItem, RoundOutcome,
+    Cloud, CloudHit, CloudOptions, CloudRefusal, CloudSession, ConflictRow, FeedEntry, Ledger, LinkOptions,
+    Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
 };
 use tidewater_actors::sqlite::{Cursor, Store, StoreOptions, UpkeepOptions};
 use tidewater_test_support::{Database, FaultProxy, Postgres, shop};
@@ -33,6 +33,7 @@ fn options(database: &Database, port: u16) -> CloudOptions {
         pool_max: 4,
         application_name: "tidewater-test".into(),
         add_columns: true,
+        link: LinkOptions::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tidewater_actors::core::failure::{CloudFailure, FailureClass};
-use tidewater_actors::postgres::{Cloud, CloudOptions, CloudSession};
+use tidewater_actors::postgres::{Cloud, CloudOptions, CloudSession, LinkOptions};
 use tidewater_test_support::postgres::Options;
 use tidewater_test_support::{Database, FaultProxy, Mode, Postgres, wait};
 
@@ -35,6 +35,7 @@ fn options(database: &Database, port: u16) -> CloudOptions {
         pool_max: 4,
         application_name: "tidewater-test".into(),
         add_columns: true,
+        link: LinkOptions::default(),
     }
 }
 
@@ -56,6 +57,7 @@ fn nobody(host: &str, port: u16) -> Cloud {
         pool_max: 4,
         application_name: "tidewater-test".into(),
         add_columns: true,
+        link: LinkOptions::default(),
     })
     .unwrap()
 }
@@ -402,7 +404,8 @@ async fn a_tls_server_is_named() {
         false
     });
     let remedy = format!(
-        "Tidewater speaks no TLS, the Cloud SQL Auth Proxy does it: point CLOUD_SQL_PROXY_HOST (127.0.0.1) and \
+        "PostgreSQL agrees on TLS before it speaks it, port 3307 of Cloud SQL is for the Auth Proxy alone: point \
+         CLOUD_SQL_PROXY_HOST (127.0.0.1) and \
          CLOUD_SQL_PROXY_PORT ({port}) at the Cloud SQL Auth Proxy"
     );
     assert_eq!(
@@ -535,7 +538,10 @@ async fn each_refusal_at_the_door_has_its_class() {
             Credentials,
             None,
             "PostgreSQL asks for a password, and none is set".into(),
-            Some("set CLOUD_SQL_PASSWORD, or CLOUD_SQL_PASSWORD_FILE, for this role".into()),
+            Some(
+                "set CLOUD_SQL_PASSWORD, CLOUD_SQL_PASSWORD_FILE or cloud.password_command, for this role"
+                    .into(),
+            ),
         ),
         (
             at(&|o| o.database = "nowhere".into()),
@@ -636,8 +642,8 @@ async fn a_server_says_why_it_takes_nobody() {
         "no pg_hba.conf entry for host \"127.0.0.1\", user \"{}\", database \"{}\", no encryption (SQLSTATE 28000)",
         database.user, database.name
     );
-    let remedy = "let pg_hba.conf take this role and host without encryption; or, since Tidewater speaks no TLS, go \
-                  through the Cloud SQL Auth Proxy, which does it: CLOUD_SQL_PROXY_HOST and CLOUD_SQL_PROXY_PORT";
+    let remedy = "let pg_hba.conf take this role and host without encryption; or encrypt: cloud.tls = \"required\", \
+                  or the Cloud SQL Auth Proxy at CLOUD_SQL_PROXY_HOST and CLOUD_SQL_PROXY_PORT";
     assert_eq!(failure(&cloud()).await, expected(Credentials, Some("28000"), &detail, Some(remedy)));
 
     // A standby without readers is, to its clients, a server that never gets through with its recovery.

@@ -64,7 +64,7 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
     let (request, wait, Output { json }) = match verb {
         Verb::Rows(verb) => return about_rows(settings, verb),
         Verb::Status(output) => (Request::Status, WAIT, output),
-        Verb::Check(output) => (Request::Check, WAIT + settings.proxy.check_timeout(), output),
+        Verb::Check(output) => (Request::Check, WAIT + settings.check_timeout(), output),
         Verb::Reset(output) => (Request::Reset, WAIT, output),
         // It asks by itself, and works where nobody answers.
         Verb::Doctor(output) => return doctor(settings.clone(), output),

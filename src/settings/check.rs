@@ -2,8 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,18 +10,16 @@ use config::{Value, ValueKind};
 
 use super::sources::Layer;
 use super::{
-    AddColumns, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host, LogFormat,
-    LogLevel, LogSettings, ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError,
-    SqliteSettings, SupervisorSettings, SyncSettings, UpkeepOptions, socket_path,
+    AddColumns, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host, LinkOptions,
+    LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource, ProxySettings, SOCKET_PATH_BYTES_MAX,
+    Secret, Sections, SettingsError, SqliteSettings, SupervisorSettings, SyncSettings, TlsMode, TlsOptions,
+    UpkeepOptions, socket_path,
 };
 
 /// The shortest duration that is still one; below it a loop would be a busy loop.
 const SHORTEST_S: f64 = 0.001;
 const HOUR_S: f64 = 3600.0;
 const DAY_S: f64 = 86_400.0;
-
-/// A password file is one line; whatever is longer is not a password file.
-const PASSWORD_FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// PostgreSQL cuts longer names off silently (NAMEDATALEN - 1).
 const POSTGRES_NAME_BYTES_MAX: usize = 63;
@@ -164,11 +161,37 @@ impl<'a> Reader<'a> {
 
 /// How a value is shown to people.
 fn shown(key: &str, value: &Value) -> String {
+    if key == "cloud.password_command" {
+        // Without its arguments, one of which may be a secret.
+        return match words(value).as_deref() {
+            None => "(not a command)".to_owned(),
+            Some([]) => String::new(),
+            Some([program]) => program.clone(),
+            Some([program, ..]) => format!("{program} …"),
+        };
+    }
     match scalar(value) {
         Some(text) if key == "cloud.password" && !text.is_empty() => "(secret)".to_owned(),
         Some(text) => text,
         None => "(not a single value)".to_owned(),
     }
+}
+
+/// A command, as one text or word by word.
+fn words(value: &Value) -> Option<Vec<String>> {
+    let words = match &value.kind {
+        ValueKind::String(text) => shlex::split(text)?,
+        ValueKind::Array(words) => words
+            .iter()
+            .map(|word| match &word.kind {
+                ValueKind::String(word) => Some(word.clone()),
+                _ => None,
+            })
+            .collect::<Option<_>>()?,
+        _ => return None,
+    };
+    let good = words.iter().all(|word| !word.contains('\0')) && words.first().is_none_or(|it| !it.is_empty());
+    good.then_some(words)
 }
 
 fn scalar(value: &Value) -> Option<String> {
@@ -294,10 +317,12 @@ impl CloudSettings {
             }
             found => Ok(found.map(|(text, _)| text)),
         };
+        let (password, source) = read_password(reader)?;
         Ok(Self {
             database: optional("cloud.database")?,
             user: optional("cloud.user")?,
-            password: read_password(reader)?,
+            password,
+            link: LinkOptions { tls: read_tls(reader)?, password: source },
             schema: reader.name(
                 "cloud.schema",
                 "a PostgreSQL name of at most 63 bytes, but not tidewater, information_schema or pg_…",
@@ -322,36 +347,76 @@ impl CloudSettings {
     }
 }
 
-fn read_password(reader: &Reader<'_>) -> Result<Option<Secret>, SettingsError> {
+/// What there is now, and where later ones come from.
+fn read_password(reader: &Reader<'_>) -> Result<(Option<Secret>, PasswordSource), SettingsError> {
     let password = reader.text("cloud.password", "text")?;
     let file = reader.text("cloud.password_file", "the path of a file")?;
-    match (password, file) {
-        (Some((_, password)), Some((_, password_file))) => {
-            Err(SettingsError::TwoPasswords { password, password_file })
-        }
-        (Some((password, _)), None) => Ok(Some(Secret::new(password))),
-        (None, Some((path, origin))) => match password_in(&path) {
-            Ok(secret) => Ok(Some(secret)),
+    let (command, command_origin) = read_command(reader)?;
+    let given = [
+        ("cloud.password", password.as_ref().map(|(_, origin)| origin)),
+        ("cloud.password_file", file.as_ref().map(|(_, origin)| origin)),
+        ("cloud.password_command", command.as_ref().map(|_| &command_origin)),
+    ];
+    let given: Vec<_> = given.into_iter().filter_map(|(key, origin)| Some((key, origin?.clone()))).collect();
+    if let [(first, first_origin), (second, second_origin), ..] = given.as_slice() {
+        let (first_origin, second_origin) = (first_origin.clone(), second_origin.clone());
+        return Err(SettingsError::TwoPasswords { first, first_origin, second, second_origin });
+    }
+    match (password, file, command) {
+        (Some((password, _)), ..) => Ok((Some(Secret::new(password)), PasswordSource::Fixed)),
+        (None, Some((path, origin)), _) => match tidewater_actors::postgres::password_in(Path::new(&path)) {
+            Ok(password) => Ok((Some(Secret::new(password)), PasswordSource::File(path.into()))),
             Err(reason) => Err(SettingsError::PasswordFile { path, origin, reason }),
         },
-        (None, None) => Ok(None),
+        (None, None, Some(command)) => Ok((None, PasswordSource::Command(command))),
+        (None, None, None) => Ok((None, PasswordSource::Fixed)),
     }
 }
 
-fn password_in(path: &str) -> Result<Secret, String> {
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    file.take(PASSWORD_FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    if text.len() as u64 > PASSWORD_FILE_BYTES_MAX {
-        return Err(format!("it is longer than {PASSWORD_FILE_BYTES_MAX} bytes"));
+/// The command for the password, and where it was set.
+fn read_command(reader: &Reader<'_>) -> Result<(Option<PasswordCommand>, String), SettingsError> {
+    let key = "cloud.password_command";
+    let timeout = reader.seconds("cloud.password_command_timeout_s", SHORTEST_S, HOUR_S)?;
+    let ttl = reader.seconds("cloud.password_ttl_s", SHORTEST_S, 30.0 * DAY_S)?;
+    let (value, origin) = reader.find(key)?;
+    match words(&value) {
+        Some(argv) if argv.is_empty() => Ok((None, origin)),
+        Some(argv) => Ok((Some(PasswordCommand { argv, timeout, ttl }), origin)),
+        None => {
+            Err(bad(key, &value, origin, "a program and its arguments, as one text or as an array of texts"))
+        }
     }
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    let line = line.strip_suffix('\r').unwrap_or(line);
-    match line {
-        "" => Err("it is empty".to_owned()),
-        line if line.contains('\0') => Err("it contains a NUL".to_owned()),
-        line => Ok(Secret::new(line)),
+}
+
+fn read_tls(reader: &Reader<'_>) -> Result<TlsOptions, SettingsError> {
+    let path = |key| Ok(reader.text(key, "the path of a file")?.map(|(path, _)| PathBuf::from(path)));
+    let name = "a host name, an address, or the project:instance of Cloud SQL";
+    let server_name = match reader.text("cloud.tls_server_name", name)? {
+        Some((text, origin)) if text.contains(char::is_whitespace) || text.chars().any(char::is_control) => {
+            return Err(bad("cloud.tls_server_name", &Value::new(None, text), origin, name));
+        }
+        found => found.map(|(text, _)| text),
+    };
+    let tls = TlsOptions {
+        mode: reader.word(
+            "cloud.tls",
+            &[("auto", TlsMode::Auto), ("required", TlsMode::Required), ("off", TlsMode::Off)],
+        )?,
+        ca_file: path("cloud.tls_ca_file")?,
+        server_name,
+        cert_file: path("cloud.tls_cert_file")?,
+        key_file: path("cloud.tls_key_file")?,
+    };
+    for (key, there, other, other_there) in [
+        ("cloud.tls_cert_file", tls.cert_file.is_some(), "cloud.tls_key_file", tls.key_file.is_some()),
+        ("cloud.tls_key_file", tls.key_file.is_some(), "cloud.tls_cert_file", tls.cert_file.is_some()),
+    ] {
+        if there && !other_there {
+            let (value, origin) = reader.find(key)?;
+            return Err(bad(key, &value, origin, &format!("together with {other}, or not at all")));
+        }
     }
+    Ok(tls)
 }
 
 impl SqliteSettings {

@@ -305,3 +305,80 @@ fn booleans_are_understood_in_every_spelling() {
         assert_eq!(with(&[("CLOUD_SQL_REQUIRE_PROXY", text)]).unwrap().proxy.require, expected);
     }
 }
+
+/// A command for the password is words as a shell splits them, or an array; it is shown without its arguments, and what is
+/// no command is refused without a word of it.
+#[test]
+fn a_password_command_is_words_and_shown_without_arguments() {
+    let command = |settings: &Settings| match &settings.cloud.link.password {
+        PasswordSource::Command(command) => command.argv.clone(),
+        source => panic!("{source:?}"),
+    };
+    let text = Settings::builder()
+        .set("cloud.password_command", "vault read '-token=hunter2 x' pg")
+        .build()
+        .unwrap();
+    assert_eq!(command(&text), ["vault", "read", "-token=hunter2 x", "pg"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    std::fs::write(&file, "[cloud]\npassword_command = [\"vault\", \"-token=hunter2 x\"]\n").unwrap();
+    let array = Settings::builder().config_file(&file).build().unwrap();
+    assert_eq!(command(&array), ["vault", "-token=hunter2 x"]);
+    for settings in [&text, &array] {
+        let shown = format!("{settings:?} {:?}", settings.effective());
+        assert!(shown.contains("vault …") && !shown.contains("hunter2"), "{shown}");
+        assert_eq!(settings.cloud.password, None);
+    }
+    for bad in ["vault 'hunter2", "'' hunter2", "vault hunter2\0"] {
+        let error = Settings::builder().set("cloud.password_command", bad).build().unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("a program and its arguments") && !text.contains("hunter2"), "{text}");
+    }
+    std::fs::write(&file, "[cloud]\npassword_command = [\"hunter2\", 7]\n").unwrap();
+    let error = Settings::builder().config_file(&file).build().unwrap_err().to_string();
+    assert!(error.contains("mine.toml") && !error.contains("hunter2"), "{error}");
+}
+
+/// Of the three ways to give a password any two are refused together.
+#[test]
+fn a_password_command_beside_another_password_is_refused() {
+    for other in ["cloud.password", "cloud.password_file"] {
+        let sources = Settings::builder().set(other, "x").set("cloud.password_command", "vault");
+        let message = sources.build().unwrap_err().to_string();
+        let expected =
+            format!("{other} from the program and cloud.password_command from the program are both set");
+        assert!(message.starts_with(&expected), "{message}");
+    }
+}
+
+/// TLS is required of other machines by default; a certificate without its key, or the other way round, is refused.
+#[test]
+fn tls_settings_are_read_and_belong_together() {
+    let settings = Settings::builder().build().unwrap();
+    assert_eq!(settings.cloud.link.tls, TlsOptions::default());
+    assert_eq!(TlsOptions::default().mode, TlsMode::Auto);
+    let sources = || {
+        Settings::builder()
+            .set("cloud.tls", "Required")
+            .set("cloud.tls_ca_file", "/ca.pem")
+            .set("cloud.tls_server_name", "my-project:orders")
+    };
+    let tls = sources().set("cloud.tls_cert_file", "/c.pem").set("cloud.tls_key_file", "/k.pem");
+    let expected = TlsOptions {
+        mode: TlsMode::Required,
+        ca_file: Some("/ca.pem".into()),
+        server_name: Some("my-project:orders".into()),
+        cert_file: Some("/c.pem".into()),
+        key_file: Some("/k.pem".into()),
+    };
+    assert_eq!(tls.build().unwrap().cloud.link.tls, expected);
+    for (one, other) in
+        [("cloud.tls_cert_file", "cloud.tls_key_file"), ("cloud.tls_key_file", "cloud.tls_cert_file")]
+    {
+        let message = sources().set(one, "/one").build().unwrap_err().to_string();
+        assert!(message.starts_with(one) && message.contains(&format!("together with {other}")), "{message}");
+    }
+    for (key, value) in [("cloud.tls", "on"), ("cloud.tls_server_name", "two words")] {
+        assert!(Settings::builder().set(key, value).build().unwrap_err().to_string().starts_with(key));
+    }
+}

@@ -431,13 +431,13 @@ async fn a_stranger_answers() {
     ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: what answers is not PostgreSQL ("HTTP/1.1 400 Bad Request") - point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     "#);
     assert_snapshot!(tls.text, @"
-    unavailable: what answers expects TLS - Tidewater speaks no TLS, the Cloud SQL Auth Proxy does it: point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
+    unavailable: what answers expects TLS - PostgreSQL agrees on TLS before it speaks it, port 3307 of Cloud SQL is for the Auth Proxy alone: point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     NotOurs, circuit open (not_ours), sync blocked, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
-    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: what answers expects TLS - Tidewater speaks no TLS, the Cloud SQL Auth Proxy does it: point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
+    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: what answers expects TLS - PostgreSQL agrees on TLS before it speaks it, port 3307 of Cloud SQL is for the Auth Proxy alone: point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     ");
     assert_snapshot!(replaced.text, @"
     unavailable: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with

@@ -22,7 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
-use crate::core::failure::FailureClass;
+use super::tls::fault_of;
+use crate::core::failure::{CloudFailure, FailureClass};
 
 /// Why nobody was met who speaks PostgreSQL. It travels inside of the error of who logs in: [`Obstacle::of`].
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,15 @@ pub(super) enum Obstacle {
     /// A server that takes our start-up message for the beginning of a TLS handshake.
     #[error("what answers expects TLS")]
     ExpectsTls,
+    /// Whoever answers says no to TLS, be it the server or somebody on the way.
+    #[error("what answers speaks no TLS, and nothing goes there unencrypted")]
+    NoTls,
+    /// An error in the place of a yes or no to TLS. What it says is not passed on: anybody on the way may have written it.
+    #[error("what answers has an error in the place of TLS")]
+    ErrorBeforeTls,
+    /// Nothing that happened on the way: something is missing on this side.
+    #[error("{0}")]
+    Ours(Box<CloudFailure>),
     /// An error in the form of before protocol 3.0, without a code. PostgreSQL still says in it that it cannot
     /// start a process for the connection; old ones said more.
     #[error("{0}")]
@@ -63,8 +73,9 @@ impl Obstacle {
             Self::Name { .. } => FailureClass::CheckFailed,
             Self::Connect { source, .. } => class_of_connect(source),
             Self::Unreached(_) | Self::Silent(_) => FailureClass::NotAnswering,
-            Self::Foreign(_) | Self::ExpectsTls => FailureClass::NotOurs,
-            Self::Unversioned(_) => FailureClass::Busy,
+            Self::Foreign(_) | Self::ExpectsTls | Self::NoTls => FailureClass::NotOurs,
+            Self::Unversioned(_) | Self::ErrorBeforeTls => FailureClass::Busy,
+            Self::Ours(failure) => failure.class,
         }
     }
 
@@ -92,10 +103,21 @@ impl Obstacle {
             }
             Self::Foreign(_) => Some(point_at_proxy(host, port)),
             Self::ExpectsTls => Some(format!(
-                "Tidewater speaks no TLS, the Cloud SQL Auth Proxy does it: {}",
+                "PostgreSQL agrees on TLS before it speaks it, port 3307 of Cloud SQL is for the Auth Proxy alone: {}",
                 point_at_proxy(host, port)
             )),
-            Self::Connect { .. } | Self::Unreached(_) | Self::Silent(_) | Self::Unversioned(_) => None,
+            Self::NoTls => Some(
+                "let the server speak TLS (ssl = on in postgresql.conf), or go through the Cloud SQL Auth Proxy on this \
+                 machine; if the server does speak it, somebody on the way says no in its place; cloud.tls = \"off\" sends \
+                 the password and every row in the open"
+                    .to_owned(),
+            ),
+            Self::Ours(failure) => failure.remedy.clone(),
+            Self::Connect { .. }
+            | Self::Unreached(_)
+            | Self::Silent(_)
+            | Self::Unversioned(_)
+            | Self::ErrorBeforeTls => None,
         }
     }
 
@@ -117,10 +139,12 @@ impl From<Obstacle> for io::Error {
         let kind = match &obstacle {
             Obstacle::Connect { source, .. } => source.kind(),
             Obstacle::Unreached(_) | Obstacle::Silent(_) => io::ErrorKind::TimedOut,
-            Obstacle::Name { .. } => io::ErrorKind::Other,
-            Obstacle::Foreign(_) | Obstacle::ExpectsTls | Obstacle::Unversioned(_) => {
-                io::ErrorKind::InvalidData
-            }
+            Obstacle::Name { .. } | Obstacle::Ours(_) => io::ErrorKind::Other,
+            Obstacle::Foreign(_)
+            | Obstacle::ExpectsTls
+            | Obstacle::NoTls
+            | Obstacle::ErrorBeforeTls
+            | Obstacle::Unversioned(_) => io::ErrorKind::InvalidData,
         };
         Self::new(kind, obstacle)
     }
@@ -263,6 +287,7 @@ impl<E: Error + 'static> Failed<E> {
     fn weight(&self) -> u8 {
         match self {
             Self::Before(obstacle) => obstacle.weight(),
+            Self::LogIn(error) if fault_of(error).is_some() => 3,
             // Without an obstacle: accepted, and closed or reset.
             Self::LogIn(error) => Obstacle::of(error).map_or(2, Obstacle::weight),
         }
@@ -320,11 +345,50 @@ pub(super) struct Line {
     socket: Socket,
     /// What came so far, until that is known.
     head: Option<Vec<u8>>,
+    /// Whether the first word is a question for TLS.
+    asks_for_tls: bool,
 }
 
 impl Line {
     pub(super) fn new(socket: Socket) -> Self {
-        Self { socket, head: Some(Vec::new()) }
+        Self { socket, head: Some(Vec::new()), asks_for_tls: false }
+    }
+
+    /// One whose first use says why there is none.
+    pub(super) fn nowhere(why: Obstacle) -> Self {
+        Self::new(Socket::None(Some(why)))
+    }
+
+    pub(super) fn is_nowhere(&self) -> bool {
+        matches!(self.socket, Socket::None(_))
+    }
+
+    /// Whether the other side is on this machine, and what is said stays on it. Of an address of this machine's that others
+    /// can reach as well, that is not known: something that forwards may listen there.
+    pub(super) fn is_local(&self) -> bool {
+        match &self.socket {
+            Socket::Tcp(stream) => {
+                stream.peer_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
+            }
+            Socket::Unix(_) | Socket::None(_) => true,
+        }
+    }
+
+    /// The first word is not the start-up message but a question, which is answered by one byte.
+    pub(super) fn asking_for_tls(self) -> Self {
+        Self { asks_for_tls: true, ..self }
+    }
+
+    /// What has come as well, without a wait.
+    fn more(&self) -> Vec<u8> {
+        let mut bytes = vec![0; HEAD_MAX];
+        let read = match &self.socket {
+            Socket::Tcp(stream) => stream.try_read(&mut bytes),
+            Socket::Unix(stream) => stream.try_read(&mut bytes),
+            Socket::None(_) => Ok(0),
+        };
+        bytes.truncate(read.unwrap_or(0));
+        bytes
     }
 }
 
@@ -337,12 +401,13 @@ impl AsyncRead for Line {
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Socket::None(why) => Poll::Ready(Err(gone(why))),
         })?;
-        if let Some(head) = &mut line.head {
+        if let Some(mut head) = line.head.take() {
             let new = &buf.filled()[before..];
             head.extend_from_slice(&new[..new.len().min(HEAD_MAX - head.len())]);
-            match judge(head) {
-                Verdict::Unclear => {}
-                Verdict::Postgres => line.head = None,
+            let verdict = if line.asks_for_tls { judge_answer(&head, || line.more()) } else { judge(&head) };
+            match verdict {
+                Verdict::Unclear => line.head = Some(head),
+                Verdict::Postgres => {}
                 Verdict::Not(obstacle) => return Poll::Ready(Err(obstacle.into())),
             }
         }
@@ -359,9 +424,10 @@ impl AsyncWrite for Line {
             Socket::None(why) => Poll::Ready(Err(gone(why))),
         });
         Poll::Ready(match written {
-            // Who closes at once may have said why: that is read first. libpq does the same (`write_failed`).
+            // Who closes at once may have said why: that is read first. libpq does the same (`write_failed`). Within TLS a
+            // client's certificate is refused after the client has gone on, so it holds for as long as that is spoken.
             Err(error)
-                if line.head.is_some()
+                if (line.head.is_some() || line.asks_for_tls)
                     && matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
             {
                 Ok(buf.len())
@@ -430,6 +496,26 @@ fn judge(head: &[u8]) -> Verdict {
             _ => foreign(),
         },
         _ => foreign(),
+    }
+}
+
+/// What the answer to a question for TLS is: a yes or no of one byte. `more` has what came behind it.
+fn judge_answer(head: &[u8], more: impl FnOnce() -> Vec<u8>) -> Verdict {
+    match head {
+        [] => Verdict::Unclear,
+        [b'S', ..] => Verdict::Postgres,
+        [b'N'] => Verdict::Not(Obstacle::NoTls),
+        _ => {
+            let head = [head, &more()].concat();
+            match judge(&head) {
+                Verdict::Not(Obstacle::Unversioned(_)) => Verdict::Not(Obstacle::ErrorBeforeTls),
+                Verdict::Not(obstacle) => Verdict::Not(obstacle),
+                Verdict::Unclear | Verdict::Postgres if head[0] == b'E' => {
+                    Verdict::Not(Obstacle::ErrorBeforeTls)
+                }
+                Verdict::Unclear | Verdict::Postgres => Verdict::Not(Obstacle::Foreign(excerpt(&head))),
+            }
+        }
     }
 }
 

@@ -10,6 +10,8 @@
 //! one that fails the others fail for that reason alone, so the first error is the one that counts; behind a fence that
 //! finds another session's mark everything fails.
 
+use std::pin::Pin;
+
 use super::*;
 
 /// What the answers to a round's statements came to: what was taken and whether that caused more than was sent; nothing

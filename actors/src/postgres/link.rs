@@ -1,0 +1,149 @@
+//! One new connection: its password, whether it speaks TLS, and the log-in.
+//!
+//! ```text
+//! password ─▶ dial ─▶ for each address: TLS wanted? ─▶ log in ─▶ refused, and there is a newer password? ─▶ once more
+//!    └ by a command that has to be run: only when somebody has taken the connection, which waits for it
+//! ```
+//!
+//! Where TLS is wanted, nothing of the log-in is sent before the server has shown who it is: the driver asks for TLS, and
+//! ends where the answer is no, whoever gave it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use deadpool_postgres::Connect;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Config, Error, NoTls};
+
+use super::dial::{Dialer, Line, Obstacle};
+use super::password::{PasswordSource, Passwords};
+use super::tls::{self, TlsOptions};
+use crate::core::failure::{CloudFailure, FailureClass};
+
+/// What protects a connection, and what it logs in with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkOptions {
+    /// TLS.
+    pub tls: TlsOptions,
+    /// Where the password comes from.
+    pub password: PasswordSource,
+}
+
+type Connected = (tokio_postgres::Client, JoinHandle<()>);
+
+/// Who makes the pool's connections.
+pub(super) struct Door {
+    pub(super) dialer: Dialer,
+    pub(super) tls: Arc<TlsOptions>,
+    pub(super) passwords: Arc<Passwords>,
+}
+
+impl Connect for Door {
+    fn connect(
+        &self,
+        config: &Config,
+    ) -> Pin<Box<dyn Future<Output = Result<Connected, Error>> + Send + '_>> {
+        let config = config.clone();
+        Box::pin(async move {
+            // Where nobody is, no program is run: it may need the same network, and what it then says is not what matters.
+            let waiting = match self.passwords.is_at_hand() {
+                true => None,
+                false => self.dialer.dial(|line| reach(&config, line), super::is_postgresqls).await?,
+            };
+            let password = match self.passwords.get().await {
+                Ok(password) => password,
+                Err(failure) => return fail(&config, failure).await,
+            };
+            match self.enter(&config, password.as_deref(), waiting).await {
+                Err(error) if is_refusal(&error) => {
+                    match self.passwords.other_than(password.as_deref()).await {
+                        Ok(Some(other)) => self.enter(&config, Some(&other), None).await,
+                        Ok(None) => Err(error),
+                        Err(failure) => fail(&config, failure).await,
+                    }
+                }
+                ended => ended,
+            }
+        })
+    }
+}
+
+/// A connection on which nothing was said yet.
+async fn reach(config: &Config, line: Line) -> Result<Option<Line>, Error> {
+    if line.is_nowhere() {
+        return plainly(config, line).await.map(|_| None);
+    }
+    Ok(Some(line))
+}
+
+impl Door {
+    /// Logs in, on the connection that has waited if there is one.
+    async fn enter(
+        &self,
+        config: &Config,
+        password: Option<&str>,
+        waiting: Option<Line>,
+    ) -> Result<Connected, Error> {
+        let mut config = config.clone();
+        if let Some(password) = password {
+            config.password(password);
+        }
+        let config = &config;
+        if let Some(line) = waiting {
+            match timeout(self.dialer.limit, self.log_in(config, line)).await {
+                Ok(Err(error)) if !super::is_postgresqls(&error) => {}
+                Ok(ended) => return ended,
+                Err(_) => {}
+            }
+            // Given up by the other side meanwhile, or at the wrong one of several addresses.
+        }
+        self.dialer.dial(|line| self.log_in(config, line), super::is_postgresqls).await
+    }
+
+    async fn log_in(&self, config: &Config, line: Line) -> Result<Connected, Error> {
+        if line.is_nowhere() || !self.tls.wanted(line.is_local()) {
+            return plainly(config, line).await;
+        }
+        // Files, which may be on a disk that does not answer.
+        let (options, host) = (self.tls.clone(), self.dialer.host.clone());
+        let client = tokio::task::spawn_blocking(move || tls::client(&options, &host)).await;
+        let (mut client, name) = match client {
+            Ok(Ok(client)) => client,
+            Ok(Err(failure)) => return fail(config, *failure).await,
+            Err(error) => {
+                return fail(config, CloudFailure::new(FailureClass::CheckFailed, error.to_string())).await;
+            }
+        };
+        let Ok(connector) = MakeTlsConnect::<Line>::make_tls_connect(&mut client, &name);
+        let config = with_mode(config, SslMode::Require);
+        let (client, connection) = config.connect_raw(line.asking_for_tls(), connector).await?;
+        // The pool aborts this task when it drops the client, and the client learns of its end by itself.
+        Ok((client, tokio::spawn(async move { drop(connection.await) })))
+    }
+}
+
+async fn plainly(config: &Config, line: Line) -> Result<Connected, Error> {
+    let (client, connection) = with_mode(config, SslMode::Disable).connect_raw(line, NoTls).await?;
+    Ok((client, tokio::spawn(async move { drop(connection.await) })))
+}
+
+fn with_mode(config: &Config, mode: SslMode) -> Config {
+    let mut config = config.clone();
+    config.ssl_mode(mode);
+    config
+}
+
+/// The driver alone makes its errors: it gets a stream that fails with this one.
+async fn fail(config: &Config, failure: CloudFailure) -> Result<Connected, Error> {
+    plainly(config, Line::nowhere(Obstacle::Ours(Box::new(failure)))).await
+}
+
+/// A password that does not do, or what stands for it: PostgreSQL's own word for a wrong one is the first, and that of the
+/// modules that it may leave the question to (PAM, as with tokens) the second.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.code(), Some(&SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION))
+}
