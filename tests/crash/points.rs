@@ -49,6 +49,10 @@ const ELSEWHERE: &[&str] = &[
     "writer.called.GetSnapshotLeftovers",
     "writer.call.RememberCloud",
     "writer.called.RememberCloud",
+    "writer.call.CompareKeeping",
+    "writer.called.CompareKeeping",
+    "writer.call.Rehome",
+    "writer.called.Rehome",
     "writer.call.StartOver",
     "writer.called.StartOver",
 ];

@@ -21,7 +21,7 @@ use super::{
     combine, commit, key_is, merge_entries, put_entry, query, refers, remembered_tables, row_is, take_entry,
     unsigned, values,
 };
-use crate::core::schema::{Table, Unique};
+use crate::core::schema::Table;
 use crate::core::value::{Value, json_array};
 use crate::sql::capture::{key_columns, side_table};
 use crate::sql::{all, ident, list};
