@@ -223,6 +223,33 @@ async fn a_lost_commit_below_the_cursor_is_noticed() {
     db.shutdown().await.unwrap();
 }
 
+/// Where nothing proves that all is there, everything is compared; what the cloud does not show is sent again, not deleted.
+#[actix_rt::test]
+async fn a_failover_without_proof_costs_a_comparison_and_no_row() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let standby = server.copy(CopyOf::Standby);
+    standby.stop();
+    bench.cloud.execute_batch("INSERT INTO note VALUES (3, 'theirs, lost')").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    db.shutdown().await.unwrap();
+    let file = rusqlite::Connection::open(bench.path()).unwrap();
+    file.execute("DELETE FROM _tidewater_meta WHERE key = 'witness'", []).unwrap();
+    drop(file);
+    server.stop();
+    standby.start_again();
+    standby.promote().await;
+    bench.proxy.stop();
+    lead_to(&mut bench, &standby);
+    let db = bench.open().await;
+    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 theirs, lost"]).await;
+    assert_one_line(&bench.log, "and may have lost changes");
+    // From then on, what is deleted there is deleted here.
+    bench.cloud.execute_batch("DELETE FROM note WHERE id = 3").await;
+    assert_whole(&bench, &db, &["1 ours", "2 theirs"]).await;
+    db.shutdown().await.unwrap();
+}
+
 /// Recovered to a point in time, and a snapshot of the disk put back: the server and its mark are the same, and what came
 /// after is in the file.
 #[actix_rt::test]

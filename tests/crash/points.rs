@@ -36,6 +36,7 @@ const AUDIT: &str = "
 /// Not between the note and the acknowledgement of a change.
 const ELSEWHERE: &[&str] = &[
     "sqlite.migrated",
+    "sqlite.rehome",
     "writer.call",
     "writer.called",
     // The first contact with a cloud, a table or a feed, and what is compared anew.
@@ -94,7 +95,7 @@ fn points() -> BTreeSet<String> {
                 points.extend(messages.iter().map(|message| format!("{prefix}{message}")));
             } else {
                 // A statement of the app's under its own text.
-                assert!(argument.starts_with("&statement.sql"), "{}: {argument}", file.display());
+                assert!(argument.starts_with("sql)"), "{}: {argument}", file.display());
             }
         }
     }
