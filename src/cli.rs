@@ -2,7 +2,7 @@
 //!
 //! Parts: [`Cli`] and [`Verb`] (clap), [`Cli::settings`] (flags are the strongest layer), [`Exit`] (every exit
 //! status), [`render_status`] (a page of text from the JSON of a running supervisor), `rows.rs` (the verbs that take rows to
-//! the cloud, or list them).
+//! the cloud, or list them), `adopt.rs` (the verb that says which cloud).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,8 +14,10 @@ use tidewater_actors::messages::Forced;
 
 use crate::settings::{Settings, SettingsError, Sources};
 
+mod adopt;
 mod rows;
 
+pub use adopt::{AdoptArgs, render as render_adoption};
 pub use rows::{Answered, ParkedArgs, ParkedList, ParkedVerb, PendingArgs, RowsVerb, SyncArgs};
 
 /// The width that fits every terminal.
@@ -80,6 +82,8 @@ pub enum Verb {
     /// The verbs about rows
     #[command(flatten)]
     Rows(RowsVerb),
+    /// Say that this database belongs to the cloud that answers now
+    Adopt(AdoptArgs),
     /// Copy the database to a file, complete or not at all, while it is in use
     Backup {
         /// The file; it must not be there

@@ -29,7 +29,7 @@ use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slog::{Logger, debug, warn};
-use tidewater_actors::messages::{Detection, Forced};
+use tidewater_actors::messages::{Adopt, Detection, Forced};
 use tidewater_actors::sqlite::Which;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -87,6 +87,12 @@ pub enum Request {
     DiscardParked {
         /// Their numbers.
         ids: Vec<i64>,
+    },
+    /// Looks which cloud answers, or makes the file belong to it; the answer is an
+    /// [`Adoption`](tidewater_actors::messages::Adoption).
+    Adopt {
+        /// How sure who asks is.
+        how: Adopt,
     },
     /// Copies the database while it is in use; the answer is a [`Copied`](tidewater_actors::sqlite::Copied).
     Backup {

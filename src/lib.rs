@@ -20,6 +20,7 @@
 //!
 //! The binary `run_supervisor` is thin: it parses, loads [`settings`], and calls this crate.
 
+mod adopt;
 pub mod cli;
 pub mod control;
 mod database;
@@ -44,7 +45,8 @@ pub use run::run;
 pub use rusqlite;
 pub use tidewater_actors::core::value::Value;
 pub use tidewater_actors::messages::{
-    AvailabilityChanged, Detection, Discarded, Forced, ProxyStatus, Readiness, StatusSummary, SyncError,
+    Adopt, Adoption, AvailabilityChanged, Detection, Discarded, Forced, ProxyStatus, Readiness, Residence,
+    StatusSummary, SyncError,
 };
 pub use tidewater_actors::migrations::{MigrationError, Migrations};
 pub use tidewater_actors::sqlite::{

@@ -628,7 +628,9 @@ async fn another_cloud() {
 
     shell::sqlite3_shell(device.path(), "UPDATE _tidewater_meta SET value = '1' WHERE key = 'system';");
     let found = report(&device);
+    let process = device.start();
     follow_shell(&device, only(&found, Check::Identity, "a copy of this file's cloud"));
+    process.stop();
     assert_good(&report(&device));
 }
 

@@ -43,14 +43,16 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
-    Applied, Cursor, Grown, Hit, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow, Readers, Refusal,
-    RoundRow, StoreError, ledger_name,
+    Applied, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow, Readers,
+    Refusal, RoundRow, StoreError, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
 
+mod history;
 mod parked;
 
+use history::{Evidence, evidence};
 use parked::Discards;
 
 /// How the syncer works.
@@ -107,6 +109,8 @@ pub struct CloudSyncer {
     discards: Discards,
     cycles_begun: u64,
     trouble: Option<String>,
+    /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
+    adopting: Option<Option<AvailabilityChanged>>,
     /// Why the cloud is away; nothing as long as nobody has looked, and while it is there.
     offline: Option<Option<FailureClass>>,
     log: Logger,
@@ -121,6 +125,8 @@ struct Memory {
     prepared: Option<(u64, Vec<ReadyTable>)>,
     /// Where the session stood when it had prepared them.
     standing: Option<Standing>,
+    /// When the cloud's ledger was last written only for being a witness.
+    witnessed: Option<Instant>,
     /// When tables that could not be used are looked at again, and how long that wait was.
     look_again: Option<(Instant, Duration)>,
 }
@@ -219,6 +225,7 @@ impl CloudSyncer {
             discards: Discards::default(),
             cycles_begun: 0,
             trouble: None,
+            adopting: None,
             offline: None,
             log,
         }
@@ -428,6 +435,10 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
     type Result = ();
 
     fn handle(&mut self, changed: AvailabilityChanged, ctx: &mut Self::Context) {
+        if let Some(later) = &mut self.adopting {
+            *later = Some(changed);
+            return;
+        }
         match changed.status {
             ProxyStatus::Available if self.parts.cloud.is_some() => {
                 self.offline = None;
@@ -609,6 +620,7 @@ impl Cycle {
         }
         self.doing.store(WARMING, Ordering::Relaxed);
         self.pull(&session, &mut link, None).await?;
+        self.bear_witness(&session, &link).await?;
         session.release();
         Ok(())
     }
@@ -658,29 +670,30 @@ impl Cycle {
             FailureClass::NotOurs => Trouble::Announced(failure),
             _ => failure.into(),
         })?;
-        match (&link.cloud, &link.system) {
-            (Some(_), Some(system)) if *system == identity.system => {}
-            (Some(_), Some(system)) => {
-                return Err(CloudFailure::new(
-                    FailureClass::NotOurs,
-                    format!("a copy of this file's cloud answers: server {}, not {system}", identity.system),
-                )
-                .with_remedy(
-                    "point the proxy at the original; or, if this copy has taken its place, stop and run: sqlite3 FILE \
-                     \"DELETE FROM _tidewater_meta WHERE key = 'system'\"",
-                )
-                .into());
-            }
-            (known, _) => {
-                if known.is_some() {
-                    // Transaction ids mean nothing on another server.
-                    self.ask(FixCursor(None)).await?;
-                }
-                let cloud_id = identity.id.clone();
-                self.ask(RememberCloud { cloud: cloud_id, system: identity.system }).await?;
-                cloud.expect_identity(Some(identity.id));
-            }
+        let home = Home {
+            cloud: identity.id,
+            system: identity.system,
+            database: identity.database,
+            timeline: identity.timeline,
+        };
+        let known = self.require_original(&link, &home).await?;
+        if !known {
+            self.ask(RememberCloud { home: home.clone() }).await?;
+            cloud.expect_identity(Some(home.cloud.clone()));
         }
+        // Before the settling, which writes over it: a crash in between must find it again.
+        let seen = session.last_seen(&link.device).await?;
+        let found = evidence(&link, seen);
+        if found == Evidence::Lost {
+            self.start_over_behind(seen.map_or(0, |seen| seen.number), link.round_number).await?;
+            (link, _) = self.ask(GetLink).await?;
+        } else if known && link.timeline.is_some_and(|before| before != home.timeline) {
+            self.passed_on(&link, &home, found).await?;
+        }
+        if known && (link.timeline, link.database.as_ref()) != (Some(home.timeline), Some(&home.database)) {
+            self.ask(RememberCloud { home }).await?;
+        }
+        let in_flight = if found == Evidence::Lost { None } else { in_flight };
         let id = uuid::Uuid::new_v4().to_string();
         let ledger = session.settle(&link.device, &id).await?;
         let flying = in_flight.map(|(id, _)| id);
@@ -696,12 +709,7 @@ impl Cycle {
             // The ledger knows neither round: the counter tells who is ahead.
             let cloud_lost_rounds = ledger.number < link.round_number;
             if cloud_lost_rounds {
-                warn!(
-                    self.log,
-                    "⚠️  The cloud was set back ({} of {} rounds): everything here is compared with it and sent again",
-                    ledger.number,
-                    link.round_number
-                );
+                self.start_over_behind(ledger.number, link.round_number).await?;
             } else {
                 warn!(
                     self.log,
@@ -709,12 +717,13 @@ impl Cycle {
                     link.round_number,
                     ledger.number
                 );
+                self.ask(StartOver { resend: false }).await?;
             }
-            self.ask(StartOver { resend: cloud_lost_rounds }).await?;
             (link, _) = self.ask(GetLink).await?;
             session.settle(&link.device, &id).await?;
         }
         self.memory.session = Some(id);
+        self.memory.witnessed = None;
         (link, _) = self.ask(GetLink).await?;
         self.tell_receipts();
         Ok(link)

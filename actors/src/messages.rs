@@ -26,8 +26,8 @@ use crate::core::schema::Table;
 use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Applied, Cursor, Discardable, Grown, Hit, Link, Lookup, Mark, Noted, Page, Parked, Refusal, Retried,
-    StoreError, Unit, Which, Written,
+    Applied, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, Mark, Noted, Page, Parked, Refusal,
+    Retried, StoreError, Unit, Which, Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -389,11 +389,25 @@ pub struct GetSetAside;
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<()>")]
 pub struct RememberCloud {
-    /// Its marker.
-    pub cloud: String,
-    /// The server's own number.
-    pub system: String,
+    /// Where it is.
+    pub home: Home,
 }
+
+/// Remembers what the cloud was told last, with the cursor that this proves.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct RememberWitness(pub Witness);
+
+/// The file belongs to another cloud from now on.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct Rehome(pub Home);
+
+/// The cloud may have lost something of what this file has: every table is compared with it, and what only this file has is
+/// sent again.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct CompareKeeping;
 
 /// Fixes the feed's cursor, or forgets it: then every table is compared anew.
 #[derive(Debug, Clone, Message)]
@@ -490,6 +504,49 @@ impl SyncError {
             Self::Store(error) => error.retry_helps(),
         }
     }
+}
+
+/// How sure somebody is that a file shall belong to the cloud that answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Adopt {
+    /// Not at all: it is only looked who answers.
+    Look,
+    /// Whoever it is.
+    Whoever,
+    /// If it has this identity.
+    Identity(String),
+}
+
+/// Looks who answers and, if told so, makes the file belong to that cloud.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Result<Adoption, SyncError>")]
+pub struct AdoptCloud(pub Adopt);
+
+/// The answer to [`AdoptCloud`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// The cloud that the file belonged to, if any.
+    pub belongs: Option<Residence>,
+    /// The one that answers.
+    pub answers: Residence,
+    /// Whether the file belongs to it now.
+    pub adopted: bool,
+    /// Rows that waited when it was asked, parked ones excluded.
+    pub pending: u64,
+}
+
+/// A cloud, as far as its name goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Residence {
+    /// Its marker; none where there is none yet.
+    pub identity: Option<String>,
+    /// The server's own number.
+    pub system: Option<String>,
+    /// The database's number on it.
+    pub database: Option<String>,
+    /// The database's name, of the one that answers.
+    pub name: Option<String>,
 }
 
 /// Asks the syncer what it is doing.

@@ -36,6 +36,7 @@ mod link;
 mod password;
 mod sending;
 mod tls;
+mod whose;
 
 use dial::{Dialer, Obstacle};
 use link::Door;
@@ -48,6 +49,7 @@ use sending::{
 };
 pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
+pub use whose::{LastSeen, Whereabouts};
 
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
@@ -189,7 +191,10 @@ impl Cloud {
             FailureClass::NotOurs,
             format!("another database answers: this file belongs to {expected}, {what}"),
         )
-        .with_remedy("point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with"))
+        .with_remedy(
+            "point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with; or, if this one shall take \
+             its place: run_supervisor adopt",
+        ))
     }
 
     /// A connection for one cycle.
@@ -472,12 +477,17 @@ pub struct Identity {
     pub id: String,
     /// The server's own number, which does not.
     pub system: String,
+    /// The database's number on it.
+    pub database: String,
+    /// The server's timeline.
+    pub timeline: i64,
 }
 
 /// What has to be as it was, or the session has to settle and prepare again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     identity: Option<String>,
+    whereabouts: String,
     settled: bool,
     tables: i64,
     triggers: String,
@@ -701,6 +711,7 @@ impl CloudSession {
     /// # Errors
     /// [`FailureClass::Credentials`] with the grant that is missing, [`FailureClass::NotOurs`] for another cloud.
     pub async fn bootstrap(&self) -> Result<Identity> {
+        let (found, timeline) = self.writable_whereabouts().await?;
         let there =
             self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
         let mut identity = None;
@@ -721,10 +732,7 @@ impl CloudSession {
         }
         let id = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
         self.cloud.verify(Some(&id))?;
-        let rows =
-            self.query("SELECT system_identifier::text FROM pg_control_system()", &[], Phase::Setup).await?;
-        let system = rows.first().map(|row| row.get(0)).unwrap_or_default();
-        Ok(Identity { id, system })
+        Ok(Identity { id, system: found.system, database: found.database, timeline })
     }
 
     /// Where this connection stands; `None` when our side of the cloud is not there.
@@ -750,6 +758,7 @@ impl CloudSession {
                 settled: row.get(1),
                 tables: row.get(2),
                 triggers: row.get(3),
+                whereabouts: row.get(4),
             })),
             Err(failure) if matches!(failure.sqlstate.as_deref(), Some("42P01" | "3F000")) => Ok(None),
             Err(failure) => Err(failure),

@@ -26,6 +26,7 @@ mod background;
 mod copy;
 mod examine;
 mod growing;
+mod history;
 mod migrate;
 mod parked;
 mod rows;
@@ -64,6 +65,7 @@ pub use self::background::{Cancel, Canceller};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, check_integrity, examine};
 pub use self::growing::{Grown, InFlight};
+pub use self::history::{Home, Witness};
 pub use self::parked::{
     Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
 };
@@ -452,7 +454,7 @@ pub struct Hit {
 }
 
 /// The position in the cloud's change feed up to which everything has been applied.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Cursor {
     /// The transaction id, in decimal.
     pub xid: String,
@@ -549,6 +551,12 @@ pub struct Link {
     pub cloud: Option<String>,
     /// The server that it ran on.
     pub system: Option<String>,
+    /// The database's number on it.
+    pub database: Option<String>,
+    /// The server's timeline.
+    pub timeline: Option<i64>,
+    /// What the cloud has to know if nothing was lost there.
+    pub witness: Option<Witness>,
     /// The feed's position, once the first sync has fixed it.
     pub cursor: Option<Cursor>,
     /// The last round that took effect.
@@ -1305,13 +1313,18 @@ impl Store {
             let keys = all(table.key_names().iter().enumerate(), |(at, k)| side_key("s", at, "t", k));
             format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys})", ident(&side_table(kind, table)))
         };
-        let sql = format!(
-            "SELECT {} FROM {} AS t WHERE {} AND {} LIMIT {limit}",
-            list(table.key_names(), |k| format!("t.{}", ident(k))),
+        let own = list(table.key_names(), |k| format!("t.{}", ident(k)));
+        let left = format!(
+            "FROM {} AS t WHERE {} AND {}",
             ident(&table.name),
             all(table.key_names(), |k| format!("t.{} IS NOT NULL", ident(k))),
             all([SEEN, JOURNAL, FLIGHT, PARKED], in_side),
         );
+        if history::keeps_leftovers(&tx, table)? {
+            // Whether they were deleted there or never came there, nobody can tell: they are not lost.
+            tx.execute(&capture::journal_left(table, &own, &left), [])?;
+        }
+        let sql = format!("SELECT {own} {left} LIMIT {limit}");
         let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
         if keys.is_empty() {
             let known = tx.execute(
@@ -1323,6 +1336,7 @@ impl Store {
                 return Err(StoreError::SchemaChanged);
             }
             tx.execute_batch(&format!("DROP TABLE IF EXISTS {}", ident(&side_table(SEEN, table))))?;
+            history::leftovers_are_done(&tx, table)?;
             let version = schema_version(&tx)?;
             commit(tx)?;
             self.schema_version = version;
@@ -1369,19 +1383,13 @@ impl Store {
             device: meta(conn, "device")?.unwrap_or_default(),
             cloud: meta(conn, "cloud")?,
             system: meta(conn, "system")?,
+            database: meta(conn, "database")?,
+            timeline: meta(conn, "timeline")?,
+            witness: meta::<String>(conn, "witness")?.and_then(|text| serde_json::from_str(&text).ok()),
             cursor,
             last_round: meta(conn, "last_round")?,
             round_number: meta(conn, "round_number")?.unwrap_or(0),
         })
-    }
-
-    /// Remembers the cloud that this file belongs to from now on, and the server that it runs on.
-    pub fn remember_cloud(&mut self, cloud: &str, system: &str) -> Result<()> {
-        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        set_meta(&tx, "cloud", cloud)?;
-        set_meta(&tx, "system", system)?;
-        commit(tx)?;
-        Ok(())
     }
 
     /// Fixes the feed's cursor.
@@ -1483,9 +1491,10 @@ impl Store {
         tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
         tx.execute(
             "DELETE FROM _tidewater_meta \
-             WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag', 'last_round', 'round_number')",
+             WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag', 'last_round', 'round_number', 'witness')",
             [],
         )?;
+        history::forget_seen(&tx, &self.tables)?;
         set_meta(&tx, "device", uuid::Uuid::new_v4().to_string())?;
         commit(tx)?;
         Ok(())

@@ -21,10 +21,10 @@ use slog::{Logger, debug, error, info, warn};
 use tokio::sync::oneshot;
 
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, DissolveRound, FixCursor, GetDiscardable,
-    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables, GrowRound, JournalGrew,
-    Migrate, NoteRound, ParkRows, PutBackRound, RememberCloud, RememberCloudTable, RetryMended, RetryParked,
-    StartOver, Stored, TrimRound, Write,
+    AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, CompareKeeping, DissolveRound, FixCursor,
+    GetDiscardable, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables, GrowRound,
+    JournalGrew, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud, RememberCloudTable,
+    RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
@@ -285,7 +285,10 @@ store_calls! {
     RememberCloudTable => (), |store, m| store.remember_cloud_table(m.table, m.trace.as_deref(), m.made.as_ref());
     CompareAnew => (), |store, m| store.compare_anew(m.0);
     GetSetAside => Vec<crate::sqlite::Lookup>, |store, _| store.set_aside();
-    RememberCloud => (), |store, m| store.remember_cloud(&m.cloud, &m.system);
+    RememberCloud => (), |store, m| store.remember_cloud(&m.home);
+    RememberWitness => (), |store, m| store.remember_witness(&m.0);
+    Rehome => (), |store, m| store.rehome(&m.0);
+    CompareKeeping => (), |store, _| store.compare_keeping();
     FixCursor => (), |store, m| match &m.0 {
         Some(cursor) => store.fix_cursor(cursor),
         None => store.forget_cursor(),

@@ -472,7 +472,10 @@ async fn another_postgresql_is_not_ours() {
     let database = Postgres::shared().create_database().await;
     let cloud = cloud(&database);
     cloud.expect_identity(Some("4d1f".into()));
-    let remedy = Some("point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with");
+    let remedy = Some(
+        "point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with; or, if this one shall take \
+         its place: run_supervisor adopt",
+    );
     let detail = "another database answers: this file belongs to 4d1f, it has no mark of Tidewater's";
     assert_eq!(failure(&cloud).await, expected(NotOurs, None, detail, remedy));
     let other = cloud.connect().await.unwrap().bootstrap().await;

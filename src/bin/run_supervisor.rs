@@ -10,7 +10,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use slog::Logger;
 use tidewater::ProxyStatus;
-use tidewater::cli::{Cli, Exit, Output, RowsVerb, Verb, render_status};
+use tidewater::cli::{Cli, Exit, Output, RowsVerb, Verb, render_adoption, render_status};
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
 use tidewater::doctor::{Doctor, Step, size};
 use tidewater::service::ServiceManager;
@@ -69,6 +69,11 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
         // It asks by itself, and works where nobody answers.
         Verb::Doctor(output) => return doctor(settings.clone(), output),
         Verb::Circuit { hold, output } => (Request::Circuit { forced: hold.forced() }, WAIT, output),
+        Verb::Adopt(args) => (
+            Request::Adopt { how: args.how() },
+            WAIT + settings.proxy.check_timeout() + settings.cloud.statement_timeout,
+            &args.output,
+        ),
         Verb::Backup { path, overwrite, output } => match std::path::absolute(path) {
             Ok(path) => (Request::Backup { path, overwrite: *overwrite }, BACKUP_WAIT, output),
             Err(error) => return complain(&format!("{}: {error}", path.display()), Exit::Failed),
@@ -92,6 +97,10 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
             ("failures and waits are forgotten; a check follows at once\n".to_owned(), Exit::Success)
         }
         Verb::Circuit { hold, .. } => (format!("{}\n", hold.done()), Exit::Success),
+        Verb::Adopt(_) => match render_adoption(&answer) {
+            Ok((text, at_home)) => (text, if at_home { Exit::Success } else { Exit::Failed }),
+            Err(error) => return complain(&error, Exit::Failed),
+        },
         Verb::Backup { .. } => match Copied::deserialize(&answer) {
             Ok(Copied { path, bytes }) => {
                 (format!("{bytes} bytes are in {}\n", path.display()), Exit::Success)

@@ -36,6 +36,7 @@ const AUDIT: &str = "
 /// Not between the note and the acknowledgement of a change.
 const ELSEWHERE: &[&str] = &[
     "sqlite.migrated",
+    "sqlite.rehome",
     "writer.call",
     "writer.called",
     // The first contact with a cloud, a table or a feed, and what is compared anew.
@@ -49,6 +50,10 @@ const ELSEWHERE: &[&str] = &[
     "writer.called.GetSnapshotLeftovers",
     "writer.call.RememberCloud",
     "writer.called.RememberCloud",
+    "writer.call.CompareKeeping",
+    "writer.called.CompareKeeping",
+    "writer.call.Rehome",
+    "writer.called.Rehome",
     "writer.call.StartOver",
     "writer.called.StartOver",
     // A person's word about parked rows, and a cloud table that was mended.

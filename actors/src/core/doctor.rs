@@ -172,6 +172,14 @@ pub struct Finding {
     pub remedy: Option<Remedy>,
 }
 
+/// What to do about a copy of the cloud.
+fn adopt_copy(path: &str) -> Remedy {
+    Remedy::shell(
+        "point the proxy at the original; or, if this copy has taken its place, with the supervisor running:",
+        format!("run_supervisor adopt --yes --database {}", quoted(path)),
+    )
+}
+
 impl Finding {
     fn green(check: Check, finding: impl Into<String>) -> Self {
         Self { check, mark: Mark::Green, finding: finding.into(), details: vec![], remedy: None }
@@ -290,6 +298,8 @@ pub struct Ours {
     pub cloud: Option<String>,
     /// The server that it was on.
     pub system: Option<String>,
+    /// The database's number there.
+    pub database: Option<String>,
 }
 
 /// Who holds the lock beside the file.
@@ -444,6 +454,9 @@ pub struct Answers {
     pub identity: Option<String>,
     /// The server's own number.
     pub system: Option<String>,
+    /// The database's number on it.
+    #[serde(default)]
+    pub database: Option<String>,
     /// The version of Tidewater's part of the cloud.
     pub protocol: Option<i64>,
     /// How many devices are registered.
@@ -904,7 +917,8 @@ impl Evidence {
     fn stranger(&self, answers: &Answers) -> Option<(String, Remedy)> {
         let ours = self.ours().ok()?;
         let expected = ours.cloud.as_ref()?;
-        let elsewhere = "point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with";
+        let elsewhere = "point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with; or, if this one \
+                         shall take its place, with the supervisor running: run_supervisor adopt";
         match &answers.identity {
             Some(found) if found != expected => Some((
                 format!("this file belongs to cloud {}, and this is {}", short(expected), short(found)),
@@ -918,16 +932,17 @@ impl Evidence {
             _ => match (&ours.system, &answers.system) {
                 (Some(known), Some(found)) if known != found => Some((
                     format!("a copy of this file's cloud answers: server {found}, not {known}"),
-                    Remedy::shell(
-                        "point the proxy at the original; or, if this copy has taken its place, stop the supervisor and \
-                         run:",
-                        format!(
-                            "sqlite3 {} \"DELETE FROM _tidewater_meta WHERE key = 'system'\"",
-                            quoted(&self.path)
-                        ),
-                    ),
+                    adopt_copy(&self.path),
                 )),
-                _ => None,
+                _ => match (&ours.database, &answers.database) {
+                    (Some(known), Some(found)) if known != found => Some((
+                        format!(
+                            "a copy of this file's cloud answers: database {found} of its server, not {known}"
+                        ),
+                        adopt_copy(&self.path),
+                    )),
+                    _ => None,
+                },
             },
         }
     }

@@ -131,6 +131,11 @@ impl Syncing {
         }
     }
 
+    /// Whether it was told that the cloud is there.
+    pub fn is_available(&self) -> bool {
+        self.available
+    }
+
     /// What it is doing.
     pub fn state(&self) -> State {
         match (self.blocked, self.available, self.running) {

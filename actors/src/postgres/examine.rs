@@ -201,9 +201,10 @@ impl CloudSession {
     /// The mark, the version and the devices, and what this role may not do with them.
     async fn ask_ours(&self, server: &Row, answers: &mut Answers) -> Result<()> {
         if let Ok(rows) =
-            self.query("SELECT system_identifier::text FROM pg_control_system()", &[], Phase::Setup).await
+            self.query("SELECT system_identifier::text, (SELECT oid::text FROM pg_database WHERE datname = current_database()) FROM pg_control_system()", &[], Phase::Setup).await
         {
             answers.system = rows.first().map(|row| row.get(0));
+            answers.database = rows.first().and_then(|row| row.get(1));
         } else {
             // The refusal ended the transaction.
             self.batch("ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Phase::Setup).await?;

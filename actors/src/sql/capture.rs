@@ -142,6 +142,15 @@ pub(crate) fn journal_everything(table: &Table, known_perhaps: bool) -> String {
     )
 }
 
+/// Rows that the cloud did not show become pending; `left` is the rest of the query that finds them, after their `own` keys.
+pub(crate) fn journal_left(table: &Table, own: &str, left: &str) -> String {
+    let name = ident(&side_table(JOURNAL, table));
+    let keys = list(key_columns(table), |k| k);
+    format!(
+        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, 1, {NOW}, {EPOCH} {left}"
+    )
+}
+
 /// A column's values become pending, because the cloud has lost them: it has nothing in their place.
 pub(crate) fn journal_column(table: &Table, column: &Column) -> String {
     let name = ident(&side_table(JOURNAL, table));

@@ -214,6 +214,7 @@ fn look_inside(conn: &Connection) -> Result<Option<(Ours, Vec<Table>)>> {
         format: meta(conn, "format")?.unwrap_or(0),
         cloud: meta(conn, "cloud")?,
         system: meta(conn, "system")?,
+        database: meta(conn, "database")?,
         ..Ours::default()
     };
     let mut found = vec![];

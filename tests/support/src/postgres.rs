@@ -46,6 +46,14 @@ init() {
           --pwfile="$dir/password" --auth=scram-sha-256 ) </dev/null >"$dir/initdb.log" 2>&1
 }
 
+# The port and the password of the server that is copied, and the file that tells the copy how to begin.
+copy() {
+    ( trap - HUP INT TERM PIPE
+      PGPASSWORD=$2 exec "$bin/pg_basebackup" -D "$dir/data" -h 127.0.0.1 -p "$1" -U postgres -c fast -X stream \
+          --no-sync ) </dev/null >"$dir/initdb.log" 2>&1 || return 1
+    [ -z "$3" ] || : >"$dir/data/$3"
+}
+
 start() {
     ( trap - HUP INT TERM PIPE
       exec "$bin/postgres" -D "$dir/data" -p "$1" ) </dev/null >>"$dir/server.log" 2>&1 &
@@ -69,6 +77,7 @@ start() {
 while read -r request argument; do
     case $request in
     init) { init "$argument" && echo done; } || { rm -rf "$dir/data"; echo failed; } ;;
+    copy) { copy $argument && echo done; } || { rm -rf "$dir/data"; echo failed; } ;;
     start) { start "$argument" && echo "$pid"; } || { halt QUIT QUIT; echo failed; } ;;
     fast) halt INT INT; echo done ;;
     immediate) halt QUIT QUIT; echo done ;;
@@ -89,6 +98,17 @@ pub struct Options {
     pub fsync: bool,
     /// Lines added to `postgresql.conf`, for instance `max_wal_senders = 0`.
     pub settings: Vec<String>,
+}
+
+/// What a copy of a server is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyOf {
+    /// It follows the original until it is promoted.
+    Standby,
+    /// A backup that is recovered to the moment of its making: a new timeline.
+    Recovered,
+    /// A snapshot of the disk: it begins where it was, on the same timeline.
+    Snapshot,
 }
 
 /// A PostgreSQL server of the tests' own, on a loopback port of its own. It is stopped and its folder removed
@@ -152,6 +172,70 @@ impl Postgres {
             }
         }
         server
+    }
+
+    /// A copy of this server as it is now, with its system identifier, its roles and its passwords. A standby is running, the
+    /// others begin with [`Postgres::start_again`].
+    pub fn copy(&self, of: CopyOf) -> Postgres {
+        let programs = programs().unwrap_or_else(|| panic!("{MISSING}"));
+        let account = Account::of_server();
+        let folder = account.create_folder();
+        let guard = Guard::spawn(&programs, &folder, &account);
+        let copy = Postgres {
+            folder,
+            port: Port::reserve(),
+            password: self.password.clone(),
+            shared: false,
+            guard: Mutex::new(guard),
+        };
+        let (signal, settings) = match of {
+            CopyOf::Standby => (
+                "standby.signal",
+                format!(
+                    "primary_conninfo = 'host=127.0.0.1 port={} user=postgres password={}'\n",
+                    self.port(),
+                    self.password
+                ),
+            ),
+            CopyOf::Recovered => (
+                "recovery.signal",
+                "restore_command = 'false'\nrecovery_target = 'immediate'\nrecovery_target_action = 'promote'\n"
+                    .to_owned(),
+            ),
+            CopyOf::Snapshot => ("", String::new()),
+        };
+        if copy.ask(&format!("copy {} {} {signal}", self.port(), self.password)) == "failed" {
+            panic!("pg_basebackup failed:\n{}", tail(&copy.folder.join("initdb.log")));
+        }
+        let settings = format!("\nunix_socket_directories = '{}'\n{settings}", copy.folder.display());
+        let file = copy.folder.join("data/postgresql.conf");
+        fs::OpenOptions::new().append(true).open(file).unwrap().write_all(settings.as_bytes()).unwrap();
+        if of == CopyOf::Standby {
+            copy.start_again();
+        }
+        copy
+    }
+
+    /// Makes a standby a server that can be written to.
+    pub async fn promote(&self) {
+        let admin = self.connect_as_admin().await;
+        let promoted = admin.query_one("SELECT pg_promote()", &[]).await.unwrap();
+        assert!(promoted.get::<_, bool>(0), "{}", self.log());
+    }
+
+    /// A database as the statements that make it again.
+    pub fn dump(&self, database: &Database) -> String {
+        let program = programs().unwrap_or_else(|| panic!("{MISSING}")).join("pg_dump");
+        let port = self.port().to_string();
+        let output = Command::new(program)
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "--inserts", &database.name])
+            .env("PGPASSWORD", &self.password)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // Later versions have commands of psql's in it.
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter(|line| !line.starts_with('\\')).flat_map(|line| [line, "\n"]).collect()
     }
 
     fn initialise(&self, options: &Options) {

@@ -2,7 +2,8 @@
 -- not be carried out then: where no row changes, this divides by zero, which ends the transaction.
 WITH fenced AS (
     UPDATE tidewater.devices
-    SET round = $1, round_number = round_number + 1, left_out = '{}', seen_at = now()
+    SET round = $1, round_number = round_number + 1, left_out = '{}',
+        seen_at = greatest(now(), seen_at + interval '1 microsecond')
     WHERE id = $2 AND session = $3 AND round IS NOT DISTINCT FROM $4
     RETURNING id
 )

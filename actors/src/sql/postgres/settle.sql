@@ -2,5 +2,5 @@
 -- for an older one's transaction as long as $3 says, and no longer.
 INSERT INTO tidewater.devices (id, session)
 SELECT $1::uuid, $2::uuid FROM set_config('lock_timeout', $3, true)
-ON CONFLICT (id) DO UPDATE SET session = excluded.session, seen_at = now()
+ON CONFLICT (id) DO UPDATE SET session = excluded.session, seen_at = greatest(now(), devices.seen_at + interval '1 microsecond')
 RETURNING round, round_number, left_out

@@ -1,4 +1,4 @@
--- Where this connection stands: the cloud's identity, whether our session is the last one that settled, how many of the
+-- Where this connection stands: the cloud's identity and whereabouts (as in whose.sql), whether our session is the last one that settled, how many of the
 -- prepared tables are still the ones that were prepared, and the feed's triggers, the columns, the partitions and the row-level
 -- security on them.
 SELECT (SELECT id::text FROM tidewater.identity) AS identity,
@@ -14,4 +14,8 @@ SELECT (SELECT id::text FROM tidewater.identity) AS identity,
        || (SELECT coalesce(string_agg(concat_ws('.', c.oid, c.relrowsecurity, row_security_active(c.oid),
                                                 to_regprocedure('tidewater.there_' || c.oid || '(jsonb)')::oid, (SELECT string_agg(p.relid::oid::text, '/' ORDER BY p.relid::oid)
                                                 FROM pg_partition_tree(c.oid) p)), ',' ORDER BY c.oid), '')
-           FROM pg_class c WHERE c.oid = ANY ($4)) AS triggers
+           FROM pg_class c WHERE c.oid = ANY ($4)) AS triggers,
+       (SELECT concat_ws('.', system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()),
+                         CASE WHEN pg_is_in_recovery() THEN 'replica'
+                              ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END)
+        FROM pg_control_system()) AS whereabouts

@@ -1,0 +1,84 @@
+//! Who answers, and whether it still has what this device knows of it.
+
+use super::{CloudSession, Phase, Result, unexpected};
+use crate::core::failure::{CloudFailure, FailureClass};
+use crate::postgres::parse_uuid;
+
+/// Where a connection ends: what a dump or a clone of the database does not take along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The server's own number, which its standbys share.
+    pub system: String,
+    /// The database's number.
+    pub database: String,
+    /// The database's name.
+    pub name: String,
+    /// The timeline that is written; none on a replica, which writes none.
+    pub timeline: Option<i64>,
+}
+
+/// What the ledger says of a device before a session settles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastSeen {
+    /// When the ledger was last written for it, in microseconds since 1970. Only grows.
+    pub at: i64,
+    /// How many of its rounds took effect.
+    pub number: i64,
+}
+
+impl CloudSession {
+    /// Where this connection ends.
+    pub async fn whereabouts(&self) -> Result<Whereabouts> {
+        let rows = self.query(include_str!("../sql/postgres/whose.sql"), &[], Phase::Setup).await?;
+        let row = rows.first().ok_or_else(|| unexpected("the server does not say who it is"))?;
+        Ok(Whereabouts { system: row.get(0), database: row.get(1), name: row.get(2), timeline: row.get(3) })
+    }
+
+    /// As [`whereabouts`](Self::whereabouts), of a server that can be written to.
+    ///
+    /// # Errors
+    /// For a replica.
+    pub async fn writable_whereabouts(&self) -> Result<(Whereabouts, i64)> {
+        let there = self.whereabouts().await?;
+        match there.timeline {
+            Some(timeline) => Ok((there, timeline)),
+            None => {
+                let mut failure = CloudFailure::new(
+                    FailureClass::Credentials,
+                    "a read-only replica answers (SQLSTATE 25006)",
+                )
+                .with_remedy("point the proxy at the primary, or promote this server");
+                failure.sqlstate = Some("25006".to_owned());
+                Err(failure)
+            }
+        }
+    }
+
+    /// The mark of whoever answers, which may be anybody's; none where there is none.
+    pub async fn mark(&self) -> Result<Option<String>> {
+        let there =
+            self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], Phase::Setup).await?;
+        match there.first().is_some_and(|row| row.get(0)) {
+            true => self.read_identity().await,
+            false => Ok(None),
+        }
+    }
+
+    /// What the ledger says of a device; none where it does not know it.
+    pub async fn last_seen(&self, device: &str) -> Result<Option<LastSeen>> {
+        let sql = "SELECT (extract(epoch FROM seen_at) * 1000000)::bigint, round_number \
+                   FROM tidewater.devices WHERE id = $1";
+        let rows = self.query(sql, &[&parse_uuid(device)?], Phase::Setup).await?;
+        Ok(rows.first().map(|row| LastSeen { at: row.get(0), number: row.get(1) }))
+    }
+
+    /// Writes into the ledger that this session was here, and answers with the moment. Whoever has this in its history has
+    /// everything that was read before. None where another session has settled since.
+    pub async fn bear_witness(&self, device: &str, session: &str) -> Result<Option<i64>> {
+        let sql = "UPDATE tidewater.devices \
+                   SET seen_at = greatest(clock_timestamp(), seen_at + interval '1 microsecond') \
+                   WHERE id = $1 AND session = $2 RETURNING (extract(epoch FROM seen_at) * 1000000)::bigint";
+        let rows = self.query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?], Phase::Setup).await?;
+        Ok(rows.first().map(|row| row.get(0)))
+    }
+}

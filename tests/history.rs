@@ -1,0 +1,488 @@
+//! P10: what happens when the cloud's history, or the file's, is not what it was: which cloud it is gets noticed, each outcome
+//! is one line, and no row is lost or doubled.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod harness;
+
+use std::path::Path;
+
+use harness::{Bench, Lines, PATIENCE, run, there, wait_for, wait_until_available};
+use tidewater::{Adopt, Database, ProxyStatus, SyncError};
+use tidewater_test_support::postgres::CopyOf;
+use tidewater_test_support::{Postgres, postgres, wait};
+
+const NOTE: &str = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)";
+
+/// The owner's own trigger writes down each insert, so that "once" is seen and not assumed.
+const AUDIT: &str = "
+    CREATE TABLE audit (id bigint NOT NULL);
+    CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO audit VALUES (NEW.id); RETURN NULL; END $$;
+    CREATE TRIGGER audited AFTER INSERT ON note FOR EACH ROW EXECUTE FUNCTION audited();";
+
+const TWICE: &str = "SELECT count(*) FROM (SELECT FROM audit GROUP BY id HAVING count(*) > 1) AS twice";
+
+/// The lines of which each situation has one.
+const LINES: [&str; 6] = [
+    "was set back (",
+    "was set back or copied",
+    "failed over or was recovered",
+    "Sync is blocked",
+    "change feed begins anew",
+    "belongs to another cloud now",
+];
+
+/// The situation has this one line and no other.
+fn assert_one_line(log: &Lines, line: &str) {
+    let told: Vec<_> =
+        log.all().into_iter().filter(|told| LINES.iter().any(|line| told.contains(line))).collect();
+    assert!(told.len() == 1 && told[0].contains(line), "{line}: {:#?}", log.all());
+}
+
+/// A file that has synced with its cloud: `ours` (1) and, by plain SQL, `theirs` (2).
+async fn synced(server: &Postgres) -> (Bench, Database) {
+    let bench = Bench::on(server).await;
+    let db = bench.open().await;
+    bench.proxy.start();
+    run(&db, NOTE).await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    bench.cloud.execute_batch(AUDIT).await;
+    write(&db, 1, "ours").await;
+    bench.cloud.execute_batch("INSERT INTO note VALUES (2, 'theirs')").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    proven(&bench, &db).await;
+    (bench, db)
+}
+
+/// Writes a row and waits until the cloud has it.
+async fn write(db: &Database, id: i64, body: &str) {
+    let receipt = run(db, &format!("INSERT INTO note VALUES ({id}, '{body}')")).await;
+    db.synced(&receipt).await.unwrap();
+}
+
+fn meta(db: &Database, key: &str) -> String {
+    harness::here(
+        db,
+        &format!("SELECT coalesce((SELECT value FROM _tidewater_meta WHERE key = '{key}'), '')"),
+    )
+}
+
+/// Waits until all that the file has read is proven by a witness in the cloud.
+async fn proven(bench: &Bench, db: &Database) {
+    wait::until("what was read is proven", PATIENCE, async || {
+        let (witness, id) = (meta(db, "witness"), meta(db, "cursor_id"));
+        if witness.contains(&format!("\"id\":{id},")) {
+            Ok(())
+        } else {
+            Err(format!("{witness} {id} {:#?}", bench.log.all()))
+        }
+    })
+    .await;
+}
+
+fn bodies(db: &Database) -> Vec<String> {
+    db.read(|conn| {
+        conn.prepare("SELECT id || ' ' || body FROM note ORDER BY id")?
+            .query_map([], |row| row.get(0))?
+            .collect()
+    })
+    .unwrap()
+}
+
+/// The proxy is away, and the app knows.
+async fn cut(bench: &Bench, db: &Database) {
+    bench.proxy.stop();
+    wait_for(db, "the proxy is gone", |status| status.proxy.status == ProxyStatus::Unavailable).await;
+}
+
+/// The proxy leads to another server now.
+fn lead_to(bench: &mut Bench, server: &Postgres) {
+    bench.cloud.port = server.port();
+    bench.proxy.set_upstream(server.address());
+    bench.proxy.start();
+}
+
+/// The bench's database on another server.
+fn on(bench: &Bench, server: &Postgres) -> postgres::Database {
+    let mut there = bench.cloud.clone();
+    there.port = server.port();
+    there
+}
+
+/// Both sides hold the same, which is this, and no row came there twice.
+async fn assert_whole(bench: &Bench, db: &Database, rows: &[&str]) {
+    assert_whole_there(bench, db, rows).await;
+    assert_eq!(there(&bench.cloud.connect().await, TWICE).await, "0");
+}
+
+/// [`assert_whole`] where nobody writes inserts down.
+async fn assert_whole_there(bench: &Bench, db: &Database, rows: &[&str]) {
+    bench.wait_until_equal(db, &["note"]).await;
+    wait_for(db, "nothing is pending", |status| status.sync.pending == 0).await;
+    bench.wait_until_equal(db, &["note"]).await;
+    assert_eq!(bodies(db), rows);
+}
+
+fn copy_file(from: &Path, to: &Path) {
+    for companion in ["-wal", "-shm"] {
+        let mut name = to.as_os_str().to_owned();
+        name.push(companion);
+        let _ = std::fs::remove_file(name);
+    }
+    std::fs::copy(from, to).unwrap();
+}
+
+async fn wait_until_blocked(db: &Database) {
+    wait_for(db, "the sync is blocked", |status| status.sync.state == "blocked").await;
+}
+
+/// A failover to a standby that has everything is no reason to compare anything: not a row is read again.
+#[actix_rt::test]
+async fn a_failover_that_lost_nothing_goes_on() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let standby = server.copy(CopyOf::Standby);
+    cut(&bench, &db).await;
+    server.stop();
+    standby.promote().await;
+    // A row that the feed does not know would be met by a comparison only.
+    let admin = on(&bench, &standby).connect_as_admin().await;
+    admin
+        .batch_execute(
+            "BEGIN; INSERT INTO note VALUES (9, 'unseen'); \
+             DELETE FROM tidewater.changes WHERE xid = pg_current_xact_id(); COMMIT",
+        )
+        .await
+        .unwrap_or_else(|error| panic!("{error:?}"));
+    let warmed = db.status_summary().await.sync.rows_warmed;
+    run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
+    lead_to(&mut bench, &standby);
+    wait_for(&db, "it is sent", |status| status.sync.pending == 0).await;
+    db.warm().await.unwrap();
+    assert_eq!(db.status_summary().await.sync.rows_warmed, warmed);
+    assert_eq!(bodies(&db), ["1 ours", "2 theirs", "3 meanwhile"]);
+    assert_one_line(&bench.log, "and has all that this file knows of");
+    db.shutdown().await.unwrap();
+}
+
+/// A standby that misses the last commits, ours and others': all of it comes back from the file, and edits made since stay.
+#[actix_rt::test]
+async fn a_failover_that_lost_commits_gets_them_again() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let standby = server.copy(CopyOf::Standby);
+    standby.stop();
+    write(&db, 3, "ours, lost").await;
+    bench.cloud.execute_batch("INSERT INTO note VALUES (4, 'theirs, lost')").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    cut(&bench, &db).await;
+    server.stop();
+    standby.start_again();
+    standby.promote().await;
+    run(&db, "INSERT INTO note VALUES (5, 'meanwhile')").await;
+    lead_to(&mut bench, &standby);
+    bench.cloud.execute_batch("INSERT INTO note VALUES (6, 'since')").await;
+    assert_whole(
+        &bench,
+        &db,
+        &["1 ours", "2 theirs", "3 ours, lost", "4 theirs, lost", "5 meanwhile", "6 since"],
+    )
+    .await;
+    assert_one_line(&bench.log, "The cloud was set back (");
+    db.shutdown().await.unwrap();
+}
+
+/// What is lost may be only others' rows, which this file has read, while the feed's entry that the cursor stands on is
+/// there: transactions commit in another order than they begin.
+#[actix_rt::test]
+async fn a_lost_commit_below_the_cursor_is_noticed() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let standby = server.copy(CopyOf::Standby);
+    let (early, late) = (bench.cloud.connect().await, bench.cloud.connect().await);
+    early.batch_execute("BEGIN; INSERT INTO note VALUES (3, 'begun first')").await.unwrap();
+    late.batch_execute("INSERT INTO note VALUES (4, 'committed first')").await.unwrap();
+    wait::until("the standby has it", PATIENCE, async || {
+        let there = on(&bench, &standby).connect().await;
+        let rows: i64 = there.query_one("SELECT count(*) FROM note", &[]).await.unwrap().get(0);
+        if rows == 3 { Ok(()) } else { Err(rows.to_string()) }
+    })
+    .await;
+    standby.stop();
+    early.batch_execute("COMMIT").await.unwrap();
+    bench.wait_until_equal(&db, &["note"]).await;
+    proven(&bench, &db).await;
+    cut(&bench, &db).await;
+    server.stop();
+    standby.start_again();
+    standby.promote().await;
+    lead_to(&mut bench, &standby);
+    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 begun first", "4 committed first"]).await;
+    assert_one_line(&bench.log, "The cloud was set back (");
+    db.shutdown().await.unwrap();
+}
+
+/// Where nothing proves that all is there, everything is compared; what the cloud does not show is sent again, not deleted.
+#[actix_rt::test]
+async fn a_failover_without_proof_costs_a_comparison_and_no_row() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let standby = server.copy(CopyOf::Standby);
+    standby.stop();
+    bench.cloud.execute_batch("INSERT INTO note VALUES (3, 'theirs, lost')").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    db.shutdown().await.unwrap();
+    let file = rusqlite::Connection::open(bench.path()).unwrap();
+    file.execute("DELETE FROM _tidewater_meta WHERE key = 'witness'", []).unwrap();
+    drop(file);
+    server.stop();
+    standby.start_again();
+    standby.promote().await;
+    bench.proxy.stop();
+    lead_to(&mut bench, &standby);
+    let db = bench.open().await;
+    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 theirs, lost"]).await;
+    assert_one_line(&bench.log, "and may have lost changes");
+    // From then on, what is deleted there is deleted here.
+    bench.cloud.execute_batch("DELETE FROM note WHERE id = 3").await;
+    assert_whole(&bench, &db, &["1 ours", "2 theirs"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// Recovered to a point in time, and a snapshot of the disk put back: the server and its mark are the same, and what came
+/// after is in the file.
+#[actix_rt::test]
+async fn a_cloud_that_is_recovered_gets_everything_again() {
+    for how in [CopyOf::Recovered, CopyOf::Snapshot] {
+        let server = Postgres::start();
+        let (mut bench, db) = synced(&server).await;
+        let earlier = server.copy(how);
+        write(&db, 3, "after the backup").await;
+        run(&db, "UPDATE note SET body = 'edited' WHERE id = 1").await;
+        bench.cloud.execute_batch("INSERT INTO note VALUES (4, 'theirs, after')").await;
+        bench.wait_until_equal(&db, &["note"]).await;
+        cut(&bench, &db).await;
+        server.stop();
+        earlier.start_again();
+        lead_to(&mut bench, &earlier);
+        assert_whole(&bench, &db, &["1 edited", "2 theirs", "3 after the backup", "4 theirs, after"]).await;
+        assert_one_line(&bench.log, "The cloud was set back (");
+        db.shutdown().await.unwrap();
+    }
+}
+
+/// A device that only reads has no rounds: the witness alone tells it that the cloud was set back.
+#[actix_rt::test]
+async fn a_device_that_only_reads_notices_a_recovery() {
+    let server = Postgres::start();
+    let (bench, db) = synced(&server).await;
+    db.shutdown().await.unwrap();
+    let mut reader = bench.another();
+    let db = reader.open().await;
+    run(&db, NOTE).await;
+    reader.proxy.start();
+    reader.wait_until_equal(&db, &["note"]).await;
+    proven(&reader, &db).await;
+    let earlier = server.copy(CopyOf::Snapshot);
+    reader.cloud.execute_batch("INSERT INTO note VALUES (3, 'read here only')").await;
+    reader.wait_until_equal(&db, &["note"]).await;
+    proven(&reader, &db).await;
+    cut(&reader, &db).await;
+    server.stop();
+    earlier.start_again();
+    lead_to(&mut reader, &earlier);
+    assert_whole(&reader, &db, &["1 ours", "2 theirs", "3 read here only"]).await;
+    assert_one_line(&reader.log, "The cloud was set back (");
+    db.shutdown().await.unwrap();
+}
+
+/// A dump put into the same database, by whoever dropped what was there: what the dump lacks comes back from the file.
+#[actix_rt::test]
+async fn a_dump_restored_into_the_same_database_gets_the_rest_again() {
+    let server = Postgres::start();
+    let (bench, db) = synced(&server).await;
+    let dump = server.dump(&bench.cloud);
+    write(&db, 3, "after the dump").await;
+    cut(&bench, &db).await;
+    let admin = bench.cloud.connect_as_admin().await;
+    admin
+        .batch_execute("DROP SCHEMA tidewater CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION pg_database_owner")
+        .await
+        .unwrap();
+    admin.batch_execute(&dump).await.unwrap_or_else(|error| panic!("{error:?}"));
+    bench.proxy.start();
+    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 after the dump"]).await;
+    assert_one_line(&bench.log, "The cloud was set back (");
+    db.shutdown().await.unwrap();
+}
+
+/// A dump put into a new database is a copy, beside the original or in its place: nothing is sent or fetched until somebody
+/// says that this is the one.
+#[actix_rt::test]
+async fn a_dump_restored_into_a_new_database_waits_for_a_word() {
+    let server = Postgres::start();
+    let (bench, db) = synced(&server).await;
+    let dump = server.dump(&bench.cloud);
+    write(&db, 3, "after the dump").await;
+    cut(&bench, &db).await;
+    let (name, user) = (&bench.cloud.name, &bench.cloud.user);
+    let admin = server.connect_as_admin().await;
+    admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+    admin.batch_execute(&format!("CREATE DATABASE {name} OWNER {user} TEMPLATE template0")).await.unwrap();
+    let restored = bench.cloud.connect_as_admin().await;
+    restored.batch_execute(&dump).await.unwrap_or_else(|error| panic!("{error:?}"));
+    run(&db, "INSERT INTO note VALUES (4, 'meanwhile')").await;
+    bench.proxy.start();
+    wait_until_blocked(&db).await;
+    assert_eq!(there(&bench.cloud.connect().await, "SELECT count(*) FROM note").await, "2");
+    assert_one_line(&bench.log, "a copy of this file's cloud answers: database ");
+    assert!(db.adopt(Adopt::Whoever).await.unwrap().adopted);
+    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 after the dump", "4 meanwhile"]).await;
+    assert_eq!(bench.log.count("belongs to another cloud now"), 1);
+    db.shutdown().await.unwrap();
+}
+
+/// A staging clone on the same server has the same mark, server and timeline: it gets nothing. The original goes on.
+#[actix_rt::test]
+async fn a_clone_beside_the_original_gets_nothing() {
+    let server = Postgres::start();
+    let (bench, db) = synced(&server).await;
+    db.shutdown().await.unwrap();
+    bench.proxy.stop();
+    let (name, user) = (&bench.cloud.name, &bench.cloud.user);
+    let admin = server.connect_as_admin().await;
+    admin.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await.unwrap();
+    admin
+        .execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()",
+            &[name],
+        )
+        .await
+        .unwrap();
+    wait::until("the clone is made", PATIENCE, async || {
+        let made =
+            admin.batch_execute(&format!("CREATE DATABASE staging TEMPLATE {name} OWNER {user}")).await;
+        made.map_err(|error| error.to_string())
+    })
+    .await;
+    admin.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await.unwrap();
+    let mut staging = bench.cloud.clone();
+    staging.name = "staging".into();
+    bench.proxy.start();
+    let db = bench.open_with(bench.settings().set("cloud.database", "staging")).await;
+    run(&db, "INSERT INTO note VALUES (3, 'for production')").await;
+    wait_until_blocked(&db).await;
+    assert_one_line(&bench.log, "a copy of this file's cloud answers: database ");
+    db.shutdown().await.unwrap();
+    let db = bench.open().await;
+    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 for production"]).await;
+    assert_eq!(there(&staging.connect().await, "SELECT count(*) FROM note").await, "2");
+    db.shutdown().await.unwrap();
+}
+
+/// A file that is copied to a second machine, where both go on: one of them becomes a new device, and both converge.
+#[actix_rt::test]
+async fn a_copied_file_and_the_original_both_go_on() {
+    let server = Postgres::start();
+    let (bench, db) = synced(&server).await;
+    cut(&bench, &db).await;
+    run(&db, "INSERT INTO note VALUES (3, 'pending in both')").await;
+    db.shutdown().await.unwrap();
+    let second = bench.another();
+    copy_file(&bench.path(), &second.path());
+    let (one, two) = (bench.open().await, second.open().await);
+    run(&one, "INSERT INTO note VALUES (10, 'on the first')").await;
+    run(&two, "INSERT INTO note VALUES (20, 'on the second')").await;
+    bench.proxy.start();
+    second.proxy.start();
+    let rows = ["1 ours", "2 theirs", "3 pending in both", "10 on the first", "20 on the second"];
+    assert_whole(&bench, &one, &rows).await;
+    assert_whole(&second, &two, &rows).await;
+    write(&one, 11, "and on").await;
+    write(&two, 21, "and on").await;
+    let rows = [&rows[..4], &["11 and on", "20 on the second", "21 and on"]].concat();
+    assert_whole(&bench, &one, &rows).await;
+    assert_whole(&second, &two, &rows).await;
+    assert_ne!(meta(&one, "device"), meta(&two, "device"));
+    let told = bench.log.count("was set back or copied") + second.log.count("was set back or copied");
+    assert_eq!(told, 1, "{:#?} {:#?}", bench.log.all(), second.log.all());
+    one.shutdown().await.unwrap();
+    two.shutdown().await.unwrap();
+}
+
+/// An old backup of the file put back: what was pending in it is sent, once; what came after is in the cloud and comes.
+#[actix_rt::test]
+async fn an_old_backup_of_the_file_catches_up() {
+    let server = Postgres::start();
+    let (bench, db) = synced(&server).await;
+    cut(&bench, &db).await;
+    run(&db, "INSERT INTO note VALUES (3, 'pending in the backup')").await;
+    let backup = bench.folder.path().join("backup.db");
+    db.backup(&backup).await.unwrap();
+    bench.proxy.start();
+    wait_until_available(&db).await;
+    write(&db, 4, "after the backup").await;
+    bench
+        .cloud
+        .execute_batch("DELETE FROM note WHERE id = 2; UPDATE note SET body = 'edited' WHERE id = 1")
+        .await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    db.shutdown().await.unwrap();
+    copy_file(&backup, &bench.path());
+    let db = bench.open().await;
+    assert_whole(&bench, &db, &["1 edited", "3 pending in the backup", "4 after the backup"]).await;
+    assert_one_line(&bench.log, "was set back or copied");
+    db.shutdown().await.unwrap();
+}
+
+/// A replica answers: nothing is parked and nothing is lost, one line says what to do, and when the primary is back it goes on.
+#[actix_rt::test]
+async fn a_read_only_replica_is_refused() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let standby = server.copy(CopyOf::Standby);
+    cut(&bench, &db).await;
+    run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
+    lead_to(&mut bench, &standby);
+    wait_until_blocked(&db).await;
+    let refused = db.adopt(Adopt::Whoever).await.unwrap_err();
+    assert!(refused.to_string().contains("a read-only replica answers"), "{refused}");
+    let status = db.status_summary().await;
+    assert_eq!((status.sync.pending, status.sync.parked), (1, 0));
+    assert_one_line(&bench.log, "a read-only replica answers");
+    bench.proxy.stop();
+    lead_to(&mut bench, &server);
+    db.reset().await.unwrap();
+    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 meanwhile"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// The proxy leads to another instance, with an empty database of that name: it gets nothing, until it is adopted; then it
+/// gets everything, what was pending included.
+#[actix_rt::test]
+async fn an_empty_database_gets_everything_once_it_is_adopted() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let other = Postgres::start();
+    harness::twin(&other, &bench.cloud).await;
+    cut(&bench, &db).await;
+    run(&db, "UPDATE note SET body = 'edited' WHERE id = 1;\nDELETE FROM note WHERE id = 2").await;
+    run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
+    lead_to(&mut bench, &other);
+    wait_until_blocked(&db).await;
+    let found = db.adopt(Adopt::Look).await.unwrap();
+    assert_eq!((found.adopted, found.answers.identity, found.pending), (false, None, 3));
+    assert!(matches!(
+        db.adopt(Adopt::Identity("another".into())).await,
+        Err(tidewater::Error::Sync(SyncError::Blocked(_)))
+    ));
+    let marks = "SELECT count(*) FROM pg_class WHERE relname IN ('note', 'devices', 'identity')";
+    assert_eq!(there(&bench.cloud.connect().await, marks).await, "0");
+    let adopted = db.adopt(Adopt::Whoever).await.unwrap();
+    assert!(adopted.adopted && adopted.answers.identity == Some(meta(&db, "cloud")), "{adopted:?}");
+    assert_whole_there(&bench, &db, &["1 edited", "3 meanwhile"]).await;
+    assert_eq!(bench.log.count("belongs to another cloud now"), 1, "{:#?}", bench.log.all());
+    assert!(!db.adopt(Adopt::Whoever).await.unwrap().adopted, "it is at home");
+    db.shutdown().await.unwrap();
+}
