@@ -440,7 +440,7 @@ async fn a_stranger_answers() {
     ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: what answers expects TLS - PostgreSQL agrees on TLS before it speaks it, port 3307 of Cloud SQL is for the Auth Proxy alone: point CLOUD_SQL_PROXY_HOST (127.0.0.1) and CLOUD_SQL_PROXY_PORT (PORT) at the Cloud SQL Auth Proxy
     ");
     assert_snapshot!(replaced.text, @"
-    unavailable: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with
+    unavailable: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with; or, if this one shall take its place: run_supervisor adopt
     NotOurs, circuit open (not_ours), sync blocked, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
@@ -449,16 +449,16 @@ async fn a_stranger_answers() {
     INFO ✅ CloudSQL reconnected - warming cache and syncing
     INFO ℹ️  Proxy not running on 127.0.0.1:PORT
     INFO    Using SQLite-only mode (Cloud SQL unavailable)
-    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with
+    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with; or, if this one shall take its place: run_supervisor adopt
     ");
     assert_snapshot!(another.text, @"
-    unavailable: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with
+    unavailable: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with; or, if this one shall take its place: run_supervisor adopt
     NotOurs, circuit open (not_ours), sync blocked, goes on
 
     INFO 🔍 Cloud SQL Proxy Detector initialized
     INFO ✅ SQLite initialized (WAL mode enabled)
     INFO ✅ Hybrid sync initialized
-    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with
+    ERRO ❌ Not syncing with what answers on 127.0.0.1:PORT: another database answers: this file belongs to UUID, it has no mark of Tidewater's - point CLOUD_SQL_DATABASE and the proxy at the database that this file synced with; or, if this one shall take its place: run_supervisor adopt
     ");
     replaced.assert_not_hammering("replaced");
     for (what, played) in
