@@ -174,3 +174,21 @@ async fn rows_that_protect_each_other_go_together() {
     assert_eq!(here(&db, "SELECT group_concat(id) FROM lock"), "2");
     db.shutdown().await.unwrap();
 }
+
+/// Rows that wait for a parked one are parked as well, however much they weigh together: they do not go up with every pull.
+#[actix_rt::test]
+async fn heavy_rows_that_wait_for_a_parked_one_are_parked_too() {
+    let schema = "CREATE TABLE album (id INTEGER PRIMARY KEY, n INTEGER);\n\
+                  CREATE TABLE photo (id INTEGER PRIMARY KEY, album INTEGER REFERENCES album (id), data BLOB)";
+    let (bench, db) = offline(2000, schema, "INSERT INTO album VALUES (1, 1)", &["album", "photo"]).await;
+    bench.cloud.execute_batch("ALTER TABLE album ADD CHECK (n <> 666)").await;
+    run(&db, "INSERT INTO album VALUES (2, 666)").await;
+    for id in 1..=20 {
+        run(&db, &format!("INSERT INTO photo VALUES ({id}, 2, zeroblob(1000000))")).await;
+    }
+    bench.proxy.start();
+    parked(&db, 21).await;
+    run(&db, "UPDATE album SET n = 2 WHERE id = 2").await;
+    assert_equal_and_clean(&bench, &db, &["album", "photo"]).await;
+    db.shutdown().await.unwrap();
+}

@@ -1249,6 +1249,8 @@ impl Cycle {
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
         let mut carried = Carried { rows: 0, bytes: 0, parked: false, then: Then::GoOn };
         carried.add(&read);
+        // What had to be left behind may be what the others wait for; it cannot come along, however often it is tried.
+        let too_heavy = noted.retry && read.rest.is_some();
         let mut window = Window::encode(tables, &noted, read.rows);
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
@@ -1336,8 +1338,9 @@ impl Cycle {
                 RoundOutcome::Refused(refused) => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked.
+                    let is_last = noted.complete || too_heavy;
                     let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
-                        refused.into_iter().partition(|r| noted.complete || !needs_others(&r.sqlstate));
+                        refused.into_iter().partition(|r| is_last || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
                         let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
                         let shapes = park
@@ -1347,6 +1350,10 @@ impl Cycle {
                         id = self.park(tables, id, refusals, shapes).await?;
                         noted.id.clone_from(&id);
                         carried.parked = true;
+                        if too_heavy {
+                            // The rest would bring along again what was parked for it: not more than once per cycle.
+                            carried.then = Then::Later;
+                        }
                     }
                     if !wait.is_empty() {
                         let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();

@@ -1710,3 +1710,34 @@ async fn nothing_behind_a_fence_that_is_shut_is_carried_out() {
     plain.batch_execute("ROLLBACK").await.unwrap();
     assert_eq!(one(&plain, "SELECT count(*) FROM note").await, "0");
 }
+
+/// A deletion that is all there is to a round is refused like any other where row-level security hides the row: it would take
+/// no effect, and nobody would know.
+#[tokio::test]
+async fn a_deletion_of_a_hidden_row_is_refused_alone_as_well() {
+    let (_database, plain, mut device) = bench(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)",
+        "CREATE TABLE t (id int8 PRIMARY KEY, v text);
+         INSERT INTO t VALUES (1, 'hidden'), (2, 'seen');
+         ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY;
+         CREATE POLICY p ON t USING (v <> 'hidden')",
+    )
+    .await;
+    let _ = plain;
+    let item = device.delete("t", &[Int(1), Null]);
+    assert_eq!(device.refused(&[item]).await, [(0, "02000".to_owned())]);
+}
+
+/// A fence whose transaction did not begin (the server was told to cancel just that) says no: nobody may take a round for
+/// done of which nothing was carried out.
+#[tokio::test]
+async fn a_fence_without_its_transaction_says_no() {
+    let (_database, plain, device) =
+        bench("CREATE TABLE t (id INTEGER PRIMARY KEY)", "CREATE TABLE t (id int8 PRIMARY KEY)").await;
+    let id = |text: &str| uuid::Uuid::parse_str(text).unwrap();
+    let fence = include_str!("../src/sql/postgres/fence.sql");
+    let (round, before) = (uuid::Uuid::new_v4(), device.previous.as_deref().map(id));
+    let (of, session) = (id(&device.id), id(&device.session));
+    let error = plain.query(fence, &[&round, &of, &session, &before]).await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "22012");
+}

@@ -190,3 +190,50 @@ fn a_round_that_is_too_heavy_is_trimmed() {
     // Heavier than the bound, and alone.
     assert!(read.bytes > 100_000 && rows(&read).len() == 1 && rows(&read)[0].starts_with("[Integer(4)]"));
 }
+
+/// Grows a round to its end and answers with all that was read of it, in order.
+fn read_to_the_end(bench: &mut Bench, noted: &Noted, rows_max: usize) -> Vec<String> {
+    let mut read = rows(&bench.readers.read_some(noted, usize::MAX).unwrap());
+    let mut at = noted.grows.clone();
+    while let Some(next) = at.take() {
+        let Some(grown) = bench.grow(noted, next, rows_max) else { break };
+        read.extend(rows(&bench.readers.read_growth(noted, &grown, usize::MAX).unwrap()));
+        at = grown.grows();
+    }
+    read
+}
+
+/// A round that began where the last one stopped, and went on at the beginning, has rows beyond those by which it could
+/// grow: none of them is sent twice.
+#[test]
+fn a_round_that_went_on_at_the_beginning_has_each_row_once() {
+    let mut bench = Bench::with_rows(10);
+    let noted = bench.note(7);
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.write("UPDATE note SET body = 'row again' WHERE id < 7");
+    let noted = bench.note(5);
+    let mut read = read_to_the_end(&mut bench, &noted, 100);
+    let (all, in_flight) = (read.len(), bench.in_flight());
+    read.sort();
+    read.dedup();
+    assert_eq!((all, in_flight), (read.len(), i64::try_from(read.len()).unwrap()));
+}
+
+/// Nor are parents that came along with their children, from wherever they stood.
+#[test]
+fn parents_that_came_along_are_not_sent_twice() {
+    let mut bench = Bench::new(
+        "CREATE TABLE child (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES parent (id)); \
+         CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT)",
+    );
+    for id in 1..=10 {
+        bench.write(&format!("INSERT INTO parent VALUES ({id}, 'parent')"));
+    }
+    bench.write("INSERT INTO child VALUES (1, 8)");
+    let noted = bench.note(4);
+    let mut read = read_to_the_end(&mut bench, &noted, 100);
+    let all = read.len();
+    read.sort();
+    read.dedup();
+    assert_eq!(all, read.len(), "{read:?}");
+}

@@ -286,7 +286,7 @@ impl<'s> OpenRound<'s> {
             left -= 2 * tables;
             for at in 0..tables {
                 let locked = answers.next().unwrap_or_default().rows;
-                in_the_way |= part.known(frame, at).misses_updated(&locked);
+                in_the_way |= part.known(frame, at).misses_any(&locked);
             }
             for _ in 0..tables {
                 in_the_way |= !answers.next().unwrap_or_default().rows.is_empty();
@@ -444,13 +444,16 @@ impl<'a> Known<'a> {
         self.members.iter().map(|at| self.items[*at].seen).collect()
     }
 
-    /// Whether a row that is to be updated was not found to be locked.
-    fn misses_updated(&self, locked: &[Row]) -> bool {
+    /// Whether a row was not found to be locked that should be there: one that is to be updated; one that is to be deleted
+    /// is gone already, unless it may be hidden.
+    fn misses_any(&self, locked: &[Row]) -> bool {
         if locked.len() == self.members.len() {
             return false;
         }
+        let may_be_hidden = self.table.1.hiding != Hiding::None;
         let present: HashSet<usize> = locked.iter().map(|row| self.members[position(row)]).collect();
-        self.members.iter().any(|at| matches!(self.items[*at].op, Op::Update(_)) && !present.contains(at))
+        let should_be = |at: &usize| may_be_hidden || matches!(self.items[*at].op, Op::Update(_));
+        self.members.iter().any(|at| should_be(at) && !present.contains(at))
     }
 }
 

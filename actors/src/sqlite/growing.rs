@@ -48,7 +48,7 @@ pub struct InFlight {
 
 impl Store {
     /// Moves further entries of one table into the round in flight: only such as need nobody else along. `None` when there
-    /// are none of that kind, or when others may have to come with them.
+    /// are none of that kind, when others may have to come with them, or when what came could not be told from what is there.
     ///
     /// # Errors
     /// [`StoreError::NotInFlight`] for another round, [`StoreError::SchemaChanged`] for other tables.
@@ -62,7 +62,7 @@ impl Store {
         same_schema(&tx, self.schema_version)?;
         the_round(&tx, round)?;
         let Some(table) = self.tables.iter().find(|known| known.id == table) else { return Ok(None) };
-        if needs_company(&tx, table, &self.tables)? {
+        if needs_company(&tx, table, &self.tables)? || flies_beyond(&tx, table, after)? {
             return Ok(None);
         }
         let which = format!("refused IS NULL AND coalesce(epoch, 0) <= {upto}");
@@ -119,4 +119,12 @@ fn needs_company(conn: &Connection, table: &Table, tables: &[Table]) -> Result<b
     }
     let parked = format!("SELECT 1 FROM {} LIMIT 1", ident(&side_table(PARKED, table)));
     Ok(conn.prepare_cached(&parked)?.exists([])?)
+}
+
+/// Whether the round has rows of this table beyond a key: it went on at the journal's beginning, or parents came along from
+/// wherever they stood. What a growth moved is told by its range alone, and these would be sent, or put back, with it.
+fn flies_beyond(conn: &Connection, table: &Table, after: &[Value]) -> Result<bool> {
+    let (range, params) = key_range(table, "", Some(after), None);
+    let sql = format!("SELECT 1 FROM {} WHERE {range} LIMIT 1", ident(&side_table(FLIGHT, table)));
+    Ok(conn.prepare_cached(&sql)?.exists(params_from_iter(&params))?)
 }
