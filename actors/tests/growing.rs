@@ -226,6 +226,10 @@ fn parents_that_came_along_are_not_sent_twice() {
         "CREATE TABLE child (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES parent (id)); \
          CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT)",
     );
+    // The first flush begins with the parents, the second with the children.
+    bench.write("INSERT INTO parent VALUES (0, 'parent')");
+    let noted = bench.note(4);
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
     for id in 1..=10 {
         bench.write(&format!("INSERT INTO parent VALUES ({id}, 'parent')"));
     }
