@@ -328,7 +328,7 @@ async fn cut_beside_every_message_a_round_takes_effect_once() {
             let turns = matches!(kind, Some(b'Q' | b'S' | b'Z'));
             let besides = match turns {
                 true => vec![0, 1, 2],
-                false if random() % 2 == 0 => vec![random() % 3],
+                false if random().is_multiple_of(2) => vec![random() % 3],
                 false => vec![],
             };
             for beside in besides {
