@@ -964,18 +964,7 @@ impl CloudSession {
                 }
             }
         }
-        let schema = self.cloud.options.schema.clone();
-        let mut cloud_table = CloudTable {
-            schema,
-            name: table.name.clone(),
-            oid,
-            feed: true,
-            trace: String::new(),
-            hiding: Hiding::None,
-            shape: String::new(),
-            plain: false,
-            columns,
-        };
+        let mut cloud_table = self.as_found(table, oid, columns);
         cloud_table.hiding = self.hiding(table, &cloud_table).await?;
         if cloud_table.hiding != Hiding::None {
             let deletions = match cloud_table.hiding {
@@ -1074,6 +1063,21 @@ impl CloudSession {
                 let rows = self.query(&sql, &[&keys], Phase::Pull).await?;
                 Ok(rows.iter().map(position).collect())
             }
+        }
+    }
+
+    /// A table's cloud side, of which no more than its columns is known yet.
+    fn as_found(&self, table: &Table, oid: u32, columns: Vec<CloudColumn>) -> CloudTable {
+        CloudTable {
+            schema: self.cloud.options.schema.clone(),
+            name: table.name.clone(),
+            oid,
+            feed: true,
+            trace: String::new(),
+            hiding: Hiding::None,
+            shape: String::new(),
+            plain: false,
+            columns,
         }
     }
 

@@ -10,7 +10,6 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::*;
 use crate::core::doctor::{Answers, CloudSide, Dial, Lack, Obstacle as Stopped, Stage};
-use crate::core::schema::Hiding;
 use crate::core::value::{Value, to_cloud};
 
 /// No question here is worth more than this.
@@ -281,17 +280,7 @@ impl CloudSession {
         let column = |column: &crate::core::schema::Column| {
             found.get(&column.name).map_or_else(|| unknown.clone(), |found| found.column.clone())
         };
-        let as_found = CloudTable {
-            schema: self.cloud.options.schema.clone(),
-            name: table.name.clone(),
-            oid,
-            feed: true,
-            trace: String::new(),
-            hiding: Hiding::None,
-            shape: String::new(),
-            plain: false,
-            columns: table.columns.iter().map(column).collect(),
-        };
+        let as_found = self.as_found(table, oid, table.columns.iter().map(column).collect());
         Ok(self.uncovered(table, &as_found).await?.is_empty())
     }
 
