@@ -160,6 +160,8 @@ impl Run {
         admin.batch_execute("DELETE FROM note; TRUNCATE tidewater.changes").await.unwrap();
         admin.batch_execute("VACUUM note").await.unwrap();
         std::fs::copy(ground.template(), folder.path().join("ours.db")).unwrap();
+        // Otherwise the first fsync of somebody's write brings the whole copy to the disk.
+        std::fs::File::open(folder.path().join("ours.db")).unwrap().sync_all().unwrap();
         Self { cloud, proxy, folder }
     }
 

@@ -606,6 +606,8 @@ pub struct Store {
     sweep: HashMap<i64, Vec<Value>>,
     /// The table with which the next round begins, for the same reason.
     first_table: usize,
+    /// Somebody wrote since the round in flight last grew.
+    written: bool,
     /// Found while somebody's write was tracked, for the next caller of [`Store::track`].
     untold: Vec<Notice>,
     /// What has been said is not said again.
@@ -717,6 +719,7 @@ impl Store {
             data_version: -1,
             sweep: HashMap::new(),
             first_table: 0,
+            written: false,
             untold: vec![],
             told: HashSet::new(),
         };
@@ -743,6 +746,7 @@ impl Store {
     /// Runs several callers' units in one transaction, each in a savepoint of its own, and answers each after the
     /// commit. One caller's error rolls that caller back alone.
     pub fn write_group(&mut self, callers: &[Unit]) -> Vec<Result<Written>> {
+        self.written = true;
         let group = self.try_group(callers).map_err(|error| self.place.explain(error));
         match group {
             Ok(results) => results,

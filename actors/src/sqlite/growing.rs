@@ -11,6 +11,10 @@
 use super::*;
 use crate::messages::{GrowRound, TrimRound};
 
+/// As long as somebody writes meanwhile, a round grows by no more rows at a time: a write waits for one growth and its fsync,
+/// which takes a millisecond then. Smaller ones cost the flush more fsyncs than the writer is spared.
+const GROWN_BESIDE_WRITES: usize = 300;
+
 /// What the round in flight grew by: one table's entries beyond one key and up to another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grown {
@@ -54,6 +58,8 @@ impl Store {
     /// [`StoreError::NotInFlight`] for another round, [`StoreError::SchemaChanged`] for other tables.
     pub fn grow_round(&mut self, wanted: &GrowRound) -> Result<Option<Grown>> {
         let GrowRound { ref round, generation, ref eligible, table, ref after, upto, rows_max } = *wanted;
+        let rows_max =
+            if std::mem::take(&mut self.written) { rows_max.min(GROWN_BESIDE_WRITES) } else { rows_max };
         self.look()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
