@@ -2,7 +2,8 @@
 //!
 //! Parts: [`Cli`] and [`Verb`] (clap), [`Cli::settings`] (flags are the strongest layer), [`Exit`] (every exit
 //! status), [`render_status`] (a page of text from the JSON of a running supervisor), `rows.rs` (the verbs that take rows to
-//! the cloud, or list them), `adopt.rs` (the verb that says which cloud).
+//! the cloud, or list them), `adopt.rs` (the verb that says which cloud), `config.rs` (the settings), `install.rs` (what a shell and
+//! `man` want to know).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,9 +16,13 @@ use tidewater_actors::messages::Forced;
 use crate::settings::{Settings, SettingsError, Sources};
 
 mod adopt;
+mod config;
+mod install;
 mod rows;
 
 pub use adopt::{AdoptArgs, render as render_adoption};
+pub use config::{ConfigArgs, ConfigPage};
+pub use install::InstallVerb;
 pub use rows::{Answered, ParkedArgs, ParkedList, ParkedVerb, PendingArgs, RowsVerb, SyncArgs};
 
 /// The width that fits every terminal.
@@ -54,7 +59,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Verb {
     /// What the running supervisor does
-    Status(Output),
+    Status(StatusArgs),
     /// Check the proxy now and say what was found; status 1 if it is required and not available
     Check(Output),
     /// Forget failures and waits, end a pause, and check at once
@@ -84,6 +89,11 @@ pub enum Verb {
     Rows(RowsVerb),
     /// Say that this database belongs to the cloud that answers now
     Adopt(AdoptArgs),
+    /// The settings: each with its value, where that came from and what is allowed
+    Config(ConfigArgs),
+    /// The verbs for those who install it
+    #[command(flatten)]
+    Install(InstallVerb),
     /// Copy the database to a file, complete or not at all, while it is in use
     Backup {
         /// The file; it must not be there
@@ -96,6 +106,17 @@ pub enum Verb {
         #[command(flatten)]
         output: Output,
     },
+}
+
+/// `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Look again and again until ctrl-C; on a terminal in place, otherwise each time that something changed
+    #[arg(long)]
+    pub watch: bool,
+    /// How to print
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// How a verb prints.
@@ -303,6 +324,31 @@ pub(crate) fn on_one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// Broken into lines between words; a word that is longer than a line is broken itself.
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let length = |text: &str| text.chars().count();
+    let mut lines: Vec<String> = vec![];
+    let mut line = String::new();
+    for mut word in text.split(' ') {
+        if !line.is_empty() && length(&line) + 1 + length(word) > width {
+            lines.push(std::mem::take(&mut line));
+        } else if !line.is_empty() {
+            line.push(' ');
+        }
+        // Only a word at the beginning of its line can be too long.
+        while length(word) > width {
+            let end = word.char_indices().nth(width).map_or(word.len(), |(at, _)| at);
+            // Behind a dot, where names of PostgreSQL's may be broken.
+            let at = word[..end].rfind('.').map_or(end, |dot| dot + 1);
+            lines.push(word[..at].to_owned());
+            word = &word[at..];
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    lines
+}
+
 fn amount(part: &Value, key: &str) -> Option<u64> {
     part[key].as_u64()
 }
@@ -474,7 +520,10 @@ actors   ProxyWatcher      running
         Cli::command().debug_assert();
         let line = ["run_supervisor", "--log-format", "json", "status", "--json", "--database", "flag.db"];
         let cli = Cli::try_parse_from(line).unwrap();
-        assert!(matches!(&cli.verb, Some(Verb::Status(Output { json: true }))));
+        assert!(matches!(
+            &cli.verb,
+            Some(Verb::Status(StatusArgs { watch: false, output: Output { json: true } }))
+        ));
         let settings =
             cli.settings(Settings::builder().environment([("TIDEWATER_DATABASE", "variable.db")])).unwrap();
         assert_eq!(settings.sqlite.path, PathBuf::from("flag.db"));

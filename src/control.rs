@@ -103,6 +103,8 @@ pub enum Request {
     },
     /// What only the supervisor knows for [`doctor`](crate::doctor), with one look at the cloud.
     Doctor,
+    /// The settings that it was started with; the answer is a list of [`Effective`](crate::settings::Effective).
+    Config,
 }
 
 /// The answer to [`Request::Flush`] and [`Request::Warm`].

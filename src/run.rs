@@ -73,6 +73,7 @@ fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {
         Box::pin(async move {
             match request {
                 Request::Status => Response::of(&db.status_summary().await),
+                Request::Config => Response::of(&db.settings().effective()),
                 Request::Check => match db.detect_proxy(true).await {
                     Ok(detection) => Response::of(&Checked { detection, proxy_required }),
                     Err(error) => refused(&error),

@@ -39,6 +39,9 @@ pub use tidewater_actors::sqlite::UpkeepOptions;
 const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 const PRODUCTION_TOML: &str = include_str!("../config/production.toml");
 
+const BUILT_IN: &str = "the built-in default";
+const BUILT_IN_FOR_PRODUCTION: &str = "the built-in production overlay";
+
 /// The longest path that the address of a Unix socket holds, without its closing NUL (macOS has 103; there
 /// the operating system refuses what lies between).
 pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -84,7 +87,7 @@ impl Settings {
     /// # Errors
     /// [`SettingsError`]: the first thing wrong, with its key, its source and what is allowed.
     pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
-        let builtin = Layer::toml("the built-in default", DEFAULT_TOML)?;
+        let builtin = Layer::toml(BUILT_IN, DEFAULT_TOML)?;
         let known: BTreeSet<String> = builtin.leaves().into_iter().map(|(key, _)| key).collect();
         let mut layers = vec![builtin];
         if let Some(path) = &sources.config_file {
@@ -96,11 +99,14 @@ impl Settings {
         layers.push(Layer::pairs("code", &sources.code, &known)?);
 
         if Reader::new(&layers).environment()? == Environment::Production {
-            layers.insert(1, Layer::toml("the built-in production overlay", PRODUCTION_TOML)?);
+            layers.insert(1, Layer::toml(BUILT_IN_FOR_PRODUCTION, PRODUCTION_TOML)?);
         }
         let reader = Reader::new(&layers);
         let sections = Sections::read(&reader)?;
-        debug_assert_eq!(*reader.asked.borrow(), known, "every key of default.toml is read, and no other");
+        debug_assert!(
+            reader.asked.borrow().keys().eq(&known),
+            "every key of default.toml is read, and no other"
+        );
         let effective = known.iter().map(|key| reader.effective(key)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { sections: Arc::new(sections), effective: effective.into() })
     }
@@ -128,7 +134,7 @@ impl fmt::Debug for Settings {
 }
 
 /// One key, the value that won, and its source.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Effective {
     /// `section.key`.
     pub key: String,
@@ -136,6 +142,16 @@ pub struct Effective {
     pub value: String,
     /// A variable's name, a file's path, a flag, or which built-in file.
     pub origin: String,
+    /// In words.
+    pub allowed: String,
+}
+
+impl Effective {
+    /// Whether nobody set it.
+    #[must_use]
+    pub fn is_built_in(&self) -> bool {
+        [BUILT_IN, BUILT_IN_FOR_PRODUCTION].contains(&self.origin.as_str())
+    }
 }
 
 /// The sections of [`Settings`]. Only loading makes one.

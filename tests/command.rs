@@ -212,3 +212,91 @@ fn wait_until_caught(process: u32, signal: u32) {
         std::thread::yield_now();
     }
 }
+
+/// `config` prints every key with its value, its source and what is allowed, at most 80 columns wide but for values; where
+/// nobody runs it says whose settings these are, and no password is among them.
+#[test]
+fn config_says_where_every_value_came_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |arguments: &[&str]| {
+        command(folder.path(), &[&["config"], arguments].concat())
+            .env("CLOUD_SQL_PROXY_PORT", "6543")
+            .env("CLOUD_SQL_PASSWORD", "hunter2")
+            .output()
+            .unwrap()
+    };
+    let all = config(&[]);
+    assert_eq!(all.status.code(), Some(0), "{}", text(&all.stderr));
+    assert!(text(&all.stderr).contains("not running") && text(&all.stderr).lines().count() == 1);
+    let page = text(&all.stdout);
+    assert!(
+        page.contains("proxy.port = 6543\n    CLOUD_SQL_PROXY_PORT; a whole number from 1 to 65535\n"),
+        "{page}"
+    );
+    assert!(page.contains("cloud.password = (secret)\n"), "{page}");
+    assert!(!page.contains("hunter2") && !page.contains('\x1b'), "{page}");
+    assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+    let keys = |output: &Output| {
+        let list: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        list.iter().map(|it| it["key"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let settings = tidewater::settings::Settings::builder().build().unwrap();
+    let every: Vec<_> = settings.effective().iter().map(|it| it.key.clone()).collect();
+    assert_eq!(keys(&config(&["--json"])), every);
+    assert!(settings.effective().iter().all(|it| !it.allowed.is_empty()), "{:?}", settings.effective());
+    assert_eq!(keys(&config(&["--changed", "--json"])), ["cloud.password", "proxy.port"]);
+    assert_eq!(keys(&config(&["--json", "proxy.port", "log"])), ["log.format", "log.level", "proxy.port"]);
+    let unknown = config(&["proxy.prot"]);
+    assert!(assert_one_line(&unknown, 2).contains("proxy.prot"));
+}
+
+/// A shell's completions, and the manual page of the command and of each verb, name every verb and every flag there is.
+#[test]
+fn completions_and_manual_pages_know_every_verb() {
+    use clap::CommandFactory as _;
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let output = command(folder.path(), arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let verbs: Vec<String> =
+        tidewater::cli::Cli::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    let (script, page) = (run(&["completions", "bash"]), run(&["man"]));
+    for verb in &verbs {
+        assert!(script.contains(&format!("run_supervisor,{verb})")), "{verb}");
+        assert!(page.contains(verb.as_str()), "{verb}");
+        assert!(run(&["man", verb]).contains("\\-\\-database"), "{verb}");
+    }
+    let bash = Command::new("bash").args(["-n", "-c", &script]).output().unwrap();
+    assert!(bash.status.success(), "{}", text(&bash.stderr));
+    let unknown = command(folder.path(), &["man", "explode"]).output().unwrap();
+    assert!(assert_one_line(&unknown, 2).contains("explode"));
+}
+
+/// `status --watch` prints again what has changed, outlives the supervisor, and finds the next one.
+#[cfg(target_os = "linux")]
+#[test]
+fn status_watch_finds_the_next_supervisor() {
+    use std::io::BufRead as _;
+    let folder = tempfile::tempdir().unwrap();
+    let supervisor = || {
+        let mut run = command(folder.path(), &["--database", "x.db"]);
+        run.env("CLOUD_SQL_PROXY_PORT", "1").stderr(Stdio::null()).spawn().unwrap()
+    };
+    let mut watching = command(folder.path(), &["--database", "x.db", "status", "--watch", "--json"]);
+    let mut watching = watching.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = std::io::BufReader::new(watching.stdout.take().unwrap()).lines();
+    let mut said = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
+    assert!(said.next().unwrap()["error"].as_str().unwrap().contains("not running"));
+    for _ in 0..2 {
+        let mut running = supervisor();
+        assert!(said.any(|status| status["sync"]["state"] == "offline"));
+        let kill = format!("kill -TERM {}", running.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        assert_eq!(running.wait().unwrap().code(), Some(0));
+        assert!(said.any(|status| status["error"].is_string()));
+    }
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+}

@@ -1,16 +1,18 @@
 //! `run_supervisor`: parses, loads the settings, and either runs or asks the one that runs.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
 use indicatif::ProgressBar;
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use slog::Logger;
 use tidewater::ProxyStatus;
-use tidewater::cli::{Cli, Exit, Output, RowsVerb, Verb, render_adoption, render_status};
+use tidewater::cli::{
+    Cli, ConfigArgs, Exit, Output, RowsVerb, StatusArgs, Verb, render_adoption, render_status,
+};
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
 use tidewater::doctor::{Doctor, Step, size};
 use tidewater::service::ServiceManager;
@@ -22,6 +24,9 @@ const WAIT: Duration = Duration::from_secs(10);
 
 /// A copy takes as long as its disk does; who does not want to wait ends the verb, and the copy with it.
 const BACKUP_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Between two looks of `status --watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // Test builds let things go wrong where FAILPOINTS says so.
@@ -40,7 +45,7 @@ fn main() -> ExitCode {
             drop(guard);
             ended.map_or_else(|(exit, why)| complain(&why, exit), |()| Exit::Success)
         }
-        Some(verb) => ask(&settings, &verb),
+        Some(verb) => obey(&settings, &verb),
     };
     exit.into()
 }
@@ -59,58 +64,140 @@ fn supervise(settings: Settings, log: Logger) -> Result<(), (Exit, String)> {
     })
 }
 
-/// Asks the supervisor that runs, and prints its answer.
-fn ask(settings: &Settings, verb: &Verb) -> Exit {
-    let (request, wait, Output { json }) = match verb {
-        Verb::Rows(verb) => return about_rows(settings, verb),
-        Verb::Status(output) => (Request::Status, WAIT, output),
-        Verb::Check(output) => (Request::Check, WAIT + settings.check_timeout(), output),
-        Verb::Reset(output) => (Request::Reset, WAIT, output),
-        // It asks by itself, and works where nobody answers.
-        Verb::Doctor(output) => return doctor(settings.clone(), output),
-        Verb::Circuit { hold, output } => (Request::Circuit { forced: hold.forced() }, WAIT, output),
-        Verb::Adopt(args) => (
-            Request::Adopt { how: args.how() },
-            WAIT + settings.proxy.check_timeout() + settings.cloud.statement_timeout,
-            &args.output,
-        ),
-        Verb::Backup { path, overwrite, output } => match std::path::absolute(path) {
-            Ok(path) => (Request::Backup { path, overwrite: *overwrite }, BACKUP_WAIT, output),
-            Err(error) => return complain(&format!("{}: {error}", path.display()), Exit::Failed),
+/// Does what a verb says.
+fn obey(settings: &Settings, verb: &Verb) -> Exit {
+    match verb {
+        Verb::Rows(verb) => about_rows(settings, verb),
+        Verb::Doctor(output) => doctor(settings.clone(), output),
+        Verb::Config(args) => config(settings, args),
+        Verb::Install(verb) => match verb.print() {
+            Ok(text) => print(&text),
+            Err(why) => complain(&why, Exit::Usage),
         },
-    };
-    let answer = match ControlClient::call(&settings.sqlite.control_socket(), &request, wait) {
+        Verb::Status(StatusArgs { watch: true, output }) => watch(settings, output),
+        Verb::Status(StatusArgs { watch: false, output }) => {
+            ask(settings, &Request::Status, WAIT, output, |answer| good(render_status(answer)))
+        }
+        Verb::Check(output) => ask(settings, &Request::Check, WAIT + settings.check_timeout(), output, said),
+        Verb::Reset(output) => ask(settings, &Request::Reset, WAIT, output, |_| {
+            good("failures and waits are forgotten; a check follows at once\n".to_owned())
+        }),
+        Verb::Circuit { hold, output } => {
+            let request = Request::Circuit { forced: hold.forced() };
+            ask(settings, &request, WAIT, output, |_| good(format!("{}\n", hold.done())))
+        }
+        Verb::Adopt(args) => {
+            let wait = WAIT + settings.proxy.check_timeout() + settings.cloud.statement_timeout;
+            ask(settings, &Request::Adopt { how: args.how() }, wait, &args.output, |answer| {
+                let (text, at_home) = render_adoption(answer)?;
+                Ok((text, if at_home { Exit::Success } else { Exit::Failed }))
+            })
+        }
+        Verb::Backup { path, overwrite, output } => match std::path::absolute(path) {
+            Ok(path) => {
+                let request = Request::Backup { path, overwrite: *overwrite };
+                ask(settings, &request, BACKUP_WAIT, output, |answer| {
+                    let Copied { path, bytes } = Copied::deserialize(answer)?;
+                    good(format!("{bytes} bytes are in {}\n", path.display()))
+                })
+            }
+            Err(error) => complain(&format!("{}: {error}", path.display()), Exit::Failed),
+        },
+    }
+}
+
+/// The answer as people read it, with the status that it stands for.
+type Rendered = Result<(String, Exit), serde_json::Error>;
+
+fn good(text: String) -> Rendered {
+    Ok((text, Exit::Success))
+}
+
+/// Asks the supervisor that runs, and prints its answer.
+fn ask(
+    settings: &Settings,
+    request: &Request,
+    wait: Duration,
+    output: &Output,
+    render: impl FnOnce(&Value) -> Rendered,
+) -> Exit {
+    let answer = match ControlClient::call(&settings.sqlite.control_socket(), request, wait) {
         Ok(answer) => answer,
         Err(error @ ControlError::NotRunning(_)) => return complain(&error, Exit::NotRunning),
         Err(error) => return complain(&error, Exit::Failed),
     };
-    let (text, exit) = match verb {
-        Verb::Rows(verb) => return about_rows(settings, verb),
-        Verb::Status(_) => (render_status(&answer), Exit::Success),
-        Verb::Check(_) => match said(&answer) {
-            Ok(said) => said,
-            Err(error) => return complain(&error, Exit::Failed),
-        },
-        // It has returned above.
-        Verb::Doctor(_) => (String::new(), Exit::Success),
-        Verb::Reset(_) => {
-            ("failures and waits are forgotten; a check follows at once\n".to_owned(), Exit::Success)
-        }
-        Verb::Circuit { hold, .. } => (format!("{}\n", hold.done()), Exit::Success),
-        Verb::Adopt(_) => match render_adoption(&answer) {
-            Ok((text, at_home)) => (text, if at_home { Exit::Success } else { Exit::Failed }),
-            Err(error) => return complain(&error, Exit::Failed),
-        },
-        Verb::Backup { .. } => match Copied::deserialize(&answer) {
-            Ok(Copied { path, bytes }) => {
-                (format!("{bytes} bytes are in {}\n", path.display()), Exit::Success)
-            }
-            Err(error) => return complain(&error, Exit::Failed),
-        },
+    let (text, exit) = match render(&answer) {
+        Ok(rendered) => rendered,
+        Err(error) => return complain(&error, Exit::Failed),
     };
-    match print(&if *json { format!("{answer:#}\n") } else { text }) {
+    match print(&if output.json { format!("{answer:#}\n") } else { text }) {
         Exit::Success => exit,
         failed => failed,
+    }
+}
+
+/// Shows the status until somebody presses ctrl-C or nobody reads any more; it outlives the supervisor, and finds the next one.
+fn watch(settings: &Settings, output: &Output) -> Exit {
+    let in_place = io::stdout().is_terminal() && !output.json;
+    let mut shown = None;
+    loop {
+        let asked = ControlClient::call(&settings.sqlite.control_socket(), &Request::Status, WAIT);
+        let (changes, text) = match asked {
+            Ok(status) if output.json => (without_times(&status), format!("{status}\n")),
+            Ok(status) => (without_times(&status), render_status(&status)),
+            Err(error) => {
+                let error = error.to_string();
+                let said = Value::from(error.clone());
+                let text = if output.json {
+                    format!("{}\n", json!({ "error": said }))
+                } else {
+                    format!("{error}\n")
+                };
+                (said, text)
+            }
+        };
+        if in_place || shown.as_ref() != Some(&changes) {
+            let text = if in_place { redrawn(&text) } else { text };
+            let mut out = io::stdout().lock();
+            if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+                return Exit::Success;
+            }
+        }
+        shown = Some(changes);
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+/// From the top of the screen, over what was there; what is longer than the page goes.
+fn redrawn(page: &str) -> String {
+    let mut text = "\x1b[H".to_owned();
+    for line in page.lines() {
+        text += line;
+        text += "\x1b[K\n";
+    }
+    text + "\x1b[J"
+}
+
+/// What changes with every check is no news.
+fn without_times(status: &Value) -> Value {
+    let mut status = status.clone();
+    if let Some(proxy) = status["proxy"].as_object_mut() {
+        proxy.retain(|key, _| !["last_check", "last_success"].contains(&key.as_str()));
+    }
+    status
+}
+
+/// Prints the settings.
+fn config(settings: &Settings, args: &ConfigArgs) -> Exit {
+    match args.run(settings, WAIT) {
+        Ok(page) => {
+            if let Some(note) = &page.note {
+                // A line for people; the exit status is that of the settings, which are there.
+                let _ = writeln!(io::stderr(), "run_supervisor: {note}");
+            }
+            print_to(&mut anstream::stdout().lock(), &page.text)
+        }
+        Err((exit, why)) => complain(&why, exit),
     }
 }
 
@@ -156,7 +243,7 @@ fn about_rows(settings: &Settings, verb: &RowsVerb) -> Exit {
 }
 
 /// A line with what a check found. Where the proxy is required, its absence is a failure.
-fn said(answer: &Value) -> Result<(String, Exit), serde_json::Error> {
+fn said(answer: &Value) -> Rendered {
     let Checked { detection, proxy_required } = Checked::deserialize(answer)?;
     let available = detection.status == ProxyStatus::Available;
     let exit = if available || !proxy_required { Exit::Success } else { Exit::Failed };

@@ -64,7 +64,7 @@ impl Page {
 
     /// Wrapped between words; a word that is longer than a line is broken.
     fn paragraph(&mut self, text: &str, indent: &str) {
-        for line in wrapped(&crate::cli::on_one_line(text), COLUMNS_MAX - indent.len()) {
+        for line in crate::cli::wrapped(&crate::cli::on_one_line(text), COLUMNS_MAX - indent.len()) {
             self.text += indent;
             self.text += &line;
             self.text.push('\n');
@@ -91,30 +91,6 @@ fn style(mark: Mark) -> Style {
         Mark::Red => AnsiColor::Red.on_default().bold(),
         Mark::NotLookedAt => Style::new().dimmed(),
     }
-}
-
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let length = |text: &str| text.chars().count();
-    let mut lines: Vec<String> = vec![];
-    let mut line = String::new();
-    for mut word in text.split(' ') {
-        if !line.is_empty() && length(&line) + 1 + length(word) > width {
-            lines.push(std::mem::take(&mut line));
-        } else if !line.is_empty() {
-            line.push(' ');
-        }
-        // Only a word at the beginning of its line can be too long.
-        while length(word) > width {
-            let end = word.char_indices().nth(width).map_or(word.len(), |(at, _)| at);
-            // Behind a dot, where names of PostgreSQL's may be broken.
-            let at = word[..end].rfind('.').map_or(end, |dot| dot + 1);
-            lines.push(word[..at].to_owned());
-            word = &word[at..];
-        }
-        line.push_str(word);
-    }
-    lines.push(line);
-    lines
 }
 
 /// Where in a command of the shell a character stands.

@@ -1,7 +1,7 @@
 //! From text to types: the strongest layer that has a key, and every bound.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -27,8 +27,8 @@ const POSTGRES_NAME_BYTES_MAX: usize = 63;
 /// Finds the strongest layer that has a key, and checks what it says.
 pub(super) struct Reader<'a> {
     layers: &'a [Layer],
-    /// What was asked for: compared with the keys that exist, so that no knob is without effect.
-    pub(super) asked: RefCell<BTreeSet<String>>,
+    /// What was asked for, with what is allowed there: compared with the keys that exist, so that no knob is without effect.
+    pub(super) asked: RefCell<BTreeMap<String, String>>,
 }
 
 impl<'a> Reader<'a> {
@@ -36,15 +36,20 @@ impl<'a> Reader<'a> {
         Self { layers, asked: RefCell::default() }
     }
 
+    /// The value and its origin, where so much is allowed.
+    fn ask(&self, key: &str, allowed: &str) -> Result<(Value, String), SettingsError> {
+        self.asked.borrow_mut().insert(key.to_owned(), allowed.to_owned());
+        self.find(key)
+    }
+
     /// The value and its origin.
     fn find(&self, key: &str) -> Result<(Value, String), SettingsError> {
-        self.asked.borrow_mut().insert(key.to_owned());
         let found = self.layers.iter().rev().find_map(|layer| Some((layer.get(key)?, &layer.name)));
         let Some((value, layer)) = found else {
             // Only a slip in this file comes here: default.toml has every key.
             return Err(SettingsError::UnknownKey {
                 key: key.to_owned(),
-                origin: "the built-in default".to_owned(),
+                origin: super::BUILT_IN.to_owned(),
                 nearest: None,
             });
         };
@@ -59,7 +64,7 @@ impl<'a> Reader<'a> {
         allowed: &str,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Result<T, SettingsError> {
-        let (value, origin) = self.find(key)?;
+        let (value, origin) = self.ask(key, allowed)?;
         let parsed = scalar(&value).and_then(|text| parse(text.trim()));
         parsed.ok_or_else(|| bad(key, &value, origin, allowed))
     }
@@ -67,7 +72,7 @@ impl<'a> Reader<'a> {
     /// Text as it is, without trimming; empty is `None`. A number in a file is refused: `1e3` as a password
     /// would not be what it looks like.
     fn text(&self, key: &str, allowed: &str) -> Result<Option<(String, String)>, SettingsError> {
-        let (value, origin) = self.find(key)?;
+        let (value, origin) = self.ask(key, allowed)?;
         match &value.kind {
             ValueKind::String(text) if text.is_empty() => Ok(None),
             ValueKind::String(text) if !text.contains('\0') => Ok(Some((text.clone(), origin))),
@@ -155,7 +160,8 @@ impl<'a> Reader<'a> {
 
     pub(super) fn effective(&self, key: &str) -> Result<Effective, SettingsError> {
         let (value, origin) = self.find(key)?;
-        Ok(Effective { key: key.to_owned(), value: shown(key, &value), origin })
+        let allowed = self.asked.borrow().get(key).cloned().unwrap_or_default();
+        Ok(Effective { key: key.to_owned(), value: shown(key, &value), origin, allowed })
     }
 }
 
@@ -378,13 +384,12 @@ fn read_command(reader: &Reader<'_>) -> Result<(Option<PasswordCommand>, String)
     let key = "cloud.password_command";
     let timeout = reader.seconds("cloud.password_command_timeout_s", SHORTEST_S, HOUR_S)?;
     let ttl = reader.seconds("cloud.password_ttl_s", SHORTEST_S, 30.0 * DAY_S)?;
-    let (value, origin) = reader.find(key)?;
+    let allowed = "a program and its arguments, as one text or as an array of texts";
+    let (value, origin) = reader.ask(key, allowed)?;
     match words(&value) {
         Some(argv) if argv.is_empty() => Ok((None, origin)),
         Some(argv) => Ok((Some(PasswordCommand { argv, timeout, ttl }), origin)),
-        None => {
-            Err(bad(key, &value, origin, "a program and its arguments, as one text or as an array of texts"))
-        }
+        None => Err(bad(key, &value, origin, allowed)),
     }
 }
 
