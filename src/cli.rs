@@ -17,11 +17,13 @@ use crate::settings::{Settings, SettingsError, Sources};
 
 mod adopt;
 mod config;
+mod conflicts;
 mod install;
 mod rows;
 
 pub use adopt::{AdoptArgs, render as render_adoption};
 pub use config::{ConfigArgs, ConfigPage};
+pub use conflicts::{ConflictsArgs, ConflictsList, ConflictsVerb};
 pub use install::InstallVerb;
 pub use rows::{Answered, ParkedArgs, ParkedList, ParkedVerb, PendingArgs, RowsVerb, SyncArgs};
 

@@ -88,6 +88,11 @@ pub enum Request {
         /// Their numbers.
         ids: Vec<i64>,
     },
+    /// Brings back what lost conflicts; the answer is a [`Restored`](crate::Restored).
+    RestoreConflicts {
+        /// Their numbers.
+        ids: Vec<i64>,
+    },
     /// Looks which cloud answers, or makes the file belong to it; the answer is an
     /// [`Adoption`](tidewater_actors::messages::Adoption).
     Adopt {

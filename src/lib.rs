@@ -7,7 +7,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`settings`] | every knob, its layers, its bounds; `config/*.toml` are compiled in |
-//! | [`Database`] | the facade: open, migrate, write, read, synced, subscribe, pending, parked, backup, shutdown |
+//! | [`Database`] | the facade: open, migrate, write, read, synced, subscribe, pending, parked, conflicts, backup, shutdown |
 //! | [`run`](run()) | the same as a process, with the control socket |
 //! | [`supervision`] | actors that come back after a panic: Tidewater's own, and those of the app |
 //! | [`Error`] | what can go wrong, and whether a retry helps |
@@ -22,6 +22,7 @@
 
 mod adopt;
 pub mod cli;
+mod conflicts;
 pub mod control;
 mod database;
 pub mod doctor;
@@ -36,6 +37,7 @@ pub mod signals;
 pub mod telemetry;
 mod upkeep;
 
+pub use conflicts::Restored;
 pub use database::{Committed, Database, Receipt};
 pub use error::Error;
 pub use migrations::Migrated;
@@ -50,7 +52,7 @@ pub use tidewater_actors::messages::{
 };
 pub use tidewater_actors::migrations::{MigrationError, Migrations};
 pub use tidewater_actors::sqlite::{
-    Copied, IntegrityReport, Orphans, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried,
-    RowError, Statement, StatementResult, StoreError, Which,
+    Conflict, ConflictPage, Copied, IntegrityReport, Orphans, ParkedPage, ParkedRow, PendingAfter,
+    PendingPage, PendingRow, Retried, RowError, Statement, StatementResult, StoreError, Which,
 };
 pub use tidewater_actors::supervision;

@@ -145,6 +145,10 @@ impl LocalFile {
         Ok(Self(readers))
     }
 
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.0
+    }
+
     /// As [`Database::pending`].
     ///
     /// # Errors

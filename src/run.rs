@@ -83,6 +83,7 @@ fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {
                 Request::Flush { wait } | Request::Warm { wait } => answer(db.sync_counted(wait).await),
                 Request::RetryParked { which } => answer(db.retry_parked(which).await),
                 Request::DiscardParked { ids } => answer(db.discard_parked(ids).await),
+                Request::RestoreConflicts { ids } => answer(db.restore_conflicts(&ids).await),
                 Request::Adopt { how } => answer(db.adopt(how).await),
                 Request::Backup { path, overwrite } => match db.copy_to(path, overwrite).await {
                     Ok(copied) => Response::of(&copied),

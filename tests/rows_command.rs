@@ -1,4 +1,4 @@
-//! The verbs about rows, as people and scripts see them: `flush`, `warm`, `pending`, `parked`.
+//! The verbs about rows, as people and scripts see them: `flush`, `warm`, `pending`, `parked`, `conflicts`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -308,4 +308,65 @@ async fn a_terminal_sees_how_far_the_flush_has_come() {
     let last = text.trim_end().rsplit(['\r', '\n']).next().unwrap();
     assert!(last.contains("rows went to the cloud; 0 pending, 0 parked"), "{text:?}");
     process.stop();
+}
+
+/// A day with conflicts: an edit against an edit, a deletion against an edit and the other way round. What lost is listed, looked
+/// at and brought back as an edit of now, which the cloud gets; what there is nothing to be done about says why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lost_a_conflict_is_brought_back() {
+    let device = Device::new().await;
+    shell::sqlite3_shell(
+        device.path(),
+        "CREATE TABLE item (z INTEGER, a INTEGER, body TEXT, data BLOB, x REAL, PRIMARY KEY (z, a));
+         INSERT INTO item VALUES (1, 10, 'one', NULL, 0.1), (2, 20, 'two', x'00ff', 1.0), (3, 30, 'three', NULL, 9e999);",
+    );
+    device.proxy.start();
+    let process = device.start();
+    device.wait_until_equal(&["item"]).await;
+    device.wait_until_flushed();
+    assert_eq!(says(&device, &["conflicts"]), "no conflicts\n");
+    device.proxy.stop();
+    device.wait_for_status("offline", |status| status["sync"]["state"] == "offline");
+    shell::sqlite3_shell(
+        device.path(),
+        "UPDATE item SET body = 'here' WHERE z = 1; DELETE FROM item WHERE z = 2; UPDATE item SET body = 'kept' WHERE z = 3;",
+    );
+    device
+        .cloud
+        .execute_batch(
+            "UPDATE item SET body = 'there' WHERE z = 1; UPDATE item SET body = 'too' WHERE z = 2; DELETE FROM item WHERE z = 3;",
+        )
+        .await;
+    device.proxy.start();
+    device.wait_for_status("three conflicts", |status| status["sync"]["conflicts"] == 3);
+    device.wait_until_flushed();
+    insta::assert_snapshot!(says(&device, &["conflicts"]), @"");
+    insta::assert_snapshot!(says(&device, &["conflicts", "list", "ITEM", "--limit", "1", "--before", "3"]), @"");
+    let all = json(&device, &["conflicts"]);
+    let number = |z: i64| {
+        let rows = all["rows"].as_array().unwrap();
+        rows.iter().find(|row| row["key"]["z"] == z).unwrap()["id"].to_string()
+    };
+    insta::assert_snapshot!(says(&device, &["conflicts", "show", &number(2)]), @"");
+    assert_eq!(json(&device, &["conflicts", "show", &number(1)])["cloud"], "there");
+
+    let restored = json(&device, &["conflicts", "restore", &number(1), &number(2), &number(3)]);
+    assert_eq!(restored["refused"], serde_json::json!([]));
+    device.wait_until_flushed();
+    device.wait_until_equal(&["item"]).await;
+    let rows = shell::sqlite3_shell(
+        device.path(),
+        "SELECT group_concat(z || a || body || coalesce(hex(data), '') || x, ' ') FROM item;",
+    );
+    assert_eq!(rows.trim(), "110there0.1 220too00FF1.0");
+    // The row is there again, and another one is gone.
+    let (status, said) = fails(verb(&device, &["conflicts", "restore", "99"]));
+    assert_eq!((status, said.as_str()), (Some(1), ""));
+    let again = verb(&device, &["conflicts", "restore", &number(2), "99"]);
+    assert_eq!(again.status.code(), Some(1));
+    insta::assert_snapshot!(String::from_utf8(again.stdout).unwrap(), @"");
+    process.stop();
+    // Looking works without a supervisor; bringing back does not.
+    assert_eq!(json(&device, &["conflicts"])["total"], 3);
+    assert_eq!(fails(verb(&device, &["conflicts", "restore", "1"])).0, Some(3));
 }

@@ -23,6 +23,7 @@
 //!   nobody: two writers that hold the file for a while do nothing twice.
 
 mod background;
+mod conflicts;
 mod copy;
 mod examine;
 mod growing;
@@ -62,6 +63,7 @@ use crate::sql::{all, ident, list};
 use crate::supervision::{is_stale, patiently, progress};
 
 pub use self::background::{Cancel, Canceller};
+pub use self::conflicts::{Conflict, ConflictPage};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, check_integrity, examine};
 pub use self::growing::{Grown, InFlight};

@@ -1,4 +1,4 @@
-//! The verbs about rows: `flush` and `warm`, `pending`, `parked`.
+//! The verbs about rows: `flush` and `warm`, `pending`, `parked`; `conflicts.rs` has `conflicts`.
 //!
 //! Those that only look read the SQLite file, whether a supervisor runs or not; the others ask the one that runs.
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use tidewater_actors::messages::Discarded;
 use tidewater_actors::sqlite::{ParkedPage, ParkedRow, PendingPage, Retried, Which};
 
-use super::{COLUMNS_MAX, Exit, Output, on_one_line};
+use super::{COLUMNS_MAX, ConflictsArgs, Exit, Output, on_one_line};
 use crate::control::{ControlClient, ControlError, Request, Synced};
 use crate::parked::LocalFile;
 use crate::settings::Settings;
@@ -23,7 +23,7 @@ use crate::settings::Settings;
 const WAIT: Duration = Duration::from_secs(10);
 
 /// What the cloud takes its time for; who does not want to wait ends the verb.
-const LONG_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const LONG_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Between two looks at how far it has come.
 const LOOK: Duration = Duration::from_millis(200);
@@ -39,6 +39,8 @@ pub enum RowsVerb {
     Pending(PendingArgs),
     /// The rows that the cloud refuses: list, show, retry, discard; without one of these: list
     Parked(ParkedArgs),
+    /// What lost a conflict with another device: list, show, restore; without one of these: list
+    Conflicts(ConflictsArgs),
 }
 
 /// `flush` and `warm`.
@@ -133,7 +135,7 @@ pub struct ParkedList {
 }
 
 /// A list is read by people, or by scripts page by page.
-fn bounded(text: &str) -> Result<usize, String> {
+pub(super) fn bounded(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(limit @ 1..=10_000) => Ok(limit),
         _ => Err("a number from 1 to 10000 is allowed".into()),
@@ -149,7 +151,7 @@ pub struct Answered {
     pub exit: Exit,
 }
 
-type Outcome = Result<Answered, (Exit, String)>;
+pub(super) type Outcome = Result<Answered, (Exit, String)>;
 
 impl RowsVerb {
     /// Does it. The error is the exit status with the reason.
@@ -161,6 +163,7 @@ impl RowsVerb {
             Self::Flush(args) => sync(settings, args, true),
             Self::Warm(args) => sync(settings, args, false),
             Self::Pending(args) => pending(settings, args),
+            Self::Conflicts(args) => args.run(settings),
             Self::Parked(ParkedArgs { verb, list }) => match verb {
                 None => parked(settings, list),
                 Some(ParkedVerb::List(list)) => parked(settings, list),
@@ -174,11 +177,11 @@ impl RowsVerb {
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> (Exit, String) {
+pub(super) fn failed(error: impl std::fmt::Display) -> (Exit, String) {
     (Exit::Failed, error.to_string())
 }
 
-fn answered<T: Serialize>(value: &T, output: &Output, text: String) -> Outcome {
+pub(super) fn answered<T: Serialize>(value: &T, output: &Output, text: String) -> Outcome {
     let text = match output.json {
         true => format!("{:#}\n", serde_json::to_value(value).map_err(failed)?),
         false => text,
@@ -186,7 +189,7 @@ fn answered<T: Serialize>(value: &T, output: &Output, text: String) -> Outcome {
     Ok(Answered { text, exit: Exit::Success })
 }
 
-fn call<T: DeserializeOwned>(
+pub(super) fn call<T: DeserializeOwned>(
     settings: &Settings,
     request: &Request,
     wait: Duration,
@@ -336,18 +339,18 @@ fn discard(settings: &Settings, ids: &[i64], output: &Output) -> Outcome {
 }
 
 /// `id=5 part=1`, on one line.
-fn key(key: &Value) -> String {
+pub(super) fn key(key: &Value) -> String {
     let parts = key.as_object().into_iter().flatten().map(|(name, value)| format!("{name}={}", plain(value)));
     parts.collect::<Vec<_>>().join(" ")
 }
 
 /// A text without its quotes; anything else as JSON has it.
-fn plain(value: &Value) -> String {
+pub(super) fn plain(value: &Value) -> String {
     on_one_line(&value.as_str().map_or_else(|| value.to_string(), str::to_owned))
 }
 
 /// A line of at most 80 columns; what goes past them is cut and marked.
-fn line(text: &mut String, line: &str) {
+pub(super) fn line(text: &mut String, line: &str) {
     let line = line.trim_end();
     if line.chars().count() > COLUMNS_MAX {
         text.extend(line.chars().take(COLUMNS_MAX - 1));
@@ -358,7 +361,7 @@ fn line(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-fn more(text: &mut String, shown: usize, total: u64) {
+pub(super) fn more(text: &mut String, shown: usize, total: u64) {
     let left = total.saturating_sub(shown as u64);
     if left > 0 {
         text.push_str(&format!("and {left} more\n"));
@@ -423,14 +426,14 @@ fn times(tries: u64) -> String {
 }
 
 /// To the second, and in which time.
-fn minutes(at: &str) -> String {
+pub(super) fn minutes(at: &str) -> String {
     format!("{} UTC", at.get(..19).unwrap_or(at))
 }
 
 /// Everything about one row; what is long goes on in the next line.
 fn render_row(row: &ParkedRow) -> String {
     let mut text = String::new();
-    let mut field = |name: &str, value: &str| wrapped(&mut text, name, value);
+    let mut field = |name: &str, value: &str| put_field(&mut text, name, value);
     field("number", &row.id.to_string());
     field("table", &row.table);
     field("key", &key(&row.key));
@@ -453,7 +456,7 @@ fn render_row(row: &ParkedRow) -> String {
     text
 }
 
-fn wrapped(text: &mut String, name: &str, value: &str) {
+pub(super) fn put_field(text: &mut String, name: &str, value: &str) {
     const INDENT: usize = 12;
     let value: Vec<char> = on_one_line(value).chars().collect();
     for (at, part) in value.chunks(COLUMNS_MAX - INDENT).enumerate() {

@@ -3,6 +3,7 @@
 use anstyle::{AnsiColor, Style};
 
 use super::{Finding, Mark, Report};
+use crate::cli::wrapped;
 
 const COLUMNS_MAX: usize = 80;
 /// The longest name, "schema drift", and a space.
@@ -64,7 +65,7 @@ impl Page {
 
     /// Wrapped between words; a word that is longer than a line is broken.
     fn paragraph(&mut self, text: &str, indent: &str) {
-        for line in crate::cli::wrapped(&crate::cli::on_one_line(text), COLUMNS_MAX - indent.len()) {
+        for line in wrapped(&crate::cli::on_one_line(text), COLUMNS_MAX - indent.len()) {
             self.text += indent;
             self.text += &line;
             self.text.push('\n');

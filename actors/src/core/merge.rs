@@ -79,7 +79,7 @@ pub enum Local {
 /// A value that loses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loss {
-    /// The column, or none when the row as a whole was deleted on one side.
+    /// The column; none where the row as a whole is meant, whose values are a JSON array then.
     pub column: Option<usize>,
     /// What both sides started from, where that is known.
     pub base: Option<Value>,
@@ -142,17 +142,10 @@ pub fn merge(
         (Some(_), None) => Merged { entry: Some(entry), local: Local::Keep, losses: vec![] },
         (None, Some(cloud)) if entry.known => {
             let touched = |c: usize| !(entry.dirty[c] && entry.base[c].identical(&cloud[c]));
-            let losses = table
-                .data_columns()
-                .filter(|c| touched(*c))
-                .map(|c| Loss {
-                    column: Some(c),
-                    base: entry.dirty[c].then(|| entry.base[c].clone()),
-                    local: None,
-                    cloud: Some(cloud[c].clone()),
-                    kept: Side::Local,
-                })
-                .collect();
+            // As a whole: with less than that nobody could bring it back.
+            let whole = || Some(Value::Text(json_array(cloud)));
+            let loss = || Loss { column: None, base: None, local: None, cloud: whole(), kept: Side::Local };
+            let losses = if table.data_columns().any(touched) { vec![loss()] } else { vec![] };
             entry.rebase_all(table, cloud);
             Merged { entry: Some(entry), local: Local::Keep, losses }
         }
@@ -391,7 +384,8 @@ mod tests {
                         for (c, base) in [(1, a), (2, b)] {
                             let goes = there.as_ref().is_none_or(|there| there[c] != cloud[c]);
                             let edited_there = base.is_none_or(|base| cloud[c] != Value::Integer(base));
-                            let on_record = merged.losses.iter().any(|loss| loss.column == Some(c));
+                            let on_record =
+                                merged.losses.iter().any(|loss| loss.column.is_none_or(|at| at == c));
                             assert!(!(goes && edited_there) || on_record, "{case}");
                         }
                     }

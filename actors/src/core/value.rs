@@ -100,18 +100,40 @@ impl Value {
         }
     }
 
-    /// The value as JSON for people and logs: blobs as `{"blob": "<hex>"}`.
+    /// The value as JSON for people and logs: blobs as `{"blob": "<hex>"}`. [`from_json`](Self::from_json) reads it.
     pub fn to_json(&self) -> serde_json::Value {
         match self {
             Value::Null => serde_json::Value::Null,
             Value::Integer(i) => (*i).into(),
-            // JSON has no infinities; their names do.
+            // JSON has no infinities.
             Value::Real(r) => serde_json::Number::from_f64(*r)
-                .map_or_else(|| r.to_string().into(), serde_json::Value::Number),
+                .map_or_else(|| serde_json::json!({ "real": r.to_string() }), serde_json::Value::Number),
             Value::Text(text) => text.as_str().into(),
             Value::Blob(bytes) => serde_json::json!({ "blob": hex(bytes) }),
             Value::Malformed(bytes) => serde_json::json!({ "malformed_text": hex(bytes) }),
         }
+    }
+
+    /// The value that [`to_json`](Self::to_json) wrote; `None` for what it does not write.
+    pub fn from_json(json: &serde_json::Value) -> Option<Self> {
+        Some(match json {
+            serde_json::Value::Null => Self::Null,
+            serde_json::Value::String(text) => Self::Text(text.clone()),
+            serde_json::Value::Number(number) => match number.as_i64() {
+                Some(i) => Self::Integer(i),
+                None => Self::Real(number.as_f64()?),
+            },
+            serde_json::Value::Object(only) if only.len() == 1 => {
+                let (kind, text) = only.iter().next()?;
+                match (kind.as_str(), text.as_str()?) {
+                    ("blob", text) => Self::Blob(unhex(text)?),
+                    ("malformed_text", text) => Self::Malformed(unhex(text)?),
+                    ("real", text) => Self::Real(text.parse().ok()?),
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        })
     }
 }
 
@@ -127,6 +149,16 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(out, "{byte:02x}");
         out
     })
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    pairs
+        .map(|pair| {
+            let digit = |at: usize| char::from(*pair.get(at)?).to_digit(16);
+            u8::try_from(digit(0)? * 16 + digit(1)?).ok()
+        })
+        .collect()
 }
 
 macro_rules! value_from {
@@ -831,6 +863,34 @@ mod tests {
             ("", CloudType::Text),
         ] {
             assert_eq!(CloudType::for_declared(declared), expected, "{declared}");
+        }
+    }
+
+    /// What the logs keep as JSON can be read again, to the last bit and with its storage class.
+    #[test]
+    fn what_is_kept_as_json_can_be_read_again() {
+        let bits = [0.0, -0.0, 0.1, 1.0, 1e300, 5e-324, f64::MAX, f64::INFINITY, f64::NEG_INFINITY];
+        let many = (0..1000_u64).map(|n| f64::from_bits(n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        let reals = bits.into_iter().chain(many.filter(|real| !real.is_nan())).map(Value::Real);
+        let others = [
+            Value::Null,
+            Value::Integer(i64::MIN),
+            Value::Integer(i64::MAX),
+            Value::Text("inf".into()),
+            Value::Text("\u{0}\"ü".into()),
+            Value::Blob(vec![]),
+            Value::Blob((0..=255).collect()),
+            Value::Malformed(vec![0xff, b'a']),
+        ];
+        for value in reals.chain(others) {
+            let kept = value.to_json().to_string();
+            let read = Value::from_json(&serde_json::from_str(&kept).unwrap());
+            assert!(read.is_some_and(|read| read.identical(&value)), "{kept}");
+        }
+        for nothing in
+            ["true", "[1]", "{}", r#"{"blob":"0"}"#, r#"{"blob":"zz"}"#, r#"{"blob":"00","real":"1"}"#]
+        {
+            assert_eq!(Value::from_json(&serde_json::from_str(nothing).unwrap()), None, "{nothing}");
         }
     }
 
