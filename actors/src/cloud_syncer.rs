@@ -172,6 +172,9 @@ impl Portion {
     }
 }
 
+/// A failure of the link's is the watcher's to tell, unless it is the third in a row while the cloud is called available.
+const TOLD_FAILURE: u32 = 3;
+
 /// The fewest receipts that are worth looking through for those that nobody waits for.
 const RECEIPTS_MIN: usize = 64;
 
@@ -328,6 +331,13 @@ impl CloudSyncer {
         }
         let now = ended.as_ref().err().map(ToString::to_string);
         match (&self.trouble, &now, ended) {
+            // The watcher sees no trouble, and yet nothing gets through.
+            (_, Some(now), Err(Trouble::Cloud(failure)))
+                if failure.class.retry_helps() && self.machine.failures() + 1 == TOLD_FAILURE =>
+            {
+                let remedy = failure.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
+                warn!(self.log, "⚠️  Sync is interrupted: {now}{remedy}");
+            }
             (before, Some(now), _) if before.as_ref() == Some(now) => {}
             (_, Some(_), Err(Trouble::Cloud(failure))) if !failure.class.retry_helps() => {
                 let remedy = failure.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
@@ -806,8 +816,12 @@ impl Cycle {
     // -----------------------------------------------------------------------------------------------------
 
     async fn pull(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
-        let pulled = self.pull_pages(session, link, look).await;
-        if let Err(Trouble::Cloud(_)) = &pulled {
+        let mut pulled = self.pull_pages(session, link, look).await;
+        if let Err(Trouble::Cloud(failure)) = &mut pulled {
+            // What does not fit may do so with fewer rows, at once.
+            if failure.class == FailureClass::DataRefused && self.pages.rows() > 1 {
+                failure.class = FailureClass::Transient;
+            }
             self.pages.halve();
         }
         pulled

@@ -322,7 +322,13 @@ impl CloudSettings {
             database: optional("cloud.database")?,
             user: optional("cloud.user")?,
             password,
-            link: LinkOptions { tls: read_tls(reader)?, password: source },
+            link: LinkOptions {
+                tls: read_tls(reader)?,
+                password: source,
+                password_in_clear: reader.boolean("cloud.password_in_clear")?,
+                // Less than a page of ordinary rows is no bound but a fault; more than this, PostgreSQL does not send.
+                message_bytes_max: reader.count("cloud.message_bytes_max", 1 << 20, (1 << 31) - 1)?,
+            },
             schema: reader.name(
                 "cloud.schema",
                 "a PostgreSQL name of at most 63 bytes, but not tidewater, information_schema or pg_…",
