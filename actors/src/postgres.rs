@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+    Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
@@ -235,6 +235,12 @@ impl Cloud {
                 false
             }
         }
+    }
+
+    /// Closes what nobody has used for a while; the one that was used just now stays.
+    fn close_idle(&self) {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        pool.retain(|_, metrics| metrics.last_used() < self.options.link.idle);
     }
 
     fn no_connection(&self, error: PoolError) -> CloudFailure {
@@ -475,6 +481,8 @@ fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>, last_words: &Last
     Pool::builder(manager)
         .max_size(options.pool_max.max(2))
         .runtime(Runtime::Tokio1)
+        // One that is used all the time, and others that can be told to be idle.
+        .queue_mode(QueueMode::Lifo)
         .timeouts(Timeouts {
             wait: Some(options.timeout),
             // The dialer ends by itself, and says what it waited for.
@@ -742,6 +750,7 @@ impl CloudSession {
     fn finish<T>(mut self, result: Result<T>) -> Result<T> {
         if result.is_ok() {
             drop(self.client.0.take());
+            self.cloud.close_idle();
         }
         result
     }
@@ -752,6 +761,7 @@ impl CloudSession {
             self.client.statement_cache.clear();
         }
         drop(self.client.0.take());
+        self.cloud.close_idle();
     }
 
     fn failed(&self, phase: Phase) -> impl Fn(tokio_postgres::Error) -> CloudFailure + '_ {

@@ -211,7 +211,11 @@ async fn an_answer_of_another_shape_is_no_answer() {
     assert_foreign("buffer size", answers(&[("there", BOOL)], row(&[b"\x01\x02\x03"]))).await;
     assert_foreign("number of rows", answers(&[("there", BOOL)], vec![])).await;
     assert_foreign("number of rows", answers(&[("there", BOOL)], row(&[b"\x01"]).repeat(2))).await;
-    assert_foreign("unexpected EOF", answers(&[("there", BOOL)], announced(b'D', 11, b"\0\x01\0\0\0\x09\x01"))).await;
+    assert_foreign(
+        "unexpected EOF",
+        answers(&[("there", BOOL)], announced(b'D', 11, b"\0\x01\0\0\0\x09\x01")),
+    )
+    .await;
     for copy in [b'G', b'H', b'd', b'W', b'3', b'R', b'K', b'?'] {
         assert_foreign("unexpected message", move |talk: &mut Talk| {
             talk.log_in()?;

@@ -10,6 +10,7 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use deadpool_postgres::Connect;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,7 +27,7 @@ use super::password::{PasswordSource, Passwords};
 use super::tls::{self, TlsOptions};
 use crate::core::failure::{CloudFailure, FailureClass};
 
-/// What protects a connection, and what it logs in with.
+/// What protects a connection, what it logs in with, and what it is bounded by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkOptions {
     /// TLS.
@@ -37,6 +38,8 @@ pub struct LinkOptions {
     pub password_in_clear: bool,
     /// The longest message, and so the largest row, that is taken from a server, in bytes.
     pub message_bytes_max: usize,
+    /// How long a connection that nobody uses is kept beside another one.
+    pub idle: Duration,
 }
 
 impl Default for LinkOptions {
@@ -46,6 +49,7 @@ impl Default for LinkOptions {
             password: PasswordSource::default(),
             password_in_clear: false,
             message_bytes_max: 256 << 20,
+            idle: Duration::from_secs(30),
         }
     }
 }
