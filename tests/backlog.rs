@@ -103,6 +103,30 @@ async fn the_limit_is_exact_within_a_group() {
     db.shutdown().await.unwrap();
 }
 
+/// A limit that is far costs nothing; when the backlog has come near, it is as exact, also for what one write adds at once.
+#[actix_rt::test]
+async fn a_far_limit_is_met_all_the_same() {
+    let bench = Bench::new().await;
+    let db = bench.open_with(bench.settings().set("sync.backlog_entries_max", 30_000)).await;
+    run(&db, NOTE).await;
+    let thousand = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 999) \
+                    INSERT INTO note (body) SELECT 'x' FROM n";
+    for _ in 0..30 {
+        run(&db, thousand).await;
+        // Changes that add nothing do not count.
+        run(&db, "UPDATE note SET body = body || 'y' WHERE id <= 500").await;
+    }
+    for _ in 0..30 {
+        insert(&db).await.unwrap();
+    }
+    assert_eq!(refused(insert(&db).await).0, 30_000);
+    assert_eq!(db.status_summary().await.sync.pending, 30_000);
+    bench.proxy.start();
+    wait_until_flushed(&db).await;
+    insert(&db).await.unwrap();
+    db.shutdown().await.unwrap();
+}
+
 /// Bytes are those of the entries in the file: what is counted as it comes is about what is measured afterwards, and it grows with
 /// every entry.
 #[actix_rt::test]

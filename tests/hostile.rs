@@ -186,7 +186,7 @@ async fn rows_without_end_in_a_pull_are_not_kept() {
     run(&scene.db, "INSERT INTO note (body) VALUES ('first')").await;
     wait_until_flushed(&scene.db).await;
     let client = scene.bench.cloud.connect().await;
-    for (id, long) in [(1001, false), (1002, true)] {
+    for (id, long) in [(10_001, false), (20_001, true)] {
         let known = scene.lines().len();
         scene.server.play(move |talk| {
             talk.relay(postgresql, |talk, kind, body| match kind {

@@ -20,9 +20,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-/// What the rows of one answer may weigh together, apart from the first: twice what a page or a window is meant to weigh. Who
-/// asked for too many asks for fewer.
-const ANSWER_BYTES_MAX: u64 = 32 << 20;
+/// What the rows of one answer may weigh together, where it is more than one: half as much again as a page or a window is meant
+/// to weigh. Who asked for too many asks for fewer.
+const ANSWER_BYTES_MAX: u64 = 24 << 20;
 
 /// What a row costs in memory besides its bytes, about; and what any other message costs, in work.
 const ROW_OVERHEAD: u64 = 256;

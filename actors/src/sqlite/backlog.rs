@@ -1,15 +1,15 @@
 //! How much waits for the cloud, and whether a write may add to it.
 //!
 //! ```text
-//! measure   every entry, from the file's own pages: for `status`, and where the gauge begins
-//! Gauge     temporary triggers of the writer's connection count each entry that comes, in the writes' own transaction
+//! measure   every entry, from the file's own pages: for `status`, and for the gauge
+//! Gauge     far from a limit: measured when so many rows have changed that it might be near
+//!           near one: temporary triggers of the writer's connection count each entry that comes, in its own transaction
 //!           └─ at the limit: measured anew, if rounds or other programs may have changed it; then a write that adds an
 //!              entry is refused, and every other one passes
 //! ```
 //!
-//! Only the writer's entries are counted as they come. Rounds make the backlog smaller, so what is counted may be too much, never
-//! too little: it is measured anew where that would make a difference. What other programs add, whom nobody can refuse, is found
-//! within a second of the next write. Without limits there are no triggers, and nothing is counted.
+//! Rounds make the backlog smaller, so what is known of it may be too much, never too little: it is measured anew where that
+//! would make a difference. What other programs add, whom nobody can refuse, is found within a second of the next write.
 
 use std::time::Instant;
 
@@ -84,16 +84,31 @@ pub(super) const GAUGE: &str = "_tidewater_backlog";
 /// How long what other programs add may go unseen.
 const FOREIGN_UNSEEN: Duration = Duration::from_secs(1);
 
+/// A limit of fewer entries is never far.
+const FAR_ENTRIES: u64 = 20_000;
+
+/// With a limit of bytes, so many changes, and a quarter of the entries, are not looked at one by one.
+const CHANGES_UNSEEN: u64 = 1000;
+
 /// What the writer knows of the backlog.
 #[derive(Debug, Default)]
 pub(super) struct Gauge {
     limits: BacklogLimits,
-    /// The tables whose journals are counted, by their generation; none before the first write.
+    /// Near a limit: the tables whose journals are counted, by their generation.
     covers: Option<u64>,
     /// Something may have left the journals since they were measured.
     may_be_less: bool,
-    /// When they were measured, and after which commit of others.
-    measured: Option<(Instant, i64)>,
+    measured: Option<Measured>,
+}
+
+#[derive(Debug)]
+struct Measured {
+    entries: u64,
+    at: Instant,
+    /// The last commit of others.
+    commits: i64,
+    /// How many rows this connection had changed.
+    changes: u64,
 }
 
 impl Gauge {
@@ -101,7 +116,7 @@ impl Gauge {
         *self = Self { limits, ..Self::default() };
     }
 
-    pub(super) fn is_on(&self) -> bool {
+    fn is_on(&self) -> bool {
         self.limits != BacklogLimits::default()
     }
 
@@ -110,34 +125,58 @@ impl Gauge {
         self.may_be_less = true;
     }
 
-    /// Before a transaction: counts these tables from now on, and measures where the count may be wrong and matters.
+    /// Before a transaction: measures where what is known may be wrong and matters, and counts from then on if that is near a limit.
     pub(super) fn ready(&mut self, conn: &Connection, tables: &[Table], generation: u64) -> Result<()> {
         if !self.is_on() {
             return Ok(());
         }
         let commits = conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
-        let unseen = match self.measured {
-            Some((at, then)) => then != commits && at.elapsed() > FOREIGN_UNSEEN,
-            None => true,
+        let changes = conn.total_changes();
+        let is_known = match &self.measured {
+            None => false,
+            Some(then) if then.commits != commits && then.at.elapsed() > FOREIGN_UNSEEN => false,
+            Some(then) => match self.covers {
+                None => self.is_far_still(then.entries, changes.saturating_sub(then.changes)),
+                Some(covered) => {
+                    covered == generation && !(self.may_be_less && self.full(count(conn)?).is_some())
+                }
+            },
         };
-        if self.covers == Some(generation)
-            && !unseen
-            && !(self.may_be_less && self.full(count(conn)?).is_some())
-        {
+        if is_known {
             return Ok(());
         }
-        if self.covers != Some(generation) {
-            cover(conn, tables)?;
-            self.covers = Some(generation);
+        let backlog = measured(conn)?;
+        if !self.is_near(backlog) {
+            if self.covers.take().is_some() {
+                conn.execute_batch(&uncover(conn)?)?;
+            }
+        } else {
+            if self.covers != Some(generation) {
+                cover(conn, tables)?;
+                self.covers = Some(generation);
+            }
+            let [entries, bytes] =
+                [backlog.entries, backlog.bytes].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
+            conn.prepare_cached("UPDATE temp._tidewater_backlog SET entries = ?1, bytes = ?2 WHERE one = 1")?
+                .execute([entries, bytes])?;
         }
-        let Backlog { entries, bytes, .. } = measured(conn)?;
-        let (entries, bytes) = (i64::try_from(entries), i64::try_from(bytes));
-        let (entries, bytes) = (entries.unwrap_or(i64::MAX), bytes.unwrap_or(i64::MAX));
-        conn.prepare_cached("UPDATE temp._tidewater_backlog SET entries = ?1, bytes = ?2")?
-            .execute([entries, bytes])?;
         self.may_be_less = false;
-        self.measured = Some((Instant::now(), commits));
+        self.measured = Some(Measured { entries: backlog.entries, at: Instant::now(), commits, changes });
         Ok(())
+    }
+
+    /// Whether so many changes after so many entries cannot have come near a limit: each makes one entry at most.
+    fn is_far_still(&self, entries: u64, changed: u64) -> bool {
+        let BacklogLimits { entries_max, bytes_max } = self.limits;
+        (entries_max == 0 || entries + changed < entries_max / 2)
+            && (bytes_max == 0 || changed < CHANGES_UNSEEN + entries / 4)
+    }
+
+    /// A little earlier than it is asked, so that it is not asked with each write.
+    fn is_near(&self, Backlog { entries, bytes, .. }: Backlog) -> bool {
+        let BacklogLimits { entries_max, bytes_max } = self.limits;
+        entries_max > 0 && (entries_max <= FAR_ENTRIES || entries >= entries_max / 8 * 3)
+            || bytes_max > 0 && bytes >= bytes_max / 8 * 3
     }
 
     /// What is counted, where that has reached a limit: as the error for who would add to it.
@@ -153,7 +192,7 @@ impl Gauge {
 
     /// Runs what one caller wants, and refuses it where it adds to what is full. It has to be rolled back then.
     pub(super) fn admit<T>(&self, conn: &Connection, run: impl FnOnce() -> Result<T>) -> Result<T> {
-        if !self.is_on() {
+        if self.covers.is_none() {
             return run();
         }
         let before = count(conn)?;
@@ -167,7 +206,7 @@ impl Gauge {
 
 /// What the triggers have counted.
 fn count(conn: &Connection) -> Result<Backlog> {
-    let mut ask = conn.prepare_cached("SELECT entries, bytes FROM temp._tidewater_backlog")?;
+    let mut ask = conn.prepare_cached("SELECT entries, bytes FROM temp._tidewater_backlog WHERE one = 1")?;
     let read = |row: &Row<'_>| {
         Ok(Backlog { entries: unsigned(row)?, bytes: row.get::<_, i64>(1)?.unsigned_abs(), oldest_us: None })
     };
@@ -177,28 +216,31 @@ fn count(conn: &Connection) -> Result<Backlog> {
 /// Puts a trigger on each journal. An entry that is there already is not one more: `DO UPDATE` is no insert.
 fn cover(conn: &Connection, tables: &[Table]) -> Result<()> {
     let mut sql = format!(
-        "SAVEPOINT {GAUGE};\nCREATE TEMP TABLE IF NOT EXISTS {GAUGE} (entries INTEGER NOT NULL, bytes INTEGER NOT NULL);\n\
-         DELETE FROM temp.{GAUGE};\nINSERT INTO temp.{GAUGE} VALUES (0, 0);\n"
+        "CREATE TEMP TABLE IF NOT EXISTS {GAUGE} (one INTEGER PRIMARY KEY, entries INTEGER NOT NULL, bytes INTEGER NOT NULL);\n\
+         INSERT OR IGNORE INTO temp.{GAUGE} VALUES (1, 0, 0);\n{}",
+        uncover(conn)?
     );
-    let there = conn
-        .prepare("SELECT name FROM sqlite_temp_schema WHERE type = 'trigger' AND substr(name, 1, 18) = ?1")?
-        .query_map([GAUGE], |row| row.get::<_, String>(0))?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    for trigger in there {
-        sql += &format!("DROP TRIGGER temp.{};\n", ident(&trigger));
-    }
     for table in tables {
         let columns = entry_columns(table);
-        let values = list(&columns, |column| format!("ifnull(octet_length(NEW.{column}), 0)"));
-        let values = values.replace(", ifnull", " + ifnull");
+        let values: String =
+            columns.iter().map(|column| format!(" + ifnull(octet_length(NEW.{column}), 0)")).collect();
         sql += &format!(
             "CREATE TEMP TRIGGER {GAUGE}_{} AFTER INSERT ON main.{}\nBEGIN\n\
-             UPDATE {GAUGE} SET entries = entries + 1, bytes = bytes + {} + {values};\nEND;\n",
+             UPDATE {GAUGE} SET entries = entries + 1, bytes = bytes + {}{values} WHERE one = 1;\nEND;\n",
             table.id,
             ident(&side_table(JOURNAL, table)),
             columns.len(),
         );
     }
-    conn.execute_batch(&format!("{sql}RELEASE {GAUGE};"))?;
+    conn.execute_batch(&format!("SAVEPOINT {GAUGE};\n{sql}RELEASE {GAUGE};"))?;
     Ok(())
+}
+
+/// The statements that take them away.
+fn uncover(conn: &Connection) -> Result<String> {
+    let there = conn
+        .prepare("SELECT name FROM sqlite_temp_schema WHERE type = 'trigger' AND substr(name, 1, 18) = ?1")?
+        .query_map([GAUGE], |row| row.get::<_, String>(0))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    Ok(there.iter().map(|trigger| format!("DROP TRIGGER temp.{};\n", ident(trigger))).collect())
 }
