@@ -235,6 +235,9 @@ fn render_status_at(status: &Value, now: Duration) -> String {
         ],
     );
 
+    let oldest = sync["backlog"]["oldest_age_s"].as_f64();
+    page.row("", &[oldest.map(|age| format!("the oldest has waited for {}", in_words(age)))]);
+
     let required = proxy["proxy_required"].as_bool().unwrap_or(false).then(|| "required".to_owned());
     page.row(
         "proxy",
@@ -396,7 +399,8 @@ mod tests {
             },
             "readiness": {"ready": false, "reasons": ["CloudSyncer is restarting"]},
             "circuit": {"state": "open", "reason": "not_running"},
-            "sync": {"state": "offline", "pending": 12, "parked": 0, "conflicts": 1, "rows_flushed": 340, "rows_warmed": 7},
+            "sync": {"state": "offline", "pending": 12, "parked": 0, "conflicts": 1, "rows_flushed": 340, "rows_warmed": 7,
+                     "backlog": {"entries": 12, "bytes": 480, "oldest_age_s": 300.0}},
             "sqlite": {"path": "tidewater.db", "journal_mode": "wal"},
             "actors": [
                 {"name": "proxy_watcher", "state": "running", "restarts": 0},
@@ -413,6 +417,7 @@ mod tests {
 not ready CloudSyncer is restarting
 sync     offline  12 pending  0 parked  1 conflicts
          340 rows flushed  7 rows warmed
+         the oldest has waited for 5 min
 proxy    unavailable  127.0.0.1:5432  development
          Proxy not running on 127.0.0.1:5432
          5 failures in a row, checks are paused until something listens

@@ -761,6 +761,7 @@ impl Plan {
             queue_max: settings.sqlite.queue_max,
             group_max: settings.sqlite.group_rows_max,
             foreign_poll: settings.sync.foreign_poll,
+            backlog: settings.sync.backlog,
         };
         let (syncer, writer_log) = (children.syncer.clone(), child_log("SqliteWriter"));
         let same_file = readers.clone();

@@ -34,7 +34,7 @@ pub use self::sources::Sources;
 /// `supervisor.environment`, also known as `JARVIS_ENV`.
 pub use tidewater_actors::core::availability::Environment;
 pub use tidewater_actors::postgres::{LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions};
-pub use tidewater_actors::sqlite::UpkeepOptions;
+pub use tidewater_actors::sqlite::{BacklogLimits, UpkeepOptions};
 
 const DEFAULT_TOML: &str = include_str!("../config/default.toml");
 const PRODUCTION_TOML: &str = include_str!("../config/production.toml");
@@ -357,6 +357,8 @@ pub struct SyncSettings {
     pub debounce: Duration,
     /// Between two looks for writes of other processes, where the system does not tell of them.
     pub foreign_poll: Duration,
+    /// The most that may wait for the cloud.
+    pub backlog: BacklogLimits,
 }
 
 /// `[circuit]`.

@@ -50,7 +50,7 @@ fn options(database: &Database, port: u16, tls: TlsOptions) -> CloudOptions {
         pool_max: 2,
         application_name: "tidewater-test".into(),
         add_columns: true,
-        link: LinkOptions { tls, password: PasswordSource::Fixed },
+        link: LinkOptions { tls, password: PasswordSource::Fixed, ..LinkOptions::default() },
     }
 }
 

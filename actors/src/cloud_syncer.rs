@@ -12,10 +12,11 @@
 //! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
 use slog::{Logger, debug, error, info, warn};
@@ -32,10 +33,11 @@ use crate::core::value::{
     from_cloud_unchanged, from_text, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
-    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
-    JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
-    Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
+    DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
+    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
+    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
+    WaitSynced,
 };
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, Judged, Look, Op, Prepared, RoundFrame, RoundItem,
@@ -43,8 +45,8 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
-    Applied, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow, Readers,
-    Refusal, RoundRow, StoreError, ledger_name,
+    Applied, Backlog, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow,
+    Readers, Refusal, RoundRow, StoreError, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -111,6 +113,8 @@ pub struct CloudSyncer {
     trouble: Option<String>,
     /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
     adopting: Option<Option<AvailabilityChanged>>,
+    /// What waited when somebody asked last, when that was, and how long it took to see.
+    backlog_seen: Cell<Option<(Instant, Duration, Backlog)>>,
     /// Why the cloud is away; nothing as long as nobody has looked, and while it is there.
     offline: Option<Option<FailureClass>>,
     log: Logger,
@@ -172,6 +176,9 @@ impl Portion {
     }
 }
 
+/// A failure of the link's is the watcher's to tell, unless it is the third in a row while the cloud is called available.
+const TOLD_FAILURE: u32 = 3;
+
 /// The fewest receipts that are worth looking through for those that nobody waits for.
 const RECEIPTS_MIN: usize = 64;
 
@@ -226,6 +233,7 @@ impl CloudSyncer {
             cycles_begun: 0,
             trouble: None,
             adopting: None,
+            backlog_seen: Cell::new(None),
             offline: None,
             log,
         }
@@ -328,6 +336,13 @@ impl CloudSyncer {
         }
         let now = ended.as_ref().err().map(ToString::to_string);
         match (&self.trouble, &now, ended) {
+            // The watcher sees no trouble, and yet nothing gets through.
+            (_, Some(now), Err(Trouble::Cloud(failure)))
+                if failure.class.retry_helps() && self.machine.failures() + 1 == TOLD_FAILURE =>
+            {
+                let remedy = failure.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
+                warn!(self.log, "⚠️  Sync is interrupted: {now}{remedy}");
+            }
             (before, Some(now), _) if before.as_ref() == Some(now) => {}
             (_, Some(_), Err(Trouble::Cloud(failure))) if !failure.class.retry_helps() => {
                 let remedy = failure.remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"));
@@ -401,6 +416,26 @@ impl CloudSyncer {
         }
     }
 
+    /// What waits, looked at so seldom that this takes a twentieth of the time at most.
+    fn backlog(&self) -> BacklogReport {
+        let known = self.backlog_seen.get().filter(|(at, took, _)| at.elapsed() < *took * 20);
+        let backlog = known.map(|(.., backlog)| backlog).unwrap_or_else(|| {
+            let began = Instant::now();
+            let backlog = self.parts.readers.backlog().unwrap_or_default();
+            self.backlog_seen.set(Some((Instant::now(), began.elapsed(), backlog)));
+            backlog
+        });
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let age = |stamp: i64| {
+            now.saturating_sub(Duration::from_micros(u64::try_from(stamp).unwrap_or(0))).as_secs_f64()
+        };
+        BacklogReport {
+            entries: backlog.entries,
+            bytes: backlog.bytes,
+            oldest_age_s: backlog.oldest_us.map(age),
+        }
+    }
+
     fn report(&self) -> SyncReport {
         let state = match self.machine.state() {
             State::Offline => "offline",
@@ -419,6 +454,7 @@ impl CloudSyncer {
             conflicts: counts.conflicts,
             rows_flushed: total("rows_flushed"),
             rows_warmed: total("rows_warmed"),
+            backlog: self.backlog(),
         }
     }
 }
@@ -806,8 +842,12 @@ impl Cycle {
     // -----------------------------------------------------------------------------------------------------
 
     async fn pull(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
-        let pulled = self.pull_pages(session, link, look).await;
-        if let Err(Trouble::Cloud(_)) = &pulled {
+        let mut pulled = self.pull_pages(session, link, look).await;
+        if let Err(Trouble::Cloud(failure)) = &mut pulled {
+            // What does not fit may do so with fewer rows, at once.
+            if failure.class == FailureClass::DataRefused && self.pages.rows() > 1 {
+                failure.class = FailureClass::Transient;
+            }
             self.pages.halve();
         }
         pulled

@@ -575,6 +575,20 @@ pub struct SyncReport {
     pub rows_flushed: u64,
     /// Rows that came from it.
     pub rows_warmed: u64,
+    /// What waits.
+    #[serde(default)]
+    pub backlog: BacklogReport,
+}
+
+/// What waits for the cloud, in the syncer's part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct BacklogReport {
+    /// Rows, as `pending` counts them.
+    pub entries: u64,
+    /// What their entries take in the file besides the rows themselves, in bytes.
+    pub bytes: u64,
+    /// For how many seconds the oldest has waited since it last changed; none where nothing waits.
+    pub oldest_age_s: Option<f64>,
 }
 
 /// The file's part.

@@ -23,14 +23,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
+    Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
+mod cells;
 mod dial;
 mod examine;
+mod guard;
 mod isolate;
 mod link;
 mod password;
@@ -38,9 +40,11 @@ mod sending;
 mod tls;
 mod whose;
 
+use cells::{Cells as _, first, position};
 use dial::{Dialer, Obstacle};
-use link::Door;
+use guard::{Bounds, Excess};
 pub use link::LinkOptions;
+use link::{Door, LastWords};
 use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
@@ -51,7 +55,7 @@ pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
 pub use whose::{LastSeen, Whereabouts};
 
-use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
+use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate, one_line};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
 use crate::sql::cloud;
@@ -115,6 +119,7 @@ pub struct Cloud {
     pool: Arc<Mutex<Pool>>,
     options: Arc<CloudOptions>,
     passwords: Arc<Passwords>,
+    last_words: LastWords,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
 }
@@ -132,15 +137,16 @@ impl Cloud {
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
-        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords)?));
-        Ok(Self { pool, options: Arc::new(options), passwords, expected: Arc::default() })
+        let last_words = LastWords::default();
+        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &last_words)?));
+        Ok(Self { pool, options: Arc::new(options), passwords, last_words, expected: Arc::default() })
     }
 
     /// Goes on with connections of its own. Each is driven by the thread that opened it: when that is blocked, those that are
     /// out do not come back, and those that wait in the pool do not answer.
     pub fn leave_thread(&self) {
         // A pool with the same options has been made before.
-        if let Ok(pool) = pool_of(&self.options, &self.passwords) {
+        if let Ok(pool) = pool_of(&self.options, &self.passwords, &self.last_words) {
             std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
         }
     }
@@ -168,13 +174,14 @@ impl Cloud {
             .await
             .map_err(|error| self.explain(&error, Phase::Startup))?;
         let mut identity = None;
-        if there.get::<_, bool>(0) {
+        let nonsense = |failure: CloudFailure| self.not_as_postgresql(failure.detail);
+        if there.cell(0).map_err(nonsense)? {
             identity = client
                 .query_opt("SELECT id::text FROM tidewater.identity", &[])
                 .await
                 .map_err(|error| self.explain(&error, Phase::Startup))?;
         }
-        self.verify(identity.as_ref().map(|row| row.get(0)))?;
+        self.verify(identity.as_ref().map(|row| row.cell(0)).transpose().map_err(nonsense)?)?;
         Ok(format!("PostgreSQL answers as database \"{}\"", self.options.database))
     }
 
@@ -230,6 +237,12 @@ impl Cloud {
         }
     }
 
+    /// Closes what nobody has used for a while; the one that was used just now stays.
+    fn close_idle(&self) {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        pool.retain(|_, metrics| metrics.last_used() < self.options.link.idle);
+    }
+
     fn no_connection(&self, error: PoolError) -> CloudFailure {
         match error {
             PoolError::Backend(error) => self.explain(&error, Phase::Startup),
@@ -242,13 +255,21 @@ impl Cloud {
 
     /// What an error of the driver means.
     fn explain(&self, error: &tokio_postgres::Error, phase: Phase) -> CloudFailure {
+        if error.is_closed()
+            && let Some(why) = self.last_words.take()
+        {
+            return self.explain(&why, phase);
+        }
         if let Some(server) = error.as_db_error() {
-            let sqlstate = server.code().code();
+            let (sqlstate, message) = (sqlstate_of(server), self.said_by(server));
             let class = classify_sqlstate(sqlstate, phase);
-            let mut failure = CloudFailure::new(class, format!("{} (SQLSTATE {sqlstate})", server.message()));
+            let mut failure = CloudFailure::new(class, format!("{message} (SQLSTATE {sqlstate})"));
             failure.sqlstate = Some(sqlstate.to_owned());
-            failure.remedy = self.remedy(sqlstate, server.message());
+            failure.remedy = self.remedy(sqlstate, &message);
             return failure;
+        }
+        if let Some(excess) = Excess::of(error) {
+            return self.explain_excess(excess, phase);
         }
         let (host, port) = (&self.options.host, self.options.port);
         if let Some(fault) = tls::fault_of(error) {
@@ -271,6 +292,9 @@ impl Cloud {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         };
+        if is_nonsense(error) {
+            return self.not_as_postgresql(&text);
+        }
         let broken = match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
             // The system gave up on a connection that was open.
             Some(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -305,13 +329,46 @@ impl Cloud {
             // The driver's words for a method that it does not know, or for a server that fails SCRAM's own check.
             text if text.starts_with("authentication") => CloudFailure::new(FailureClass::Credentials, text)
                 .with_remedy("let this role log in by password (scram-sha-256 in pg_hba.conf)"),
-            _ if phase == Phase::Startup => CloudFailure::new(
-                FailureClass::NotOurs,
-                format!("what answers does not go on as PostgreSQL does ({text})"),
-            )
-            .with_remedy(dial::point_at_proxy(host, port)),
+            text if phase == Phase::Startup => self.not_as_postgresql(text),
             text => CloudFailure::new(FailureClass::Transient, text),
         }
+    }
+
+    fn not_as_postgresql(&self, why: impl fmt::Display) -> CloudFailure {
+        CloudFailure::new(
+            FailureClass::NotOurs,
+            format!("what answers does not go on as PostgreSQL does ({why})"),
+        )
+        .with_remedy(dial::point_at_proxy(&self.options.host, self.options.port))
+    }
+
+    /// What it means that a server says more than it may.
+    fn explain_excess(&self, excess: &Excess, phase: Phase) -> CloudFailure {
+        match excess {
+            Excess::ClearPassword => CloudFailure::new(
+                FailureClass::Credentials,
+                "PostgreSQL asks for the password in the clear, on a line without TLS",
+            )
+            .with_remedy(
+                "let this role log in by scram-sha-256 (pg_hba.conf), or set cloud.tls = \"required\"; \
+                 cloud.password_in_clear = true sends it to whoever listens there",
+            ),
+            excess if excess.is_size() && phase != Phase::Startup => {
+                // Where rows are read, it is they that do not fit.
+                let class = match phase {
+                    Phase::Pull => FailureClass::DataRefused,
+                    _ => FailureClass::Transient,
+                };
+                CloudFailure::new(class, format!("what the cloud sends does not fit ({excess})"))
+                    .with_remedy("let the cloud's rows be smaller, or raise cloud.message_bytes_max")
+            }
+            excess => self.not_as_postgresql(excess),
+        }
+    }
+
+    /// What a server says, without a password that it may have been told.
+    fn said_by(&self, server: &tokio_postgres::error::DbError) -> String {
+        one_line(&self.passwords.hide(server.message()))
     }
 
     fn remedy(&self, sqlstate: &str, message: &str) -> Option<String> {
@@ -381,7 +438,7 @@ impl Cloud {
 }
 
 /// A pool that has not connected yet.
-fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>) -> Result<Pool> {
+fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>, last_words: &LastWords) -> Result<Pool> {
     let mut config = tokio_postgres::Config::new();
     config
         .dbname(&options.database)
@@ -393,7 +450,7 @@ fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>) -> Result<Pool> {
         .options(format!(
             "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
              -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
-             -c idle_in_transaction_session_timeout={} \
+             -c client_min_messages=error -c idle_in_transaction_session_timeout={} \
              -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
             options.statement_timeout.as_millis(),
             options.statement_timeout.as_millis() * 2
@@ -406,13 +463,26 @@ fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>) -> Result<Pool> {
     };
     let manager = Manager::from_connect(
         config,
-        Door { dialer, tls: Arc::new(options.link.tls.clone()), passwords: passwords.clone() },
+        Door {
+            dialer,
+            tls: Arc::new(options.link.tls.clone()),
+            passwords: passwords.clone(),
+            bounds: Bounds {
+                message_bytes_max: options.link.message_bytes_max as u64,
+                // What a command prints is made for one log-in, and Cloud SQL takes such a token in no other way.
+                clear_password: options.link.password_in_clear
+                    || matches!(options.link.password, PasswordSource::Command(_)),
+            },
+            last_words: last_words.clone(),
+        },
         // `connect` verifies: it knows what the silence of one says about the others.
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
     );
     Pool::builder(manager)
         .max_size(options.pool_max.max(2))
         .runtime(Runtime::Tokio1)
+        // One that is used all the time, and others that can be told to be idle.
+        .queue_mode(QueueMode::Lifo)
         .timeouts(Timeouts {
             wait: Some(options.timeout),
             // The dialer ends by itself, and says what it waited for.
@@ -421,6 +491,25 @@ fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>) -> Result<Pool> {
         })
         .build()
         .map_err(|error| CloudFailure::new(FailureClass::CheckFailed, error.to_string()))
+}
+
+/// The code of an error, if it has the form of one; else that of an internal error.
+fn sqlstate_of(server: &tokio_postgres::error::DbError) -> &str {
+    let code = server.code().code();
+    let has_form = code.len() == 5 && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if has_form { code } else { "XX000" }
+}
+
+/// Whether what was read is nothing that PostgreSQL says there: the driver's own verdict, in its words.
+fn is_nonsense(error: &tokio_postgres::Error) -> bool {
+    let text = error.to_string();
+    let is_invalid = |source: &io::Error| {
+        source.kind() == io::ErrorKind::InvalidData
+            && source.to_string().starts_with("invalid message length")
+    };
+    text.starts_with("unexpected message from server")
+        || text.starts_with("error parsing response from server")
+        || error.source().and_then(|source| source.downcast_ref()).is_some_and(is_invalid)
 }
 
 /// Whether an error of the log-in is PostgreSQL's answer, or what the driver makes of one.
@@ -661,6 +750,7 @@ impl CloudSession {
     fn finish<T>(mut self, result: Result<T>) -> Result<T> {
         if result.is_ok() {
             drop(self.client.0.take());
+            self.cloud.close_idle();
         }
         result
     }
@@ -671,6 +761,7 @@ impl CloudSession {
             self.client.statement_cache.clear();
         }
         drop(self.client.0.take());
+        self.cloud.close_idle();
     }
 
     fn failed(&self, phase: Phase) -> impl Fn(tokio_postgres::Error) -> CloudFailure + '_ {
@@ -715,7 +806,7 @@ impl CloudSession {
         let there =
             self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
         let mut identity = None;
-        if there.first().is_some_and(|row| row.get(0)) {
+        if first(&there)? == Some(true) {
             identity = self.read_identity().await?;
         }
         if identity.is_none() {
@@ -753,13 +844,18 @@ impl CloudSession {
             )
             .await;
         match asked {
-            Ok(rows) => Ok(rows.first().map(|row| Standing {
-                identity: row.get(0),
-                settled: row.get(1),
-                tables: row.get(2),
-                triggers: row.get(3),
-                whereabouts: row.get(4),
-            })),
+            Ok(rows) => rows
+                .first()
+                .map(|row| {
+                    Ok(Standing {
+                        identity: row.cell(0)?,
+                        settled: row.cell(1)?,
+                        tables: row.cell(2)?,
+                        triggers: row.cell(3)?,
+                        whereabouts: row.cell(4)?,
+                    })
+                })
+                .transpose(),
             Err(failure) if matches!(failure.sqlstate.as_deref(), Some("42P01" | "3F000")) => Ok(None),
             Err(failure) => Err(failure),
         }
@@ -767,7 +863,7 @@ impl CloudSession {
 
     async fn read_identity(&self) -> Result<Option<String>> {
         let rows = self.query("SELECT id::text FROM tidewater.identity", &[], Phase::Setup).await?;
-        Ok(rows.first().map(|row| row.get(0)))
+        first(&rows)
     }
 
     /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.
@@ -792,9 +888,9 @@ impl CloudSession {
         let rows = settled?;
         let row = rows.first().ok_or_else(|| unexpected("the ledger did not answer"))?;
         Ok(Ledger {
-            round: row.get::<_, Option<Uuid>>(0).map(|id| id.to_string()),
-            number: row.get(1),
-            left_out: row.get(2),
+            round: row.cell::<Option<Uuid>>(0)?.map(|id| id.to_string()),
+            number: row.cell(1)?,
+            left_out: row.cell(2)?,
         })
     }
 
@@ -802,7 +898,7 @@ impl CloudSession {
     pub async fn horizon(&self) -> Result<Cursor> {
         let rows =
             self.query("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[], Phase::Pull).await?;
-        let xid = rows.first().map(|row| row.get(0)).ok_or_else(|| unexpected("no snapshot"))?;
+        let xid = first(&rows)?.ok_or_else(|| unexpected("no snapshot"))?;
         // An entry's own number starts at 1.
         Ok(Cursor { xid, id: 0, tag: None })
     }
@@ -818,9 +914,11 @@ impl CloudSession {
         let sql = include_str!("sql/postgres/look.sql");
         let rows = self.query(sql, &[&cursor.xid, &cursor.id, &cursor.tag, &device], Phase::Pull).await?;
         let row = rows.first().ok_or_else(|| unexpected("the feed did not answer"))?;
-        let at: Option<String> = row.get("at");
-        let ours = at.map(|xid| Cursor { xid, id: row.get("id"), tag: Some(row.get("tag")) });
-        Ok(Look { there: row.get("there"), news: row.get("news"), ours })
+        let ours = match row.cell("at")? {
+            Some(xid) => Some(Cursor { xid, id: row.cell("id")?, tag: Some(row.cell("tag")?) }),
+            None => None,
+        };
+        Ok(Look { there: row.cell("there")?, news: row.cell("news")?, ours })
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -900,7 +998,7 @@ impl CloudSession {
             return Ok(Prepared::NotYet("its cloud table disappeared".into()));
         };
         let key = self.query(include_str!("sql/postgres/key_columns.sql"), &[&oid], Phase::Setup).await?;
-        let key: Vec<String> = key.iter().map(|row| row.get(0)).collect();
+        let key = key.iter().map(|row| row.cell(0)).collect::<Result<Vec<String>>>()?;
         if key != table.key_names() {
             return Ok(Prepared::NotYet(format!(
                 "its cloud table has another primary key ({}) than it has here ({})",
@@ -982,7 +1080,7 @@ impl CloudSession {
         let is_plain = self.query(include_str!("sql/postgres/is_plain.sql"), &[&oid], Phase::Setup).await?;
         cloud_table.plain = cloud_table.hiding == Hiding::None
             && cloud::stores_as_sent(&cloud_table.columns)
-            && is_plain.first().is_some_and(|row| row.get(0));
+            && first(&is_plain)? == Some(true);
         if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
             if refusal.sqlstate.as_deref() == Some("42501") {
@@ -1005,7 +1103,7 @@ impl CloudSession {
             let types =
                 cloud_table.columns.iter().map(|column| format!("{}={}", column.number, column.exact));
             let types = types.collect::<Vec<_>>().join(";");
-            let trace: String = rows.first().map(|row| row.get(0)).unwrap_or_default();
+            let trace: String = first(&rows)?.unwrap_or_default();
             cloud_table.trace = format!("{trace}|{types}");
         }
         Ok(Prepared::Ready(cloud_table))
@@ -1021,7 +1119,7 @@ impl CloudSession {
                        FROM pg_class WHERE oid = $1";
             let rows = self.query(sql, &[&cloud_table.oid, &function], Phase::Setup).await?;
             let Some(row) = rows.first() else { return Ok(Hiding::None) };
-            let (enabled, active, is_told): (bool, bool, bool) = (row.get(0), row.get(1), row.get(2));
+            let (enabled, active, is_told): (bool, bool, bool) = (row.cell(0)?, row.cell(1)?, row.cell(2)?);
             if !enabled || is_told || tried {
                 return Ok(match (active, is_told) {
                     (false, _) => Hiding::None,
@@ -1042,13 +1140,13 @@ impl CloudSession {
     async fn tells(&self, cloud_table: &CloudTable) -> Result<bool> {
         let sql = format!("SELECT count(*) FROM {}('[[]]')", cloud::there_function(cloud_table));
         let rows = self.query(&sql, &[], Phase::Setup).await?;
-        Ok(rows.first().is_some_and(|row| row.get::<_, i64>(0) == 0))
+        Ok(first::<i64>(&rows)? == Some(0))
     }
 
     async fn owns(&self, cloud_table: &CloudTable) -> Result<bool> {
         let sql = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = $1";
         let rows = self.query(sql, &[&cloud_table.oid], Phase::Setup).await?;
-        Ok(rows.first().is_some_and(|row| row.get(0)))
+        Ok(first(&rows)? == Some(true))
     }
 
     /// Which of the given keys, that no row was shown for, may belong to a row that row-level security hides, by position.
@@ -1059,9 +1157,10 @@ impl CloudSession {
             Hiding::Untold => Ok((0..keys.len()).collect()),
             Hiding::Told => {
                 let sql = format!("SELECT * FROM {}($1::text::jsonb)", cloud::there_function(cloud_table));
+                let asked = keys.len();
                 let keys = serde_json::Value::from(keys.to_vec()).to_string();
                 let rows = self.query(&sql, &[&keys], Phase::Pull).await?;
-                Ok(rows.iter().map(position).collect())
+                rows.iter().map(|row| position(row, asked)).collect()
             }
         }
     }
@@ -1105,11 +1204,13 @@ impl CloudSession {
                 Phase::Setup,
             )
             .await?;
-        Ok(rows
-            .iter()
-            .filter(|row| row.get::<_, i64>("covered") != 4)
-            .map(|row| cloud::qualified(row.get("schema"), row.get("name")))
-            .collect())
+        let mut uncovered = vec![];
+        for row in &rows {
+            if row.cell::<i64>("covered")? != 4 {
+                uncovered.push(cloud::qualified(row.cell("schema")?, row.cell("name")?));
+            }
+        }
+        Ok(uncovered)
     }
 
     async fn columns(&self, table: &Table) -> Result<HashMap<String, FoundColumn>> {
@@ -1120,7 +1221,7 @@ impl CloudSession {
                 Phase::Setup,
             )
             .await?;
-        Ok(rows.iter().map(|row| (row.get("name"), FoundColumn::from(row))).collect())
+        rows.iter().map(|row| Ok((row.cell("name")?, FoundColumn::read(row)?))).collect()
     }
 
     /// Runs DDL in a transaction of its own, under the lock that keeps devices from tripping over each other. The
@@ -1162,15 +1263,15 @@ impl CloudSession {
     pub async fn feed_page(&self, cursor: &Cursor, limit: i64, device: &str) -> Result<Vec<FeedEntry>> {
         let sql = include_str!("sql/postgres/feed_page.sql");
         let rows = self.query(sql, &[&cursor.xid, &cursor.id, &limit, &device], Phase::Pull).await?;
-        Ok(rows
-            .iter()
-            .map(|row| FeedEntry {
-                cursor: Cursor { xid: row.get(0), id: row.get(1), tag: Some(row.get(2)) },
-                table_oid: row.get(3),
-                key: row.get(4),
-                own: row.get(5),
+        let entry = |row: &Row| {
+            Ok(FeedEntry {
+                cursor: Cursor { xid: row.cell(0)?, id: row.cell(1)?, tag: Some(row.cell(2)?) },
+                table_oid: row.cell(3)?,
+                key: row.cell(4)?,
+                own: row.cell(5)?,
             })
-            .collect())
+        };
+        rows.iter().map(entry).collect()
     }
 
     /// The rows whose given columns have the given values (in PostgreSQL's text), each with its position.
@@ -1196,7 +1297,7 @@ impl CloudSession {
             (0..by.len()).map(|at| values.iter().map(|row| row[at].as_str()).collect()).collect();
         let params: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|array| array as _).collect();
         let rows = self.query(&cloud::fetch(table, cloud_table, by, lock), &params, Phase::Pull).await?;
-        rows.iter().map(|row| Ok((position(row), decode(row, cloud_table)?))).collect()
+        rows.iter().map(|row| Ok((position(row, values.len())?, decode(row, cloud_table)?))).collect()
     }
 
     /// The next rows of a table in key order, after the given key (in PostgreSQL's text).
@@ -1409,7 +1510,10 @@ impl CloudSession {
                     self.client.query(&statement, &params).await
                 })
                 .await?;
-            let present: HashSet<usize> = locked.iter().map(|row| members[position(row)]).collect();
+            let mut present = HashSet::new();
+            for row in &locked {
+                present.insert(members[position(row, members.len())?]);
+            }
             let absent = || members.iter().filter(|at| !present.contains(at));
             let keys: Vec<Vec<String>> = absent().map(|at| key_text(&items[*at].key)).collect();
             if !self.hidden(cloud_table, &keys).await?.is_empty() {
@@ -1462,7 +1566,7 @@ impl CloudSession {
             let mut params = as_params(&keys);
             params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
             for row in self.query(&cloud::touched(table, cloud_table), &params, Phase::Pull).await? {
-                touched.insert(members[position(&row)], row.get("newest"));
+                touched.insert(members[position(&row, members.len())?], row.cell("newest")?);
             }
         }
         Ok(touched)
@@ -1591,9 +1695,9 @@ impl CloudSession {
                 Trouble::Failed(CloudFailure { class: FailureClass::Transient, ..failure })
             }
             Some(server) if failure.class == FailureClass::DataRefused => Trouble::Refused {
-                sqlstate: server.code().code().to_owned(),
-                message: server.message().to_owned(),
-                constraint: server.constraint().map(str::to_owned),
+                sqlstate: sqlstate_of(server).to_owned(),
+                message: self.cloud.said_by(server),
+                constraint: server.constraint().map(one_line),
             },
             _ => Trouble::Failed(failure),
         }
@@ -1761,11 +1865,11 @@ struct FoundColumn {
     table_oid: u32,
 }
 
-impl From<&Row> for FoundColumn {
-    fn from(row: &Row) -> Self {
-        let cast: String = row.get("cast_name");
-        let kind: String = row.get("kind");
-        let modifier: i32 = row.get("modifier");
+impl FoundColumn {
+    fn read(row: &Row) -> Result<Self> {
+        let cast: String = row.cell("cast_name")?;
+        let kind: String = row.cell("kind")?;
+        let modifier: i32 = row.cell("modifier")?;
         let kind = match kind.as_str() {
             "int2" => CloudType::Int2,
             "int4" => CloudType::Int4,
@@ -1783,26 +1887,26 @@ impl From<&Row> for FoundColumn {
             "jsonb" => CloudType::Jsonb,
             "uuid" => CloudType::Uuid,
             "array" => {
-                let element = match row.get("element") {
+                let element = match row.cell("element")? {
                     "number" => Element::Number,
                     "bool" => Element::Bool,
                     _ => Element::Text,
                 };
-                CloudType::Array(element, row.get("exact"))
+                CloudType::Array(element, row.cell("exact")?)
             }
             _ => CloudType::Other(cast.clone()),
         };
-        Self {
+        Ok(Self {
             column: CloudColumn {
                 kind,
                 cast,
-                exact: row.get("exact"),
-                generated: row.get("generated"),
-                number: row.get("number"),
+                exact: row.cell("exact")?,
+                generated: row.cell("generated")?,
+                number: row.cell("number")?,
             },
-            demanded: row.get("demanded"),
-            table_oid: row.get("table_oid"),
-        }
+            demanded: row.cell("demanded")?,
+            table_oid: row.cell("table_oid")?,
+        })
     }
 }
 
@@ -1900,11 +2004,6 @@ fn as_params<'a>(arrays: &'a [Array<'a>]) -> Vec<&'a (dyn ToSql + Sync)> {
 /// A key in PostgreSQL's text, as the feed has it.
 pub fn key_text(key: &[CloudValue]) -> Vec<String> {
     key.iter().map(|part| crate::core::value::to_text(part).unwrap_or_default()).collect()
-}
-
-/// `ord`, counted from 1 there and from 0 here.
-fn position(row: &Row) -> usize {
-    usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or_default()
 }
 
 fn decode(row: &Row, cloud_table: &CloudTable) -> Result<Vec<CloudValue>> {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
-//! (rows as types), `parked.rs` (rows that PostgreSQL refuses), `copy.rs` (a copy of the file while it is in use; whether
+//! (rows as types), `backlog.rs` (how much waits, and its limit), `parked.rs` (rows that PostgreSQL refuses), `copy.rs` (a copy of the file while it is in use; whether
 //! it is whole), `examine.rs` (a look that changes nothing), `upkeep.rs` (keeps the log short and gives free pages back),
 //! `watch.rs` (notices what others do with the file).
 //!
@@ -24,6 +24,7 @@
 
 mod background;
 mod conflicts;
+mod backlog;
 mod copy;
 mod examine;
 mod growing;
@@ -64,6 +65,8 @@ use crate::supervision::{is_stale, patiently, progress};
 
 pub use self::background::{Cancel, Canceller};
 pub use self::conflicts::{Conflict, ConflictPage};
+use self::backlog::Gauge;
+pub use self::backlog::{Backlog, BacklogLimits};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, check_integrity, examine};
 pub use self::growing::{Grown, InFlight};
@@ -146,6 +149,21 @@ pub enum StoreError {
     /// SQLite refused the statement: a constraint, a syntax error, an unknown table.
     #[error("{0}")]
     Statement(String),
+    /// As much waits for the cloud as may, and the write would add to it. Nothing was done.
+    #[error(
+        "the backlog is full: {entries} rows ({bytes} bytes) wait for the cloud, and {key} is {limit}; try again once the \
+         cloud has taken some, or raise it"
+    )]
+    BacklogFull {
+        /// Rows that wait.
+        entries: u64,
+        /// Bytes of their entries in the file.
+        bytes: u64,
+        /// The limit that is reached.
+        key: &'static str,
+        /// Its value.
+        limit: u64,
+    },
     /// The file has been closed.
     #[error("the SQLite file has been closed")]
     Closed,
@@ -191,6 +209,7 @@ impl StoreError {
                 | Self::SchemaChanged
                 | Self::InFlight
                 | Self::NotInFlight
+                | Self::BacklogFull { .. }
                 | Self::Replaced
         )
     }
@@ -614,6 +633,7 @@ pub struct Store {
     untold: Vec<Notice>,
     /// What has been said is not said again.
     told: HashSet<String>,
+    gauge: Gauge,
 }
 
 /// Keeps other supervisors away from the file for as long as it lives.
@@ -724,6 +744,7 @@ impl Store {
             written: false,
             untold: vec![],
             told: HashSet::new(),
+            gauge: Gauge::default(),
         };
         let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
         tx.execute_batch(include_str!("sql/sqlite/meta.sql")).map_err(explain)?;
@@ -737,6 +758,16 @@ impl Store {
         notices.extend(store.track().map_err(name)?);
         store.foreign_commit().map_err(name)?;
         Ok((store, notices))
+    }
+
+    /// From now on, a write that would add to a backlog of this size is refused.
+    pub fn limit_backlog(&mut self, limits: BacklogLimits) {
+        self.gauge.set(limits);
+    }
+
+    /// After anything that may have taken entries from the journals.
+    pub fn backlog_moved(&mut self) {
+        self.gauge.moved();
     }
 
     /// The tracked tables, parents first, and the number of their generation.
@@ -772,6 +803,7 @@ impl Store {
 
     fn try_group(&mut self, callers: &[Unit]) -> Result<Vec<Result<Written>>> {
         self.place.check()?;
+        self.gauge.ready(&self.write, &self.tables, self.generation)?;
         fail::fail_point!("sqlite.begin");
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         fail::fail_point!("sqlite.begun");
@@ -791,7 +823,7 @@ impl Store {
                 savepoint.execute([])?;
             }
             progress();
-            let outcome = runner.run_all(&caller.work.statements);
+            let outcome = self.gauge.admit(&tx, || runner.run_all(&caller.work.statements));
             match &outcome {
                 Err(error) if !shared || tx.is_autocommit() => return Err(error.clone()),
                 _ if tx.is_autocommit() => return Err(lost()),
@@ -2245,8 +2277,9 @@ fn forbidden(sql: &str) -> Option<String> {
 /// What is temporary is the connection's, and goes with it: left behind, a table would take the rows that others mean for the
 /// one of its name, and a trigger theirs away.
 fn refuse_temporary(conn: &Connection) -> Result<()> {
-    let sql = "SELECT type || ' ' || name FROM sqlite_temp_schema LIMIT 1";
-    let left: Option<String> = conn.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?;
+    let sql = "SELECT type || ' ' || name FROM sqlite_temp_schema WHERE substr(name, 1, 18) <> ?1 LIMIT 1";
+    let left: Option<String> =
+        conn.prepare_cached(sql)?.query_row([backlog::GAUGE], |row| row.get(0)).optional()?;
     match left {
         Some(what) => Err(StoreError::Forbidden(format!("the temporary {what}, left behind,"))),
         None => Ok(()),

@@ -27,7 +27,7 @@ use crate::messages::{
     RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
 };
 use crate::migrations::Migrations;
-use crate::sqlite::{Notice, Store, StoreError, Unit, Written};
+use crate::sqlite::{BacklogLimits, Notice, Store, StoreError, Unit, Written};
 use crate::supervision::{Context, Handle, is_stale};
 
 /// How the writer works.
@@ -39,6 +39,8 @@ pub struct WriterOptions {
     pub group_max: usize,
     /// Between two looks for other programs' commits, where the system does not tell of them.
     pub foreign_poll: Duration,
+    /// The most that may wait for the cloud.
+    pub backlog: BacklogLimits,
 }
 
 /// The actor.
@@ -77,7 +79,8 @@ where
 
 impl SqliteWriter {
     /// A writer for a store that is open.
-    pub fn new(store: Store, options: WriterOptions, grew: Box<dyn Hint>, log: Logger) -> Self {
+    pub fn new(mut store: Store, options: WriterOptions, grew: Box<dyn Hint>, log: Logger) -> Self {
+        store.limit_backlog(options.backlog);
         Self {
             store,
             options,
@@ -255,6 +258,7 @@ macro_rules! store_calls {
                 let $store = &mut self.store;
                 let result: Stored<$answer> = $call;
                 $store.tend();
+                $store.backlog_moved();
                 fail::fail_point!(concat!("writer.called.", stringify!($message)));
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
                     warn!(self.log, "{error}");

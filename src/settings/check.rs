@@ -10,10 +10,10 @@ use config::{Value, ValueKind};
 
 use super::sources::Layer;
 use super::{
-    AddColumns, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host, LinkOptions,
-    LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource, ProxySettings, SOCKET_PATH_BYTES_MAX,
-    Secret, Sections, SettingsError, SqliteSettings, SupervisorSettings, SyncSettings, TlsMode, TlsOptions,
-    UpkeepOptions, socket_path,
+    AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host,
+    LinkOptions, LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource, ProxySettings,
+    SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings, SupervisorSettings, SyncSettings,
+    TlsMode, TlsOptions, UpkeepOptions, socket_path,
 };
 
 /// The shortest duration that is still one; below it a loop would be a busy loop.
@@ -232,6 +232,10 @@ impl Sections {
                 retry_delay: reader.seconds("sync.retry_delay_s", SHORTEST_S, HOUR_S)?,
                 debounce: reader.millis("sync.debounce_ms", 0, 60_000)?,
                 foreign_poll: reader.millis("sync.foreign_poll_ms", 1, 60_000)?,
+                backlog: BacklogLimits {
+                    entries_max: reader.count("sync.backlog_entries_max", 0, 1 << 40)?,
+                    bytes_max: reader.count("sync.backlog_bytes_max", 0, 1 << 50)?,
+                },
             },
             circuit: CircuitSettings {
                 failure_threshold: reader.count("circuit.failure_threshold", 1, 1000)?,
@@ -328,7 +332,14 @@ impl CloudSettings {
             database: optional("cloud.database")?,
             user: optional("cloud.user")?,
             password,
-            link: LinkOptions { tls: read_tls(reader)?, password: source },
+            link: LinkOptions {
+                tls: read_tls(reader)?,
+                password: source,
+                password_in_clear: reader.boolean("cloud.password_in_clear")?,
+                idle: reader.seconds("cloud.idle_s", SHORTEST_S, DAY_S)?,
+                // Less than a page of ordinary rows is no bound but a fault; more than this, PostgreSQL does not send.
+                message_bytes_max: reader.count("cloud.message_bytes_max", 1 << 20, (1 << 31) - 1)?,
+            },
             schema: reader.name(
                 "cloud.schema",
                 "a PostgreSQL name of at most 63 bytes, but not tidewater, information_schema or pg_…",

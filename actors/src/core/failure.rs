@@ -100,7 +100,7 @@ impl CloudFailure {
 
     /// A failure without a SQLSTATE.
     pub fn new(class: FailureClass, detail: impl Into<String>) -> Self {
-        Self { class, sqlstate: None, detail: detail.into(), remedy: None, accepted: true }
+        Self { class, sqlstate: None, detail: one_line(&detail.into()), remedy: None, accepted: true }
     }
 
     /// The same with a remedy.
@@ -109,6 +109,28 @@ impl CloudFailure {
         self.remedy = Some(remedy.into());
         self
     }
+}
+
+/// The longest that is shown of what a server said, in characters.
+const SHOWN_MAX: usize = 2000;
+
+/// What somebody else wrote, fit for a log and a terminal: one line, no longer than a page, without anything that a terminal
+/// obeys.
+pub fn one_line(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len().min(SHOWN_MAX));
+    for (at, c) in text.chars().enumerate() {
+        match c {
+            _ if at == SHOWN_MAX => {
+                shown.push('…');
+                break;
+            }
+            c if c.is_control() => shown.extend(c.escape_debug()),
+            // Marks that turn the direction of what follows them.
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// The class of an error that PostgreSQL itself reported.

@@ -136,6 +136,11 @@ impl Syncing {
         self.available
     }
 
+    /// How many cycles in a row have failed since the cloud came.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// What it is doing.
     pub fn state(&self) -> State {
         match (self.blocked, self.available, self.running) {

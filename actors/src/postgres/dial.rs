@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
+use super::guard::Excess;
 use super::tls::fault_of;
 use crate::core::failure::{CloudFailure, FailureClass};
 
@@ -287,7 +288,7 @@ impl<E: Error + 'static> Failed<E> {
     fn weight(&self) -> u8 {
         match self {
             Self::Before(obstacle) => obstacle.weight(),
-            Self::LogIn(error) if fault_of(error).is_some() => 3,
+            Self::LogIn(error) if fault_of(error).is_some() || Excess::of(error).is_some() => 3,
             // Without an obstacle: accepted, and closed or reset.
             Self::LogIn(error) => Obstacle::of(error).map_or(2, Obstacle::weight),
         }
@@ -372,6 +373,10 @@ impl Line {
             }
             Socket::Unix(_) | Socket::None(_) => true,
         }
+    }
+
+    pub(super) fn is_unix(&self) -> bool {
+        matches!(self.socket, Socket::Unix(_))
     }
 
     /// The first word is not the start-up message but a question, which is answered by one byte.

@@ -77,13 +77,13 @@ impl CloudSession {
         let rows =
             self.query(include_str!("../sql/postgres/examine_server.sql"), &[&schema], Phase::Setup).await?;
         let server = rows.first().ok_or_else(|| unexpected("the server does not say who it is"))?;
-        let version: String = server.get("version");
+        let version: String = server.cell("version")?;
         // "15.8 (Debian 15.8-0+deb12u1)"
         answers.server = version.split(' ').next().unwrap_or_default().to_owned();
-        answers.rights.extend(self.writes(server));
-        answers.rights.extend(self.schemas(server));
+        answers.rights.extend(self.writes(server)?);
+        answers.rights.extend(self.schemas(server)?);
         self.ask_ours(server, answers).await?;
-        let may_look = server.get::<_, Option<bool>>("may_use") == Some(true);
+        let may_look = server.cell::<Option<bool>>("may_use")? == Some(true);
         if may_look {
             // Several questions on their way at a time: hundreds of tables behind a long line would take minutes else.
             let asked = tables.iter().map(|table| self.ask_table(table));
@@ -92,11 +92,11 @@ impl CloudSession {
             let (sides, rights): (Vec<CloudSide>, Vec<Option<Lack>>) = asked.into_iter().unzip();
             answers.rights.extend(rights.into_iter().flatten());
             if sides.iter().any(|side| !side.there)
-                && server.get::<_, Option<bool>>("may_create") == Some(false)
+                && server.cell::<Option<bool>>("may_create")? == Some(false)
             {
                 answers.rights.push(Lack {
                     what: format!("this role may not create tables in schema {schema}"),
-                    who: format!("as {}:", server.get::<_, String>("owner_of_schema")),
+                    who: format!("as {}:", server.cell::<String>("owner_of_schema")?),
                     sql: Some(format!("GRANT CREATE ON SCHEMA {} TO {}", ident(&schema), self.role())),
                 });
             }
@@ -121,50 +121,49 @@ impl CloudSession {
         let (asked, took) = (since_1970(), tokio::time::Instant::now());
         let rows = self.query(question, &[], Phase::Setup).await?;
         let within = took.elapsed().as_secs_f64() / 2.0;
-        let there: f64 =
-            rows.first().map(|row| row.get(0)).ok_or_else(|| unexpected("the server has no clock"))?;
+        let there: f64 = first(&rows)?.ok_or_else(|| unexpected("the server has no clock"))?;
         Ok((there - (asked + within), within))
     }
 
     /// What keeps everybody from writing there.
-    fn writes(&self, server: &Row) -> Option<Lack> {
-        if server.get("replica") {
-            return Some(Lack {
+    fn writes(&self, server: &Row) -> Result<Option<Lack>> {
+        if server.cell("replica")? {
+            return Ok(Some(Lack {
                 what: "this server is a replica and only reads".into(),
                 who: "point the proxy at the primary".into(),
                 sql: None,
-            });
+            }));
         }
-        if !server.get::<_, bool>("reads_only") {
-            return None;
+        if !server.cell::<bool>("reads_only")? {
+            return Ok(None);
         }
         let (role, database) = (self.role(), ident(&self.cloud.options.database));
         let reset = "RESET default_transaction_read_only";
-        let sql = match server.get::<_, Option<String>>("reads_only_by").as_deref() {
+        let sql = match server.cell::<Option<String>>("reads_only_by")?.as_deref() {
             Some("user") => Some(format!("ALTER ROLE {role} {reset}")),
             Some("database") => Some(format!("ALTER DATABASE {database} {reset}")),
             Some("database user") => Some(format!("ALTER ROLE {role} IN DATABASE {database} {reset}")),
             _ => None,
         };
-        Some(Lack {
+        Ok(Some(Lack {
             what: "transactions only read there (default_transaction_read_only)".into(),
             who: match sql {
                 Some(_) => "as an administrator:".into(),
                 None => "set default_transaction_read_only to off in the server's configuration".into(),
             },
             sql,
-        })
+        }))
     }
 
     /// What is missing to use the schemas.
-    fn schemas(&self, server: &Row) -> Vec<Lack> {
+    fn schemas(&self, server: &Row) -> Result<Vec<Lack>> {
         let (role, schema) = (self.role(), &self.cloud.options.schema);
         let mut lacks = vec![];
-        let ours: Option<bool> = server.get("may_use_ours");
-        if ours.is_none() && !server.get::<_, bool>("may_create_schema") {
+        let ours: Option<bool> = server.cell("may_use_ours")?;
+        if ours.is_none() && !server.cell::<bool>("may_create_schema")? {
             lacks.push(Lack {
                 what: "this role may not create Tidewater's schema".into(),
-                who: format!("as {}:", server.get::<_, String>("owner")),
+                who: format!("as {}:", server.cell::<String>("owner")?),
                 sql: Some(format!(
                     "GRANT CREATE ON DATABASE {} TO {role}",
                     ident(&self.cloud.options.database)
@@ -174,27 +173,27 @@ impl CloudSession {
         if ours == Some(false) {
             lacks.push(Lack {
                 what: "this role may not use schema tidewater, which another one made".into(),
-                who: format!("as {}:", server.get::<_, String>("owner_of_ours")),
+                who: format!("as {}:", server.cell::<String>("owner_of_ours")?),
                 sql: Some(format!(
                     "GRANT USAGE, CREATE ON SCHEMA tidewater TO {role}; \
                      GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tidewater TO {role}"
                 )),
             });
         }
-        match server.get::<_, Option<bool>>("may_use") {
+        match server.cell::<Option<bool>>("may_use")? {
             None => lacks.push(Lack {
                 what: format!("schema {schema} is not there"),
-                who: format!("set cloud.schema; or, as {}:", server.get::<_, String>("owner")),
+                who: format!("set cloud.schema; or, as {}:", server.cell::<String>("owner")?),
                 sql: Some(format!("CREATE SCHEMA {} AUTHORIZATION {role}", ident(schema))),
             }),
             Some(false) => lacks.push(Lack {
                 what: format!("this role may not use schema {schema}"),
-                who: format!("as {}:", server.get::<_, String>("owner_of_schema")),
+                who: format!("as {}:", server.cell::<String>("owner_of_schema")?),
                 sql: Some(format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role}", ident(schema))),
             }),
             Some(true) => {}
         }
-        lacks
+        Ok(lacks)
     }
 
     /// The mark, the version and the devices, and what this role may not do with them.
@@ -202,23 +201,23 @@ impl CloudSession {
         if let Ok(rows) =
             self.query("SELECT system_identifier::text, (SELECT oid::text FROM pg_database WHERE datname = current_database()) FROM pg_control_system()", &[], Phase::Setup).await
         {
-            answers.system = rows.first().map(|row| row.get(0));
-            answers.database = rows.first().and_then(|row| row.get(1));
+            answers.system = first(&rows)?;
+            answers.database = rows.first().map(|row| row.cell(1)).transpose()?.flatten();
         } else {
             // The refusal ended the transaction.
             self.batch("ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Phase::Setup).await?;
         }
-        if server.get::<_, Option<bool>>("may_use_ours") != Some(true) {
+        if server.cell::<Option<bool>>("may_use_ours")? != Some(true) {
             return Ok(());
         }
         let rows = self.query(include_str!("../sql/postgres/examine_ours.sql"), &[], Phase::Setup).await?;
-        let lacking: HashMap<String, Vec<String>> =
-            rows.iter().map(|row| (row.get("name"), row.get("lacking"))).collect();
+        let lacking = rows.iter().map(|row| Ok((row.cell("name")?, row.cell("lacking")?)));
+        let lacking = lacking.collect::<Result<HashMap<String, Vec<String>>>>()?;
         for (name, rights) in lacking.iter().filter(|(_, rights)| !rights.is_empty()) {
             let rights = rights.join(", ");
             answers.rights.push(Lack {
                 what: format!("this role may not {} tidewater.{name}", rights.to_lowercase()),
-                who: format!("as {}:", server.get::<_, String>("owner_of_ours")),
+                who: format!("as {}:", server.cell::<String>("owner_of_ours")?),
                 sql: Some(format!("GRANT {rights} ON tidewater.{name} TO {}", self.role())),
             });
         }
@@ -229,12 +228,12 @@ impl CloudSession {
                 .query("SELECT id::text, schema_version::int8 FROM tidewater.identity", &[], Phase::Setup)
                 .await?;
             if let Some(row) = rows.first() {
-                (answers.identity, answers.protocol) = (Some(row.get(0)), Some(row.get(1)));
+                (answers.identity, answers.protocol) = (Some(row.cell(0)?), Some(row.cell(1)?));
             }
         }
         if may_read("devices") {
             let rows = self.query("SELECT count(*) FROM tidewater.devices", &[], Phase::Setup).await?;
-            answers.devices = rows.first().and_then(|row| u64::try_from(row.get::<_, i64>(0)).ok());
+            answers.devices = first::<i64>(&rows)?.and_then(|count| u64::try_from(count).ok());
         }
         Ok(())
     }
@@ -249,10 +248,10 @@ impl CloudSession {
         let rows =
             self.query(include_str!("../sql/postgres/examine_table.sql"), &[&oid], Phase::Setup).await?;
         let row = rows.first().ok_or_else(|| unexpected("a table disappeared"))?;
-        let owner: String = row.get("owner");
-        side.may_install = row.get("owns");
+        let owner: String = row.cell("owner")?;
+        side.may_install = row.cell("owns")?;
         side.let_install = format!("ALTER TABLE {on} OWNER TO {}", self.role());
-        let lacking: Vec<String> = row.get("lacking");
+        let lacking: Vec<String> = row.cell("lacking")?;
         let rights = (!lacking.is_empty()).then(|| Lack {
             what: format!("this role may not {} {}", lacking.join(", ").to_lowercase(), table.name),
             who: format!("as {owner}:"),
@@ -303,7 +302,7 @@ impl CloudSession {
         };
         let mut drift = vec![];
         let key = self.query(include_str!("../sql/postgres/key_columns.sql"), &[&oid], Phase::Setup).await?;
-        let key: Vec<String> = key.iter().map(|row| row.get(0)).collect();
+        let key = key.iter().map(|row| row.cell(0)).collect::<Result<Vec<String>>>()?;
         if key != table.key_names() {
             let (there, here) = (key.join(", "), table.key_names().join(", "));
             drift.push(lack(format!("its primary key is ({there}) there and ({here}) here"), None));

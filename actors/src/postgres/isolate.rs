@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::cells::Cells as _;
 use super::{
     CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, Taken, Trouble, in_order,
     needs_others,
@@ -42,7 +43,7 @@ impl CloudSession {
     /// The shape of each of these tables (qualified names), as far as they are there.
     pub(crate) async fn shapes(&self, names: Vec<String>) -> Result<HashMap<String, String>> {
         let rows = self.query(include_str!("../sql/postgres/shape.sql"), &[&names], Phase::Setup).await?;
-        Ok(rows.iter().map(|row| (row.get("name"), row.get("shape"))).collect())
+        rows.iter().map(|row| Ok((row.cell("name")?, row.cell("shape")?))).collect()
     }
 
     /// Takes a round in parts and answers with what was accepted and with the rows that are refused on top of all that.
@@ -160,7 +161,7 @@ impl CloudSession {
             Some((at, columns?))
         };
         let tie = |row: &_| read_tie(row, columns);
-        Ok(rows.iter().filter_map(tie).collect())
+        rows.iter().filter_map(|row| tie(row).transpose()).collect()
     }
 
     /// The rows that are changed or deleted in tied columns, as the cloud has them, by item: only these columns.
@@ -291,13 +292,16 @@ impl Round<'_> {
 fn read_tie(
     row: &super::Row,
     columns: impl Fn(u32, Vec<String>) -> Option<(usize, Vec<usize>)>,
-) -> Option<Tie> {
-    let parent: Option<u32> = row.get("parent");
-    let parent = match parent {
-        Some(oid) => Some(columns(oid, row.get("parent_columns"))?),
+) -> Result<Option<Tie>> {
+    let parent = match row.cell("parent")? {
+        Some(oid) => match columns(oid, row.cell("parent_columns")?) {
+            None => return Ok(None),
+            parent => parent,
+        },
         None => None,
     };
-    Some(Tie { columns: columns(row.get("tbl"), row.get("columns"))?, parent })
+    let columns = columns(row.cell("tbl")?, row.cell("columns")?);
+    Ok(columns.map(|columns| Tie { columns, parent }))
 }
 
 fn by_values(rows: Vec<(usize, Values)>) -> HashMap<Values, Vec<usize>> {

@@ -6,31 +6,52 @@
 //! ```
 //!
 //! Where TLS is wanted, nothing of the log-in is sent before the server has shown who it is: the driver asks for TLS, and
-//! ends where the answer is no, whoever gave it.
+//! ends where the answer is no, whoever gave it. What the server says is watched by a [`Guard`], within TLS if that is spoken.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use deadpool_postgres::Connect;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Config, Error, NoTls};
+use tokio_postgres::{Config, Connection, Error, NoTls};
 
 use super::dial::{Dialer, Line, Obstacle};
+use super::guard::{Bounds, Excess, Guard, GuardedTls};
 use super::password::{PasswordSource, Passwords};
 use super::tls::{self, TlsOptions};
 use crate::core::failure::{CloudFailure, FailureClass};
 
-/// What protects a connection, and what it logs in with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What protects a connection, what it logs in with, and what it is bounded by.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkOptions {
     /// TLS.
     pub tls: TlsOptions,
     /// Where the password comes from.
     pub password: PasswordSource,
+    /// Whether it may be sent as it is, where a server asks for that over TCP without TLS.
+    pub password_in_clear: bool,
+    /// The longest message, and so the largest row, that is taken from a server, in bytes.
+    pub message_bytes_max: usize,
+    /// How long a connection that nobody uses is kept beside another one.
+    pub idle: Duration,
+}
+
+impl Default for LinkOptions {
+    fn default() -> Self {
+        Self {
+            tls: TlsOptions::default(),
+            password: PasswordSource::default(),
+            password_in_clear: false,
+            message_bytes_max: 256 << 20,
+            idle: Duration::from_secs(30),
+        }
+    }
 }
 
 type Connected = (tokio_postgres::Client, JoinHandle<()>);
@@ -40,6 +61,23 @@ pub(super) struct Door {
     pub(super) dialer: Dialer,
     pub(super) tls: Arc<TlsOptions>,
     pub(super) passwords: Arc<Passwords>,
+    pub(super) bounds: Bounds,
+    pub(super) last_words: LastWords,
+}
+
+/// What ended a connection that was in use, of which its users learn no more than that it ended. Only what PostgreSQL would not
+/// have said; of a pool's connections the last one's, until somebody asks or a new one is made.
+#[derive(Clone, Default)]
+pub(super) struct LastWords(Arc<Mutex<Option<Error>>>);
+
+impl LastWords {
+    pub(super) fn take(&self) -> Option<Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn keep(&self, error: Error) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
 }
 
 impl Connect for Door {
@@ -54,6 +92,7 @@ impl Connect for Door {
                 true => None,
                 false => self.dialer.dial(|line| reach(&config, line), super::is_postgresqls).await?,
             };
+            drop(self.last_words.take());
             let password = match self.passwords.get().await {
                 Ok(password) => password,
                 Err(failure) => return fail(&config, failure).await,
@@ -106,7 +145,11 @@ impl Door {
 
     async fn log_in(&self, config: &Config, line: Line) -> Result<Connected, Error> {
         if line.is_nowhere() || !self.tls.wanted(line.is_local()) {
-            return plainly(config, line).await;
+            let bounds =
+                Bounds { clear_password: self.bounds.clear_password || line.is_unix(), ..self.bounds };
+            let config = with_mode(config, SslMode::Disable);
+            let (client, connection) = config.connect_raw(Guard::new(line, bounds), NoTls).await?;
+            return Ok((client, self.drive(connection)));
         }
         // Files, which may be on a disk that does not answer.
         let (options, host) = (self.tls.clone(), self.dialer.host.clone());
@@ -120,9 +163,27 @@ impl Door {
         };
         let Ok(connector) = MakeTlsConnect::<Line>::make_tls_connect(&mut client, &name);
         let config = with_mode(config, SslMode::Require);
+        let connector = GuardedTls { connector, bounds: Bounds { clear_password: true, ..self.bounds } };
         let (client, connection) = config.connect_raw(line.asking_for_tls(), connector).await?;
-        // The pool aborts this task when it drops the client, and the client learns of its end by itself.
-        Ok((client, tokio::spawn(async move { drop(connection.await) })))
+        Ok((client, self.drive(connection)))
+    }
+
+    /// The pool aborts this task when it drops the client, and the client learns of its end by itself: after the reason is
+    /// known.
+    fn drive<S, T>(&self, connection: Connection<S, T>) -> JoinHandle<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let last_words = self.last_words.clone();
+        tokio::spawn(async move {
+            let mut connection = connection;
+            if let Err(error) = (&mut connection).await
+                && (Excess::of(&error).is_some() || super::is_nonsense(&error))
+            {
+                last_words.keep(error);
+            }
+        })
     }
 }
 

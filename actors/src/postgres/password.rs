@@ -169,6 +169,15 @@ impl Passwords {
         Ok(Some(now).filter(|now| Some(now.as_str()) != refused))
     }
 
+    /// A text of somebody who may know the password, without it.
+    pub(super) fn hide(&self, text: &str) -> String {
+        match self.last() {
+            // A short one is an ordinary word, and no secret.
+            Some((password, _)) if password.len() >= 8 => text.replace(&password, "***"),
+            _ => text.to_owned(),
+        }
+    }
+
     fn last(&self) -> Option<(String, Instant)> {
         lock(&self.state).last.clone()
     }

@@ -286,7 +286,7 @@ impl<'s> OpenRound<'s> {
             left -= 2 * tables;
             for at in 0..tables {
                 let locked = answers.next().unwrap_or_default().rows;
-                in_the_way |= part.known(frame, at).misses_any(&locked);
+                in_the_way |= part.known(frame, at).misses_any(&locked)?;
             }
             for _ in 0..tables {
                 in_the_way |= !answers.next().unwrap_or_default().rows.is_empty();
@@ -446,14 +446,17 @@ impl<'a> Known<'a> {
 
     /// Whether a row was not found to be locked that should be there: one that is to be updated; one that is to be deleted
     /// is gone already, unless it may be hidden.
-    fn misses_any(&self, locked: &[Row]) -> bool {
+    fn misses_any(&self, locked: &[Row]) -> Result<bool> {
         if locked.len() == self.members.len() {
-            return false;
+            return Ok(false);
         }
         let may_be_hidden = self.table.1.hiding != Hiding::None;
-        let present: HashSet<usize> = locked.iter().map(|row| self.members[position(row)]).collect();
+        let mut present = HashSet::new();
+        for row in locked {
+            present.insert(self.members[position(row, self.members.len())?]);
+        }
         let should_be = |at: &usize| may_be_hidden || matches!(self.items[*at].op, Op::Update(_));
-        self.members.iter().any(|at| should_be(at) && !present.contains(at))
+        Ok(self.members.iter().any(|at| should_be(at) && !present.contains(at)))
     }
 }
 
@@ -541,19 +544,20 @@ impl<'a> Set<'a> {
         }
         for row in &answer.rows {
             if *op == Op::Delete {
-                changed = usize::try_from(row.get::<_, i64>("gone")).unwrap_or_default();
-                if !row.get::<_, Vec<i64>>("kept").is_empty() {
+                changed = usize::try_from(row.cell::<i64>("gone")?).unwrap_or_default();
+                if !row.cell::<Vec<i64>>("kept")?.is_empty() {
                     return Err(discarded(&self.table.0.name));
                 }
-            } else if let Some(place) = row.get::<_, Option<i32>>("misfit") {
-                let column = self.columns[usize::try_from(place).unwrap_or_default()];
-                let sent = self.value(position(row), column);
+            } else if let Some(place) = row.cell::<Option<i32>>("misfit")? {
+                let column = usize::try_from(place).ok().and_then(|place| self.columns.get(place).copied());
+                let column = column.ok_or_else(|| unexpected(&format!("column {place}")))?;
+                let sent = self.value(position(row, self.members.len())?, column);
                 return Err(not_as_sent(&self.table.0, &self.table.1, column, sent));
-            } else if row.get::<_, bool>("done") {
+            } else if row.cell("done")? {
                 taken.stored_otherwise = true;
             } else if *op == Op::Insert {
-                already_there.push(self.members[position(row)]);
-                changed -= 1;
+                already_there.push(self.members[position(row, self.members.len())?]);
+                changed = changed.saturating_sub(1);
             } else {
                 // Locked a moment ago, and yet nothing was updated: a trigger there said no in silence.
                 return Err(discarded(&self.table.0.name));

@@ -1,5 +1,6 @@
 //! Who answers, and whether it still has what this device knows of it.
 
+use super::cells::{Cells as _, first};
 use super::{CloudSession, Phase, Result, unexpected};
 use crate::core::failure::{CloudFailure, FailureClass};
 use crate::postgres::parse_uuid;
@@ -31,7 +32,12 @@ impl CloudSession {
     pub async fn whereabouts(&self) -> Result<Whereabouts> {
         let rows = self.query(include_str!("../sql/postgres/whose.sql"), &[], Phase::Setup).await?;
         let row = rows.first().ok_or_else(|| unexpected("the server does not say who it is"))?;
-        Ok(Whereabouts { system: row.get(0), database: row.get(1), name: row.get(2), timeline: row.get(3) })
+        Ok(Whereabouts {
+            system: row.cell(0)?,
+            database: row.cell(1)?,
+            name: row.cell(2)?,
+            timeline: row.cell(3)?,
+        })
     }
 
     /// As [`whereabouts`](Self::whereabouts), of a server that can be written to.
@@ -58,9 +64,9 @@ impl CloudSession {
     pub async fn mark(&self) -> Result<Option<String>> {
         let there =
             self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], Phase::Setup).await?;
-        match there.first().is_some_and(|row| row.get(0)) {
-            true => self.read_identity().await,
-            false => Ok(None),
+        match first(&there)? {
+            Some(true) => self.read_identity().await,
+            _ => Ok(None),
         }
     }
 
@@ -69,7 +75,7 @@ impl CloudSession {
         let sql = "SELECT (extract(epoch FROM seen_at) * 1000000)::bigint, round_number \
                    FROM tidewater.devices WHERE id = $1";
         let rows = self.query(sql, &[&parse_uuid(device)?], Phase::Setup).await?;
-        Ok(rows.first().map(|row| LastSeen { at: row.get(0), number: row.get(1) }))
+        rows.first().map(|row| Ok(LastSeen { at: row.cell(0)?, number: row.cell(1)? })).transpose()
     }
 
     /// Writes into the ledger that this session was here, and answers with the moment. Whoever has this in its history has
@@ -79,6 +85,6 @@ impl CloudSession {
                    SET seen_at = greatest(clock_timestamp(), seen_at + interval '1 microsecond') \
                    WHERE id = $1 AND session = $2 RETURNING (extract(epoch FROM seen_at) * 1000000)::bigint";
         let rows = self.query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?], Phase::Setup).await?;
-        Ok(rows.first().map(|row| row.get(0)))
+        first(&rows)
     }
 }
