@@ -71,7 +71,7 @@ impl CloudSession {
         clock: &(dyn Fn() -> SystemTime + Sync),
         answers: &mut Answers,
     ) -> Result<()> {
-        self.batch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Phase::Setup).await?;
+        self.begin(READING, Phase::Setup).await?;
         (answers.clock_ahead_s, answers.clock_within_s) = self.compare_clocks(clock).await?;
         let schema = self.cloud.options.schema.clone();
         let rows =
@@ -102,7 +102,7 @@ impl CloudSession {
             }
             answers.tables = sides;
         }
-        self.batch("COMMIT", Phase::Setup).await
+        self.commit(Phase::Setup).await
     }
 
     fn role(&self) -> String {
@@ -206,7 +206,8 @@ impl CloudSession {
             answers.database = rows.first().and_then(|row| row.get(1));
         } else {
             // The refusal ended the transaction.
-            self.batch("ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Phase::Setup).await?;
+            self.rollback(Phase::Setup).await?;
+            self.begin(READING, Phase::Setup).await?;
         }
         if server.get::<_, Option<bool>>("may_use_ours") != Some(true) {
             return Ok(());

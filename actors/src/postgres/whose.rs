@@ -56,10 +56,13 @@ impl CloudSession {
 
     /// The mark of whoever answers, which may be anybody's; none where there is none.
     pub async fn mark(&self) -> Result<Option<String>> {
-        let there =
-            self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], Phase::Setup).await?;
+        self.mark_in(Phase::Setup).await
+    }
+
+    pub(super) async fn mark_in(&self, phase: Phase) -> Result<Option<String>> {
+        let there = self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], phase).await?;
         match there.first().is_some_and(|row| row.get(0)) {
-            true => self.read_identity().await,
+            true => self.read_identity(phase).await,
             false => Ok(None),
         }
     }

@@ -1,6 +1,7 @@
 //! The test bench: what Tidewater's integration tests stand on.
 //!
 //! - [`postgres`]: a throwaway PostgreSQL server that leaves nothing behind, however the tests end.
+//! - [`pgbouncer`]: a throwaway connection pooler in front of it.
 //! - [`fault_proxy`]: a stand-in for the Cloud SQL Auth Proxy that can be broken on purpose.
 //! - [`shell`]: foreign writers, SQLite's own shell and Python's `sqlite3`.
 //! - [`shop`]: a shop's schema and as much of its data as wanted, the same for the same seed.
@@ -21,6 +22,7 @@ pub mod fault_proxy;
 pub mod ledger;
 pub mod messages;
 pub mod music;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod shell;
 pub mod shop;
@@ -30,4 +32,5 @@ pub mod wait;
 mod port;
 
 pub use fault_proxy::{FaultProxy, Message, Mode, Stats, Trigger};
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Database, Postgres};
