@@ -66,11 +66,7 @@ impl Drop for Neighbours {
 }
 
 /// Ends the servers that the pooler has, in the middle of whatever they do.
-async fn kill_servers(bench: &Bench) {
-    let admin = bench.cloud.connect_as_admin().await;
-    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = $1";
-    admin.query_one(sql, &[&bench.cloud.user]).await.unwrap();
-}
+const KILL_SERVERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = $1";
 
 /// A shop goes up and comes back, edits of both sides meet, a row is refused and mended, and in between servers are killed, the
 /// pooler is killed and the device starts anew: both sides hold the same, value by value, and no row is lost or refused that
@@ -78,6 +74,7 @@ async fn kill_servers(bench: &Bench) {
 async fn a_shop(options: Options) {
     let (bench, pooler) = behind_pooler(options).await;
     let neighbours = Neighbours::of(&bench.cloud, &pooler);
+    let admin = bench.cloud.connect_as_admin().await;
     let db = bench.open().await;
     run(&db, shop::SCHEMA).await;
     let mut generator = Generator::new(11);
@@ -93,15 +90,17 @@ async fn a_shop(options: Options) {
         let connection = rusqlite::Connection::open(bench.path()).unwrap();
         let churn = generator.churn(&connection, 40);
         drop(connection);
-        for stmt in churn {
+        for (n, stmt) in churn.into_iter().enumerate() {
             let _ = db.write([statement(stmt)]).await;
-            if round == 1 {
-                kill_servers(&bench).await;
+            if round == 1 && n.is_multiple_of(8) {
+                admin.query_one(KILL_SERVERS, &[&bench.cloud.user]).await.unwrap();
             }
         }
         bench
             .cloud
-            .execute_batch("UPDATE product SET stock = stock + 1, title = title || '!' WHERE weight IS NOT NULL")
+            .execute_batch(
+                "UPDATE product SET stock = stock + 1, title = title || '!' WHERE weight IS NOT NULL",
+            )
             .await;
         if round == 2 {
             pooler.kill();
@@ -111,11 +110,17 @@ async fn a_shop(options: Options) {
     bench.wait_until_equal(&db, shop::TABLES).await;
 
     // A row that the cloud refuses is parked for that reason, and arrives once the reason is gone.
-    bench.cloud.execute_batch("CREATE TABLE odd (id bigint PRIMARY KEY, n bigint CONSTRAINT small CHECK (n < 10))").await;
+    bench
+        .cloud
+        .execute_batch("CREATE TABLE odd (id bigint PRIMARY KEY, n bigint CONSTRAINT small CHECK (n < 10))")
+        .await;
     run(&db, "CREATE TABLE odd (id INTEGER PRIMARY KEY, n INTEGER);\nINSERT INTO odd VALUES (1, 1), (2, 20), (3, 3)").await;
     wait_for(&db, "one row is parked", |status| status.sync.parked == 1 && status.sync.pending == 0).await;
     let parked = db.parked(None, 0, 10).unwrap().rows;
-    assert_eq!((parked[0].sqlstate.as_deref(), parked[0].constraint.as_deref()), (Some("23514"), Some("small")));
+    assert_eq!(
+        (parked[0].sqlstate.as_deref(), parked[0].constraint.as_deref()),
+        (Some("23514"), Some("small"))
+    );
     let client = bench.cloud.connect().await;
     wait_until_there(&db, &client, "SELECT count(*) FROM odd", "2").await;
     bench.cloud.execute_batch("ALTER TABLE odd DROP CONSTRAINT small").await;
@@ -125,7 +130,10 @@ async fn a_shop(options: Options) {
     bench.proxy.stop();
     wait_for(&db, "offline", |status| status.sync.state == "offline").await;
     run(&db, "UPDATE category SET name = 'here' WHERE id = (SELECT min(id) FROM category)").await;
-    bench.cloud.execute_batch("UPDATE category SET position = 4711 WHERE id = (SELECT min(id) FROM category)").await;
+    bench
+        .cloud
+        .execute_batch("UPDATE category SET position = 4711 WHERE id = (SELECT min(id) FROM category)")
+        .await;
     db.shutdown().await.unwrap();
     let db = bench.open().await;
     bench.proxy.start();

@@ -46,8 +46,7 @@ pub use link::LinkOptions;
 use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
-    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out,
-    sets,
+    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out, sets,
 };
 pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
@@ -250,7 +249,10 @@ impl Cloud {
                     sqlstate: Some(sqlstate.to_owned()),
                     ..CloudFailure::new(
                         FailureClass::Transient,
-                        format!("a connection pooler lends its sessions to several clients: {}", server.message()),
+                        format!(
+                            "a connection pooler lends its sessions to several clients: {}",
+                            server.message()
+                        ),
                     )
                 };
             }
@@ -397,10 +399,7 @@ impl Cloud {
 /// A pool that has not connected yet.
 fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>, way: &Arc<Way>) -> Result<Pool> {
     let mut config = tokio_postgres::Config::new();
-    config
-        .dbname(&options.database)
-        .user(&options.user)
-        .application_name(&options.application_name);
+    config.dbname(&options.database).user(&options.user).application_name(&options.application_name);
     let dialer = Dialer {
         host: options.host.clone(),
         port: options.port,
@@ -661,6 +660,11 @@ impl CloudSession {
             self.client.statement_cache.clear();
         }
         self.client.give_back();
+    }
+
+    /// Whether a connection pooler lends its servers to this and to others, by the transaction.
+    pub fn is_shared(&self) -> bool {
+        self.client.is_shared()
     }
 
     fn failed(&self, phase: Phase) -> impl Fn(tokio_postgres::Error) -> CloudFailure + '_ {

@@ -58,7 +58,7 @@ fn stopped(failure: CloudFailure) -> Stopped {
 
 impl CloudSession {
     async fn answer(self, tables: &[Table], clock: &(dyn Fn() -> SystemTime + Sync)) -> Answers {
-        let mut answers = Answers::default();
+        let mut answers = Answers { pooler: self.is_shared(), ..Answers::default() };
         if let Err(failure) = self.ask_everything(tables, clock, &mut answers).await {
             answers.unanswered = Some(failure.detail);
         }
