@@ -2,7 +2,7 @@
 //!
 //! Parts: [`Cli`] and [`Verb`] (clap), [`Cli::settings`] (flags are the strongest layer), [`Exit`] (every exit
 //! status), [`render_status`] (a page of text from the JSON of a running supervisor), `rows.rs` (the verbs that take rows to
-//! the cloud, or list them), `adopt.rs` (the verb that says which cloud).
+//! the cloud, or list them), `adopt.rs` (the verb that says which cloud), `cloud_sql.rs` (what an administrator runs).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,9 +15,11 @@ use tidewater_actors::messages::Forced;
 use crate::settings::{Settings, SettingsError, Sources};
 
 mod adopt;
+mod cloud_sql;
 mod rows;
 
 pub use adopt::{AdoptArgs, render as render_adoption};
+pub use cloud_sql::CloudSqlArgs;
 pub use rows::{Answered, ParkedArgs, ParkedList, ParkedVerb, PendingArgs, RowsVerb, SyncArgs};
 
 /// The width that fits every terminal.
@@ -84,6 +86,8 @@ pub enum Verb {
     Rows(RowsVerb),
     /// Say that this database belongs to the cloud that answers now
     Adopt(AdoptArgs),
+    /// Print what an administrator has to run in the cloud for a role that may create nothing there
+    CloudSql(CloudSqlArgs),
     /// Copy the database to a file, complete or not at all, while it is in use
     Backup {
         /// The file; it must not be there

@@ -6,8 +6,8 @@
 mod harness;
 
 use harness::{
-    Bench, Lines, PATIENCE, batch, here, run, statement, there, wait_for, wait_until_available,
-    wait_until_flushed, wait_until_here, wait_until_there,
+    Bench, Lines, PATIENCE, run, statement, wait_for, wait_until_available, wait_until_flushed,
+    wait_until_here, wait_until_there,
 };
 use tidewater::doctor::{Check, Doctor, Mark};
 use tidewater_test_support::pgbouncer::Options;
@@ -65,6 +65,8 @@ impl Drop for Neighbours {
     }
 }
 
+const POOLER: &str = "a connection pooler lends its servers by the transaction";
+
 /// Ends the servers that the pooler has, in the middle of whatever they do.
 const KILL_SERVERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = $1";
 
@@ -75,10 +77,11 @@ async fn a_shop(options: Options) {
     let (bench, pooler) = behind_pooler(options).await;
     let neighbours = Neighbours::of(&bench.cloud, &pooler);
     let admin = bench.cloud.connect_as_admin().await;
-    let db = bench.open().await;
+    let hurried = || bench.settings().set("proxy.retry_delay_s", 0.1).set("proxy.max_retry_delay_s", 0.5);
+    let db = bench.open_with(hurried()).await;
     run(&db, shop::SCHEMA).await;
     let mut generator = Generator::new(11);
-    let rows: Vec<_> = generator.statements(400).collect();
+    let rows: Vec<_> = generator.statements(200).collect();
     for unit in rows.chunks(50) {
         db.write(unit.iter().cloned().map(statement)).await.unwrap();
     }
@@ -135,7 +138,7 @@ async fn a_shop(options: Options) {
         .execute_batch("UPDATE category SET position = 4711 WHERE id = (SELECT min(id) FROM category)")
         .await;
     db.shutdown().await.unwrap();
-    let db = bench.open().await;
+    let db = bench.open_with(hurried()).await;
     bench.proxy.start();
     wait_until_available(&db).await;
     let both = "SELECT name || ' ' || position FROM category ORDER BY id LIMIT 1";
@@ -144,6 +147,15 @@ async fn a_shop(options: Options) {
     wait_until_flushed(&db).await;
     bench.wait_until_equal(&db, shop::TABLES).await;
     compare::assert_equal(&bench.path(), &client, "public", &["odd"]).await;
+
+    // It is told of once, here and by the doctor, who goes the same way.
+    assert_eq!(bench.log.count(POOLER), 2, "once per start: {:#?}", bench.log.all());
+    let settings = hurried().build().unwrap();
+    let report = std::thread::spawn(move || Doctor::new(settings).examine()).join().unwrap();
+    let finding = report.finding(Check::Startup).unwrap();
+    assert!(finding.finding.contains("through a connection pooler"), "{finding:#?}");
+    let red: Vec<_> = report.checks.iter().filter(|finding| finding.mark == Mark::Red).collect();
+    assert!(red.is_empty(), "{red:#?}");
 
     drop(neighbours);
     db.shutdown().await.unwrap();
@@ -159,4 +171,42 @@ async fn with_one_server_for_everybody() {
 #[actix_rt::test]
 async fn with_two_servers_that_change_hands() {
     a_shop(Options { servers: 2, drops_options: true, ..Options::default() }).await;
+}
+
+/// A pooler that lends servers by the session and refuses the settings is as good; one that lends them by the statement cannot
+/// carry a transaction: nothing is sent, and what has to be set is said once.
+#[actix_rt::test]
+async fn by_the_session_it_works_and_by_the_statement_it_is_said_what_to_set() {
+    let table = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);\nINSERT INTO note VALUES (1, 'one')";
+    let (bench, _pooler) = behind_pooler(Options { mode: "session", ..Options::default() }).await;
+    let db = bench.open().await;
+    run(&db, table).await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["note"]).await;
+    db.shutdown().await.unwrap();
+
+    let (bench, _pooler) = behind_pooler(Options { mode: "statement", ..Options::default() }).await;
+    let db = bench.open().await;
+    run(&db, table).await;
+    bench.proxy.start();
+    wait::until("it is said what to set", PATIENCE, async || {
+        let found = bench.log.count("set the pooler's pool_mode to transaction or session");
+        if found > 0 { Ok(()) } else { Err(format!("{:#?}", bench.log.all())) }
+    })
+    .await;
+    assert_eq!(db.status_summary().await.sync.pending, 1);
+    db.shutdown().await.unwrap();
+}
+
+/// Without a pooler, or through one that passes the settings on to a session of one's own, statements are prepared as ever.
+#[actix_rt::test]
+async fn without_a_pooler_statements_are_prepared() {
+    let bench = Bench::new().await;
+    let db = bench.open().await;
+    run(&db, "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);\nINSERT INTO note VALUES (1, 'one')")
+        .await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["note"]).await;
+    assert_eq!(bench.log.count(POOLER), 0);
+    db.shutdown().await.unwrap();
 }

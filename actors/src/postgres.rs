@@ -29,6 +29,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+mod by_hand;
 mod client;
 mod dial;
 mod examine;
@@ -39,6 +40,7 @@ mod sending;
 mod tls;
 mod whose;
 
+pub use by_hand::{ByHand, Scripts};
 use client::{Answer, Client, Param, Settings, Way};
 use dial::{Dialer, Obstacle};
 use link::Door;
@@ -999,8 +1001,10 @@ impl CloudSession {
                 let role = ident(&self.cloud.options.user);
                 // The right to create triggers is not enough for `ENABLE ALWAYS`, without which a replicated change
                 // would be missed.
-                refusal.remedy =
-                    Some(format!("ALTER TABLE {on} OWNER TO {role}, or make it a member of the owner"));
+                refusal.remedy = Some(format!(
+                    "ALTER TABLE {on} OWNER TO {role}, or make it a member of the owner; or let an administrator run what \
+                     run_supervisor cloud-sql prints"
+                ));
             }
             notes.push(format!(
                 "table {}: changes made by others are not seen, because its feed cannot be installed: {}",

@@ -63,7 +63,7 @@ use crate::supervision::{is_stale, patiently, progress};
 
 pub use self::background::{Cancel, Canceller};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
-pub use self::examine::{Examined, check_integrity, examine};
+pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::growing::{Grown, InFlight};
 pub use self::history::{Home, Witness};
 pub use self::parked::{

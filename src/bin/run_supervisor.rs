@@ -10,7 +10,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use slog::Logger;
 use tidewater::ProxyStatus;
-use tidewater::cli::{Cli, Exit, Output, RowsVerb, Verb, render_adoption, render_status};
+use tidewater::cli::{Answered, Cli, Exit, Output, Verb, render_adoption, render_status};
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
 use tidewater::doctor::{Doctor, Step, size};
 use tidewater::service::ServiceManager;
@@ -62,7 +62,8 @@ fn supervise(settings: Settings, log: Logger) -> Result<(), (Exit, String)> {
 /// Asks the supervisor that runs, and prints its answer.
 fn ask(settings: &Settings, verb: &Verb) -> Exit {
     let (request, wait, Output { json }) = match verb {
-        Verb::Rows(verb) => return about_rows(settings, verb),
+        Verb::Rows(verb) => return tell(verb.run(settings)),
+        Verb::CloudSql(args) => return tell(args.run(settings)),
         Verb::Status(output) => (Request::Status, WAIT, output),
         Verb::Check(output) => (Request::Check, WAIT + settings.check_timeout(), output),
         Verb::Reset(output) => (Request::Reset, WAIT, output),
@@ -85,14 +86,13 @@ fn ask(settings: &Settings, verb: &Verb) -> Exit {
         Err(error) => return complain(&error, Exit::Failed),
     };
     let (text, exit) = match verb {
-        Verb::Rows(verb) => return about_rows(settings, verb),
         Verb::Status(_) => (render_status(&answer), Exit::Success),
         Verb::Check(_) => match said(&answer) {
             Ok(said) => said,
             Err(error) => return complain(&error, Exit::Failed),
         },
-        // It has returned above.
-        Verb::Doctor(_) => (String::new(), Exit::Success),
+        // They have returned above.
+        Verb::Rows(_) | Verb::CloudSql(_) | Verb::Doctor(_) => (String::new(), Exit::Success),
         Verb::Reset(_) => {
             ("failures and waits are forgotten; a check follows at once\n".to_owned(), Exit::Success)
         }
@@ -144,9 +144,9 @@ fn doctor(settings: Settings, output: &Output) -> Exit {
     }
 }
 
-/// Does what a verb about rows does, and prints what came of it.
-fn about_rows(settings: &Settings, verb: &RowsVerb) -> Exit {
-    match verb.run(settings) {
+/// Prints what came of a verb that sees to itself.
+fn tell(outcome: Result<Answered, (Exit, String)>) -> Exit {
+    match outcome {
         Ok(answered) => match print(&answered.text) {
             Exit::Success => answered.exit,
             failed => failed,

@@ -174,11 +174,11 @@ impl RowsVerb {
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> (Exit, String) {
+pub(super) fn failed(error: impl std::fmt::Display) -> (Exit, String) {
     (Exit::Failed, error.to_string())
 }
 
-fn answered<T: Serialize>(value: &T, output: &Output, text: String) -> Outcome {
+pub(super) fn answered<T: Serialize>(value: &T, output: &Output, text: String) -> Outcome {
     let text = match output.json {
         true => format!("{:#}\n", serde_json::to_value(value).map_err(failed)?),
         false => text,
