@@ -9,7 +9,7 @@ use harness::{
     Bench, Lines, PATIENCE, run, statement, wait_for, wait_until_available, wait_until_flushed,
     wait_until_here, wait_until_there,
 };
-use tidewater::doctor::{Check, Doctor, Mark};
+use tidewater::doctor::{Check, Mark};
 use tidewater_test_support::pgbouncer::Options;
 use tidewater_test_support::shop::{self, Generator};
 use tidewater_test_support::{Database, FaultProxy, PgBouncer, Postgres, compare, wait};
@@ -150,8 +150,7 @@ async fn a_shop(options: Options) {
 
     // It is told of once, here and by the doctor, who goes the same way.
     assert_eq!(bench.log.count(POOLER), 2, "once per start: {:#?}", bench.log.all());
-    let settings = hurried().build().unwrap();
-    let report = std::thread::spawn(move || Doctor::new(settings).examine()).join().unwrap();
+    let report = db.doctor().await.unwrap();
     let finding = report.finding(Check::Startup).unwrap();
     assert!(finding.finding.contains("through a connection pooler"), "{finding:#?}");
     let red: Vec<_> = report.checks.iter().filter(|finding| finding.mark == Mark::Red).collect();
