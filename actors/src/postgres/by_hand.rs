@@ -69,10 +69,16 @@ impl ByHand<'_> {
         for table in self.tables {
             let (on, name) = (qualified(self.schema, &table.name), quoted(&table.name));
             let create = cloud::create_table(table, self.schema, &referenced_columns(table, self.tables));
+            // Asked for first: to alter a table locks it, and takes its owner.
             let columns: String = (0..table.columns.len())
                 .map(|c| {
-                    let definition = cloud::column_definition(table, c, false);
-                    format!("        ALTER TABLE {on} ADD COLUMN IF NOT EXISTS {definition};\n")
+                    format!(
+                        "        IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass({}) AND attname = {} \
+                         AND NOT attisdropped) THEN\n            ALTER TABLE {on} ADD COLUMN {};\n        END IF;\n",
+                        quoted(&on),
+                        quoted(&table.columns[c].name),
+                        cloud::column_definition(table, c, false)
+                    )
                 })
                 .collect();
             tables += &format!(
@@ -135,10 +141,12 @@ impl ByHand<'_> {
     }
 }
 
-/// All of it or nothing, and one after the other with the devices that make such things themselves.
+/// All of it or nothing, without holding up who uses the tables, and one after the other with the devices that make such things themselves.
 fn transaction(sql: &str) -> String {
     let lock = block(&format!("BEGIN PERFORM pg_advisory_xact_lock({ADVISORY_LOCK}); END "));
-    format!("BEGIN;\nSET LOCAL client_min_messages = warning;\n{lock}{sql}COMMIT;\n")
+    format!(
+        "BEGIN;\nSET LOCAL client_min_messages = warning;\nSET LOCAL lock_timeout = '10s';\n{lock}{sql}COMMIT;\n"
+    )
 }
 
 fn block(sql: &str) -> String {
