@@ -2,8 +2,8 @@
 //!
 //! Parts: [`Cli`] and [`Verb`] (clap), [`Cli::settings`] (flags are the strongest layer), [`Exit`] (every exit
 //! status), [`render_status`] (a page of text from the JSON of a running supervisor), `rows.rs` (the verbs that take rows to
-//! the cloud, or list them), `adopt.rs` (the verb that says which cloud), `config.rs` (the settings), `install.rs` (what a shell and
-//! `man` want to know).
+//! the cloud, or list them), `adopt.rs` (the verb that says which cloud), `config.rs` (the settings), `cloud_sql.rs` (what an
+//! administrator runs), `install.rs` (what a shell and `man` want to know).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,12 +16,14 @@ use tidewater_actors::messages::Forced;
 use crate::settings::{Settings, SettingsError, Sources};
 
 mod adopt;
+mod cloud_sql;
 mod config;
 mod conflicts;
 mod install;
 mod rows;
 
 pub use adopt::{AdoptArgs, render as render_adoption};
+pub use cloud_sql::CloudSqlArgs;
 pub use config::{ConfigArgs, ConfigPage};
 pub use conflicts::{ConflictsArgs, ConflictsList, ConflictsVerb};
 pub use install::InstallVerb;
@@ -91,6 +93,8 @@ pub enum Verb {
     Rows(RowsVerb),
     /// Say that this database belongs to the cloud that answers now
     Adopt(AdoptArgs),
+    /// Print what an administrator has to run in the cloud for a role that may create nothing there
+    CloudSql(CloudSqlArgs),
     /// The settings: each with its value, where that came from and what is allowed
     Config(ConfigArgs),
     /// The verbs for those who install it

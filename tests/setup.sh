@@ -12,6 +12,8 @@ have_postgres() {
 missing=""
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 if [ "$for_what" = test ]; then
+    # Debian's is where only an administrator's path leads.
+    command -v pgbouncer >/dev/null 2>&1 || [ -x /usr/sbin/pgbouncer ] || missing="$missing pgbouncer"
     have_postgres || missing="$missing postgresql"
     command -v sqlite3 >/dev/null 2>&1 || missing="$missing sqlite3"
     command -v python3 >/dev/null 2>&1 || missing="$missing python3"
@@ -32,12 +34,23 @@ if [ "$(id -u)" -ne 0 ]; then
     as_root="sudo"
 fi
 
-# Debian's package would start a server of its own on port 5432, which no test wants.
+# Debian's packages would start servers of their own, which no test wants: PostgreSQL's on port 5432, unless it is told not to make
+# one; PgBouncer's on port 6432, unless the policy of the system says no, which it does until everything is installed.
 if [ "$for_what" = test ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
     $as_root mkdir -p /etc/postgresql-common
     echo "create_main_cluster = false" | $as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
 fi
 echo "Installing:$missing"
 $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap '$as_root rm -f "$policy"' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
+fi
 # shellcheck disable=SC2086
 $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing
+case $missing in
+*pgbouncer*) $as_root update-rc.d pgbouncer disable ;;
+esac

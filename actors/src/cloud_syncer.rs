@@ -680,10 +680,13 @@ impl Cycle {
 
     /// Says something once in the life of the process.
     fn once(&self, text: String) {
-        let new = self.parts.said.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
-        if new {
+        if self.is_new(&text) {
             warn!(self.log, "⚠️  {text}");
         }
+    }
+
+    fn is_new(&self, text: &str) -> bool {
+        self.parts.said.lock().unwrap_or_else(PoisonError::into_inner).insert(text.to_owned())
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -776,6 +779,11 @@ impl Cycle {
         let due = self.memory.look_again.is_some_and(|(when, _)| Instant::now() >= when);
         if !due && self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
             return Ok(());
+        }
+        let pooler =
+            "a connection pooler lends its servers by the transaction: each brings its settings along";
+        if session.is_shared() && self.is_new(pooler) {
+            info!(self.log, "{pooler}");
         }
         let (prepared, notes) = session.prepare(&tables).await?;
         for note in notes {

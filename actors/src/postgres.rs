@@ -26,10 +26,12 @@ use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
 use tokio_postgres::Row;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+mod by_hand;
 mod cells;
+mod client;
 mod dial;
 mod examine;
 mod guard;
@@ -41,6 +43,8 @@ mod tls;
 mod whose;
 
 use cells::{Cells as _, first, position};
+pub use by_hand::{ByHand, Scripts};
+use client::{Answer, Client, Param, Settings, Way};
 use dial::{Dialer, Obstacle};
 use guard::{Bounds, Excess};
 pub use link::LinkOptions;
@@ -48,8 +52,7 @@ use link::{Door, LastWords};
 use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
-    Answer, CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out,
-    sets,
+    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out, sets,
 };
 pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
@@ -120,6 +123,7 @@ pub struct Cloud {
     options: Arc<CloudOptions>,
     passwords: Arc<Passwords>,
     last_words: LastWords,
+    way: Arc<Way>,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
 }
@@ -137,16 +141,16 @@ impl Cloud {
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
-        let last_words = LastWords::default();
-        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &last_words)?));
-        Ok(Self { pool, options: Arc::new(options), passwords, last_words, expected: Arc::default() })
+        let (way, last_words) = (Arc::default(), LastWords::default());
+        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &last_words)?));
+        Ok(Self { pool, options: Arc::new(options), passwords, way, last_words, expected: Arc::default() })
     }
 
     /// Goes on with connections of its own. Each is driven by the thread that opened it: when that is blocked, those that are
     /// out do not come back, and those that wait in the pool do not answer.
     pub fn leave_thread(&self) {
         // A pool with the same options has been made before.
-        if let Ok(pool) = pool_of(&self.options, &self.passwords, &self.last_words) {
+        if let Ok(pool) = pool_of(&self.options, &self.passwords, &self.way, &self.last_words) {
             std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
         }
     }
@@ -164,24 +168,13 @@ impl Cloud {
     /// the answers.
     pub async fn check(&self) -> Result<String> {
         let session = self.connect().await?;
-        let found = bounded(self.options.timeout, self.identify(&session.client)).await;
+        let found = bounded(self.options.timeout, self.identify(&session)).await;
         session.finish(found)
     }
 
-    async fn identify(&self, client: &Object) -> Result<String> {
-        let there = client
-            .query_one("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[])
-            .await
-            .map_err(|error| self.explain(&error, Phase::Startup))?;
-        let mut identity = None;
-        let nonsense = |failure: CloudFailure| self.not_as_postgresql(failure.detail);
-        if there.cell(0).map_err(nonsense)? {
-            identity = client
-                .query_opt("SELECT id::text FROM tidewater.identity", &[])
-                .await
-                .map_err(|error| self.explain(&error, Phase::Startup))?;
-        }
-        self.verify(identity.as_ref().map(|row| row.cell(0)).transpose().map_err(nonsense)?)?;
+    async fn identify(&self, session: &CloudSession) -> Result<String> {
+        let identity = session.mark_in(Phase::Startup).await?;
+        self.verify(identity.as_deref())?;
         Ok(format!("PostgreSQL answers as database \"{}\"", self.options.database))
     }
 
@@ -215,13 +208,18 @@ impl Cloud {
             loop {
                 let object = pool.get().await.map_err(|error| self.no_connection(error))?;
                 let was_idle = Object::metrics(&object).recycle_count > 0;
-                let client = Client(Some(object));
+                let client = Client::new(object, self.shared_settings());
                 if !was_idle || self.answers(&client, &pool).await {
                     return Ok(CloudSession { client, cloud: self.clone() });
                 }
             }
         };
         bounded(self.options.longest_connect(), connected).await
+    }
+
+    /// The settings that have to go with each transaction, where nothing else carries them.
+    fn shared_settings(&self) -> Option<Settings> {
+        self.way.is_shared().then(|| Settings::new(self.options.statement_timeout))
     }
 
     /// Whether somebody is still there behind a connection that was idle.
@@ -261,7 +259,26 @@ impl Cloud {
             return self.explain(&why, phase);
         }
         if let Some(server) = error.as_db_error() {
-            let (sqlstate, message) = (sqlstate_of(server), self.said_by(server));
+            let sqlstate = sqlstate_of(server);
+            if matches!(sqlstate, "26000" | "42P05") {
+                // Statements are prepared in one session and used in another. Not a word about the data.
+                self.way.found_shared();
+                return CloudFailure {
+                    sqlstate: Some(sqlstate.to_owned()),
+                    ..CloudFailure::new(
+                        FailureClass::Transient,
+                        format!(
+                            "a connection pooler lends its sessions to several clients: {}",
+                            self.said_by(server)
+                        ),
+                    )
+                };
+            }
+            if sqlstate == "08P01" && server.message().contains("statement pooling") {
+                return CloudFailure::new(FailureClass::Credentials, self.said_by(server))
+                    .with_remedy("set the pooler's pool_mode to transaction or session");
+            }
+            let message = self.said_by(server);
             let class = classify_sqlstate(sqlstate, phase);
             let mut failure = CloudFailure::new(class, format!("{message} (SQLSTATE {sqlstate})"));
             failure.sqlstate = Some(sqlstate.to_owned());
@@ -438,23 +455,14 @@ impl Cloud {
 }
 
 /// A pool that has not connected yet.
-fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>, last_words: &LastWords) -> Result<Pool> {
+fn pool_of(
+    options: &CloudOptions,
+    passwords: &Arc<Passwords>,
+    way: &Arc<Way>,
+    last_words: &LastWords,
+) -> Result<Pool> {
     let mut config = tokio_postgres::Config::new();
-    config
-        .dbname(&options.database)
-        .user(&options.user)
-        .application_name(&options.application_name)
-        // Everything that shapes the text of a value; statements that see what committed before them; plans made
-        // for the arrays' real lengths; and the server's own bounds on a statement, on a transaction whose client was
-        // cut off (its locks stand in the way), and on a client that is gone without a word.
-        .options(format!(
-            "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
-             -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
-             -c client_min_messages=error -c idle_in_transaction_session_timeout={} \
-             -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
-            options.statement_timeout.as_millis(),
-            options.statement_timeout.as_millis() * 2
-        ));
+    config.dbname(&options.database).user(&options.user).application_name(&options.application_name);
     let dialer = Dialer {
         host: options.host.clone(),
         port: options.port,
@@ -474,6 +482,8 @@ fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>, last_words: &Last
                     || matches!(options.link.password, PasswordSource::Command(_)),
             },
             last_words: last_words.clone(),
+            way: way.clone(),
+            settings: Settings::new(options.statement_timeout).at_log_in(),
         },
         // `connect` verifies: it knows what the silence of one says about the others.
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
@@ -523,28 +533,6 @@ fn silent(after: Duration) -> CloudFailure {
 
 async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silent(limit)))
-}
-
-/// A pooled connection that is closed, not returned, unless somebody says that nothing is left on it (C3).
-struct Client(Option<Object>);
-
-impl std::ops::Deref for Client {
-    type Target = Object;
-    #[expect(
-        clippy::expect_used,
-        reason = "emptied only by `finish`, which consumes the session, and by drop"
-    )]
-    fn deref(&self) -> &Object {
-        self.0.as_ref().expect("a session has its connection until it ends")
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
-            drop(Object::take(object));
-        }
-    }
 }
 
 /// One connection for one cycle. Dropped in the middle of something, it closes its connection.
@@ -742,6 +730,9 @@ impl From<CloudFailure> for Trouble {
 /// How many prepared statements a pooled connection keeps. Each set of changed columns makes one of its own.
 const STATEMENTS_MAX: usize = 500;
 
+/// What is read as of one moment.
+const READING: &str = "ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
 /// Serialises the creation of our own tables and triggers: "tide" in ASCII.
 const ADVISORY_LOCK: i64 = 0x7469_6465;
 
@@ -749,7 +740,7 @@ impl CloudSession {
     /// Gives the connection back if nothing is under way on it, and passes the result on.
     fn finish<T>(mut self, result: Result<T>) -> Result<T> {
         if result.is_ok() {
-            drop(self.client.0.take());
+            self.client.give_back();
             self.cloud.close_idle();
         }
         result
@@ -760,8 +751,13 @@ impl CloudSession {
         if self.client.statement_cache.size() > STATEMENTS_MAX {
             self.client.statement_cache.clear();
         }
-        drop(self.client.0.take());
+        self.client.give_back();
         self.cloud.close_idle();
+    }
+
+    /// Whether a connection pooler lends its servers to this and to others, by the transaction.
+    pub fn is_shared(&self) -> bool {
+        self.client.is_shared()
     }
 
     fn failed(&self, phase: Phase) -> impl Fn(tokio_postgres::Error) -> CloudFailure + '_ {
@@ -777,20 +773,34 @@ impl CloudSession {
         self.bounded(async { self.client.batch_execute(sql).await.map_err(self.failed(phase)) }).await
     }
 
-    async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)], phase: Phase) -> Result<Vec<Row>> {
-        self.bounded(async {
-            let statement = self.client.prepare_cached(sql).await.map_err(self.failed(phase))?;
-            self.client.query(&statement, params).await.map_err(self.failed(phase))
-        })
-        .await
+    async fn ask(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<Answer> {
+        self.bounded(async { self.client.carry_out(sql, params).await.map_err(self.failed(phase)) }).await
     }
 
-    async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)], phase: Phase) -> Result<u64> {
-        self.bounded(async {
-            let statement = self.client.prepare_cached(sql).await.map_err(self.failed(phase))?;
-            self.client.execute(&statement, params).await.map_err(self.failed(phase))
-        })
-        .await
+    async fn query(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<Vec<Row>> {
+        Ok(self.ask(sql, params, phase).await?.rows)
+    }
+
+    async fn execute(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<u64> {
+        Ok(self.ask(sql, params, phase).await?.changed)
+    }
+
+    /// Begins a transaction, of a kind other than the usual one if that is given.
+    async fn begin(&self, kind: &str, phase: Phase) -> Result<()> {
+        self.client.set_open(true);
+        self.batch(&self.client.opening(kind), phase).await
+    }
+
+    async fn commit(&self, phase: Phase) -> Result<()> {
+        self.batch("COMMIT", phase).await?;
+        self.client.set_open(false);
+        Ok(())
+    }
+
+    async fn rollback(&self, phase: Phase) -> Result<()> {
+        self.batch("ROLLBACK", phase).await?;
+        self.client.set_open(false);
+        Ok(())
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -807,19 +817,20 @@ impl CloudSession {
             self.query("SELECT to_regclass('tidewater.conflicts') IS NOT NULL", &[], Phase::Setup).await?;
         let mut identity = None;
         if first(&there)? == Some(true) {
-            identity = self.read_identity().await?;
+            identity = self.read_identity(Phase::Setup).await?;
         }
         if identity.is_none() {
             self.cloud.verify(None)?;
             self.batch(
                 &format!(
-                    "BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
+                    "{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
+                    self.client.opening(""),
                     include_str!("sql/postgres/bootstrap.sql")
                 ),
                 Phase::Setup,
             )
             .await?;
-            identity = self.read_identity().await?;
+            identity = self.read_identity(Phase::Setup).await?;
         }
         let id = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
         self.cloud.verify(Some(&id))?;
@@ -861,8 +872,8 @@ impl CloudSession {
         }
     }
 
-    async fn read_identity(&self) -> Result<Option<String>> {
-        let rows = self.query("SELECT id::text FROM tidewater.identity", &[], Phase::Setup).await?;
+    async fn read_identity(&self, phase: Phase) -> Result<Option<String>> {
+        let rows = self.query("SELECT id::text FROM tidewater.identity", &[], phase).await?;
         first(&rows)
     }
 
@@ -873,7 +884,7 @@ impl CloudSession {
     pub async fn settle(&self, device: &str, session: &str) -> Result<Ledger> {
         let (device, session) = (parse_uuid(device)?, parse_uuid(session)?);
         let patience = self.cloud.options.timeout.as_millis().max(1).to_string();
-        let params: [&(dyn ToSql + Sync); 3] = [&device, &session, &patience];
+        let params: [&dyn Param; 3] = [&device, &session, &patience];
         let mut settled = self.query(include_str!("sql/postgres/settle.sql"), &params, Phase::Setup).await;
         if let Err(failure) = &settled
             && matches!(failure.sqlstate.as_deref(), Some("55P03" | "57014"))
@@ -1088,8 +1099,10 @@ impl CloudSession {
                 let role = ident(&self.cloud.options.user);
                 // The right to create triggers is not enough for `ENABLE ALWAYS`, without which a replicated change
                 // would be missed.
-                refusal.remedy =
-                    Some(format!("ALTER TABLE {on} OWNER TO {role}, or make it a member of the owner"));
+                refusal.remedy = Some(format!(
+                    "ALTER TABLE {on} OWNER TO {role}, or make it a member of the owner; or let an administrator run what \
+                     run_supervisor cloud-sql prints"
+                ));
             }
             notes.push(format!(
                 "table {}: changes made by others are not seen, because its feed cannot be installed: {}",
@@ -1228,8 +1241,8 @@ impl CloudSession {
     /// inner error is PostgreSQL's refusal.
     async fn ddl(&self, sql: &str) -> Result<std::result::Result<(), CloudFailure>> {
         let sql = format!(
-            "BEGIN; SET LOCAL lock_timeout = '10s'; \
-             SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{sql};\nCOMMIT;"
+            "{}; SET LOCAL lock_timeout = '10s'; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{sql};\nCOMMIT;",
+            self.client.opening("")
         );
         match self.batch(&sql, Phase::Round).await {
             Ok(()) => Ok(Ok(())),
@@ -1238,7 +1251,7 @@ impl CloudSession {
                 if failure.class == FailureClass::DataRefused
                     || failure.sqlstate.as_deref() == Some("55P03") =>
             {
-                self.batch("ROLLBACK", Phase::Setup).await?;
+                self.rollback(Phase::Setup).await?;
                 Ok(Err(failure))
             }
             Err(failure) => Err(failure),
@@ -1251,12 +1264,12 @@ impl CloudSession {
 
     /// Begins to read: until [`CloudSession::end_read`] everything is seen as of one moment.
     pub async fn begin_read(&self) -> Result<()> {
-        self.batch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Phase::Pull).await
+        self.begin(READING, Phase::Pull).await
     }
 
     /// Ends the reading.
     pub async fn end_read(&self) -> Result<()> {
-        self.batch("COMMIT", Phase::Pull).await
+        self.commit(Phase::Pull).await
     }
 
     /// The next entries of the feed, in order.
@@ -1295,7 +1308,7 @@ impl CloudSession {
     ) -> Result<Vec<(usize, Vec<CloudValue>)>> {
         let arrays: Vec<Vec<&str>> =
             (0..by.len()).map(|at| values.iter().map(|row| row[at].as_str()).collect()).collect();
-        let params: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|array| array as _).collect();
+        let params: Vec<&dyn Param> = arrays.iter().map(|array| array as _).collect();
         let rows = self.query(&cloud::fetch(table, cloud_table, by, lock), &params, Phase::Pull).await?;
         rows.iter().map(|row| Ok((position(row, values.len())?, decode(row, cloud_table)?))).collect()
     }
@@ -1308,8 +1321,8 @@ impl CloudSession {
         after: Option<&[String]>,
         limit: i64,
     ) -> Result<Vec<Vec<CloudValue>>> {
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&limit];
-        params.extend(after.into_iter().flatten().map(|text| text as &(dyn ToSql + Sync)));
+        let mut params: Vec<&dyn Param> = vec![&limit];
+        params.extend(after.into_iter().flatten().map(|text| text as &dyn Param));
         let rows =
             self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
         rows.iter().map(|row| decode(row, cloud_table)).collect()
@@ -1358,7 +1371,7 @@ impl CloudSession {
             }
             // Somebody else's changes are in the way: what leaves the round is found step by step.
             Ok(None) => {
-                self.batch("ROLLBACK", Phase::Pull).await?;
+                self.rollback(Phase::Pull).await?;
                 self.begin_round(frame).await?;
                 self.take(frame, items, &in_order(items, |_| true)).await
             }
@@ -1369,15 +1382,15 @@ impl CloudSession {
             Ok(taken) => taken,
             // The file as a whole fits its own constraints: what part of it a row needs may only be outside of this round.
             Err(Trouble::Refused { sqlstate, .. }) if may_widen && needs_others(&sqlstate) => {
-                self.batch("ROLLBACK", Phase::Pull).await?;
+                self.rollback(Phase::Pull).await?;
                 return Ok(RoundOutcome::TooNarrow);
             }
             Err(Trouble::Refused { .. }) => {
-                self.batch("ROLLBACK", Phase::Pull).await?;
+                self.rollback(Phase::Pull).await?;
                 self.begin_round(frame).await?;
                 let (taken, refused) = self.take_in_parts(frame, items).await?;
                 if !refused.is_empty() {
-                    self.batch("ROLLBACK", Phase::Pull).await?;
+                    self.rollback(Phase::Pull).await?;
                     return Ok(RoundOutcome::Refused(refused));
                 }
                 // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
@@ -1392,11 +1405,11 @@ impl CloudSession {
         };
         if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
             // Which of the deletions do, shows in parts.
-            self.batch("ROLLBACK", Phase::Pull).await?;
+            self.rollback(Phase::Pull).await?;
             self.begin_round(frame).await?;
             let (again, refused) = self.take_in_parts(frame, items).await?;
             if !refused.is_empty() {
-                self.batch("ROLLBACK", Phase::Pull).await?;
+                self.rollback(Phase::Pull).await?;
                 return Ok(RoundOutcome::Refused(refused));
             }
             taken = again;
@@ -1404,7 +1417,7 @@ impl CloudSession {
             caused_more = self.mark_echo(&taken).await?;
         }
         if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
-            self.batch("ROLLBACK", Phase::Pull).await?;
+            self.rollback(Phase::Pull).await?;
             return Ok(RoundOutcome::Unseen);
         }
         if at_once.is_none() {
@@ -1418,7 +1431,7 @@ impl CloudSession {
             self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;
         }
         fail::fail_point!("cloud.commit");
-        self.batch("COMMIT", Phase::Pull).await?;
+        self.commit(Phase::Pull).await?;
         fail::fail_point!("cloud.committed");
         Ok(RoundOutcome::Committed { hits: taken.hits, unseen: taken.unseen, caused_more })
     }
@@ -1479,7 +1492,8 @@ impl CloudSession {
     }
 
     async fn begin_round(&self, frame: RoundFrame<'_>) -> Result<()> {
-        self.batch(&begin(frame)?, Phase::Pull).await?;
+        self.client.set_open(true);
+        self.batch(&begin(&self.client, frame)?, Phase::Pull).await?;
         let fence = Fence::of(frame)?;
         let fenced = self.query(FENCE, &fence.params(), Phase::Setup).await;
         fenced.map(drop).map_err(|failure| match failure.sqlstate.as_deref() {
@@ -1504,12 +1518,7 @@ impl CloudSession {
             let params = as_params(&keys);
             // A key that the cloud's type does not know, or a missing right on the table, is the rows' trouble.
             let sql = cloud::lock(table, cloud_table);
-            let locked = self
-                .attempt(async {
-                    let statement = self.client.prepare_cached(&sql).await?;
-                    self.client.query(&statement, &params).await
-                })
-                .await?;
+            let locked = self.attempt(self.client.carry_out(&sql, &params)).await?.rows;
             let mut present = HashSet::new();
             for row in &locked {
                 present.insert(members[position(row, members.len())?]);
@@ -1564,7 +1573,7 @@ impl CloudSession {
                 arrays(cloud_table, &table.key, |at, part| &items[members[at]].key[part], members.len());
             let seen: Vec<i64> = members.iter().map(|at| items[*at].seen).collect();
             let mut params = as_params(&keys);
-            params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id, &frame.device]);
+            params.extend([&seen as &dyn Param, &frame.cursor.xid, &frame.cursor.id, &frame.device]);
             for row in self.query(&cloud::touched(table, cloud_table), &params, Phase::Pull).await? {
                 touched.insert(members[position(&row, members.len())?], row.cell("newest")?);
             }
@@ -1621,12 +1630,7 @@ impl CloudSession {
                 aside.members.len(),
             );
             let params = as_params(&keys);
-            let changed = self
-                .attempt(async {
-                    let statement = self.client.prepare_cached(&aside.sql).await?;
-                    self.client.execute(&statement, &params).await
-                })
-                .await?;
+            let changed = self.attempt(self.client.carry_out(&aside.sql, &params)).await?.changed;
             if cloud_table.feed {
                 taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
             }
@@ -1634,13 +1638,8 @@ impl CloudSession {
         for set in sets(frame, items, order) {
             let arrays = set.arrays();
             let params = as_params(&arrays);
-            let answers = self
-                .attempt(async {
-                    let statement = self.client.prepare_cached(&set.sql).await?;
-                    self.client.query(&statement, &params).await
-                })
-                .await?;
-            set.judge(&Answer { rows: answers, changed: 0 }, &mut taken, &mut already_there)?;
+            let answer = self.attempt(self.client.carry_out(&set.sql, &params)).await?;
+            set.judge(&answer, &mut taken, &mut already_there)?;
         }
         taken.hits = self.already_there(frame, items, &already_there).await?;
         for hit in &taken.hits {
@@ -1986,10 +1985,10 @@ fn arrays<'a>(
         .collect()
 }
 
-fn as_params<'a>(arrays: &'a [Array<'a>]) -> Vec<&'a (dyn ToSql + Sync)> {
+fn as_params<'a>(arrays: &'a [Array<'a>]) -> Vec<&'a dyn Param> {
     arrays
         .iter()
-        .map(|array| -> &(dyn ToSql + Sync) {
+        .map(|array| -> &dyn Param {
             match array {
                 Array::Int(array) => array,
                 Array::Float(array) => array,

@@ -68,7 +68,7 @@ pub use self::conflicts::{Conflict, ConflictPage};
 use self::backlog::Gauge;
 pub use self::backlog::{Backlog, BacklogLimits};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
-pub use self::examine::{Examined, check_integrity, examine};
+pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::growing::{Grown, InFlight};
 pub use self::history::{Home, Witness};
 pub use self::parked::{

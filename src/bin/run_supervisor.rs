@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use slog::Logger;
 use tidewater::ProxyStatus;
 use tidewater::cli::{
-    Cli, ConfigArgs, Exit, Output, RowsVerb, StatusArgs, Verb, render_adoption, render_status,
+    Answered, Cli, ConfigArgs, Exit, Output, StatusArgs, Verb, render_adoption, render_status,
 };
 use tidewater::control::{Checked, ControlClient, ControlError, Request};
 use tidewater::doctor::{Doctor, Step, size};
@@ -67,7 +67,8 @@ fn supervise(settings: Settings, log: Logger) -> Result<(), (Exit, String)> {
 /// Does what a verb says.
 fn obey(settings: &Settings, verb: &Verb) -> Exit {
     match verb {
-        Verb::Rows(verb) => about_rows(settings, verb),
+        Verb::Rows(verb) => tell(verb.run(settings)),
+        Verb::CloudSql(args) => tell(args.run(settings)),
         Verb::Doctor(output) => doctor(settings.clone(), output),
         Verb::Config(args) => config(settings, args),
         Verb::Install(verb) => match verb.print() {
@@ -231,9 +232,9 @@ fn doctor(settings: Settings, output: &Output) -> Exit {
     }
 }
 
-/// Does what a verb about rows does, and prints what came of it.
-fn about_rows(settings: &Settings, verb: &RowsVerb) -> Exit {
-    match verb.run(settings) {
+/// Prints what came of a verb that sees to itself.
+fn tell(outcome: Result<Answered, (Exit, String)>) -> Exit {
+    match outcome {
         Ok(answered) => match print(&answered.text) {
             Exit::Success => answered.exit,
             failed => failed,

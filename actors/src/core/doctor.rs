@@ -450,6 +450,9 @@ pub struct Obstacle {
 pub struct Answers {
     /// Its version.
     pub server: String,
+    /// Whether a connection pooler lends its servers by the transaction.
+    #[serde(default)]
+    pub pooler: bool,
     /// The mark, if there is one that this role may read.
     pub identity: Option<String>,
     /// The server's own number.
@@ -851,7 +854,10 @@ impl Evidence {
             Some(Dial::Answered(answers)) => Finding::green(
                 check,
                 match this {
-                    Stage::Startup => format!("PostgreSQL {} answers", answers.server),
+                    Stage::Startup => {
+                        let pooler = if answers.pooler { ", through a connection pooler" } else { "" };
+                        format!("PostgreSQL {} answers{pooler}", answers.server)
+                    }
                     Stage::Login => format!("role {}, database {}", self.cloud.user, self.cloud.database),
                     Stage::Connect => passed(this).into(),
                 },

@@ -58,7 +58,7 @@ fn stopped(failure: CloudFailure) -> Stopped {
 
 impl CloudSession {
     async fn answer(self, tables: &[Table], clock: &(dyn Fn() -> SystemTime + Sync)) -> Answers {
-        let mut answers = Answers::default();
+        let mut answers = Answers { pooler: self.is_shared(), ..Answers::default() };
         if let Err(failure) = self.ask_everything(tables, clock, &mut answers).await {
             answers.unanswered = Some(failure.detail);
         }
@@ -71,7 +71,7 @@ impl CloudSession {
         clock: &(dyn Fn() -> SystemTime + Sync),
         answers: &mut Answers,
     ) -> Result<()> {
-        self.batch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Phase::Setup).await?;
+        self.begin(READING, Phase::Setup).await?;
         (answers.clock_ahead_s, answers.clock_within_s) = self.compare_clocks(clock).await?;
         let schema = self.cloud.options.schema.clone();
         let rows =
@@ -102,7 +102,7 @@ impl CloudSession {
             }
             answers.tables = sides;
         }
-        self.batch("COMMIT", Phase::Setup).await
+        self.commit(Phase::Setup).await
     }
 
     fn role(&self) -> String {
@@ -205,7 +205,8 @@ impl CloudSession {
             answers.database = rows.first().map(|row| row.cell(1)).transpose()?.flatten();
         } else {
             // The refusal ended the transaction.
-            self.batch("ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Phase::Setup).await?;
+            self.rollback(Phase::Setup).await?;
+            self.begin(READING, Phase::Setup).await?;
         }
         if server.cell::<Option<bool>>("may_use_ours")? != Some(true) {
             return Ok(());

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! password ─▶ dial ─▶ for each address: TLS wanted? ─▶ log in ─▶ refused, and there is a newer password? ─▶ once more
+//!                                                      │           └ refused for its settings: a pooler; once more, without
+//!                                                      └▶ are its settings there? If not: a pooler, which dropped them
 //!    └ by a command that has to be run: only when somebody has taken the connection, which waits for it
 //! ```
 //!
@@ -19,13 +21,18 @@ use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Config, Connection, Error, NoTls};
+use tokio_postgres::{Config, Connection, Error, NoTls, SimpleQueryMessage};
+use uuid::Uuid;
 
+use super::client::Way;
 use super::dial::{Dialer, Line, Obstacle};
 use super::guard::{Bounds, Excess, Guard, GuardedTls};
 use super::password::{PasswordSource, Passwords};
 use super::tls::{self, TlsOptions};
 use crate::core::failure::{CloudFailure, FailureClass};
+
+/// The setting that shows whose session answers.
+const MARK: &str = "tidewater.link";
 
 /// What protects a connection, what it logs in with, and what it is bounded by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +68,9 @@ pub(super) struct Door {
     pub(super) dialer: Dialer,
     pub(super) tls: Arc<TlsOptions>,
     pub(super) passwords: Arc<Passwords>,
+    pub(super) way: Arc<Way>,
+    /// What sessions are set to, as options of the log-in.
+    pub(super) settings: String,
     pub(super) bounds: Bounds,
     pub(super) last_words: LastWords,
 }
@@ -97,7 +107,12 @@ impl Connect for Door {
                 Ok(password) => password,
                 Err(failure) => return fail(&config, failure).await,
             };
-            match self.enter(&config, password.as_deref(), waiting).await {
+            let mut entered = self.enter(&config, password.as_deref(), waiting).await;
+            if entered.as_ref().is_err_and(refuses_settings) {
+                self.way.found_shared();
+                entered = self.enter(&config, password.as_deref(), None).await;
+            }
+            match entered {
                 Err(error) if is_refusal(&error) => {
                     match self.passwords.other_than(password.as_deref()).await {
                         Ok(Some(other)) => self.enter(&config, Some(&other), None).await,
@@ -143,7 +158,32 @@ impl Door {
         self.dialer.dial(|line| self.log_in(config, line), super::is_postgresqls).await
     }
 
+    /// Logs in, with settings of the session as long as it is not known that sessions are shared.
     async fn log_in(&self, config: &Config, line: Line) -> Result<Connected, Error> {
+        if self.way.is_shared() {
+            return self.log_in_as(config, line).await;
+        }
+        let token = Uuid::new_v4().to_string();
+        let mut marked = config.clone();
+        marked.options(format!("{} -c {MARK}={token}", self.settings));
+        let (client, connection) = self.log_in_as(&marked, line).await?;
+        let found = client.simple_query(&format!("SELECT current_setting('{MARK}', true)")).await;
+        let is_there = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => row.get(0) == Some(&token),
+            _ => false,
+        };
+        match found {
+            Ok(messages) if messages.iter().any(is_there) => {}
+            Ok(_) => self.way.found_shared(),
+            Err(error) => {
+                connection.abort();
+                return Err(error);
+            }
+        }
+        Ok((client, connection))
+    }
+
+    async fn log_in_as(&self, config: &Config, line: Line) -> Result<Connected, Error> {
         if line.is_nowhere() || !self.tls.wanted(line.is_local()) {
             let bounds =
                 Bounds { clear_password: self.bounds.clear_password || line.is_unix(), ..self.bounds };
@@ -190,6 +230,13 @@ impl Door {
 async fn plainly(config: &Config, line: Line) -> Result<Connected, Error> {
     let (client, connection) = with_mode(config, SslMode::Disable).connect_raw(line, NoTls).await?;
     Ok((client, tokio::spawn(async move { drop(connection.await) })))
+}
+
+/// Whether it is the settings of a session that a pooler does not take: those that share sessions cannot.
+fn refuses_settings(error: &Error) -> bool {
+    let code = error.code().map(SqlState::code);
+    error.as_db_error().is_some_and(|server| server.message().contains("options"))
+        && matches!(code, Some("08P01" | "0A000"))
 }
 
 fn with_mode(config: &Config, mode: SslMode) -> Config {

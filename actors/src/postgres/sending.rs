@@ -112,9 +112,9 @@ impl CloudSession {
     /// # Errors
     /// When the link, or the server, fails.
     pub async fn open_round<'s>(&'s self, frame: RoundFrame<'s>) -> Result<OpenRound<'s>> {
-        let begin = begin(frame)?;
+        let begin = begin(&self.client, frame)?;
         let fence = Fence::of(frame)?;
-        let prepared = [FENCE, ECHO, CONFLICTS].map(|sql| self.client.prepare_cached(sql));
+        let prepared = [FENCE, ECHO, CONFLICTS].map(|sql| self.client.statement(sql));
         let prepared = self
             .bounded(async {
                 futures_util::future::try_join_all(prepared).await.map_err(self.failed(Phase::Setup))
@@ -128,14 +128,12 @@ impl CloudSession {
             unsent: None,
             in_steps: false,
         };
+        self.client.set_open(true);
         open.request(Step::Ours, async move {
             self.client.batch_execute(&begin).await.map(|()| Answer::default())
         });
         let statement = prepared.into_iter().next().ok_or_else(|| unexpected("no statement"))?;
-        open.request(Step::Fence, async move {
-            let rows = self.client.query(&statement, &fence.params()).await?;
-            Ok(Answer { rows, changed: 0 })
-        });
+        open.request(Step::Fence, async move { self.client.ask(&statement, &fence.params()).await });
         Ok(open)
     }
 }
@@ -146,7 +144,7 @@ impl CloudSession {
     /// # Errors
     /// When the link, or the server, fails.
     pub async fn give_up_round(&self) -> Result<()> {
-        self.batch("ROLLBACK", Phase::Pull).await
+        self.rollback(Phase::Pull).await
     }
 }
 
@@ -180,7 +178,7 @@ impl<'s> OpenRound<'s> {
         }
         let pieces = part.pieces(frame);
         // What is new to this connection is prepared first, together.
-        let prepared = pieces.iter().map(|(sql, ..)| session.client.prepare_cached(sql));
+        let prepared = pieces.iter().map(|(sql, ..)| session.client.statement(sql));
         let prepared = match session.attempt(futures_util::future::try_join_all(prepared)).await {
             Ok(prepared) => prepared,
             Err(trouble) => {
@@ -192,29 +190,24 @@ impl<'s> OpenRound<'s> {
         for (statement, (_, step, piece)) in prepared.into_iter().zip(pieces) {
             let part = part.clone();
             self.request(step, async move {
-                let rows = match piece {
+                match piece {
                     Piece::Lock(at) => {
                         let keys = part.known(frame, at).keys();
-                        session.client.query(&statement, &as_params(&keys)).await?
+                        session.client.ask(&statement, &as_params(&keys)).await
                     }
                     Piece::Touched(at) => {
                         let known = part.known(frame, at);
                         let (keys, seen) = (known.keys(), known.seen());
                         let mut params = as_params(&keys);
-                        params.extend([&seen as &(dyn ToSql + Sync), &frame.cursor.xid, &frame.cursor.id]);
+                        params.extend([&seen as &dyn Param, &frame.cursor.xid, &frame.cursor.id]);
                         params.push(&frame.device);
-                        session.client.query(&statement, &params).await?
+                        session.client.ask(&statement, &params).await
                     }
                     Piece::Set(range) => {
                         let arrays = part.set(frame, range).arrays();
-                        if statement.columns().is_empty() {
-                            let changed = session.client.execute(&statement, &as_params(&arrays)).await?;
-                            return Ok(Answer { rows: vec![], changed });
-                        }
-                        session.client.query(&statement, &as_params(&arrays)).await?
+                        session.client.ask(&statement, &as_params(&arrays)).await
                     }
-                };
-                Ok(Answer { rows, changed: 0 })
+                }
             });
         }
     }
@@ -233,9 +226,7 @@ impl<'s> OpenRound<'s> {
         if self.is_sound() && early_echo {
             let (entries, for_granted) = self.expected();
             self.request(Step::Ours, async move {
-                let statement = session.client.prepare_cached(ECHO).await?;
-                let changed = session.client.execute(&statement, &[&false, &entries, &for_granted]).await?;
-                Ok(Answer { rows: vec![], changed })
+                session.client.carry_out(ECHO, &[&false, &entries, &for_granted]).await
             });
         }
         if self.is_sound() && !conflicts.is_empty() {
@@ -244,9 +235,7 @@ impl<'s> OpenRound<'s> {
             self.request(Step::Ours, async move {
                 let arrays = conflict_arrays(&conflicts);
                 let device = device.unwrap_or_default();
-                let statement = session.client.prepare_cached(CONFLICTS).await?;
-                let changed = session.client.execute(&statement, &conflict_params(&device, &arrays)).await?;
-                Ok(Answer { rows: vec![], changed })
+                session.client.carry_out(CONFLICTS, &conflict_params(&device, &arrays)).await
             });
         }
         Judged(self.read(early_echo).await)
@@ -363,13 +352,6 @@ enum Step {
     Ours,
 }
 
-/// What a statement of a round was answered with.
-#[derive(Default)]
-pub(super) struct Answer {
-    pub(super) rows: Vec<Row>,
-    pub(super) changed: u64,
-}
-
 type Answered = std::result::Result<Answer, tokio_postgres::Error>;
 
 pub(super) const FENCE: &str = include_str!("../sql/postgres/fence.sql");
@@ -387,11 +369,13 @@ fn is_sqlstate(error: &tokio_postgres::Error, sqlstate: &str) -> bool {
     error.as_db_error().is_some_and(|server| server.code().code() == sqlstate)
 }
 
-pub(super) fn begin(frame: RoundFrame<'_>) -> Result<String> {
+/// What begins a round's transaction on this connection.
+pub(super) fn begin(client: &Client, frame: RoundFrame<'_>) -> Result<String> {
     // A UUID: quoting it is a formality.
     let device = parse_uuid(frame.device)?;
     Ok(format!(
-        "BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"
+        "{}; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED",
+        client.opening("")
     ))
 }
 
@@ -413,7 +397,7 @@ impl Fence {
         })
     }
 
-    pub(super) fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+    pub(super) fn params(&self) -> Vec<&dyn Param> {
         vec![&self.id, &self.device, &self.session, &self.previous]
     }
 }
@@ -575,8 +559,8 @@ pub(super) fn conflict_arrays(conflicts: &[ConflictRow]) -> Vec<Vec<Option<&str>
 pub(super) fn conflict_params<'a>(
     device: &'a Uuid,
     arrays: &'a [Vec<Option<&'a str>>],
-) -> Vec<&'a (dyn ToSql + Sync)> {
-    let mut params: Vec<&(dyn ToSql + Sync)> = vec![device];
-    params.extend(arrays.iter().map(|array| array as &(dyn ToSql + Sync)));
+) -> Vec<&'a dyn Param> {
+    let mut params: Vec<&dyn Param> = vec![device];
+    params.extend(arrays.iter().map(|array| array as &dyn Param));
     params
 }

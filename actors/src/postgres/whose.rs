@@ -62,10 +62,13 @@ impl CloudSession {
 
     /// The mark of whoever answers, which may be anybody's; none where there is none.
     pub async fn mark(&self) -> Result<Option<String>> {
-        let there =
-            self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], Phase::Setup).await?;
+        self.mark_in(Phase::Setup).await
+    }
+
+    pub(super) async fn mark_in(&self, phase: Phase) -> Result<Option<String>> {
+        let there = self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], phase).await?;
         match first(&there)? {
-            Some(true) => self.read_identity().await,
+            Some(true) => self.read_identity(phase).await,
             _ => Ok(None),
         }
     }

@@ -60,7 +60,7 @@ fn is_compared_as_text(kind: &CloudType) -> bool {
 }
 
 /// A value's text. PostgreSQL's cast of an address appends its length, which its output leaves out.
-fn text_of(kind: &CloudType, value: &str) -> String {
+pub(crate) fn text_of(kind: &CloudType, value: &str) -> String {
     match kind {
         CloudType::Other(name) if name == "inet" => format!("abbrev({value})"),
         _ => format!("{value}::text"),
@@ -485,8 +485,12 @@ pub(crate) fn foreign_keys(table: &Table, tracked: &[Table], schema: &str) -> Ve
 /// trigger fires for the whole.
 pub(crate) fn feed_body(table: &Table, cloud: &CloudTable) -> String {
     let key = list(&table.key, |c| text_of(&cloud.columns[*c].kind, &name(table, *c)));
+    feed_body_of(&cloud.oid.to_string(), &key)
+}
+
+/// The same for a table's number and the texts of its key.
+pub(crate) fn feed_body_of(oid: &str, key: &str) -> String {
     let key = format!("ARRAY[{key}]");
-    let oid = cloud.oid;
     format!(
         "\nDECLARE device text := nullif(current_setting('tidewater.device', true), '');\n\
          BEGIN\n\
@@ -511,30 +515,40 @@ pub(crate) fn feed_body(table: &Table, cloud: &CloudTable) -> String {
 /// `SECURITY DEFINER`, because plain writers have no rights on our schema; every setting that shapes a key's
 /// text is fixed; one trigger per event, because transition tables allow no more.
 pub(crate) fn feed(table: &Table, cloud: &CloudTable, targets: &[String]) -> String {
-    let function = format!("tidewater.feed_{}", cloud.oid);
-    let mut sql = format!(
+    let oid = cloud.oid.to_string();
+    let triggers = targets.iter().map(|target| feed_triggers(&oid, target));
+    feed_function(&oid, &feed_body(table, cloud)) + &triggers.collect::<String>()
+}
+
+/// The function alone, of the table with this number.
+pub(crate) fn feed_function(oid: &str, body: &str) -> String {
+    let function = format!("tidewater.feed_{oid}");
+    format!(
         "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n\
          SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET timezone = 'UTC'\n\
-         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $tidewater_feed${}$tidewater_feed$;\n\
-         REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;\n",
-        feed_body(table, cloud)
-    );
-    for target in targets {
-        for (event, tables) in [
-            ("INSERT", " REFERENCING NEW TABLE AS new_rows"),
-            ("UPDATE", " REFERENCING NEW TABLE AS new_rows OLD TABLE AS old_rows"),
-            ("DELETE", " REFERENCING OLD TABLE AS old_rows"),
-            ("TRUNCATE", ""),
-        ] {
-            let trigger = feed_trigger(event);
-            sql += &format!(
-                "DROP TRIGGER IF EXISTS {trigger} ON {target};\n\
-                 CREATE TRIGGER {trigger} AFTER {event} ON {target}{tables} FOR EACH STATEMENT EXECUTE FUNCTION {function}();\n\
-                 ALTER TABLE ONLY {target} ENABLE ALWAYS TRIGGER {trigger};\n"
-            );
-        }
-    }
-    sql
+         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $tidewater_feed${body}$tidewater_feed$;\n\
+         REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;\n"
+    )
+}
+
+/// The triggers alone, on the table with this number or on one of its partitions.
+pub(crate) fn feed_triggers(oid: &str, target: &str) -> String {
+    let made = |(event, tables): (&str, &str)| {
+        let trigger = feed_trigger(event);
+        format!(
+            "DROP TRIGGER IF EXISTS {trigger} ON {target};\n\
+             CREATE TRIGGER {trigger} AFTER {event} ON {target}{tables} FOR EACH STATEMENT EXECUTE FUNCTION tidewater.feed_{oid}();\n\
+             ALTER TABLE ONLY {target} ENABLE ALWAYS TRIGGER {trigger};\n"
+        )
+    };
+    [
+        ("INSERT", " REFERENCING NEW TABLE AS new_rows"),
+        ("UPDATE", " REFERENCING NEW TABLE AS new_rows OLD TABLE AS old_rows"),
+        ("DELETE", " REFERENCING OLD TABLE AS old_rows"),
+        ("TRUNCATE", ""),
+    ]
+    .map(made)
+    .concat()
 }
 
 /// The function that tells which rows are there, whatever row-level security shows: the positions of those of the given keys,

@@ -75,6 +75,40 @@ pub fn examine(path: &Path, busy_timeout: Duration) -> Examined {
     Examined { file: doctor::File::Opened(Box::new(inside)), tables }
 }
 
+/// The tables that can be synced, whether Tidewater has opened the file before or not, and why the others cannot. Changes nothing.
+///
+/// # Errors
+/// When the file is not there, or cannot be read.
+pub fn syncable(path: &Path, busy_timeout: Duration) -> Result<Syncable> {
+    let metadata = std::fs::metadata(path).map_err(|error| open_error(path, &error))?;
+    if !metadata.is_file() {
+        return Err(StoreError::Open {
+            path: path.display().to_string(),
+            reason: "this is not an ordinary file".into(),
+            remedy: "name another one with TIDEWATER_DATABASE".into(),
+        });
+    }
+    looking(path, busy_timeout, &Cancel::never(), |conn| {
+        let state = conn.unchecked_transaction()?;
+        describe_syncable(&state)
+    })
+}
+
+/// Tables, and why some are none.
+pub type Syncable = (Vec<Table>, Vec<(String, String)>);
+
+fn describe_syncable(conn: &Connection) -> Result<Syncable> {
+    let (mut tables, mut local) = (vec![], vec![]);
+    for (name, described) in describe_all(conn)? {
+        match described {
+            Ok(table) => tables.push(table),
+            Err(reason) => local.push((name, reason)),
+        }
+    }
+    resolve_parents(&mut tables);
+    Ok((tables, local))
+}
+
 /// As [`Readers::check_integrity`], without changing anything.
 ///
 /// # Errors
@@ -217,14 +251,8 @@ fn look_inside(conn: &Connection) -> Result<Option<(Ours, Vec<Table>)>> {
         database: meta(conn, "database")?,
         ..Ours::default()
     };
-    let mut found = vec![];
-    for (name, described) in describe_all(conn)? {
-        match described {
-            Ok(table) => found.push(table),
-            Err(reason) => ours.local.push((name, reason)),
-        }
-    }
-    resolve_parents(&mut found);
+    let (found, local) = describe_syncable(conn)?;
+    ours.local = local;
     let flying = round(conn)?;
     let mut tracked = vec![];
     for mut table in found {

@@ -1,6 +1,7 @@
 //! The test bench: what Tidewater's integration tests stand on.
 //!
 //! - [`postgres`]: a throwaway PostgreSQL server that leaves nothing behind, however the tests end.
+//! - [`pgbouncer`]: a throwaway connection pooler in front of it.
 //! - [`fault_proxy`]: a stand-in for the Cloud SQL Auth Proxy that can be broken on purpose.
 //! - [`hostile`]: a server that speaks PostgreSQL's protocol, and means harm.
 //! - [`shell`]: foreign writers, SQLite's own shell and Python's `sqlite3`.
@@ -23,6 +24,7 @@ pub mod hostile;
 pub mod ledger;
 pub mod messages;
 pub mod music;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod shell;
 pub mod shop;
@@ -33,4 +35,5 @@ mod port;
 
 pub use fault_proxy::{FaultProxy, Message, Mode, Stats, Trigger};
 pub use hostile::HostileServer;
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Database, Postgres};

@@ -122,8 +122,10 @@ pub struct Postgres {
     guard: Mutex<Guard>,
 }
 
+/// The process that stands between the tests and a server: it stops the server and removes its folder when it is dropped, or when
+/// the test process ends.
 #[derive(Debug)]
-struct Guard {
+pub(crate) struct Guard {
     process: Child,
     /// `None` once closed, which is the word to stop and clean up.
     requests: Option<ChildStdin>,
@@ -158,7 +160,7 @@ impl Postgres {
         if let Some(account) = &account.other {
             chown(folder.join("password"), Some(account.0), Some(account.1)).unwrap();
         }
-        let guard = Guard::spawn(&programs, &folder, &account);
+        let guard = Guard::spawn(GUARD, &programs, &folder, &account);
         let mut server =
             Postgres { folder, port: Port::reserve(), password, shared: false, guard: Mutex::new(guard) };
         server.initialise(options);
@@ -180,7 +182,7 @@ impl Postgres {
         let programs = programs().unwrap_or_else(|| panic!("{MISSING}"));
         let account = Account::of_server();
         let folder = account.create_folder();
-        let guard = Guard::spawn(&programs, &folder, &account);
+        let guard = Guard::spawn(GUARD, &programs, &folder, &account);
         let copy = Postgres {
             folder,
             port: Port::reserve(),
@@ -384,31 +386,25 @@ impl Postgres {
     }
 
     fn ask(&self, request: &str) -> String {
-        let mut guard = self.guard();
-        let requests = guard.requests.as_mut().expect("the guard is asked only while it lives");
-        writeln!(requests, "{request}").expect("PostgreSQL's guard process has ended");
-        let mut answer = String::new();
-        guard.answers.read_line(&mut answer).unwrap();
-        assert!(answer.ends_with('\n'), "PostgreSQL's guard process has ended on the request: {request}");
-        answer.trim().to_owned()
+        self.guard().ask(request)
     }
 }
 
-impl Drop for Postgres {
+impl Drop for Guard {
     fn drop(&mut self) {
-        let mut guard = self.guard();
-        drop(guard.requests.take());
-        if let Err(error) = guard.process.wait() {
-            eprintln!("PostgreSQL's guard process could not be waited for: {error}");
+        drop(self.requests.take());
+        if let Err(error) = self.process.wait() {
+            eprintln!("a server's guard process could not be waited for: {error}");
         }
     }
 }
 
 impl Guard {
-    fn spawn(programs: &Path, folder: &Path, account: &Account) -> Guard {
+    /// `script` has two arguments: the program, or where the programs are, and the folder.
+    pub(crate) fn spawn(script: &str, programs: &Path, folder: &Path, account: &Account) -> Guard {
         let mut command = Command::new("/bin/sh");
         command
-            .args(["-c", GUARD, "tidewater-test-postgres"])
+            .args(["-c", script, "tidewater-test-server"])
             .args([programs, folder])
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -429,16 +425,26 @@ impl Guard {
         let answers = BufReader::new(process.stdout.take().unwrap());
         Guard { process, requests, answers, server: None }
     }
+
+    /// One request, and its answer.
+    pub(crate) fn ask(&mut self, request: &str) -> String {
+        let requests = self.requests.as_mut().expect("the guard is asked only while it lives");
+        writeln!(requests, "{request}").expect("a server's guard process has ended");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        assert!(answer.ends_with('\n'), "a server's guard process has ended on the request: {request}");
+        answer.trim().to_owned()
+    }
 }
 
-/// Who runs the server. It refuses to be run by root.
-struct Account {
+/// Who runs a server. It refuses to be run by root.
+pub(crate) struct Account {
     /// User and group to change to, `None`: as we are.
     other: Option<(u32, u32)>,
 }
 
 impl Account {
-    fn of_server() -> Account {
+    pub(crate) fn of_server() -> Account {
         // A file that we create belongs to our effective user.
         let ours = tempfile::tempfile().unwrap().metadata().unwrap().uid();
         if ours != 0 {
@@ -460,7 +466,7 @@ impl Account {
 
     /// A folder of the server's user, at a path that this user may walk and that leaves room for a socket's
     /// name (107 bytes at most).
-    fn create_folder(&self) -> PathBuf {
+    pub(crate) fn create_folder(&self) -> PathBuf {
         let base = [std::env::temp_dir(), PathBuf::from("/tmp"), PathBuf::from("/var/tmp")]
             .into_iter()
             .filter_map(|base| base.canonicalize().ok())
@@ -572,7 +578,7 @@ fn random_name(prefix: &str) -> String {
     format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
 }
 
-fn tail(log: &Path) -> String {
+pub(crate) fn tail(log: &Path) -> String {
     let text =
         fs::read(log).map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).into());
     let lines: Vec<&str> = text.lines().collect();
