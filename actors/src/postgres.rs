@@ -44,8 +44,8 @@ pub use link::LinkOptions;
 use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
-    Answer, CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out,
-    sets,
+    Answer, CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, as_prepared, begin, caused_more, conflict_arrays,
+    conflict_params, fenced_out, sets,
 };
 pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
@@ -965,6 +965,11 @@ impl CloudSession {
             }
         }
         let mut cloud_table = self.as_found(table, oid, columns);
+        let mut definitions: Vec<(i16, String)> =
+            found.into_values().map(|found| (found.column.number, found.definition)).collect();
+        definitions.sort_unstable();
+        let definitions: Vec<String> = definitions.into_iter().map(|(_, definition)| definition).collect();
+        cloud_table.definition = definitions.join(",");
         cloud_table.hiding = self.hiding(table, &cloud_table).await?;
         if cloud_table.hiding != Hiding::None {
             let deletions = match cloud_table.hiding {
@@ -1077,6 +1082,7 @@ impl CloudSession {
             hiding: Hiding::None,
             shape: String::new(),
             plain: false,
+            definition: String::new(),
             columns,
         }
     }
@@ -1287,7 +1293,7 @@ impl CloudSession {
         };
         let mut caused_more = match at_once {
             Some(caused_more) => caused_more,
-            None => self.mark_echo(&taken).await?,
+            None => self.mark_echo(frame, items, &taken).await?,
         };
         if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
             // Which of the deletions do, shows in parts.
@@ -1300,7 +1306,7 @@ impl CloudSession {
             }
             taken = again;
             at_once = None;
-            caused_more = self.mark_echo(&taken).await?;
+            caused_more = self.mark_echo(frame, items, &taken).await?;
         }
         if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
             self.batch("ROLLBACK", Phase::Pull).await?;
@@ -1323,11 +1329,19 @@ impl CloudSession {
     }
 
     /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
-    async fn mark_echo(&self, taken: &Taken) -> Result<bool> {
-        let marked = self
-            .execute(ECHO, &[&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted], Phase::Pull)
-            .await?;
-        Ok(marked > 0)
+    ///
+    /// # Errors
+    /// When one of its tables is not the one that was prepared.
+    async fn mark_echo<'a>(
+        &self,
+        frame: RoundFrame<'a>,
+        items: impl IntoIterator<Item = &'a RoundItem>,
+        taken: &Taken,
+    ) -> Result<bool> {
+        let (oids, definitions) = as_prepared(frame, items);
+        let params: [&(dyn ToSql + Sync); 5] =
+            [&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted, &oids, &definitions];
+        caused_more(&self.query(ECHO, &params, Phase::Pull).await?)
     }
 
     /// Whether a deletion cascaded to rows that this file has not seen as they are.
@@ -1759,6 +1773,7 @@ struct FoundColumn {
     column: CloudColumn,
     demanded: bool,
     table_oid: u32,
+    definition: String,
 }
 
 impl From<&Row> for FoundColumn {
@@ -1802,6 +1817,7 @@ impl From<&Row> for FoundColumn {
             },
             demanded: row.get("demanded"),
             table_oid: row.get("table_oid"),
+            definition: row.get("definition"),
         }
     }
 }

@@ -1074,6 +1074,48 @@ async fn a_table_that_changed_blames_no_row() {
     }
 }
 
+/// A column that got another type after the table was prepared, so that what is sent would be rounded, cut, or refused without
+/// anybody's guilt: the round changes nothing, whatever it does to how many rows.
+#[tokio::test]
+async fn a_column_of_another_type_ends_the_round() {
+    let sqlite = "CREATE TABLE m (id INTEGER PRIMARY KEY, v REAL, w TEXT, flag BOOLEAN)";
+    let postgres = "CREATE TABLE m (id int8 PRIMARY KEY, v float8, w varchar(20), flag boolean);
+                    INSERT INTO m VALUES (1, 0.5, 'one', true), (2, 0.5, 'two', true)";
+    let (database, plain, mut device) = bench(sqlite, postgres).await;
+    let cloud = cloud(&database);
+    let row = |id: i64| [Int(id), Float(1.5), text("a longer text"), Bool(true)];
+    for change in [
+        "v TYPE int8",
+        "v TYPE float4",
+        "v TYPE text",
+        "w TYPE varchar(30)",
+        "w TYPE varchar(20) COLLATE \"C\"",
+        "flag TYPE int8 USING flag::int",
+        "w SET NOT NULL",
+    ] {
+        device.reconnect(&cloud).await;
+        device.tables = Device::new(&cloud, &tracked(sqlite)).await.tables;
+        plain.batch_execute(&format!("ALTER TABLE m ALTER {change}")).await.unwrap();
+        let before = rows(&plain, "SELECT * FROM m ORDER BY id").await;
+        for items in [
+            vec![device.insert("m", &row(3))],
+            vec![device.insert("m", &row(3)), device.insert("m", &[Int(4), Null, Null, Null])],
+            vec![device.update("m", &["v", "w"], &row(1))],
+            vec![device.update("m", &["flag"], &row(1)), device.insert("m", &row(3))],
+            vec![device.delete("m", &row(2)), device.update("m", &["v"], &row(1))],
+        ] {
+            let failure = device.try_round(&items).await.unwrap_err();
+            assert_eq!(failure.class, FailureClass::Transient, "{change}: {failure:?}");
+            assert!(failure.detail.contains("have changed since"), "{change}: {failure:?}");
+            device.reconnect(&cloud).await;
+        }
+        assert_eq!(rows(&plain, "SELECT * FROM m ORDER BY id").await, before, "{change}");
+    }
+    device.tables = Device::new(&cloud, &tracked(sqlite)).await.tables;
+    let only_flag = [device.update("m", &["flag"], &[Int(1), Null, Null, Int(0)])];
+    assert_eq!(device.round(&only_flag).await, []);
+}
+
 /// An enumeration as a key: one that the cloud does not know is that row's trouble in an update and a delete too.
 #[tokio::test]
 async fn a_key_that_does_not_cast_is_that_rows_trouble() {

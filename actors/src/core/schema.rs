@@ -112,6 +112,8 @@ pub struct CloudTable {
     pub shape: String,
     /// Whether an inserted row is stored exactly as it is sent.
     pub plain: bool,
+    /// Its columns in the catalogue's terms. Where a round finds another value, it is not the table that was prepared.
+    pub definition: String,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
 }

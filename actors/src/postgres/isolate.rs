@@ -6,9 +6,9 @@
 //!
 //! All in the round's one transaction. What the search decides, and how many parts it takes, is in `core/isolation.rs`; here
 //! one part is one savepoint with the statements of an ordinary round: at most `2 + 3 t + s` of them for t tables and s sets
-//! of equal columns. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables are
-//! one. It is a hint: it decides what
-//! is tried together and in which order, never who is refused.
+//! of equal columns. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables, and
+//! whether they are those that were prepared, are one each. Who needs whom is a hint: it decides what is tried together and in
+//! which order, never who is refused.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -56,6 +56,8 @@ impl CloudSession {
         let names: HashSet<String> =
             items.iter().map(|item| frame.tables[item.table].1.qualified()).collect();
         let shapes = self.shapes(names.into_iter().collect()).await?;
+        // What the columns refuse because they are other ones by now is nobody's guilt.
+        self.mark_echo(frame, items, &Taken::default()).await?;
         let needs = self.needs(frame, items, &order).await?;
         let mut search = Isolation::new(order.len(), &needs, LIMITS);
         let mut taken = Taken::default();
