@@ -795,6 +795,51 @@ async fn where_nobody_tells_what_is_hidden_nothing_is_deleted() {
     db.shutdown().await.unwrap();
 }
 
+/// A column gets another type in the middle of a long flush: no round stores what the new type makes of the values that were
+/// encoded for the old one. What is sent afterwards is there as it is here, or is parked.
+#[actix_rt::test]
+async fn a_type_that_changes_during_a_flush_rounds_nothing_in_silence() {
+    const ROWS: usize = 6000;
+    let bench = Bench::new().await;
+    let client = bench.cloud.connect().await;
+    client
+        .batch_execute("CREATE TABLE mark (id bigint PRIMARY KEY); CREATE TABLE m (id bigint PRIMARY KEY, v double precision)")
+        .await
+        .unwrap();
+    let db = bench.open_with(bench.settings().set("sync.window_rows_max", 100)).await;
+    run(&db, &format!("{MARK};\nCREATE TABLE m (id INTEGER PRIMARY KEY, v REAL)")).await;
+    // Every other one has a fraction.
+    run(
+        &db,
+        &format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
+             INSERT INTO m SELECT i, i + 0.5 * (i % 2) FROM n"
+        ),
+    )
+    .await;
+    bench.proxy.start();
+    wait_until_there(&db, &client, "SELECT count(*) >= 300 FROM m", "true").await;
+    client.batch_execute("BEGIN; LOCK TABLE m").await.unwrap();
+    let rounded: usize = there(&client, "SELECT count(*) FROM m WHERE v <> floor(v)").await.parse().unwrap();
+    client.batch_execute("ALTER TABLE m ALTER v TYPE bigint USING round(v); COMMIT").await.unwrap();
+    settled(&db).await;
+    pulled(&db, &client).await;
+    let parked = parked(&db, "m");
+    assert_eq!(parked.len(), ROWS / 2 - rounded, "of those with a fraction, all that came later");
+    assert!(!parked.is_empty(), "it changed too late");
+    let here = values_here(&db, "m");
+    let there = values_there(&client, "m").await;
+    assert_eq!(here.len(), ROWS);
+    for (id, value) in here {
+        match (parked.contains_key(&id), there.get(&id)) {
+            (true, None) => assert!(value.ends_with(".5"), "{id}: {value}"),
+            (false, Some(there)) => assert_eq!(value, format!("real {there}.0"), "{id}"),
+            other => panic!("{id}: {value}, {other:?}"),
+        }
+    }
+    db.shutdown().await.unwrap();
+}
+
 /// A column that is new here and has been in the cloud brings its values; one whose default only SQLite can hold parks its rows.
 #[actix_rt::test]
 async fn a_new_column_brings_the_values_that_are_there() {

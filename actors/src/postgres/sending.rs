@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The server carries the statements out one after the other, so each check sees what committed before its locks. Behind
-//! one that fails the others fail for that reason alone, so the first error is the one that counts; behind a fence that
+//! one that fails the others fail for that reason alone (where it was the BEGIN itself, that was cancelled, there is no
+//! transaction that could fail: then they find no rows, see `IN_ROUND`), so the first error is the one that counts; behind a fence that
 //! finds another session's mark everything fails. The echo's answer also says whether the tables are those that were prepared:
 //! a column that got another type meanwhile would round in silence what was encoded for the old one.
 
@@ -417,6 +418,7 @@ fn is_sqlstate(error: &tokio_postgres::Error, sqlstate: &str) -> bool {
 pub(super) fn begin(frame: RoundFrame<'_>) -> Result<String> {
     // A UUID: quoting it is a formality.
     let device = parse_uuid(frame.device)?;
+    fail::fail_point!("cloud.begin", |_| Ok("SELECT 1 / 0".to_owned()));
     Ok(format!(
         "BEGIN; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED"
     ))
