@@ -860,7 +860,7 @@ impl CloudSession {
             return Ok(refusals);
         }
         let definition =
-            |at: &usize| cloud::create_table(&tables[*at], schema, &referenced_columns(&tables[*at], tables));
+            |at: &usize| cloud::create_table(&tables[*at], schema, &tables[*at].referred_to(tables));
         let foreign_keys = |at: &usize| cloud::foreign_keys(&tables[*at], tables, schema);
         let everything: Vec<String> =
             missing.iter().map(definition).chain(missing.iter().flat_map(foreign_keys)).collect();
@@ -1830,24 +1830,10 @@ fn numeric_modifier(modifier: i32) -> Option<(u16, u16)> {
     (scale <= precision).then_some((precision, scale))
 }
 
-/// The columns of a table that foreign keys of the tracked tables refer to, each as they name them.
-fn referenced_columns(table: &Table, tables: &[Table]) -> Vec<Vec<usize>> {
-    tables
-        .iter()
-        .flat_map(|child| &child.foreign_keys)
-        .filter(|key| key.parent.eq_ignore_ascii_case(&table.name))
-        .filter_map(|key| key.parent_columns.iter().map(|name| table.column(name)).collect())
-        .collect()
-}
-
 /// What other rows refer to a table's rows by, apart from the primary key.
 fn referred_to(frame: RoundFrame<'_>, table: &Table) -> Vec<Vec<usize>> {
-    let children = frame.tables.iter().flat_map(|(child, _)| &child.foreign_keys);
-    let mut found: Vec<Vec<usize>> = children
-        .filter(|key| key.parent.eq_ignore_ascii_case(&table.name))
-        .filter_map(|key| key.parent_columns.iter().map(|name| table.column(name)).collect())
-        .filter(|columns: &Vec<usize>| !columns.iter().all(|c| table.is_key(*c)))
-        .collect();
+    let mut found = table.referred_to(frame.tables.iter().map(|(child, _)| child));
+    found.retain(|columns| !columns.iter().all(|c| table.is_key(*c)));
     found.sort();
     found.dedup();
     found

@@ -404,7 +404,8 @@ async fn defaults_mean_the_same_on_both_sides() {
         ("DECIMAL(6,2)", "1.5", "1.50"),
         ("DECIMAL(6,2)", "1.255", "NULL"),
         ("DATE", "'2024-02-29'", "2024-02-29"),
-        ("DATE", "'2024-2-9'", "NULL"),
+        ("DATE", "'2024-2-9'", "2024-02-09"),
+        ("DATE", "'9.2.2024'", "NULL"),
         ("JSON", "'{}'", "{}"),
         ("JSON", "''", "NULL"),
         ("DATETIME", "'2024-02-29 01:02:03'", "2024-02-29 01:02:03"),
@@ -431,7 +432,11 @@ async fn defaults_mean_the_same_on_both_sides() {
     pulled(&db, &client).await;
     run(&db, "INSERT INTO t (id) VALUES (2)").await;
     for (at, (kind, default, expected)) in
-        defaults.iter().enumerate().filter(|(_, (.., expected))| *expected != "NULL")
+        // Of the one in a notation of its own, the cloud's rows have the cloud's.
+        defaults
+            .iter()
+            .enumerate()
+            .filter(|(_, (.., expected))| !["NULL", "2024-02-09"].contains(expected))
     {
         let both = format!("SELECT count(DISTINCT typeof(c{at}) || quote(c{at})) FROM t");
         assert_eq!(here(&db, &both), "1", "{kind} DEFAULT {default} is {expected}");
