@@ -388,11 +388,12 @@ fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>) -> Result<Pool> {
         .user(&options.user)
         .application_name(&options.application_name)
         // Everything that shapes the text of a value; statements that see what committed before them; plans made
-        // for the arrays' real lengths; and the server's own bounds on a statement, on a transaction whose client was
+        // for the arrays' real lengths, and none that is compiled because of a wild guess at how much it has to do: that takes
+        // longer than any of ours runs; and the server's own bounds on a statement, on a transaction whose client was
         // cut off (its locks stand in the way), and on a client that is gone without a word.
         .options(format!(
             "-c datestyle=ISO,YMD -c timezone=UTC -c intervalstyle=postgres -c extra_float_digits=1 \
-             -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c statement_timeout={} \
+             -c bytea_output=hex -c default_transaction_isolation=read\\ committed -c plan_cache_mode=force_custom_plan -c jit=off -c statement_timeout={} \
              -c idle_in_transaction_session_timeout={} \
              -c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
             options.statement_timeout.as_millis(),
