@@ -10,6 +10,11 @@
 //! Where only PostgreSQL knows what a type makes of a text (an address, a period of time, a length), it is asked in the round
 //! itself: a row whose value it would change is refused and parked like any other.
 //!
+//! Many values can be written in more than one way here, and PostgreSQL writes them in one: `2024-05-01T10:00:00.120` is
+//! `2024-05-01 10:00:00.12` there. Such a value is sent, the file that it comes from keeps its own text, and every other
+//! device gets the cloud's; the difference is nobody's edit. Rows find each other by primary keys and by both ends of foreign
+//! keys, so these fit only as PostgreSQL writes them.
+//!
 //! # Tables that Tidewater creates
 //!
 //! `tests/types.rs` puts values through every row of these two tables and compares it with what is said here.
@@ -20,13 +25,13 @@
 //! | `REAL`, `FLOAT`, `DOUBLE`, `DOUBLE PRECISION`, any name with `REAL`, `FLOA`, `DOUB` | `double precision` | every real, infinities; NaN, which SQLite stores as NULL; the word `NaN` | other text, blobs |
 //! | `TEXT`, `VARCHAR(255)`, `VARCHAR(3)`, `CHARACTER(20)`, `CHAR(2)`, `NCHAR(55)`, `NVARCHAR(100)`, `CLOB`, `TINYTEXT`, any name with `TEXT`, `CHAR`, `CLOB` | `text` | every text of whatever length, as SQLite does not look at it | NUL characters, what is not UTF-8, blobs |
 //! | `BLOB`, `LONGBLOB`, any name with `BLOB` | `bytea` | every blob | anything else |
-//! | `BOOLEAN`, `BOOL` | `boolean` | 0, 1 | 2, `'true'` |
-//! | `DATE` | `date` | `2024-02-29`, `infinity`, `0044-03-15 BC` | julian days, seconds since 1970, other notations |
-//! | `DATETIME`, `TIMESTAMP`, `DATETIME(6)` | `timestamp without time zone` | `2024-02-29 23:59:59.25` | a `T`, a zone, a zero at the end of the fraction, numbers |
+//! | `BOOLEAN`, `BOOL` | `boolean` | 0, 1; the words for them (`'true'`, `'no'`, `'on'`, `'f'`), which are 0 and 1 elsewhere | 2, other text |
+//! | `DATE` | `date` | `2024-02-29`, `2024-2-29`, `infinity`, `0044-03-15 BC` | julian days, seconds since 1970, a time of day, other notations |
+//! | `DATETIME`, `TIMESTAMP`, `DATETIME(6)` | `timestamp without time zone` | `2024-02-29 23:59:59.25`; with a `T`, with zeros at the end of the fraction, without seconds, without a time of day | a zone, which the column would drop; less than microseconds, numbers |
 //! | `NUMERIC(10,2)`, `DECIMAL(10, 2)` | `numeric(10,2)` | numbers of at most so many digits | longer ones, infinities, text |
 //! | `NUMERIC`, `DECIMAL`, `NUMBER`, `NUM`, `MONEY` | `numeric` | every finite number; the words `NaN`, `Infinity` | infinities, other text |
 //! | `JSON` | `json` | JSON, to the last blank; numbers | what is no JSON |
-//! | `UUID` | `uuid` | lower case with hyphens | other notations |
+//! | `UUID` | `uuid` | 32 hexadecimal digits in either case, with hyphens or without, in braces or without | anything else |
 //! | `STRING`, `TIME`, `TIMESTAMPTZ`, `JSONB`, `ENUM`, `BIT`, `DEC(10,2)`, `YEAR`, any other name | `text` | text; numbers, which SQLite makes of texts that look like one | infinities, blobs |
 //! | no type | `text` | text | numbers, blobs |
 //!
@@ -40,19 +45,20 @@
 //! | --- | --- | --- |
 //! | `smallint`, `integer`, `bigint`, `oid` | integer | numbers beyond its range park |
 //! | `real`, `double precision` | real | a number that `real` would round parks; NaN is the text `NaN` |
-//! | `numeric` | integer or real, or text in a column declared `TEXT` | a number that the column would round parks; in a `TEXT` column the file keeps its own notation (`1.5`) beside the cloud's (`1.50`) |
+//! | `numeric` | integer or real, or text in a column declared `TEXT` | a number that the column would round parks; in a `TEXT` column the file keeps its own notation (`1.5`, `+1.5`, `15e-1`) beside the cloud's (`1.50`), and zeros at the beginning park |
 //! | `text`, `citext`, `name`, `"char"`, enum | text | unknown words and overlong names park |
 //! | `character varying` | text | longer texts park, also if only by blanks |
 //! | `character` | text | without the blanks that fill it up; with them it parks |
 //! | domain | the class of the type that it is of | what its check refuses parks |
-//! | `boolean` | integer | 0 and 1; anything else parks |
+//! | `boolean` | integer | 0 and 1; words for them are carried, anything else parks |
 //! | `bytea` | blob | text parks |
-//! | `date`, `timestamp`, `timestamptz`, `time`, `timetz`, `interval` | text | PostgreSQL's ISO notation, zones in UTC (`2024-02-29 23:59:59+00`); other notations park |
+//! | `date`, `timestamp`, `timestamptz`, `time`, `timetz` | text | PostgreSQL's ISO notation, zones in UTC (`2024-02-29 23:59:59+00`); what the first table says of moments is carried, in a `timestamptz` with any zone, which must be said; other notations park |
 //! | `json`, `xml` | text | to the last blank |
 //! | `jsonb` | text | any notation: the file keeps its own, the cloud writes its own |
 //! | `integer[]`, `double precision[]`, `numeric[]`, `boolean[]`, `text[]`, `date[]`, `jsonb[]`, `character varying[]` | text | a JSON array; elements that JSON has no word for are strings of PostgreSQL's text; with bounds of its own (`[0:1]={1,2}`) PostgreSQL's literal |
-//! | `uuid` | text | lower case with hyphens; other notations park |
-//! | `inet`, `cidr`, `macaddr`, `bit`, `bit varying`, `money`, `int4range`, `hstore`, `tsvector`, `point`, `box`, `pg_lsn`, composite | text | PostgreSQL's text; other notations park |
+//! | `uuid` | text | lower case with hyphens; what the first table says is carried |
+//! | `inet` | text | PostgreSQL's text; `10.0.0.2/32` and capitals are carried, other notations park |
+//! | `interval`, `cidr`, `macaddr`, `bit`, `bit varying`, `money`, `int4range`, `hstore`, `tsvector`, `point`, `box`, `pg_lsn`, composite | text | PostgreSQL's text; other notations park |
 //!
 //! A column that the cloud computes (`GENERATED ALWAYS AS … STORED`) is read and never written: it may be left out here, and whoever
 //! writes another value into it is told. Identity columns take the keys that are made here; the cloud's own sequence knows nothing of
