@@ -39,6 +39,7 @@ mod tls;
 mod whose;
 
 use dial::{Dialer, Obstacle};
+use isolate::Ring;
 use link::Door;
 pub use link::LinkOptions;
 use password::Passwords;
@@ -1266,7 +1267,7 @@ impl CloudSession {
             Ok(None) => {
                 self.batch("ROLLBACK", Phase::Pull).await?;
                 self.begin_round(frame).await?;
-                self.take(frame, items, &in_order(items, |_| true)).await
+                self.take(frame, items, &in_order(items, |_| true), &[]).await
             }
             Err(trouble) => Err(trouble),
         };
@@ -1377,17 +1378,18 @@ impl CloudSession {
         Ok(rows.iter().any(|row| !is_sent(row.get(0), &row.get::<_, Vec<String>>(1))))
     }
 
-    /// Locks and examines the given items and carries out those that nobody else touched.
+    /// Locks and examines the given items and carries out those that nobody else touched, rows of the rings aside first.
     async fn take(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         members: &[usize],
+        rings: &[Ring],
     ) -> std::result::Result<Taken, Trouble> {
         let hits = self.examine(frame, items, members).await?;
         let left: HashSet<usize> = hits.iter().map(|hit| hit.item).collect();
         let order: Vec<usize> = members.iter().copied().filter(|item| !left.contains(item)).collect();
-        let mut taken = self.run(frame, items, &order).await?;
+        let mut taken = self.run(frame, items, &order, rings).await?;
         taken.hits.splice(0..0, hits);
         Ok(taken)
     }
@@ -1520,10 +1522,13 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         order: &[usize],
+        rings: &[Ring],
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
-        for aside in asides(frame, items, order) {
+        let mut make_room = asides(frame, items, order);
+        make_room.extend(rings.iter().flat_map(|ring| ring.asides(frame, items, order)));
+        for aside in make_room {
             let (table, cloud_table) = aside.table;
             let keys = arrays(
                 cloud_table,
@@ -1814,6 +1819,7 @@ impl From<&Row> for FoundColumn {
                 cast,
                 exact: row.get("exact"),
                 generated: row.get("generated"),
+                nullable: row.get("nullable"),
                 number: row.get("number"),
             },
             demanded: row.get("demanded"),

@@ -166,6 +166,8 @@ pub struct CloudColumn {
     pub exact: String,
     /// Whether the cloud computes it: it is read, and never written.
     pub generated: bool,
+    /// Whether the cloud takes NULL for it.
+    pub nullable: bool,
     /// PostgreSQL's number of the column, which one that is dropped and added again does not keep.
     pub number: i16,
 }

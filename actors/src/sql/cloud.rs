@@ -221,24 +221,40 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
     )
 }
 
-/// Gives rows, by key, a value in this column that nobody else has. Nothing for types that have none to spare.
+/// Gives rows, by key, a value in this column that nobody else has, by which others may refer to them. Nothing for types that
+/// have none to spare.
 pub(crate) fn step_aside(table: &Table, cloud: &CloudTable, column: usize) -> Option<String> {
-    let value = match &cloud.columns[column].kind {
+    let if_nullable = (!table.columns[column].not_null).then_some("NULL");
+    spare(&cloud.columns[column].kind).or(if_nullable).map(|value| set_for_now(table, cloud, column, value))
+}
+
+/// Takes rows, by key, out of this column's unique values, to which nobody refers. Nothing where there is no way.
+pub(crate) fn take_out(table: &Table, cloud: &CloudTable, column: usize) -> Option<String> {
+    let CloudColumn { kind, nullable, generated, .. } = &cloud.columns[column];
+    let value = if *nullable { Some("NULL") } else { spare(kind) };
+    value.filter(|_| !generated).map(|value| set_for_now(table, cloud, column, value))
+}
+
+/// A value of a type that nobody has.
+fn spare(kind: &CloudType) -> Option<&'static str> {
+    Some(match kind {
         CloudType::Int8 => "sent.ord - 4611686018427387904",
         CloudType::Int4 => "sent.ord - 2147483648",
         CloudType::Text => "gen_random_uuid()::text",
         CloudType::Bytea => "convert_to(gen_random_uuid()::text, 'UTF8')",
         CloudType::Uuid => "gen_random_uuid()",
-        _ if !table.columns[column].not_null => "NULL",
         _ => return None,
-    };
-    Some(format!(
+    })
+}
+
+fn set_for_now(table: &Table, cloud: &CloudTable, column: usize, value: &str) -> String {
+    format!(
         "WITH {} UPDATE {} AS t SET {} = {value} FROM sent WHERE {}",
         sent(cloud, &table.key, false, 1),
         qualified(&cloud.schema, &cloud.name),
         name(table, column),
         key_is_sent(table, "t"),
-    ))
+    )
 }
 
 /// Empties a column of rows, by key.

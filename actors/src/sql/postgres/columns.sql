@@ -24,6 +24,7 @@ SELECT a.attname::text                       AS name,
        format_type(a.type, -1)               AS cast_name,
        format_type(a.type, a.modifier)       AS exact,
        a.modifier                            AS modifier,
+       NOT a.not_null                        AS nullable,
        a.generated                           AS generated,
        -- Nothing but the writer gives it a value: no default, and no trigger before the insert (row, before, insert).
        a.not_null AND NOT a.given
