@@ -208,6 +208,8 @@ const GROWTH_MAX: f64 = 8.0;
 struct ReadyTable {
     table: Table,
     cloud: CloudTable,
+    /// By column: whether rows find each other by it, so that it has to come back byte for byte.
+    finds: Vec<bool>,
 }
 
 const WARMING: u8 = 0;
@@ -791,7 +793,8 @@ impl Cycle {
         }
         let mut ready = vec![];
         let mut not_synced = HashMap::new();
-        for (table, prepared) in tables.into_iter().zip(prepared) {
+        let finds: Vec<Vec<bool>> = tables.iter().map(|table| table.finds(&tables)).collect();
+        for ((table, finds), prepared) in tables.into_iter().zip(finds).zip(prepared) {
             let trace = match &prepared {
                 // Without a feed nobody tells of others' changes: when it comes, the table is compared anew.
                 Prepared::Ready(cloud) if cloud.feed => Some(cloud.trace.clone()),
@@ -803,7 +806,7 @@ impl Cycle {
             };
             self.ask(RememberCloudTable { table: table.id, trace, made }).await?;
             match prepared {
-                Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud }),
+                Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud, finds }),
                 Prepared::NotYet(reason) => {
                     not_synced.insert(table.id, format!("table {}: {reason}", table.name));
                     self.once(format!("table {} is not synced, its rows stay pending: {reason}", table.name));
@@ -1556,19 +1559,14 @@ impl Window {
 impl ReadyTable {
     fn carried(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
         let (affinity, kind) = (self.table.columns[column].affinity(), &self.cloud.columns[column].kind);
-        if self.table.is_key(column) {
-            key_to_cloud(value, affinity, kind)
-        } else {
-            to_cloud(value, affinity, kind)
-        }
+        if self.finds[column] { key_to_cloud(value, affinity, kind) } else { to_cloud(value, affinity, kind) }
     }
 
     /// The columns that may be written otherwise here than in the cloud.
     fn alike(&self) -> Vec<(usize, CloudType)> {
-        self.table
-            .data_columns()
+        (0..self.table.columns.len())
+            .filter(|c| !self.finds[*c] && self.cloud.columns[*c].kind.has_notations())
             .map(|c| (c, self.cloud.columns[c].kind.clone()))
-            .filter(|(_, kind)| kind.has_notations())
             .collect()
     }
 
@@ -1580,6 +1578,9 @@ impl ReadyTable {
         base: &[Option<Value>],
     ) -> Vec<Value> {
         for (c, kind) in self.alike() {
+            if local.is_some_and(|local| local[c].identical(&cloud[c])) {
+                continue;
+            }
             let known = [local.map(|local| &local[c]), base[c].as_ref()];
             if let Some(known) = known.into_iter().flatten().find(|known| alike(&kind, known, &cloud[c])) {
                 cloud[c].clone_from(known);

@@ -47,12 +47,14 @@ pub use by_hand::{ByHand, Scripts};
 use client::{Answer, Client, Param, Settings, Way};
 use dial::{Dialer, Obstacle};
 use guard::{Bounds, Excess};
+use isolate::Ring;
 pub use link::LinkOptions;
 use link::{Door, LastWords};
 use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
-    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, begin, conflict_arrays, conflict_params, fenced_out, sets,
+    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, as_prepared, begin, caused_more, conflict_arrays, conflict_params,
+    fenced_out, sets,
 };
 pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
@@ -969,7 +971,7 @@ impl CloudSession {
             return Ok(refusals);
         }
         let definition =
-            |at: &usize| cloud::create_table(&tables[*at], schema, &referenced_columns(&tables[*at], tables));
+            |at: &usize| cloud::create_table(&tables[*at], schema, &tables[*at].referred_to(tables));
         let foreign_keys = |at: &usize| cloud::foreign_keys(&tables[*at], tables, schema);
         let everything: Vec<String> =
             missing.iter().map(definition).chain(missing.iter().flat_map(foreign_keys)).collect();
@@ -1074,6 +1076,11 @@ impl CloudSession {
             }
         }
         let mut cloud_table = self.as_found(table, oid, columns);
+        let mut definitions: Vec<(i16, String)> =
+            found.into_values().map(|found| (found.column.number, found.definition)).collect();
+        definitions.sort_unstable();
+        let definitions: Vec<String> = definitions.into_iter().map(|(_, definition)| definition).collect();
+        cloud_table.definition = definitions.join(",");
         cloud_table.hiding = self.hiding(table, &cloud_table).await?;
         if cloud_table.hiding != Hiding::None {
             let deletions = match cloud_table.hiding {
@@ -1189,6 +1196,7 @@ impl CloudSession {
             hiding: Hiding::None,
             shape: String::new(),
             plain: false,
+            definition: String::new(),
             columns,
         }
     }
@@ -1373,7 +1381,7 @@ impl CloudSession {
             Ok(None) => {
                 self.rollback(Phase::Pull).await?;
                 self.begin_round(frame).await?;
-                self.take(frame, items, &in_order(items, |_| true)).await
+                self.take(frame, items, &in_order(items, |_| true), &[]).await
             }
             Err(trouble) => Err(trouble),
         };
@@ -1401,7 +1409,7 @@ impl CloudSession {
         };
         let mut caused_more = match at_once {
             Some(caused_more) => caused_more,
-            None => self.mark_echo(&taken).await?,
+            None => self.mark_echo(frame, items, &taken).await?,
         };
         if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
             // Which of the deletions do, shows in parts.
@@ -1414,7 +1422,7 @@ impl CloudSession {
             }
             taken = again;
             at_once = None;
-            caused_more = self.mark_echo(&taken).await?;
+            caused_more = self.mark_echo(frame, items, &taken).await?;
         }
         if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
             self.rollback(Phase::Pull).await?;
@@ -1437,11 +1445,19 @@ impl CloudSession {
     }
 
     /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
-    async fn mark_echo(&self, taken: &Taken) -> Result<bool> {
-        let marked = self
-            .execute(ECHO, &[&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted], Phase::Pull)
-            .await?;
-        Ok(marked > 0)
+    ///
+    /// # Errors
+    /// When one of its tables is not the one that was prepared.
+    async fn mark_echo<'a>(
+        &self,
+        frame: RoundFrame<'a>,
+        items: impl IntoIterator<Item = &'a RoundItem>,
+        taken: &Taken,
+    ) -> Result<bool> {
+        let (oids, definitions) = as_prepared(frame, items);
+        let params: [&(dyn ToSql + Sync); 5] =
+            [&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted, &oids, &definitions];
+        caused_more(&self.query(ECHO, &params, Phase::Pull).await?)
     }
 
     /// Whether a deletion cascaded to rows that this file has not seen as they are.
@@ -1476,17 +1492,18 @@ impl CloudSession {
         Ok(rows.iter().any(|row| !is_sent(row.get(0), &row.get::<_, Vec<String>>(1))))
     }
 
-    /// Locks and examines the given items and carries out those that nobody else touched.
+    /// Locks and examines the given items and carries out those that nobody else touched, rows of the rings aside first.
     async fn take(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         members: &[usize],
+        rings: &[Ring],
     ) -> std::result::Result<Taken, Trouble> {
         let hits = self.examine(frame, items, members).await?;
         let left: HashSet<usize> = hits.iter().map(|hit| hit.item).collect();
         let order: Vec<usize> = members.iter().copied().filter(|item| !left.contains(item)).collect();
-        let mut taken = self.run(frame, items, &order).await?;
+        let mut taken = self.run(frame, items, &order, rings).await?;
         taken.hits.splice(0..0, hits);
         Ok(taken)
     }
@@ -1618,10 +1635,13 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         order: &[usize],
+        rings: &[Ring],
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
-        for aside in asides(frame, items, order) {
+        let mut make_room = asides(frame, items, order);
+        make_room.extend(rings.iter().flat_map(|ring| ring.asides(frame, items, order)));
+        for aside in make_room {
             let (table, cloud_table) = aside.table;
             let keys = arrays(
                 cloud_table,
@@ -1862,6 +1882,7 @@ struct FoundColumn {
     column: CloudColumn,
     demanded: bool,
     table_oid: u32,
+    definition: String,
 }
 
 impl FoundColumn {
@@ -1901,10 +1922,12 @@ impl FoundColumn {
                 cast,
                 exact: row.cell("exact")?,
                 generated: row.cell("generated")?,
+                nullable: row.cell("nullable")?,
                 number: row.cell("number")?,
             },
             demanded: row.cell("demanded")?,
             table_oid: row.cell("table_oid")?,
+            definition: row.cell("definition")?,
         })
     }
 }
@@ -1917,24 +1940,10 @@ fn numeric_modifier(modifier: i32) -> Option<(u16, u16)> {
     (scale <= precision).then_some((precision, scale))
 }
 
-/// The columns of a table that foreign keys of the tracked tables refer to, each as they name them.
-fn referenced_columns(table: &Table, tables: &[Table]) -> Vec<Vec<usize>> {
-    tables
-        .iter()
-        .flat_map(|child| &child.foreign_keys)
-        .filter(|key| key.parent.eq_ignore_ascii_case(&table.name))
-        .filter_map(|key| key.parent_columns.iter().map(|name| table.column(name)).collect())
-        .collect()
-}
-
 /// What other rows refer to a table's rows by, apart from the primary key.
 fn referred_to(frame: RoundFrame<'_>, table: &Table) -> Vec<Vec<usize>> {
-    let children = frame.tables.iter().flat_map(|(child, _)| &child.foreign_keys);
-    let mut found: Vec<Vec<usize>> = children
-        .filter(|key| key.parent.eq_ignore_ascii_case(&table.name))
-        .filter_map(|key| key.parent_columns.iter().map(|name| table.column(name)).collect())
-        .filter(|columns: &Vec<usize>| !columns.iter().all(|c| table.is_key(*c)))
-        .collect();
+    let mut found = table.referred_to(frame.tables.iter().map(|(child, _)| child));
+    found.retain(|columns| !columns.iter().all(|c| table.is_key(*c)));
     found.sort();
     found.dedup();
     found

@@ -3092,6 +3092,9 @@ impl<'a> Applier<'a> {
     ) -> Option<Cow<'r, [Value]>> {
         let mut row = Cow::Borrowed(pulled.row.as_deref()?);
         for (c, kind) in self.page.alike.get(&pulled.table).into_iter().flatten() {
+            if local.is_some_and(|local| local[*c].identical(&row[*c])) {
+                continue;
+            }
             let base = pending.filter(|entry| entry.known && entry.dirty[*c]).map(|entry| &entry.base[*c]);
             let known = [local.map(|local| &local[*c]), base];
             if let Some(known) = known.into_iter().flatten().find(|known| alike(kind, known, &row[*c])) {

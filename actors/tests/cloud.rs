@@ -1016,6 +1016,58 @@ async fn circles_are_not_blamed_for_their_neighbours() {
     assert_eq!(one(&plain, "SELECT u || v FROM s WHERE id = 111").await, "u51");
 }
 
+/// Values that PostgreSQL checks row by row change places, in pairs and in circles, by one constraint and by two, where NULL may
+/// stand in for them and where not; whoever takes a value that nobody leaves is refused alone.
+#[tokio::test]
+async fn values_change_places_where_postgresql_checks_them_at_once() {
+    let sqlite = "CREATE TABLE s (id INTEGER PRIMARY KEY, a TEXT UNIQUE, b TEXT NOT NULL UNIQUE, c INTEGER NOT NULL UNIQUE)";
+    let postgres = "CREATE TABLE s (id int8 PRIMARY KEY, a text UNIQUE, b varchar(40) NOT NULL UNIQUE, c int4 NOT NULL);
+                    CREATE UNIQUE INDEX ON s (c);
+                    CREATE TABLE seen (id int8);
+                    CREATE FUNCTION seen() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO seen VALUES (new.id); RETURN NULL; END $$;
+                    CREATE TRIGGER seen AFTER UPDATE ON s FOR EACH ROW EXECUTE FUNCTION seen()";
+    let (_database, plain, mut device) = bench(sqlite, postgres).await;
+    let row =
+        |id: i64, a: i64, b: i64, c: i64| [Int(id), text(&format!("a{a}")), text(&format!("b{b}")), Int(c)];
+    let items: Vec<_> = (1..=9).map(|n| device.insert("s", &row(n, n, n, n))).collect();
+    device.round(&items).await;
+    let all = "SELECT string_agg(a || b || c, ' ' ORDER BY id) FROM s";
+    let swap = |device: &Device, columns: &[&str]| {
+        vec![device.update("s", columns, &row(1, 2, 2, 2)), device.update("s", columns, &row(2, 1, 1, 1))]
+    };
+    for (columns, after) in
+        [(&["a"][..], "a2b1c1 a1b2c2"), (&["b"][..], "a2b2c1 a1b1c2"), (&["c"][..], "a2b2c2 a1b1c1")]
+    {
+        let items = swap(&device, columns);
+        assert_eq!(device.round(&items).await, []);
+        let expected = after.replace('c', "").split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(rows(&plain, "SELECT a || b || c FROM s WHERE id < 3 ORDER BY id").await, expected);
+    }
+    // A circle of three in all columns, beside a row that takes what stays, and one that only comes.
+    let circle =
+        [(3, 4), (4, 5), (5, 3)].map(|(id, to)| device.update("s", &["a", "b", "c"], &row(id, to, to, to)));
+    let mut items = circle.to_vec();
+    items.push(device.update("s", &["b"], &row(6, 0, 7, 0)));
+    items.push(device.insert("s", &row(10, 10, 10, 10)));
+    assert_eq!(device.refused(&items).await, [(3, "23505".into())]);
+    items.remove(3);
+    plain.batch_execute("TRUNCATE seen").await.unwrap();
+    assert_eq!(device.round(&items).await, []);
+    assert_eq!(one(&plain, all).await, "a2b22 a1b11 a4b44 a5b55 a3b33 a6b66 a7b77 a8b88 a9b99 a10b1010");
+    // Only those that stood in each other's way were taken out first, and all of it is our own doing.
+    assert_eq!(
+        one(&plain, "SELECT string_agg(DISTINCT id::text, ' ' ORDER BY id::text) FROM seen").await,
+        "3 4 5"
+    );
+    // One takes what the other leaves by one constraint, and the other way round by the other.
+    let crossed = [
+        device.update("s", &["a", "b"], &row(8, 9, 80, 0)),
+        device.update("s", &["a", "b"], &row(9, 90, 8, 0)),
+    ];
+    assert_eq!(device.round(&crossed).await, []);
+    assert_eq!(rows(&plain, "SELECT a || b FROM s WHERE id IN (8, 9) ORDER BY id").await, ["a9b80", "a90b8"]);
+}
+
 /// A whole file's worth of rows with a few guilty ones: how long the search takes is printed.
 #[tokio::test]
 async fn thirteen_of_ten_thousand_are_found_in_one_search() {
@@ -1072,6 +1124,48 @@ async fn a_table_that_changed_blames_no_row() {
         assert_eq!(device.round(&items).await, [], "{change}");
         plain.batch_execute("DELETE FROM item").await.unwrap();
     }
+}
+
+/// A column that got another type after the table was prepared, so that what is sent would be rounded, cut, or refused without
+/// anybody's guilt: the round changes nothing, whatever it does to how many rows.
+#[tokio::test]
+async fn a_column_of_another_type_ends_the_round() {
+    let sqlite = "CREATE TABLE m (id INTEGER PRIMARY KEY, v REAL, w TEXT, flag BOOLEAN)";
+    let postgres = "CREATE TABLE m (id int8 PRIMARY KEY, v float8, w varchar(20), flag boolean);
+                    INSERT INTO m VALUES (1, 0.5, 'one', true), (2, 0.5, 'two', true)";
+    let (database, plain, mut device) = bench(sqlite, postgres).await;
+    let cloud = cloud(&database);
+    let row = |id: i64| [Int(id), Float(1.5), text("a longer text"), Bool(true)];
+    for change in [
+        "v TYPE int8",
+        "v TYPE float4",
+        "v TYPE text",
+        "w TYPE varchar(30)",
+        "w TYPE varchar(20) COLLATE \"C\"",
+        "flag TYPE int8 USING flag::int",
+        "w SET NOT NULL",
+    ] {
+        device.reconnect(&cloud).await;
+        device.tables = Device::new(&cloud, &tracked(sqlite)).await.tables;
+        plain.batch_execute(&format!("ALTER TABLE m ALTER {change}")).await.unwrap();
+        let before = rows(&plain, "SELECT * FROM m ORDER BY id").await;
+        for items in [
+            vec![device.insert("m", &row(3))],
+            vec![device.insert("m", &row(3)), device.insert("m", &[Int(4), Null, Null, Null])],
+            vec![device.update("m", &["v", "w"], &row(1))],
+            vec![device.update("m", &["flag"], &row(1)), device.insert("m", &row(3))],
+            vec![device.delete("m", &row(2)), device.update("m", &["v"], &row(1))],
+        ] {
+            let failure = device.try_round(&items).await.unwrap_err();
+            assert_eq!(failure.class, FailureClass::Transient, "{change}: {failure:?}");
+            assert!(failure.detail.contains("have changed since"), "{change}: {failure:?}");
+            device.reconnect(&cloud).await;
+        }
+        assert_eq!(rows(&plain, "SELECT * FROM m ORDER BY id").await, before, "{change}");
+    }
+    device.tables = Device::new(&cloud, &tracked(sqlite)).await.tables;
+    let only_flag = [device.update("m", &["flag"], &[Int(1), Null, Null, Int(0)])];
+    assert_eq!(device.round(&only_flag).await, []);
 }
 
 /// An enumeration as a key: one that the cloud does not know is that row's trouble in an update and a delete too.

@@ -96,7 +96,7 @@ pub fn all() -> Vec<Existing> {
         },
         Existing {
             values: &[("'12.50'", Some("text 12.50")), ("'12345678901234567890.1230'", Some("text 12345678901234567890.1230")), ("'NaN'", Some("text NaN")), ("'1e30'", Some("text 1000000000000000000000000000000"))],
-            edits: texts(&[("99999999999999999999.99", Some("99999999999999999999.99")), ("-0.10", Some("-0.10")), ("1e3", None), (" 1", None), ("01", None), ("x", None)]),
+            edits: texts(&[("99999999999999999999.99", Some("99999999999999999999.99")), ("-0.10", Some("-0.10")), ("1e3", Some("1000")), ("+1", Some("1")), (".5", Some("0.5")), (" 1", None), ("01", None), ("x", None)]),
             ..of("numeric", "TEXT")
         },
         Existing {
@@ -112,7 +112,7 @@ pub fn all() -> Vec<Existing> {
         Existing {
             values: &[("'12.5'", Some("text 12.50"))],
             // The same number in other words: this file keeps its own.
-            edits: texts(&[("0.50", Some("0.50")), ("0.5", Some("0.50")), ("7", Some("7.00")), ("0.125", None)]),
+            edits: texts(&[("0.50", Some("0.50")), ("0.5", Some("0.50")), ("7", Some("7.00")), ("7.500", Some("7.50")), ("1.5e3", Some("1500.00")), ("0.125", None), ("1e8", None)]),
             ..of("numeric(10,2)", "TEXT")
         },
         Existing {
@@ -188,10 +188,10 @@ pub fn all() -> Vec<Existing> {
         // Truth.
         Existing {
             values: &[("true", Some("integer 1")), ("false", Some("integer 0"))],
-            edits: vec![(Integer(1), Some("t")), (Integer(2), None), ("true".into(), None)],
+            edits: vec![(Integer(1), Some("t")), (Integer(2), None), ("true".into(), Some("t")), ("maybe".into(), None)],
             ..of("boolean", "BOOLEAN")
         },
-        Existing { values: &[("true", Some("text 1"))], edits: texts(&[("0", Some("f")), ("true", None), ("t", None)]), ..of("boolean", "TEXT") },
+        Existing { values: &[("true", Some("text 1"))], edits: texts(&[("0", Some("f")), ("true", Some("t")), ("OFF", Some("f")), ("2", None)]), ..of("boolean", "TEXT") },
         Existing { values: &[("true", Some("real 1.0"))], edits: vec![(Real(0.0), Some("f")), (Real(0.5), None)], ..of("boolean", "REAL") },
         // Bytes.
         Existing {
@@ -203,26 +203,26 @@ pub fn all() -> Vec<Existing> {
         // Time.
         Existing {
             values: &[("'2024-02-29'", Some("text 2024-02-29")), ("'infinity'", Some("text infinity")), ("'0044-03-15 BC'", Some("text 0044-03-15 BC")), ("'12024-01-01'", Some("text 12024-01-01"))],
-            edits: vec![kept("2024-03-01"), kept("-infinity"), ("2024-3-1".into(), None), (Real(2_460_370.5), None), (Integer(0), None)],
+            edits: vec![kept("2024-03-01"), kept("-infinity"), ("2024-3-1".into(), Some("2024-03-01")), ("1.3.2024".into(), None), (Real(2_460_370.5), None), (Integer(0), None)],
             ..of("date", "DATE")
         },
         Existing {
             values: &[("'2024-02-29 01:02:03.5'", Some("text 2024-02-29 01:02:03.5")), ("'infinity'", Some("text infinity")), ("'4713-01-01 00:00:00 BC'", Some("text 4713-01-01 00:00:00 BC"))],
-            edits: vec![kept("2024-03-01 00:00:00"), ("2024-03-01T00:00:00".into(), None), ("2024-03-01 00:00:00.50".into(), None), (Integer(0), None)],
+            edits: vec![kept("2024-03-01 00:00:00"), ("2024-03-01T00:00:00".into(), Some("2024-03-01 00:00:00")), ("2024-03-01 00:00:00.50".into(), Some("2024-03-01 00:00:00.5")), ("2024-03-01 00:00:00Z".into(), None), (Integer(0), None)],
             ..of("timestamp", "DATETIME")
         },
         Existing {
             values: &[("'2024-02-29 01:02:03'", Some("text 2024-02-29 01:02:03"))],
-            edits: texts(&[("2024-03-01 00:00:01", Some("2024-03-01 00:00:01")), ("2024-03-01 00:00:00.5", None)]),
+            edits: texts(&[("2024-03-01 00:00:01", Some("2024-03-01 00:00:01")), ("2024-03-01 00:00:01.000", Some("2024-03-01 00:00:01")), ("2024-03-01 00:00:00.5", None)]),
             ..of("timestamp(0)", "TEXT")
         },
         Existing {
             values: &[("'2024-02-29 01:02:03+02'", Some("text 2024-02-28 23:02:03+00")), ("'-infinity'", Some("text -infinity")), ("'0044-03-15 12:00:00+00 BC'", Some("text 0044-03-15 12:00:00+00 BC"))],
-            edits: texts(&[("2024-03-01 00:00:00+00", Some("2024-03-01 00:00:00+00")), ("2024-03-01 00:00:00", None), ("2024-03-01 00:00:00Z", None), ("2024-03-01 00:00:00+01", None)]),
+            edits: texts(&[("2024-03-01 00:00:00+00", Some("2024-03-01 00:00:00+00")), ("2024-03-01T00:00:00.120Z", Some("2024-03-01 00:00:00.12+00")), ("2024-03-01 00:00:00+01", Some("2024-02-29 23:00:00+00")), ("2024-03-01 00:00:00", None), ("2024-03-01 00:00:00 CET", None)]),
             ..of("timestamptz", "TIMESTAMP")
         },
-        Existing { values: &[("'01:02:03.5'", Some("text 01:02:03.5")), ("'24:00:00'", Some("text 24:00:00"))], edits: texts(&[("10:00:00", Some("10:00:00")), ("10:00", None), ("1 pm", None), ("25:00:00", None)]), ..of("time", "TIME") },
-        Existing { values: &[("'01:02:03+02'", Some("text 01:02:03+02"))], edits: texts(&[("10:00:00-05", Some("10:00:00-05")), ("10:00:00Z", None)]), ..of("timetz", "TEXT") },
+        Existing { values: &[("'01:02:03.5'", Some("text 01:02:03.5")), ("'24:00:00'", Some("text 24:00:00"))], edits: texts(&[("10:00:00", Some("10:00:00")), ("10:00", Some("10:00:00")), ("10:00:00.10", Some("10:00:00.1")), ("1 pm", None), ("25:00:00", None)]), ..of("time", "TIME") },
+        Existing { values: &[("'01:02:03+02'", Some("text 01:02:03+02"))], edits: texts(&[("10:00:00-05", Some("10:00:00-05")), ("10:00:00Z", Some("10:00:00+00")), ("10:00:00", None)]), ..of("timetz", "TEXT") },
         Existing { values: &[("'1 year 2 months 3 days 04:05:06.7'", Some("text 1 year 2 mons 3 days 04:05:06.7"))], edits: texts(&[("1 day", Some("1 day")), ("P1D", None), ("24:00:00", Some("24:00:00"))]), ..of("interval", "TEXT") },
         // Documents.
         Existing {
@@ -265,8 +265,8 @@ pub fn all() -> Vec<Existing> {
         Existing { values: &[("ARRAY['{\"a\": 1}'::jsonb]", Some("text [\"{\\\"a\\\": 1}\"]"))], edits: texts(&[("[\"[1, 2]\"]", Some("{\"[1, 2]\"}"))]), ..of("jsonb[]", "TEXT") },
         Existing { values: &[("'{ab}'", Some("text [\"ab\"]"))], edits: texts(&[("[\"abc\"]", Some("{abc}")), ("[\"abcd\"]", None)]), ..of("character varying(3)[]", "TEXT") },
         // The rest, as PostgreSQL's own text.
-        Existing { values: &[("'6f2c1c2e-3c4b-4f7e-9d35-0242ac120002'", Some("text 6f2c1c2e-3c4b-4f7e-9d35-0242ac120002"))], edits: texts(&[("6f2c1c2e-3c4b-4f7e-9d35-0242ac120003", Some("6f2c1c2e-3c4b-4f7e-9d35-0242ac120003")), ("6F2C1C2E-3C4B-4F7E-9D35-0242AC120003", None), ("x", None)]), ..of("uuid", "TEXT") },
-        Existing { values: &[("'10.0.0.1'", Some("text 10.0.0.1")), ("'10.0.0.0/8'", Some("text 10.0.0.0/8")), ("'2001:db8::1'", Some("text 2001:db8::1"))], edits: texts(&[("10.0.0.2", Some("10.0.0.2")), ("10.0.0.2/32", None), ("x", None)]), ..of("inet", "TEXT") },
+        Existing { values: &[("'6f2c1c2e-3c4b-4f7e-9d35-0242ac120002'", Some("text 6f2c1c2e-3c4b-4f7e-9d35-0242ac120002"))], edits: texts(&[("6f2c1c2e-3c4b-4f7e-9d35-0242ac120003", Some("6f2c1c2e-3c4b-4f7e-9d35-0242ac120003")), ("6F2C1C2E-3C4B-4F7E-9D35-0242AC120003", Some("6f2c1c2e-3c4b-4f7e-9d35-0242ac120003")), ("x", None)]), ..of("uuid", "TEXT") },
+        Existing { values: &[("'10.0.0.1'", Some("text 10.0.0.1")), ("'10.0.0.0/8'", Some("text 10.0.0.0/8")), ("'2001:db8::1'", Some("text 2001:db8::1"))], edits: texts(&[("10.0.0.2", Some("10.0.0.2")), ("10.0.0.2/32", Some("10.0.0.2")), ("2001:DB8::1", Some("2001:db8::1")), ("10.2", None), ("x", None)]), ..of("inet", "TEXT") },
         Existing { values: &[("'10.0.0.0/8'", Some("text 10.0.0.0/8"))], edits: texts(&[("10.1.0.0/16", Some("10.1.0.0/16")), ("10.1/16", None)]), ..of("cidr", "TEXT") },
         Existing { values: &[("'08:00:2b:01:02:03'", Some("text 08:00:2b:01:02:03"))], edits: texts(&[("08:00:2b:01:02:04", Some("08:00:2b:01:02:04")), ("08002b010204", None)]), ..of("macaddr", "TEXT") },
         Existing { values: &[("B'101'", Some("text 101"))], edits: texts(&[("010", Some("010")), ("01", None), ("0101", None)]), ..of("bit(3)", "TEXT") },

@@ -189,6 +189,13 @@ impl<R> Isolation<R> {
 }
 
 /// The rows in groups that need each other, what is needed before what needs it; otherwise in their order.
+/// The groups of more than one: rows that need each other in a circle.
+pub fn circles(rows: usize, needs: &[(usize, usize)]) -> Vec<Vec<usize>> {
+    let mut circles = groups(rows, needs);
+    circles.retain(|group| group.len() > 1);
+    circles
+}
+
 fn groups(rows: usize, needs: &[(usize, usize)]) -> Vec<Vec<usize>> {
     if needs.is_empty() {
         return (0..rows).map(|row| vec![row]).collect();

@@ -85,6 +85,25 @@ impl Table {
         self.columns.iter().position(|column| column.name.eq_ignore_ascii_case(name))
     }
 
+    /// The columns that foreign keys of these tables refer to, each as they name them.
+    pub fn referred_to<'a>(&self, by: impl IntoIterator<Item = &'a Table>) -> Vec<Vec<usize>> {
+        by.into_iter()
+            .flat_map(|child| &child.foreign_keys)
+            .filter(|key| key.parent.eq_ignore_ascii_case(&self.name))
+            .filter_map(|key| key.parent_columns.iter().map(|name| self.column(name)).collect())
+            .collect()
+    }
+
+    /// By column, whether rows find each other by it: the primary key, and both ends of foreign keys.
+    pub fn finds(&self, tables: &[Table]) -> Vec<bool> {
+        let mut finds: Vec<bool> = (0..self.columns.len()).map(|c| self.is_key(c)).collect();
+        let referring = self.foreign_keys.iter().map(|key| key.columns.clone());
+        for c in referring.chain(self.referred_to(tables)).flatten() {
+            finds[c] = true;
+        }
+        finds
+    }
+
     /// The names of the primary key's columns, in key order.
     pub fn key_names(&self) -> Vec<&str> {
         self.key.iter().map(|index| self.columns[*index].name.as_str()).collect()
@@ -112,6 +131,8 @@ pub struct CloudTable {
     pub shape: String,
     /// Whether an inserted row is stored exactly as it is sent.
     pub plain: bool,
+    /// Its columns in the catalogue's terms. Where a round finds another value, it is not the table that was prepared.
+    pub definition: String,
     /// One per column of the tracked table, in the same order.
     pub columns: Vec<CloudColumn>,
 }
@@ -145,6 +166,8 @@ pub struct CloudColumn {
     pub exact: String,
     /// Whether the cloud computes it: it is read, and never written.
     pub generated: bool,
+    /// Whether the cloud takes NULL for it.
+    pub nullable: bool,
     /// PostgreSQL's number of the column, which one that is dropped and added again does not keep.
     pub number: i16,
 }

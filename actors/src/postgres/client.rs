@@ -36,6 +36,9 @@ impl Settings {
             ("extra_float_digits", "1".to_owned()),
             ("bytea_output", "hex".to_owned()),
             ("plan_cache_mode", "force_custom_plan".to_owned()),
+            // A plan is compiled because of a guess at how much it has to do; that takes longer than any of ours runs.
+            ("jit", "off".to_owned()),
+            ("client_min_messages", "error".to_owned()),
             ("statement_timeout", limit.to_string()),
             ("idle_in_transaction_session_timeout", (limit * 2).to_string()),
         ])

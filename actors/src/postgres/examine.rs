@@ -275,6 +275,7 @@ impl CloudSession {
             cast: "text".into(),
             exact: "text".into(),
             generated: false,
+            nullable: true,
             number: 0,
         };
         let column = |column: &crate::core::schema::Column| {

@@ -6,20 +6,21 @@
 //!
 //! All in the round's one transaction. What the search decides, and how many parts it takes, is in `core/isolation.rs`; here
 //! one part is one savepoint with the statements of an ordinary round: at most `2 + 3 t + s` of them for t tables and s sets
-//! of equal columns. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables are
-//! one. It is a hint: it decides what
-//! is tried together and in which order, never who is refused.
+//! of equal columns; and once more where it has a [`Ring`] in it. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables, and
+//! whether they are those that were prepared, are one each. Who needs whom is a hint: it decides what is tried together and in
+//! which order, never who is refused.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::cells::Cells as _;
 use super::{
-    CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, Taken, Trouble, in_order,
+    Aside, CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, Taken, Trouble, in_order,
     needs_others,
 };
-use crate::core::isolation::{Isolation, Limits, Verdict};
+use crate::core::isolation::{Isolation, Limits, Verdict, circles};
 use crate::core::schema::{CloudTable, Table};
 use crate::core::value::{CloudValue, Value, from_cloud};
+use crate::sql::cloud;
 
 /// How many rows are found in one transaction, which holds locks meanwhile: the rest is found by the rounds that follow.
 const LIMITS: Limits = Limits { guilty: 100, waiting: 500 };
@@ -34,6 +35,41 @@ struct Tie {
     columns: (usize, Vec<usize>),
     /// The same of the table that they refer to; none for a unique index.
     parent: Option<(usize, Vec<usize>)>,
+    /// Whether PostgreSQL checks it row by row.
+    at_once: bool,
+}
+
+/// Rows whose unique values change places in a circle, while PostgreSQL checks these values row by row: nobody can begin. They
+/// are taken out of the unique values first, and then have theirs.
+pub(super) struct Ring {
+    table: usize,
+    columns: Vec<usize>,
+    items: Vec<usize>,
+}
+
+impl Ring {
+    /// How those of the rows that are still in the round are taken out, each by a column that it is given a value in anyway.
+    pub(super) fn asides<'a>(
+        &self,
+        frame: RoundFrame<'a>,
+        items: &[RoundItem],
+        order: &[usize],
+    ) -> Vec<Aside<'a>> {
+        let of = &frame.tables[self.table];
+        let mut left: Vec<usize> = order.iter().copied().filter(|item| self.items.contains(item)).collect();
+        let mut asides = vec![];
+        for column in &self.columns {
+            let Some(sql) = cloud::take_out(&of.0, &of.1, *column) else { continue };
+            let changes =
+                |at: &usize| matches!(&items[*at].op, Op::Update(columns) if columns.contains(column));
+            let (members, others) = left.into_iter().partition(changes);
+            left = others;
+            if !Vec::is_empty(&members) {
+                asides.push(Aside { table: of, sql, members });
+            }
+        }
+        asides
+    }
 }
 
 /// The values of one tie's columns, in a form in which equal ones are equal.
@@ -57,13 +93,15 @@ impl CloudSession {
         let names: HashSet<String> =
             items.iter().map(|item| frame.tables[item.table].1.qualified()).collect();
         let shapes = self.shapes(names.into_iter().collect()).await?;
-        let needs = self.needs(frame, items, &order).await?;
+        // What the columns refuse because they are other ones by now is nobody's guilt.
+        self.mark_echo(frame, items, &Taken::default()).await?;
+        let (needs, rings) = self.needs(frame, items, &order).await?;
         let mut search = Isolation::new(order.len(), &needs, LIMITS);
         let mut taken = Taken::default();
         while let Some(part) = search.next() {
             let part: HashSet<usize> = part.into_iter().map(|place| order[place]).collect();
             let members = in_order(items, |item| part.contains(&item));
-            search.verdict(match self.try_part(frame, items, &members, &mut taken).await? {
+            search.verdict(match self.try_part(frame, items, &members, &rings, &mut taken).await? {
                 None => Verdict::Accepted,
                 Some(refusal) => Verdict::Refused {
                     needs_others: needs_others(&refusal.sqlstate),
@@ -87,10 +125,20 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         members: &[usize],
+        rings: &[Ring],
         taken: &mut Taken,
     ) -> Result<Option<CloudRefusal>> {
         self.batch("SAVEPOINT part", Phase::Pull).await?;
-        let mut tried = self.take(frame, items, members).await;
+        let mut tried = self.take(frame, items, members, &[]).await;
+        let has_rings = || rings.iter().any(|ring| ring.items.iter().any(|item| members.contains(item)));
+        if matches!(&tried, Err(Trouble::Refused { sqlstate, .. }) if sqlstate == "23505") && has_rings() {
+            self.batch("ROLLBACK TO part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
+            match self.take(frame, items, members, rings).await {
+                // What was said first says more.
+                Err(Trouble::Refused { .. }) => {}
+                again => tried = again,
+            }
+        }
         if tried.is_ok() && self.took_along(frame, items).await? {
             tried = Err(Trouble::Refused {
                 sqlstate: UNSEEN.into(),
@@ -114,38 +162,62 @@ impl CloudSession {
         }
     }
 
-    /// Which rows need which others, by their places in the order. None where PostgreSQL does not answer: then the search
-    /// finds out by trying.
+    /// Which rows need which others, by their places in the order, and which of them are rings. None where PostgreSQL does not
+    /// answer: then the search finds out by trying.
     async fn needs(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         order: &[usize],
-    ) -> Result<Vec<(usize, usize)>> {
+    ) -> Result<(Vec<(usize, usize)>, Vec<Ring>)> {
         self.batch("SAVEPOINT needs", Phase::Pull).await?;
         match self.read_needs(frame, items).await {
-            Ok(needs) => {
+            Ok((needs, rings)) => {
                 self.batch("RELEASE needs", Phase::Pull).await?;
                 let mut places = vec![0; items.len()];
                 order.iter().enumerate().for_each(|(place, item)| places[*item] = place);
-                Ok(needs.into_iter().map(|(one, other)| (places[one], places[other])).collect())
+                let needs = needs.into_iter().map(|(one, other)| (places[one], places[other])).collect();
+                Ok((needs, rings))
             }
             // A key that the cloud's type does not know, a table that cannot be read: the search meets it and says so.
             Err(failure) if failure.sqlstate.is_some() => {
                 self.batch("ROLLBACK TO needs; RELEASE needs", Phase::Pull).await?;
-                Ok(vec![])
+                Ok((vec![], vec![]))
             }
             Err(failure) => Err(failure),
         }
     }
 
-    async fn read_needs(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<Vec<(usize, usize)>> {
+    /// Who needs whom, by item, and the rings.
+    async fn read_needs(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+    ) -> Result<(Vec<(usize, usize)>, Vec<Ring>)> {
         let ties = self.ties(frame, items).await?;
         if ties.is_empty() {
-            return Ok(vec![]);
+            return Ok((vec![], vec![]));
         }
         let round = Round { frame, items, stored: self.stored(frame, items, &ties).await? };
-        Ok(ties.iter().flat_map(|tie| round.needs(tie)).collect())
+        let mut needs = vec![];
+        // By table: what its rows need by values that are checked at once.
+        let mut at_once: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
+        for tie in &ties {
+            let of_tie = round.needs(tie);
+            if tie.at_once {
+                at_once.entry(tie.columns.0).or_default().extend(&of_tie);
+            }
+            needs.extend(of_tie);
+        }
+        let mut rings = vec![];
+        for (table, needs) in at_once {
+            for items in circles(items.len(), &needs) {
+                let of_table = ties.iter().filter(|tie| tie.at_once && tie.columns.0 == table);
+                let ring = |tie: &Tie| Ring { table, columns: tie.columns.1.clone(), items: items.clone() };
+                rings.extend(of_table.map(ring));
+            }
+        }
+        Ok((needs, rings))
     }
 
     async fn ties(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<Vec<Tie>> {
@@ -300,8 +372,8 @@ fn read_tie(
         },
         None => None,
     };
-    let columns = columns(row.cell("tbl")?, row.cell("columns")?);
-    Ok(columns.map(|columns| Tie { columns, parent }))
+    let (columns, at_once) = (columns(row.cell("tbl")?, row.cell("columns")?), row.cell("at_once")?);
+    Ok(columns.map(|columns| Tie { columns, parent, at_once }))
 }
 
 fn by_values(rows: Vec<(usize, Values)>) -> HashMap<Values, Vec<usize>> {

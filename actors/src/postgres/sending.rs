@@ -7,9 +7,12 @@
 //! ```
 //!
 //! The server carries the statements out one after the other, so each check sees what committed before its locks. Behind
-//! one that fails the others fail for that reason alone, so the first error is the one that counts; behind a fence that
-//! finds another session's mark everything fails.
+//! one that fails the others fail for that reason alone (where it was the BEGIN itself, that was cancelled, there is no
+//! transaction that could fail: then they find no rows, see `IN_ROUND`), so the first error is the one that counts; behind a fence that
+//! finds another session's mark everything fails. The echo's answer also says whether the tables are those that were prepared:
+//! a column that got another type meanwhile would round in silence what was encoded for the old one.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use super::*;
@@ -225,8 +228,11 @@ impl<'s> OpenRound<'s> {
         }
         if self.is_sound() && early_echo {
             let (entries, for_granted) = self.expected();
+            let (oids, definitions) =
+                as_prepared(self.frame, self.parts.iter().flat_map(|part| part.items.iter()));
             self.request(Step::Ours, async move {
-                session.client.carry_out(ECHO, &[&false, &entries, &for_granted]).await
+                let params: [Param<'_>; 5] = [&false, &entries, &for_granted, &oids, &definitions];
+                session.client.carry_out(ECHO, &params).await
             });
         }
         if self.is_sound() && !conflicts.is_empty() {
@@ -299,11 +305,12 @@ impl<'s> OpenRound<'s> {
             None => {}
         }
         answers.next();
-        let mut caused_more = early_echo && answers.next().unwrap_or_default().changed > 0;
+        let mut more = early_echo && caused_more(&answers.next().unwrap_or_default().rows)?;
         if !early_echo || taken.stored_otherwise {
-            caused_more |= session.mark_echo(&taken).await?;
+            let items = parts.iter().flat_map(|part| part.items.iter());
+            more |= session.mark_echo(frame, items, &taken).await?;
         }
-        Ok(Some((taken, caused_more)))
+        Ok(Some((taken, more)))
     }
 }
 
@@ -365,6 +372,27 @@ pub(super) fn fenced_out() -> CloudFailure {
     CloudFailure::new(FailureClass::Transient, "another session of this device has settled meanwhile")
 }
 
+/// The tables of these rows, by number, each with the definition that it was prepared with.
+pub(super) fn as_prepared<'f, 'i>(
+    frame: RoundFrame<'f>,
+    items: impl IntoIterator<Item = &'i RoundItem>,
+) -> (Vec<u32>, Vec<&'f str>) {
+    let tables: BTreeSet<usize> = items.into_iter().map(|item| item.table).collect();
+    tables.into_iter().map(|at| &frame.tables[at].1).map(|table| (table.oid, &*table.definition)).unzip()
+}
+
+/// What the answer about the echo says: whether the round caused more than it sent.
+pub(super) fn caused_more(answer: &[Row]) -> Result<bool> {
+    let row = answer.first().ok_or_else(|| unexpected("no word about the echo"))?;
+    match row.get::<_, i64>("altered") {
+        0 => Ok(row.get::<_, i64>("marked") > 0),
+        _ => Err(CloudFailure::new(
+            FailureClass::Transient,
+            "the columns of a table have changed since it was prepared",
+        )),
+    }
+}
+
 fn is_sqlstate(error: &tokio_postgres::Error, sqlstate: &str) -> bool {
     error.as_db_error().is_some_and(|server| server.code().code() == sqlstate)
 }
@@ -373,6 +401,7 @@ fn is_sqlstate(error: &tokio_postgres::Error, sqlstate: &str) -> bool {
 pub(super) fn begin(client: &Client, frame: RoundFrame<'_>) -> Result<String> {
     // A UUID: quoting it is a formality.
     let device = parse_uuid(frame.device)?;
+    fail::fail_point!("cloud.begin", |_| Ok("SELECT 1 / 0".to_owned()));
     Ok(format!(
         "{}; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED",
         client.opening("")

@@ -24,16 +24,21 @@ fn array_type(wire: Wire) -> &'static str {
     }
 }
 
+/// Whether a round's transaction has begun. Statements are sent behind its BEGIN without waiting for the answer: where that
+/// one was cancelled, each of them would otherwise be a transaction of its own, and take effect.
+const IN_ROUND: &str = "current_setting('tidewater.device', true) <> ''";
+
 /// `sent`: the given columns of the given rows as a table `c0, c1, …, ord`, cast to the cloud's types without
 /// length or precision, so that nothing is rounded before it is compared. What is sent as text is there a second
-/// time as it came, `r0, r1, …`: the cast may have changed it. Parameters from `$1` on.
+/// time as it came, `r0, r1, …`: the cast may have changed it. Parameters from `$1` on. Without a round there are no rows,
+/// except in a look-up, whose values are sent as text.
 fn sent(cloud: &CloudTable, columns: &[usize], as_text: bool, first_parameter: usize) -> String {
     let parameter = |(at, c): (usize, &usize)| {
         let wire = if as_text { Wire::Text } else { cloud.columns[*c].kind.wire() };
         format!("${}::{}", at + first_parameter, array_type(wire))
     };
     format!(
-        "sent AS MATERIALIZED (SELECT {}, ord FROM unnest({}) WITH ORDINALITY AS raw({}, ord))",
+        "sent AS MATERIALIZED (SELECT {}, ord FROM unnest({}) WITH ORDINALITY AS raw({}, ord){})",
         list(columns.iter().enumerate(), |(at, c)| {
             let CloudColumn { kind, cast, .. } = &cloud.columns[*c];
             let raw = if !as_text && is_compared_as_text(kind) {
@@ -45,6 +50,7 @@ fn sent(cloud: &CloudTable, columns: &[usize], as_text: bool, first_parameter: u
         }),
         list(columns.iter().enumerate(), parameter),
         list(0..columns.len(), |at| format!("c{at}")),
+        if as_text { String::new() } else { format!(" WHERE {IN_ROUND}") },
     )
 }
 
@@ -152,7 +158,7 @@ pub(crate) fn insert_plain(table: &Table, cloud: &CloudTable) -> String {
     let columns: Vec<usize> = (0..table.columns.len()).collect();
     format!(
         "INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM unnest({arrays}) AS raw({raw}) \
-         ORDER BY {order} ON CONFLICT ({key_names}) DO NOTHING",
+         WHERE {IN_ROUND} ORDER BY {order} ON CONFLICT ({key_names}) DO NOTHING",
         target = qualified(&cloud.schema, &cloud.name),
         names = list(&columns, |c| name(table, *c)),
         values = list(&columns, |c| format!("c{c}::{}", cloud.columns[*c].cast)),
@@ -215,24 +221,40 @@ pub(crate) fn update(table: &Table, cloud: &CloudTable, columns: &[usize]) -> St
     )
 }
 
-/// Gives rows, by key, a value in this column that nobody else has. Nothing for types that have none to spare.
+/// Gives rows, by key, a value in this column that nobody else has, by which others may refer to them. Nothing for types that
+/// have none to spare.
 pub(crate) fn step_aside(table: &Table, cloud: &CloudTable, column: usize) -> Option<String> {
-    let value = match &cloud.columns[column].kind {
+    let if_nullable = (!table.columns[column].not_null).then_some("NULL");
+    spare(&cloud.columns[column].kind).or(if_nullable).map(|value| set_for_now(table, cloud, column, value))
+}
+
+/// Takes rows, by key, out of this column's unique values, to which nobody refers. Nothing where there is no way.
+pub(crate) fn take_out(table: &Table, cloud: &CloudTable, column: usize) -> Option<String> {
+    let CloudColumn { kind, nullable, generated, .. } = &cloud.columns[column];
+    let value = if *nullable { Some("NULL") } else { spare(kind) };
+    value.filter(|_| !generated).map(|value| set_for_now(table, cloud, column, value))
+}
+
+/// A value of a type that nobody has.
+fn spare(kind: &CloudType) -> Option<&'static str> {
+    Some(match kind {
         CloudType::Int8 => "sent.ord - 4611686018427387904",
         CloudType::Int4 => "sent.ord - 2147483648",
         CloudType::Text => "gen_random_uuid()::text",
         CloudType::Bytea => "convert_to(gen_random_uuid()::text, 'UTF8')",
         CloudType::Uuid => "gen_random_uuid()",
-        _ if !table.columns[column].not_null => "NULL",
         _ => return None,
-    };
-    Some(format!(
+    })
+}
+
+fn set_for_now(table: &Table, cloud: &CloudTable, column: usize, value: &str) -> String {
+    format!(
         "WITH {} UPDATE {} AS t SET {} = {value} FROM sent WHERE {}",
         sent(cloud, &table.key, false, 1),
         qualified(&cloud.schema, &cloud.name),
         name(table, column),
         key_is_sent(table, "t"),
-    ))
+    )
 }
 
 /// Empties a column of rows, by key.

@@ -20,6 +20,39 @@ pub(super) struct Decimal {
     exponent: i64,
 }
 
+impl Decimal {
+    /// Whether a `numeric` of this precision and scale holds it to the last digit.
+    pub(super) fn fits(&self, precision: i64, scale: i64) -> bool {
+        let whole = i64::try_from(self.digits.len()).map_or(i64::MAX, |digits| digits + self.exponent);
+        self.exponent >= -scale && whole <= precision - scale
+    }
+}
+
+/// The number that a decimal in PostgreSQL's looser notation is: with a plus sign, without a digit before the point or behind
+/// it. Zeros at the beginning are not notation: who writes them means no number.
+pub(super) fn decimal(text: &str) -> Option<Decimal> {
+    let (sign, unsigned) = match text.strip_prefix('-') {
+        Some(unsigned) => ("-", unsigned),
+        None => ("", text.strip_prefix('+').unwrap_or(text)),
+    };
+    if unsigned.starts_with('-') {
+        return None;
+    }
+    let (mantissa, exponent) = unsigned.split_at(unsigned.find(['e', 'E']).unwrap_or(unsigned.len()));
+    match mantissa.split_once('.') {
+        None | Some(("", "")) => number(&format!("{sign}{unsigned}")),
+        Some(("", fraction)) => number(&format!("{sign}0.{fraction}{exponent}")),
+        Some((whole, "")) => number(&format!("{sign}{whole}{exponent}")),
+        Some(_) => number(&format!("{sign}{unsigned}")),
+    }
+}
+
+/// Whether PostgreSQL may write a number so itself.
+pub(super) fn is_plain(text: &str) -> bool {
+    let is_negative_zero = |number: &Decimal| number.digits.is_empty() && text.starts_with('-');
+    !text.contains(['e', 'E']) && number(text).is_some_and(|number| !is_negative_zero(&number))
+}
+
 /// The number that a JSON number is, to the last digit.
 pub(super) fn number(text: &str) -> Option<Decimal> {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
@@ -247,6 +280,14 @@ mod tests {
         }
         assert_ne!(number("12345678901234567890123"), number("12345678901234567890124"));
         assert_ne!(number("1"), number("-1"));
+        for (one, other) in
+            [("+1", "1"), (".5", "0.5"), ("-.5e1", "-5"), ("5.", "5"), ("5.e-1", "0.5"), ("1e3", "1000")]
+        {
+            assert!(decimal(one).is_some() && decimal(one) == number(other), "{one} {other}");
+        }
+        for text in ["", ".", "+", "-+1", "+-1", "007", "00.5", ".e1", "1_000", "0x1F", " 1", "1.5.5"] {
+            assert_eq!(decimal(text), None, "{text}");
+        }
         for text in ["", "-", "01", "1.", ".5", "+1", "1e", "1e+", "NaN", "1 ", "0x1", "1e99999999999"] {
             assert_eq!(number(text), None, "{text}");
         }

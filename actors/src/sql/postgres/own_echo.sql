@@ -2,7 +2,20 @@
 -- normalised value), its feed entries are treated as somebody else's, so that the device pulls them as well. Tables of
 -- which it was taken for granted that they store what they are sent have got no trigger since that changes it: none can
 -- come any more until this transaction ends.
-UPDATE tidewater.changes SET origin = NULL
-WHERE xid = pg_current_xact_id()
-  AND ($1 OR (SELECT count(*) FROM tidewater.changes WHERE xid = pg_current_xact_id()) <> $2
-       OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = ANY ($3::oid[]) AND g.tgtype & 7 = 7))
+--
+-- And how many of the tables that it wrote to are not the ones any more that were prepared: their columns are as columns.sql
+-- had them, or what was sent was cast to another type than the column has. The rows' own statements hold locks on the tables,
+-- so that they stay as they are seen here until this transaction ends.
+WITH marked AS (
+    UPDATE tidewater.changes SET origin = NULL
+    WHERE xid = pg_current_xact_id()
+      AND ($1 OR (SELECT count(*) FROM tidewater.changes WHERE xid = pg_current_xact_id()) <> $2
+           OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = ANY ($3::oid[]) AND g.tgtype & 7 = 7))
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM marked) AS marked,
+       (SELECT count(*) FROM unnest($4::oid[], $5::text[]) AS prepared(tbl, definition)
+        WHERE definition IS DISTINCT FROM
+              (SELECT string_agg(concat_ws('.', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
+                                           a.atthasdef, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum)
+               FROM pg_attribute a WHERE a.attrelid = tbl AND a.attnum > 0 AND NOT a.attisdropped)) AS altered
