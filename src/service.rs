@@ -163,7 +163,7 @@ impl Teller {
 }
 
 /// Whether a new process would not be better off: every actor runs.
-fn healthy(summary: &StatusSummary) -> bool {
+pub(crate) fn healthy(summary: &StatusSummary) -> bool {
     !summary.actors.is_empty() && summary.actors.iter().all(|actor| actor.state == "running")
 }
 

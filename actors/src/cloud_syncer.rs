@@ -48,6 +48,7 @@ use crate::sqlite::{
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
+use crate::timings::{Timings, now_us};
 
 mod history;
 mod parked;
@@ -85,6 +86,8 @@ pub struct SyncParts {
     pub said: Arc<Mutex<HashSet<String>>>,
     /// The tables whose rows wait for something that a person has to do, by id, with what that is.
     pub not_synced: Arc<Mutex<HashMap<i64, String>>>,
+    /// Where the durations are counted.
+    pub timings: Arc<Timings>,
 }
 
 /// The actor.
@@ -401,6 +404,7 @@ impl CloudSyncer {
         }
     }
 
+    /// What is known without the file.
     fn report(&self) -> SyncReport {
         let state = match self.machine.state() {
             State::Offline => "offline",
@@ -409,17 +413,21 @@ impl CloudSyncer {
             State::Working if self.doing.load(Ordering::Relaxed) == FLUSHING => "flushing",
             State::Working => "warming",
         };
-        let counts = self.parts.readers.counts().unwrap_or_default();
-        let total = |name| self.parts.readers.total(name).unwrap_or_default();
-        SyncReport {
-            state: state.to_owned(),
-            detail: self.trouble.clone(),
-            pending: counts.pending,
-            parked: counts.parked,
-            conflicts: counts.conflicts,
-            rows_flushed: total("rows_flushed"),
-            rows_warmed: total("rows_warmed"),
-        }
+        SyncReport { state: state.to_owned(), detail: self.trouble.clone(), ..SyncReport::default() }
+    }
+}
+
+/// Adds the numbers that are in the file.
+fn counted(report: SyncReport, readers: &Readers) -> SyncReport {
+    let counts = readers.counts().unwrap_or_default();
+    let total = |name| readers.total(name).unwrap_or_default();
+    SyncReport {
+        pending: counts.pending,
+        parked: counts.parked,
+        conflicts: counts.conflicts,
+        rows_flushed: total("rows_flushed"),
+        rows_warmed: total("rows_warmed"),
+        ..report
     }
 }
 
@@ -538,10 +546,16 @@ impl Handler<SyncSoon> for CloudSyncer {
 }
 
 impl Handler<GetSyncReport> for CloudSyncer {
-    type Result = MessageResult<GetSyncReport>;
+    type Result = ResponseFuture<SyncReport>;
 
     fn handle(&mut self, _: GetSyncReport, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.report())
+        let (report, readers) = (self.report(), self.parts.readers.clone());
+        Box::pin(async move {
+            let known = report.clone();
+            // Counting a long journal takes a while, and this thread is the watcher's and the breaker's, too.
+            let counting = actix_rt::task::spawn_blocking(move || counted(report, &readers));
+            counting.await.unwrap_or(known)
+        })
     }
 }
 
@@ -1139,7 +1153,9 @@ impl Cycle {
                 self.windows.halve();
             }
             let carried = carried?;
-            self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, began.elapsed());
+            let took = began.elapsed();
+            self.parts.timings.round.observe(took);
+            self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
             // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
             if carried.rows < window || carried.then != Then::GoOn || carried.parked {
                 self.tell_receipts();
@@ -1302,10 +1318,12 @@ impl Cycle {
                     if caused_more {
                         carried.then = Then::PullFirst;
                     }
+                    let left: HashSet<usize> =
+                        hits.iter().map(|hit| hit.item).chain(unseen.iter().copied()).collect();
                     let hits = hits
                         .into_iter()
                         .map(|hit| {
-                            let Origin { table, key, row, base } = &window.origins[hit.item];
+                            let Origin { table, key, row, base, .. } = &window.origins[hit.item];
                             let (table, key) = (*table, key.clone());
                             let ready = &tables[window.items[hit.item].table];
                             let row = hit
@@ -1317,6 +1335,7 @@ impl Cycle {
                     let (round, generation) = (id.clone(), noted.generation);
                     let left_out = unseen.iter().map(|item| window.items[*item].name.clone()).collect();
                     self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
+                    self.count_propagated(&window, &left);
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
@@ -1365,6 +1384,17 @@ impl Cycle {
                     }
                     window.remove(&park);
                 }
+            }
+        }
+    }
+
+    /// The rows of a round that the cloud has now, but for those that left it.
+    fn count_propagated(&self, window: &Window, left: &HashSet<usize>) {
+        let now = now_us();
+        for (item, origin) in window.origins.iter().enumerate() {
+            // Without a stamp, nobody knows when it was written.
+            if origin.stamp > 0 && !left.contains(&item) {
+                self.parts.timings.propagation.observe_since(origin.stamp, now);
             }
         }
     }
@@ -1442,6 +1472,8 @@ struct Origin {
     row: Option<Vec<Value>>,
     /// What its changed columns were.
     base: Vec<Option<Value>>,
+    /// When it was last changed here, in microseconds since 1970.
+    stamp: i64,
 }
 
 /// A round's rows in wire form.
@@ -1463,9 +1495,16 @@ impl Window {
                     Ok(Some(item)) => {
                         window.items.push(item);
                         let entry = row.entry;
+                        let stamp = entry.stamp;
                         let base = entry.base.into_iter().zip(entry.dirty);
                         let base = base.map(|(base, dirty)| (entry.known && dirty).then_some(base)).collect();
-                        window.origins.push(Origin { table: table.id, key: row.key, row: row.row, base });
+                        window.origins.push(Origin {
+                            table: table.id,
+                            key: row.key,
+                            row: row.row,
+                            base,
+                            stamp,
+                        });
                     }
                     Ok(None) => {}
                     Err(misfit) => window.refusals.push(Refusal {
