@@ -385,7 +385,7 @@ pub struct HttpSettings {
     pub connections_max: usize,
     /// Those that follow `/events`, at once.
     pub subscribers_max: usize,
-    /// The longest that a client may take to ask.
+    /// The longest that a client may take to ask, and to read nothing of what it is told.
     pub request_timeout: Duration,
 }
 

@@ -1,9 +1,11 @@
 //! Who may ask, and how: everything else is refused before any route is.
 
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
-use actix_web::body::{EitherBody, MessageBody};
-use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::body::{BodySize, BoxBody, EitherBody, MessageBody};
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode, Version};
 use actix_web::middleware::Next;
@@ -27,7 +29,11 @@ pub(super) async fn guard<B: MessageBody>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     let mut response = match refusal(&request) {
-        Some(refusal) => request.into_response(refusal).map_into_right_body(),
+        Some(refusal) => {
+            let (request, payload) = request.into_parts();
+            let refusal = refusal.map_body(|_, body| BoxBody::new(Unread { body, _payload: payload }));
+            ServiceResponse::new(request, refusal).map_into_right_body()
+        }
         None => next.call(request).await?.map_into_left_body(),
     };
     for (name, value) in HEADERS {
@@ -37,6 +43,28 @@ pub(super) async fn guard<B: MessageBody>(
         }
     }
     Ok(response)
+}
+
+/// The answer to a request whose body nobody reads. actix-web would go on reading a chunked one without any bound once its
+/// payload is dropped; while that lives, it closes the connection after the answer.
+struct Unread {
+    body: BoxBody,
+    _payload: Payload,
+}
+
+impl MessageBody for Unread {
+    type Error = <BoxBody as MessageBody>::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<actix_web::web::Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(cx)
+    }
 }
 
 fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {

@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use actix_web::dev::{Extensions, Server, ServerHandle};
+use actix_web::dev::{Server, ServerHandle};
 use actix_web::http::KeepAlive;
 use actix_web::middleware::from_fn;
 use actix_web::rt::net::TcpStream;
@@ -25,9 +25,6 @@ const BACKLOG: u32 = 128;
 /// What of an answer may wait in the system for a client to read it.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
-/// A client that reads nothing for so long is given up.
-const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// How long a connection may take to end.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -39,7 +36,8 @@ const BLOCKING_THREADS_MAX: usize = 4;
 
 /// The server, while it runs.
 pub(crate) struct Listener {
-    server: Server,
+    /// Nothing once it has ended.
+    server: Option<Server>,
     handle: ServerHandle,
 }
 
@@ -70,9 +68,10 @@ impl Listener {
 
     fn listen(db: &Database, address: SocketAddr) -> io::Result<(Self, SocketAddr)> {
         let http = &db.settings().http;
+        let unread = http.request_timeout;
         let routes = configure(db);
         let app = move || {
-            let otherwise = web::route().wrap(from_fn(guard::guard)).to(nothing_here);
+            let otherwise = web::route().to(nothing_here).wrap(from_fn(guard::guard));
             App::new().configure(routes.clone()).default_service(otherwise)
         };
         let server = HttpServer::new(app)
@@ -86,23 +85,25 @@ impl Listener {
             // Whoever follows the events and goes is noticed at once.
             .h1_allow_half_closed(false)
             .disable_signals()
-            .on_connect(bound)
+            .on_connect(move |stream, _| bound(stream, unread))
             .bind(address)?;
         let listens = server.addrs().first().copied().unwrap_or(address);
         let server = server.run();
-        Ok((Self { handle: server.handle(), server }, listens))
+        Ok((Self { handle: server.handle(), server: Some(server) }, listens))
     }
 
     /// Answers until it is stopped.
     pub(crate) async fn serve(&mut self, log: &Logger) {
-        if let Err(error) = (&mut self.server).await {
+        let Some(server) = &mut self.server else { return };
+        if let Err(error) = server.await {
             warn!(log, "⚠️  HTTP failed: {error}");
         }
+        self.server = None;
     }
 
     /// Ends it, and whatever it has under way.
     pub(crate) async fn stop(self) {
-        let Self { server, handle } = self;
+        let Self { server: Some(server), handle } = self else { return };
         let stopping = async { tokio::join!(handle.stop(false), server) };
         // Dropping it does the same, and does not wait.
         let _ = tokio::time::timeout(STOP_TIMEOUT, stopping).await;
@@ -110,11 +111,13 @@ impl Listener {
 }
 
 /// A client that does not read holds little, and not for ever.
-fn bound(stream: &dyn Any, _: &mut Extensions) {
+fn bound(stream: &dyn Any, unread: Duration) {
     let Some(stream) = stream.downcast_ref::<TcpStream>() else { return };
     let socket = SockRef::from(stream);
     // Best effort: a system that refuses has bounds of its own.
     let _ = socket.set_send_buffer_size(SEND_BUFFER_BYTES);
     #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
+    let _ = socket.set_tcp_user_timeout(Some(unread));
+    #[cfg(not(target_os = "linux"))]
+    let _ = unread;
 }

@@ -77,12 +77,17 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn follow(address: SocketAddr, path: &str) -> Self {
+        Self::try_follow(address, path).unwrap()
+    }
+
+    /// The error is the first line of an answer that is none.
+    pub(crate) fn try_follow(address: SocketAddr, path: &str) -> Result<Self, String> {
         let mut stream = connect(address);
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n\r\n")
             .unwrap();
         let mut events = Self { reader: BufReader::new(stream) };
-        assert_eq!(events.line().as_deref(), Some("HTTP/1.1 200 OK"));
-        events
+        let line = events.line().unwrap_or_default();
+        if line == "HTTP/1.1 200 OK" { Ok(events) } else { Err(line) }
     }
 
     /// The next event's name and data; nothing at the end. The sizes of the chunks are passed over.

@@ -4,7 +4,6 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tidewater_test_support::{shell, wait};
 
@@ -189,6 +188,20 @@ async fn whoever_is_hostile_costs_little_and_stops_nothing() {
         asked.elapsed()
     );
 
+    // A body that is announced and does not come, and a protocol that is not spoken here.
+    for headers in [
+        "Transfer-Encoding: chunked\r\n",
+        "Content-Length: 5\r\n",
+        "Connection: upgrade\r\nUpgrade: websocket\r\n",
+        "Expect: 100-continue\r\nContent-Length: 5\r\n",
+    ] {
+        let asked = Instant::now();
+        let answer = ask(address, "GET", "/healthz", headers);
+        // Who asks whether to go on is told to, and then what comes of it.
+        assert!([100, 200, 413].contains(&answer.status), "{headers}: {answer:?}");
+        assert!(asked.elapsed() < Duration::from_secs(8), "{headers}: {:?}", asked.elapsed());
+    }
+
     // Ten mebibytes, as a head and as a body.
     let large = "a".repeat(10 << 20);
     for request in [
@@ -231,38 +244,45 @@ async fn whoever_is_hostile_costs_little_and_stops_nothing() {
     assert!(!lines.iter().any(|line| line.contains("WARNING") || line.contains("ERROR")), "{lines:#?}");
 }
 
-/// So many follow the events and no more; a place that becomes free is given again; one that reads nothing hinders nobody,
-/// neither the others nor the end.
+/// So many follow the events and no more; a place that becomes free is given again, that of somebody who reads nothing too;
+/// meanwhile he hinders nobody, and nobody hinders the end.
 #[test]
 fn subscribers_have_a_number_of_places() {
     let folder = tempfile::tempdir().unwrap();
     let (mut command, _nobody) = alone(folder.path());
-    let (process, address) = serving(command.env("TIDEWATER_HTTP__SUBSCRIBERS_MAX", "2"));
-    let mut deaf = connect(address);
+    command.env("TIDEWATER_HTTP__SUBSCRIBERS_MAX", "2").env("TIDEWATER_HTTP__REQUEST_TIMEOUT_S", "1");
+    let (process, address) = serving(&mut command);
+    // Little fits between the two.
+    let deaf = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    deaf.set_recv_buffer_size(1).unwrap();
+    deaf.connect(&address.into()).unwrap();
+    let mut deaf = std::net::TcpStream::from(deaf);
     deaf.write_all(format!("GET /events HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).unwrap();
-    let mut reader =
-        wait::until_blocking("there is a place", PATIENCE, || Ok(Events::follow(address, "/events")));
+    let mut reader = Events::follow(address, "/events");
     reader.wait_for("counts", |_| true);
-    let full = wait::until_blocking("there is no place", PATIENCE, || {
-        let answer = get(address, "/events");
-        if answer.status == 503 { Ok(answer) } else { Err(format!("{answer:?}")) }
-    });
+    let full = get(address, "/events");
+    assert_eq!(full.status, 503, "{full:?}");
     assert!(full.body.contains("http.subscribers_max") && full.header("Retry-After").is_some(), "{full:?}");
     assert_eq!(get(address, "/healthz").status, 200);
-    let sql = "CREATE TABLE note (id INTEGER PRIMARY KEY); INSERT INTO note VALUES (1), (2), (3);";
-    shell::sqlite3_shell(folder.path().join("alone.db"), sql);
-    let counts = reader.wait_for("counts", |it| it["pending"] == 3);
-    assert_eq!(counts["parked"], Value::from(0));
+
+    let sql = |sql: &str| shell::sqlite3_shell(folder.path().join("alone.db"), sql);
+    sql("CREATE TABLE note (id INTEGER PRIMARY KEY);");
+    let (deafened, mut told) = (Instant::now(), 0);
+    let follow = || Events::try_follow(address, "/events");
+    while follow().is_err() {
+        assert!(deafened.elapsed() < PATIENCE, "whoever reads nothing keeps the place after {told} events");
+        told += 1;
+        sql("INSERT INTO note DEFAULT VALUES;");
+        reader.wait_for("counts", |it| it["pending"] == told);
+    }
+    println!("the place of somebody deaf was free after {told} events, {:?}", deafened.elapsed());
+    let second = wait::until_blocking("there is a place", PATIENCE, follow);
+    let third = follow().err();
+    assert_eq!(third.as_deref(), Some("HTTP/1.1 503 Service Unavailable"), "both are taken");
     drop(reader);
-    wait::until_blocking("a place is free", PATIENCE, || {
-        let mut stream = connect(address);
-        stream.write_all(format!("GET /events HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).unwrap();
-        let mut first = [0; 12];
-        std::io::Read::read_exact(&mut stream, &mut first).unwrap();
-        if &first == b"HTTP/1.1 200" { Ok(()) } else { Err(String::from_utf8_lossy(&first).into_owned()) }
-    });
+    wait::until_blocking("a place is free", PATIENCE, || follow().map(drop));
     let asked = Instant::now();
     process.stop();
     assert!(asked.elapsed() < Duration::from_secs(5), "the end took {:?}", asked.elapsed());
-    drop(deaf);
+    drop((deaf, second));
 }

@@ -57,11 +57,12 @@ async fn every_route_follows_the_cloud() {
     assert_eq!(available["reason"], Value::Null);
     device.wait_until_equal(&["note"]).await;
     events.wait_for("counts", |it| it["pending"] == 0);
-    let metrics = wait_for(address, "/metrics", "everything is flushed", |answer| {
-        answer.metric("tidewater_sync_state{state=\"idle\"}") == Some(1.0)
+    let metrics = wait_for(address, "/metrics", "everything is flushed and the circuit closed", |answer| {
+        ["tidewater_sync_state{state=\"idle\"}", "tidewater_circuit_state{state=\"closed\"}"]
+            .iter()
+            .all(|series| answer.metric(series) == Some(1.0))
     });
     assert_eq!(metrics.metric("tidewater_cloud_available"), Some(1.0));
-    assert_eq!(metrics.metric("tidewater_circuit_state{state=\"closed\"}"), Some(1.0));
     assert_eq!(metrics.metric("tidewater_rows_flushed_total"), Some(2.0));
     assert_eq!(metrics.metric("tidewater_journal_oldest_age_seconds"), Some(0.0));
     assert_eq!(metrics.metric("tidewater_propagation_delay_seconds_count"), Some(2.0));
