@@ -86,7 +86,7 @@ impl Subscriber {
                     event(&mut text, "availability", Some(changed.epoch), &availability(changed));
                 }
                 () = sleep_until(self.next_look) => {
-                    let summary = self.shared.looks.within(LOOK_EVERY / 2).await;
+                    let summary = self.shared.looks.leisurely(LOOK_EVERY / 2).await;
                     self.next_look = Instant::now() + LOOK_EVERY;
                     self.told.tell(&mut text, &summary);
                 }

@@ -22,12 +22,7 @@ use tokio::sync::Mutex;
 
 use super::{Shared, plain};
 use crate::database::Database;
-
-/// Looking for the oldest row reads the journal: what was found stands for this many times as long as it took to find.
-const OLDEST_PAUSE_FACTOR: u32 = 20;
-
-/// However long it took.
-const OLDEST_PAUSE_MAX: Duration = Duration::from_secs(60);
+use crate::service::{LOOK_PAUSE_FACTOR, LOOK_PAUSE_MAX};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -38,7 +33,8 @@ pub(super) struct Scrapes {
     oldest: Mutex<Option<Oldest>>,
 }
 
-/// When the row that has waited longest was written, as of a look at the journal.
+/// When the row that has waited longest was written, as of a look at the journal. All of it is read for that: what was found
+/// stands for many times as long as it took.
 #[derive(Clone, Copy)]
 struct Oldest {
     found: Option<i64>,
@@ -50,7 +46,7 @@ impl Scrapes {
     async fn oldest_pending(&self, db: &Database) -> Option<i64> {
         let mut oldest = self.oldest.lock().await;
         if let Some(Oldest { found, looked, took }) = *oldest
-            && looked.elapsed() < (took * OLDEST_PAUSE_FACTOR).min(OLDEST_PAUSE_MAX)
+            && looked.elapsed() < took.saturating_mul(LOOK_PAUSE_FACTOR).min(LOOK_PAUSE_MAX)
         {
             return found;
         }

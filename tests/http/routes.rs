@@ -295,10 +295,11 @@ fn off_is_off_and_only_a_port_that_nobody_knows_is_named() {
     let lines = process.stop();
     assert_eq!(lines.iter().filter(|line| line.contains("HTTP")).count(), 1, "{lines:#?}");
 
-    // It is free again: the one before has just given it back.
+    // An address of this test's own, so that nobody else has the port.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let address = SocketAddr::from(([127, a.max(1), b, c.clamp(1, 254)], 8432));
     let (mut command, _nobody) = alone(folder.path());
-    let process =
-        Process::ready(command.env("TIDEWATER_HTTP__LISTEN", format!("localhost:{}", address.port())));
+    let process = Process::ready(command.env("TIDEWATER_HTTP__LISTEN", address.to_string()));
     wait::until_blocking("it answers", PATIENCE, || match std::net::TcpStream::connect(address) {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
@@ -322,13 +323,11 @@ fn status(folder: &std::path::Path, process: &Process) -> Value {
 #[test]
 fn another_address_than_loopback_needs_a_word() {
     let folder = tempfile::tempdir().unwrap();
-    for (listen, bad) in
-        [("0.0.0.0:0", true), ("[::]:0", true), ("192.0.2.1:80", true), ("8432", true), ("127.0.0.1", true)]
-    {
+    for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
         let (mut command, _nobody) = alone(folder.path());
         let said = output(command.env("TIDEWATER_HTTP__LISTEN", listen));
         let text = String::from_utf8(said.stderr).unwrap();
-        assert_eq!((said.status.code(), bad), (Some(2), true), "{text}");
+        assert_eq!(said.status.code(), Some(2), "{text}");
         assert!(text.contains("http.listen") && text.contains("http.allow_remote"), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
