@@ -258,6 +258,7 @@ fn render_status_at(status: &Value, now: Duration) -> String {
     page.row("circuit", &[word(circuit, "state"), word(circuit, "reason")]);
     let journal = word(sqlite, "journal_mode").map(|mode| format!("{mode} mode"));
     page.row("sqlite", &[word(sqlite, "path"), journal]);
+    page.row("http", &[word(&status["http"], "listen")]);
 
     for (n, actor) in status["actors"].as_array().into_iter().flatten().enumerate() {
         let name = word(actor, "name").map(|name| format!("{name:<16}"));

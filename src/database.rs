@@ -11,8 +11,9 @@
 //!
 //! The app's own actix System is not touched: everything here can be awaited in any actix or tokio runtime.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use slog::{Logger, info, o, warn};
@@ -24,8 +25,8 @@ use tidewater_actors::core::sync::Pace;
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::{
     AvailabilityChanged, DetectProxy, Detection, ForceCircuit, Forced, GetCircuitReport, GetLink,
-    GetProxyReport, GetSyncReport, ProxyReport, Readiness, ResetCircuit, ResetDetector, SqliteReport,
-    StatusSummary, Stored, Subscribe, SyncNow, WaitSynced, Write,
+    GetProxyReport, GetSyncReport, HttpReport, ProxyReport, ProxyStatus, Readiness, ResetCircuit,
+    ResetDetector, SqliteReport, StatusSummary, Stored, Subscribe, SyncNow, WaitSynced, Write,
 };
 use tidewater_actors::migrations::Migrations;
 use tidewater_actors::postgres::{Cloud, CloudOptions, TlsMode, is_this_machine};
@@ -38,6 +39,7 @@ use tidewater_actors::sqlite_writer::{SqliteWriter, WriterOptions, tell};
 use tidewater_actors::supervision::{
     ChildSpec, GaveUp, Generation, Handle, Intensity, StartError, Supervisor, Thread, calm,
 };
+use tidewater_actors::timings::Timings;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 
 use crate::error::Error;
@@ -101,6 +103,10 @@ struct Inner {
     /// What is known of the proxy without the watcher.
     unasked: ProxyReport,
     given_up: watch::Receiver<Option<GaveUp>>,
+    availability: watch::Receiver<AvailabilityChanged>,
+    timings: Arc<Timings>,
+    /// Where it answers over HTTP, once it does.
+    http: OnceLock<SocketAddr>,
     shutdown: Duration,
     settings: Settings,
     runtime: Mutex<Option<Runtime>>,
@@ -180,6 +186,21 @@ impl std::fmt::Debug for Subscribers {
     }
 }
 
+/// Hears of the cloud for those who are no actors.
+struct Announcer(watch::Sender<AvailabilityChanged>);
+
+impl Actor for Announcer {
+    type Context = Context<Self>;
+}
+
+impl Handler<AvailabilityChanged> for Announcer {
+    type Result = ();
+
+    fn handle(&mut self, changed: AvailabilityChanged, _: &mut Self::Context) {
+        self.0.send_replace(changed);
+    }
+}
+
 /// What the actors are made from, again after each restart.
 struct Plan {
     settings: Settings,
@@ -188,6 +209,7 @@ struct Plan {
     circuit: CircuitPolicy,
     cloud: Option<Cloud>,
     gate: Gate,
+    timings: Arc<Timings>,
     log: Logger,
 }
 
@@ -252,8 +274,9 @@ impl Database {
     /// the other died of it; it is not done then either.
     pub async fn write(&self, statements: impl IntoIterator<Item = Statement>) -> Result<Committed, Error> {
         self.alive()?;
+        let asked = Instant::now();
         let place = self.inner.queue.enter().await?;
-        self.write_in(place, Unit::new(statements)).await
+        self.write_in(place, asked, Unit::new(statements)).await
     }
 
     /// The same, but fails at once while `sqlite.queue_max` writes are under way.
@@ -265,13 +288,20 @@ impl Database {
         statements: impl IntoIterator<Item = Statement>,
     ) -> Result<Committed, Error> {
         self.alive()?;
+        let asked = Instant::now();
         let place = self.inner.queue.try_enter()?;
-        self.write_in(place, Unit::new(statements)).await
+        self.write_in(place, asked, Unit::new(statements)).await
     }
 
     /// The place is held until the answer is there.
-    async fn write_in(&self, _place: OwnedSemaphorePermit, unit: Unit) -> Result<Committed, Error> {
+    async fn write_in(
+        &self,
+        _place: OwnedSemaphorePermit,
+        asked: Instant,
+        unit: Unit,
+    ) -> Result<Committed, Error> {
         let written = self.unit(unit, |unit, answer| Write { unit, answer }).await?;
+        self.inner.timings.write.observe(asked.elapsed());
         Ok(Committed { receipt: Receipt { mark: written.mark }, results: written.results })
     }
 
@@ -331,7 +361,18 @@ impl Database {
         &self,
         work: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        self.readers().read(work).map_err(of_reader)
+        self.timed_read(|readers| readers.read(work))
+    }
+
+    /// A read on the caller's own thread. How long it took is counted, whatever came of it.
+    pub(crate) fn timed_read<T>(
+        &self,
+        read: impl FnOnce(&Readers) -> Result<T, StoreError>,
+    ) -> Result<T, Error> {
+        let asked = Instant::now();
+        let outcome = read(self.readers());
+        self.inner.timings.read.observe(asked.elapsed());
+        outcome.map_err(of_reader)
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -380,6 +421,13 @@ impl Database {
                 Err(_) => tokio::time::sleep(RESTART_POLL).await,
             }
         }
+    }
+
+    /// The availability for those who are no actors: what it is now, and a sign when it changes. Who looks rarely sees the last
+    /// change only; the epoch says how many there were.
+    #[must_use]
+    pub fn availability(&self) -> watch::Receiver<AvailabilityChanged> {
+        self.inner.availability.clone()
     }
 
     /// Whether the proxy is there, with the reason in words. `force` skips what was verified within the last seconds.
@@ -461,6 +509,7 @@ impl Database {
                 problem: self.inner.readers.same_file().err().map(|error| error.to_string()),
                 ..self.inner.sqlite.clone()
             },
+            http: HttpReport { listen: self.inner.http.get().map(ToString::to_string) },
             actors,
             ..StatusSummary::default()
         };
@@ -533,6 +582,19 @@ impl Database {
     /// The longest that [`shutdown`](Self::shutdown) takes.
     pub(crate) fn shutdown_bound(&self) -> Duration {
         self.inner.shutdown * SHUTDOWN_PARTS
+    }
+
+    /// How long things took, since it was opened.
+    #[cfg(feature = "http")]
+    pub(crate) fn timings(&self) -> &Timings {
+        &self.inner.timings
+    }
+
+    /// From now on the status says where it answers over HTTP.
+    #[cfg(feature = "http")]
+    pub(crate) fn answers_on(&self, address: SocketAddr) {
+        // There is one process, which listens once.
+        let _ = self.inner.http.set(address);
     }
 
     pub(crate) fn writer(&self) -> Result<&Handle<SqliteWriter>, Error> {
@@ -635,6 +697,7 @@ impl Plan {
             },
             cloud: cloud_options.map(Cloud::new).transpose().map_err(|error| bad(&error))?,
             gate,
+            timings: Arc::default(),
             settings,
             log,
         })
@@ -666,7 +729,12 @@ impl Plan {
             ..ProxyReport::default()
         };
         let log = self.log.clone();
+        let timings = self.timings.clone();
+        let unheard = AvailabilityChanged { epoch: 0, status: ProxyStatus::Unknown, class: None };
+        let (heard, availability) = watch::channel(unheard);
         let (children, supervisor) = self.children(store, own_readers.clone());
+        // Before there is a watcher, which has to know it.
+        children.subscribers.add(Announcer(heard).start().recipient());
         let supervision = match supervisor.launch().await {
             Ok(supervision) => supervision,
             Err(error) => {
@@ -685,8 +753,20 @@ impl Plan {
         let (stop, stopped) = oneshot::channel();
         let queue = Queue::new(queue_max);
         let runtime = Mutex::new(None);
-        let inner =
-            Inner { children, queue, readers, sqlite, unasked, given_up, shutdown, settings, runtime };
+        let inner = Inner {
+            children,
+            queue,
+            readers,
+            sqlite,
+            unasked,
+            given_up,
+            availability,
+            timings,
+            http: OnceLock::new(),
+            shutdown,
+            settings,
+            runtime,
+        };
         if opened.send(Ok((inner, stop))).is_ok() {
             tokio::select! {
                 // An error means that every handle is gone, which is an end as well.
@@ -718,8 +798,16 @@ impl Plan {
 
     /// The four actors as the supervisor's children, in the order in which they start.
     fn children(self, store: Store, readers: Readers) -> (Children, Supervisor) {
-        let Self { settings, store: store_options, watcher: watcher_options, circuit, cloud, gate, log } =
-            self;
+        let Self {
+            settings,
+            store: store_options,
+            watcher: watcher_options,
+            circuit,
+            cloud,
+            gate,
+            timings,
+            log,
+        } = self;
         let children = Children {
             watcher: Handle::new("ProxyWatcher"),
             breaker: Handle::new("CircuitBreaker"),
@@ -793,6 +881,7 @@ impl Plan {
             readers,
             said: Arc::default(),
             not_synced: Arc::default(),
+            timings,
         };
         let options = SyncOptions {
             window_rows_max: settings.sync.window_rows_max,

@@ -33,7 +33,7 @@ impl Database {
         sql: &str,
         params: impl rusqlite::Params,
     ) -> Result<Vec<T>, Error> {
-        self.readers().query_as(sql, params).map_err(of_reader)
+        self.timed_read(|readers| readers.query_as(sql, params))
     }
 
     /// Reads on a blocking thread of the caller's runtime: for queries that would hold up an actor. Waits there for a

@@ -1,4 +1,4 @@
-//! Running as a process: the database, the control socket, what the service manager is told, and an orderly end.
+//! Running as a process: the database, the control socket, HTTP, what the service manager is told, and an orderly end.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -32,6 +32,15 @@ pub async fn run(
             None
         }
     };
+    #[cfg(feature = "http")]
+    let mut http = crate::http::Listener::start(&db, &log);
+    let answer = async {
+        #[cfg(feature = "http")]
+        if let Some(http) = &mut http {
+            http.serve(&log).await;
+        }
+        std::future::pending::<()>().await;
+    };
     let serve = async {
         match control {
             Some(control) => {
@@ -53,12 +62,17 @@ pub async fn run(
         () = shutdown => Ok(()),
         error = db.failed() => Err(error),
         () = serve => Ok(()),
+        () = answer => Ok(()),
         () = accompany => Ok(()),
     };
     if let Some(manager) = &manager
         && let Err(error) = manager.stopping(db.shutdown_bound(), ended.as_ref().err().map(|it| it as _))
     {
         debug!(log, "The service manager cannot be told of the end: {error}");
+    }
+    #[cfg(feature = "http")]
+    if let Some(http) = http {
+        http.stop().await;
     }
     let stopped = db.shutdown().await;
     // Why it had to end says more than that somebody is still busy.

@@ -27,10 +27,10 @@ use crate::cli::on_one_line;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Counting a long journal takes a while: looks leave at least this many times their own duration to others.
-const LOOK_PAUSE_FACTOR: u32 = 20;
+pub(crate) const LOOK_PAUSE_FACTOR: u32 = 20;
 
 /// However long a look took, the next one comes within this.
-const LOOK_PAUSE_MAX: Duration = Duration::from_secs(10);
+pub(crate) const LOOK_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// The service manager drops a message that is too long for its buffer (4096 bytes), and everything in it.
 const LINE_CHARS_MAX: usize = 200;
@@ -163,7 +163,7 @@ impl Teller {
 }
 
 /// Whether a new process would not be better off: every actor runs.
-fn healthy(summary: &StatusSummary) -> bool {
+pub(crate) fn healthy(summary: &StatusSummary) -> bool {
     !summary.actors.is_empty() && summary.actors.iter().all(|actor| actor.state == "running")
 }
 

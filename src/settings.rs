@@ -22,7 +22,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -170,6 +170,8 @@ pub struct Sections {
     pub circuit: CircuitSettings,
     /// Restarts, the end, and the environment.
     pub supervisor: SupervisorSettings,
+    /// What a browser, a probe and Prometheus are told.
+    pub http: HttpSettings,
     /// The log.
     pub log: LogSettings,
     /// From where on `doctor` finds something red.
@@ -387,6 +389,22 @@ pub struct SupervisorSettings {
     pub shutdown: Duration,
     /// Whether the absence of a proxy is normal.
     pub environment: Environment,
+}
+
+/// `[http]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HttpSettings {
+    /// Where the process answers; `None`: nowhere. Loopback, unless another address was allowed.
+    pub listen: Option<SocketAddr>,
+    /// The names and addresses besides those of loopback by which it may be asked for, in lower case.
+    pub hosts: Vec<String>,
+    /// Connections at once; at least 1.
+    pub connections_max: usize,
+    /// Those that follow `/events`, at once.
+    pub subscribers_max: usize,
+    /// The longest that a client may take to ask, and to read nothing of what it is told.
+    pub request_timeout: Duration,
 }
 
 /// `[log]`.

@@ -23,6 +23,8 @@ fn command(folder: &Path, arguments: &[&str]) -> Command {
         }
     }
     command.env_remove("JARVIS_ENV");
+    // Tests run side by side, and one port is for one of them.
+    command.env("TIDEWATER_HTTP__LISTEN", "off");
     command
 }
 

@@ -9,6 +9,14 @@ have_postgres() {
     command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1
 }
 
+# The system's own Python, where another one comes first, is as good.
+have_prometheus_parser() {
+    for python in python3 /usr/bin/python3; do
+        "$python" -c "import prometheus_client" >/dev/null 2>&1 && return
+    done
+    return 1
+}
+
 missing=""
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 if [ "$for_what" = test ]; then
@@ -17,6 +25,7 @@ if [ "$for_what" = test ]; then
     have_postgres || missing="$missing postgresql"
     command -v sqlite3 >/dev/null 2>&1 || missing="$missing sqlite3"
     command -v python3 >/dev/null 2>&1 || missing="$missing python3"
+    have_prometheus_parser || missing="$missing python3-prometheus-client"
 fi
 [ -n "$missing" ] || exit 0
 

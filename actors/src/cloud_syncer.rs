@@ -50,6 +50,7 @@ use crate::sqlite::{
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
+use crate::timings::{Timings, now_us};
 
 mod history;
 mod parked;
@@ -87,6 +88,8 @@ pub struct SyncParts {
     pub said: Arc<Mutex<HashSet<String>>>,
     /// The tables whose rows wait for something that a person has to do, by id, with what that is.
     pub not_synced: Arc<Mutex<HashMap<i64, String>>>,
+    /// Where the durations are counted.
+    pub timings: Arc<Timings>,
 }
 
 /// The actor.
@@ -114,7 +117,7 @@ pub struct CloudSyncer {
     /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
     adopting: Option<Option<AvailabilityChanged>>,
     /// What waited when somebody asked last, when that was, and how long it took to see.
-    backlog_seen: Cell<Option<(Instant, Duration, Backlog)>>,
+    backlog: BacklogLook,
     /// Why the cloud is away; nothing as long as nobody has looked, and while it is there.
     offline: Option<Option<FailureClass>>,
     log: Logger,
@@ -235,7 +238,7 @@ impl CloudSyncer {
             cycles_begun: 0,
             trouble: None,
             adopting: None,
-            backlog_seen: Cell::new(None),
+            backlog: BacklogLook::default(),
             offline: None,
             log,
         }
@@ -418,15 +421,35 @@ impl CloudSyncer {
         }
     }
 
-    /// What waits, looked at so seldom that this takes a twentieth of the time at most.
-    fn backlog(&self) -> BacklogReport {
-        let known = self.backlog_seen.get().filter(|(at, took, _)| at.elapsed() < *took * 20);
-        let backlog = known.map(|(.., backlog)| backlog).unwrap_or_else(|| {
-            let began = Instant::now();
-            let backlog = self.parts.readers.backlog().unwrap_or_default();
-            self.backlog_seen.set(Some((Instant::now(), began.elapsed(), backlog)));
-            backlog
-        });
+    /// What is known without the file.
+    fn report(&self) -> SyncReport {
+        let state = match self.machine.state() {
+            State::Offline => "offline",
+            State::Blocked => "blocked",
+            State::Idle => "idle",
+            State::Working if self.doing.load(Ordering::Relaxed) == FLUSHING => "flushing",
+            State::Working => "warming",
+        };
+        SyncReport { state: state.to_owned(), detail: self.trouble.clone(), ..SyncReport::default() }
+    }
+}
+
+/// What waits, looked at so seldom that this takes a twentieth of the time at most.
+#[derive(Debug, Clone, Default)]
+struct BacklogLook(Arc<Mutex<Option<(Instant, Duration, Backlog)>>>);
+
+impl BacklogLook {
+    fn report(&self, readers: &Readers) -> BacklogReport {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let backlog = match *known {
+            Some((at, took, backlog)) if at.elapsed() < took * 20 => backlog,
+            _ => {
+                let began = Instant::now();
+                let backlog = readers.backlog().unwrap_or_default();
+                *known = Some((Instant::now(), began.elapsed(), backlog));
+                backlog
+            }
+        };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let age = |stamp: i64| {
             now.saturating_sub(Duration::from_micros(u64::try_from(stamp).unwrap_or(0))).as_secs_f64()
@@ -437,27 +460,20 @@ impl CloudSyncer {
             oldest_age_s: backlog.oldest_us.map(age),
         }
     }
+}
 
-    fn report(&self) -> SyncReport {
-        let state = match self.machine.state() {
-            State::Offline => "offline",
-            State::Blocked => "blocked",
-            State::Idle => "idle",
-            State::Working if self.doing.load(Ordering::Relaxed) == FLUSHING => "flushing",
-            State::Working => "warming",
-        };
-        let counts = self.parts.readers.counts().unwrap_or_default();
-        let total = |name| self.parts.readers.total(name).unwrap_or_default();
-        SyncReport {
-            state: state.to_owned(),
-            detail: self.trouble.clone(),
-            pending: counts.pending,
-            parked: counts.parked,
-            conflicts: counts.conflicts,
-            rows_flushed: total("rows_flushed"),
-            rows_warmed: total("rows_warmed"),
-            backlog: self.backlog(),
-        }
+/// Adds the numbers that are in the file.
+fn counted(report: SyncReport, readers: &Readers, backlog: &BacklogLook) -> SyncReport {
+    let counts = readers.counts().unwrap_or_default();
+    let total = |name| readers.total(name).unwrap_or_default();
+    SyncReport {
+        pending: counts.pending,
+        parked: counts.parked,
+        conflicts: counts.conflicts,
+        rows_flushed: total("rows_flushed"),
+        rows_warmed: total("rows_warmed"),
+        backlog: backlog.report(readers),
+        ..report
     }
 }
 
@@ -576,10 +592,16 @@ impl Handler<SyncSoon> for CloudSyncer {
 }
 
 impl Handler<GetSyncReport> for CloudSyncer {
-    type Result = MessageResult<GetSyncReport>;
+    type Result = ResponseFuture<SyncReport>;
 
     fn handle(&mut self, _: GetSyncReport, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.report())
+        let (report, readers, backlog) = (self.report(), self.parts.readers.clone(), self.backlog.clone());
+        Box::pin(async move {
+            let known = report.clone();
+            // Counting a long journal takes a while, and this thread is the watcher's and the breaker's, too.
+            let counting = actix_rt::task::spawn_blocking(move || counted(report, &readers, &backlog));
+            counting.await.unwrap_or(known)
+        })
     }
 }
 
@@ -1190,7 +1212,9 @@ impl Cycle {
                 self.windows.halve();
             }
             let carried = carried?;
-            self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, began.elapsed());
+            let took = began.elapsed();
+            self.parts.timings.round.observe(took);
+            self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
             // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
             if carried.rows < window || carried.then != Then::GoOn || carried.parked {
                 self.tell_receipts();
@@ -1353,10 +1377,12 @@ impl Cycle {
                     if caused_more {
                         carried.then = Then::PullFirst;
                     }
+                    let left: HashSet<usize> =
+                        hits.iter().map(|hit| hit.item).chain(unseen.iter().copied()).collect();
                     let hits = hits
                         .into_iter()
                         .map(|hit| {
-                            let Origin { table, key, row, base } = &window.origins[hit.item];
+                            let Origin { table, key, row, base, .. } = &window.origins[hit.item];
                             let (table, key) = (*table, key.clone());
                             let ready = &tables[window.items[hit.item].table];
                             let row = hit
@@ -1368,6 +1394,7 @@ impl Cycle {
                     let (round, generation) = (id.clone(), noted.generation);
                     let left_out = unseen.iter().map(|item| window.items[*item].name.clone()).collect();
                     self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
+                    self.count_propagated(&window, &left);
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
@@ -1416,6 +1443,17 @@ impl Cycle {
                     }
                     window.remove(&park);
                 }
+            }
+        }
+    }
+
+    /// The rows of a round that the cloud has now, but for those that left it.
+    fn count_propagated(&self, window: &Window, left: &HashSet<usize>) {
+        let now = now_us();
+        for (item, origin) in window.origins.iter().enumerate() {
+            // Without a stamp, nobody knows when it was written.
+            if origin.stamp > 0 && !left.contains(&item) {
+                self.parts.timings.propagation.observe_since(origin.stamp, now);
             }
         }
     }
@@ -1493,6 +1531,8 @@ struct Origin {
     row: Option<Vec<Value>>,
     /// What its changed columns were.
     base: Vec<Option<Value>>,
+    /// When it was last changed here, in microseconds since 1970.
+    stamp: i64,
 }
 
 /// A round's rows in wire form.
@@ -1514,9 +1554,16 @@ impl Window {
                     Ok(Some(item)) => {
                         window.items.push(item);
                         let entry = row.entry;
+                        let stamp = entry.stamp;
                         let base = entry.base.into_iter().zip(entry.dirty);
                         let base = base.map(|(base, dirty)| (entry.known && dirty).then_some(base)).collect();
-                        window.origins.push(Origin { table: table.id, key: row.key, row: row.row, base });
+                        window.origins.push(Origin {
+                            table: table.id,
+                            key: row.key,
+                            row: row.row,
+                            base,
+                            stamp,
+                        });
                     }
                     Ok(None) => {}
                     Err(misfit) => window.refusals.push(Refusal {

@@ -15,3 +15,4 @@ mod sql;
 pub mod sqlite;
 pub mod sqlite_writer;
 pub mod supervision;
+pub mod timings;

@@ -603,6 +603,13 @@ pub struct SqliteReport {
     pub problem: Option<String>,
 }
 
+/// The HTTP side's part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct HttpReport {
+    /// The address and port that it listens on; none where it does not.
+    pub listen: Option<String>,
+}
+
 /// One actor's part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct ActorReport {
@@ -658,17 +665,26 @@ pub struct StatusSummary {
     pub sync: SyncReport,
     /// The file's.
     pub sqlite: SqliteReport,
+    /// Where the same can be seen with a browser.
+    #[serde(default)]
+    pub http: HttpReport,
     /// The actors'.
     pub actors: Vec<ActorReport>,
 }
 
 impl StatusSummary {
+    /// The actors that do not run, a sentence each.
+    #[must_use]
+    pub fn missing_actors(&self) -> Vec<String> {
+        let missing = self.actors.iter().filter(|actor| actor.state != "running");
+        missing.map(|actor| format!("{} is {}", actor.name, actor.state)).collect()
+    }
+
     /// Ready is who has every actor running, a file that can be written and, where the proxy is required, a cloud. Without the
     /// requirement no cloud is needed: that is what the local file is for.
     #[must_use]
     pub fn judged(mut self) -> Self {
-        let actors = self.actors.iter().filter(|actor| actor.state != "running");
-        let mut reasons: Vec<_> = actors.map(|actor| format!("{} is {}", actor.name, actor.state)).collect();
+        let mut reasons = self.missing_actors();
         reasons.extend(self.sqlite.problem.clone());
         if self.proxy.proxy_required {
             if self.proxy.status != ProxyStatus::Available {

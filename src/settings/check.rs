@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use config::{Value, ValueKind};
 
 use super::sources::Layer;
 use super::{
-    AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host,
+    AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host, HttpSettings,
     LinkOptions, LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource, ProxySettings,
     SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings, SupervisorSettings, SyncSettings,
     TlsMode, TlsOptions, UpkeepOptions, socket_path,
@@ -176,6 +177,11 @@ fn shown(key: &str, value: &Value) -> String {
             Some([program, ..]) => format!("{program} …"),
         };
     }
+    if key == "http.hosts"
+        && let Some(hosts) = texts(value)
+    {
+        return hosts.join(", ");
+    }
     match scalar(value) {
         Some(text) if key == "cloud.password" && !text.is_empty() => "(secret)".to_owned(),
         Some(text) => text,
@@ -187,17 +193,20 @@ fn shown(key: &str, value: &Value) -> String {
 fn words(value: &Value) -> Option<Vec<String>> {
     let words = match &value.kind {
         ValueKind::String(text) => shlex::split(text)?,
-        ValueKind::Array(words) => words
-            .iter()
-            .map(|word| match &word.kind {
-                ValueKind::String(word) => Some(word.clone()),
-                _ => None,
-            })
-            .collect::<Option<_>>()?,
-        _ => return None,
+        _ => texts(value)?,
     };
     let good = words.iter().all(|word| !word.contains('\0')) && words.first().is_none_or(|it| !it.is_empty());
     good.then_some(words)
+}
+
+/// An array of texts.
+fn texts(value: &Value) -> Option<Vec<String>> {
+    let ValueKind::Array(items) = &value.kind else { return None };
+    let text = |item: &Value| match &item.kind {
+        ValueKind::String(text) => Some(text.clone()),
+        _ => None,
+    };
+    items.iter().map(text).collect()
 }
 
 fn scalar(value: &Value) -> Option<String> {
@@ -249,6 +258,7 @@ impl Sections {
                 shutdown: reader.seconds("supervisor.shutdown_s", SHORTEST_S, HOUR_S)?,
                 environment: reader.environment()?,
             },
+            http: HttpSettings::read(reader)?,
             log: LogSettings {
                 format: reader.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)])?,
                 level: reader.word(
@@ -316,6 +326,65 @@ fn parse_host(text: &str, port: u16) -> Option<Host> {
     // 253: the longest name that DNS knows.
     let name = !text.is_empty() && text.len() <= 253 && text.chars().all(good);
     name.then(|| Host::Name(text.to_owned()))
+}
+
+impl HttpSettings {
+    fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+        let remote = reader.boolean("http.allow_remote")?;
+        let listen = reader.parse(
+            "http.listen",
+            "off, or a loopback address with its port, such as 127.0.0.1:8432; any other address only with http.allow_remote = true",
+            |text| match text {
+                _ if text.eq_ignore_ascii_case("off") => Some(None),
+                _ => {
+                    let loopback = |rest: &str| {
+                        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, rest.strip_prefix(':')?.parse().ok()?)))
+                    };
+                    let named = text.strip_prefix("localhost").and_then(loopback);
+                    let address = named.or_else(|| text.parse().ok())?;
+                    (remote || address.ip().to_canonical().is_loopback()).then_some(Some(address))
+                }
+            },
+        )?;
+        Ok(Self {
+            listen,
+            hosts: read_hosts(reader)?,
+            connections_max: reader.count("http.connections_max", 1, 10_000)?,
+            subscribers_max: reader.count("http.subscribers_max", 0, 10_000)?,
+            request_timeout: reader.seconds("http.request_timeout_s", SHORTEST_S, HOUR_S)?,
+        })
+    }
+}
+
+/// Names without ports, as one text or as an array.
+fn read_hosts(reader: &Reader<'_>) -> Result<Vec<String>, SettingsError> {
+    let key = "http.hosts";
+    let (value, origin) = reader.find(key)?;
+    let given = match &value.kind {
+        ValueKind::String(text) => Some(text.split(',').map(str::to_owned).collect()),
+        _ => texts(&value),
+    };
+    let named = given.and_then(|hosts| {
+        let hosts = hosts.iter().map(|host| host.trim()).filter(|host| !host.is_empty());
+        hosts.map(parse_served_host).collect::<Option<Vec<_>>>()
+    });
+    named.ok_or_else(|| {
+        bad(
+            key,
+            &value,
+            origin,
+            "host names and addresses without ports, as one text with commas or as an array",
+        )
+    })
+}
+
+/// As the header is compared with it.
+fn parse_served_host(text: &str) -> Option<String> {
+    match parse_host(text, 0)? {
+        Host::Address(address) => Some(IpAddr::to_string(&address)),
+        Host::Name(name) => Some(name.to_ascii_lowercase()),
+        Host::SocketDirectory(_) => None,
+    }
 }
 
 impl CloudSettings {

@@ -273,7 +273,7 @@ fn without_text(error: &config::ConfigError) -> String {
 /// The known key that takes the fewest edits, if it takes few enough to be a slip.
 fn nearest<'a>(key: &str, known: &'a BTreeSet<String>) -> Option<&'a str> {
     let (distance, best) = known.iter().map(|it| (edit_distance(key, it), it)).min()?;
-    // A third of the key: `proxy.timeout` finds `proxy.timeout_s`, `http.listen` finds nothing.
+    // A third of the key: `proxy.timeout` finds `proxy.timeout_s`, `web.address` finds nothing.
     (distance * 3 <= key.chars().count()).then_some(best.as_str())
 }
 

@@ -382,3 +382,46 @@ fn tls_settings_are_read_and_belong_together() {
         assert!(Settings::builder().set(key, value).build().unwrap_err().to_string().starts_with(key));
     }
 }
+
+/// HTTP is for this machine unless a word of its own says otherwise; the names that may ask are a list in either form.
+#[test]
+fn http_is_for_this_machine() {
+    let http = |variables: &[(&str, &str)]| with(variables).map(|settings| settings.http.clone());
+    let built_in = http(&[]).unwrap();
+    assert_eq!(built_in.listen, Some("127.0.0.1:8432".parse().unwrap()));
+    assert!(built_in.hosts.is_empty());
+    for (text, listen) in [
+        ("off", None),
+        ("OFF", None),
+        ("localhost:80", Some("127.0.0.1:80")),
+        ("[::1]:8432", Some("[::1]:8432")),
+        ("127.0.0.2:0", Some("127.0.0.2:0")),
+    ] {
+        let settings = http(&[("TIDEWATER_HTTP__LISTEN", text)]).unwrap();
+        assert_eq!(settings.listen, listen.map(|listen| listen.parse().unwrap()), "{text}");
+    }
+    for text in
+        ["0.0.0.0:8432", "10.0.0.7:8432", "[::]:1", "db.example:80", "8432", "localhost", "127.0.0.1:x", "on"]
+    {
+        let error = http(&[("TIDEWATER_HTTP__LISTEN", text)]).unwrap_err().to_string();
+        assert!(error.contains("http.listen") && error.contains("http.allow_remote"), "{error}");
+    }
+    let remote = [("TIDEWATER_HTTP__LISTEN", "0.0.0.0:80"), ("TIDEWATER_HTTP__ALLOW_REMOTE", "true")];
+    assert_eq!(http(&remote).unwrap().listen, Some("0.0.0.0:80".parse().unwrap()));
+
+    let hosts = ["db.example", "10.0.0.7", "fd00::7"];
+    assert_eq!(http(&[("TIDEWATER_HTTP__HOSTS", "DB.example, 10.0.0.7,, [fd00::7]")]).unwrap().hosts, hosts);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    std::fs::write(&file, "[http]\nhosts = [\"DB.example\", \"10.0.0.7\", \"[fd00::7]\"]\n").unwrap();
+    let settings = Settings::builder().config_file(&file).build().unwrap();
+    assert_eq!(settings.http.hosts, hosts);
+    let shown = settings.effective().iter().find(|it| it.key == "http.hosts").unwrap();
+    assert_eq!(shown.value, "DB.example, 10.0.0.7, [fd00::7]");
+    for bad in ["db.example:80", "http://db.example", "*", "a b"] {
+        assert!(
+            http(&[("TIDEWATER_HTTP__HOSTS", bad)]).unwrap_err().to_string().contains("http.hosts"),
+            "{bad}"
+        );
+    }
+}

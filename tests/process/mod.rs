@@ -37,6 +37,8 @@ pub fn command_of(binary: &Path, folder: &Path) -> Command {
             command.env_remove(name);
         }
     }
+    // Tests run side by side, and one port is for one of them.
+    command.env("TIDEWATER_HTTP__LISTEN", "off");
     command
 }
 

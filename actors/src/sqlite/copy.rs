@@ -126,10 +126,7 @@ impl Readers {
     }
 
     fn copy_pages(&self, partial: &NamedTempFile, cancel: &Cancel) -> Result<()> {
-        // Not one of the pool, which may have only one.
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let from = Connection::open_with_flags(&self.options.path, flags)?;
-        from.busy_timeout(self.options.busy_timeout)?;
+        let from = self.beside_the_pool()?;
         // One state of the file. Otherwise every commit of another connection would make the copy begin anew.
         let state = from.unchecked_transaction()?;
         state.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;

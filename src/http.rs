@@ -1,0 +1,133 @@
+//! What a browser, a probe and Prometheus are told over HTTP: the state, never the data.
+//!
+//! ```text
+//! request ─▶ guard (Host, method, no body) ─▶ /healthz, /readyz, /status ─▶ Looks ─▶ Database::status_summary
+//!                                             /metrics ─▶ Looks, Timings, the file's sizes
+//!                                             /events  ─▶ Database::availability, and a look each second
+//! ```
+//!
+//! Parts: [`configure`], the routes, for the own server and for an app's; `listener.rs`, the own server, which only
+//! [`run`](crate::run()) starts; `guard.rs`, who may ask; `looks.rs`, one look for all who ask at once; `metrics.rs` and
+//! `events.rs`.
+//!
+//! | route | answers |
+//! | --- | --- |
+//! | `/healthz` | 200 while every actor answers, otherwise 503 and which one does not; nothing that a cloud could change |
+//! | `/readyz` | 200 or 503, with the reasons: [`Readiness`](crate::Readiness) |
+//! | `/metrics` | OpenMetrics, or Prometheus' older text, as the `Accept` header prefers |
+//! | `/status` | what `run_supervisor status --json` prints |
+//! | `/events` | server-sent events, see below |
+//!
+//! `/events` begins with the whole state and goes on with what changes: `availability` (with its epoch) at once; `circuit`,
+//! `sync` and `counts` at most once a second. Each has a JSON object; a comment comes when nothing else does.
+//!
+//! Closed by default: loopback only, `GET` and `HEAD` only, no body, and only a `Host` that is loopback's or in `http.hosts`, so
+//! that no web page can make a browser ask on its behalf (DNS rebinding). Nothing here waits longer than a look, some two
+//! seconds, and nothing is buffered for a client that does not read.
+
+mod events;
+mod guard;
+mod listener;
+mod looks;
+mod metrics;
+
+use std::sync::Arc;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::ContentType;
+use actix_web::middleware::from_fn;
+use actix_web::web::{self, Data, ServiceConfig};
+use actix_web::{HttpRequest, HttpResponse};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+
+use self::looks::Looks;
+use crate::database::Database;
+use crate::service;
+
+pub(crate) use self::listener::Listener;
+
+/// What the routes share, across the threads of a server.
+struct Shared {
+    db: Database,
+    looks: Looks,
+    scrapes: metrics::Scrapes,
+    /// Places for those who follow the events.
+    subscribers: Arc<Semaphore>,
+}
+
+/// The routes for an actix-web server of the app's own. What they are guarded by is guarded there as well: the app's own
+/// names belong into `http.hosts`. `http.listen` means nothing here.
+///
+/// ```no_run
+/// # async fn example(db: tidewater::Database) -> std::io::Result<()> {
+/// use actix_web::{App, HttpServer, web};
+///
+/// let routes = tidewater::http::configure(&db);
+/// let app = move || App::new().service(web::scope("/tidewater").configure(routes.clone()));
+/// HttpServer::new(app).bind("127.0.0.1:8080")?.run().await
+/// # }
+/// ```
+pub fn configure(db: &Database) -> impl Fn(&mut ServiceConfig) + Clone + Send + 'static {
+    let shared = Data::new(Shared {
+        db: db.clone(),
+        looks: Looks::new(db.clone()),
+        scrapes: metrics::Scrapes::default(),
+        subscribers: Arc::new(Semaphore::new(db.settings().http.subscribers_max)),
+    });
+    move |config| {
+        config
+            .app_data(shared.clone())
+            .service(web::resource("/healthz").wrap(from_fn(guard::guard)).to(healthz))
+            .service(web::resource("/readyz").wrap(from_fn(guard::guard)).to(readyz))
+            .service(web::resource("/metrics").wrap(from_fn(guard::guard)).to(metrics::metrics))
+            .service(web::resource("/status").wrap(from_fn(guard::guard)).to(status))
+            .service(web::resource("/events").wrap(from_fn(guard::guard)).to(events::events));
+    }
+}
+
+/// The answer of `/healthz`.
+#[derive(Debug, Serialize)]
+struct Health {
+    healthy: bool,
+    reasons: Vec<String>,
+}
+
+async fn healthz(shared: Data<Shared>) -> HttpResponse {
+    let summary = shared.looks.fresh().await;
+    let healthy = service::healthy(&summary);
+    json(healthy, &Health { healthy, reasons: summary.missing_actors() })
+}
+
+async fn readyz(shared: Data<Shared>) -> HttpResponse {
+    let readiness = &shared.looks.fresh().await.readiness;
+    json(readiness.ready, readiness)
+}
+
+async fn status(shared: Data<Shared>) -> HttpResponse {
+    let summary = shared.looks.fresh().await;
+    match serde_json::to_value(&*summary) {
+        // To the byte what the command prints.
+        Ok(summary) => HttpResponse::Ok().content_type(ContentType::json()).body(format!("{summary:#}\n")),
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// Whatever has no route of its own.
+async fn nothing_here(request: HttpRequest) -> HttpResponse {
+    let path = crate::cli::on_one_line(request.path());
+    plain(StatusCode::NOT_FOUND, &format!("there is nothing at {path}"))
+}
+
+/// Green or red, and why, on a line.
+fn json(good: bool, body: &impl Serialize) -> HttpResponse {
+    let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    match serde_json::to_string(body) {
+        Ok(text) => HttpResponse::build(status).content_type(ContentType::json()).body(text + "\n"),
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn plain(status: StatusCode, why: &str) -> HttpResponse {
+    HttpResponse::build(status).content_type(ContentType::plaintext()).body(format!("{why}\n"))
+}
