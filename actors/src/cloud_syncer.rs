@@ -12,7 +12,6 @@
 //! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
