@@ -1131,7 +1131,8 @@ impl Cycle {
             let (eligible, whole) = (eligible.clone(), width > 1);
             let window = self.windows.rows();
             let room = Room { eligible: eligible.clone(), upto: *upto, rows_max: window };
-            let rows_max = if whole { window.min(WIDE_WINDOW) * width } else { window.min(self.noted_at_once()) };
+            let rows_max =
+                if whole { window.min(WIDE_WINDOW) * width } else { window.min(self.noted_at_once()) };
             let noted = self.ask(NoteRound { rows_max, generation, eligible, upto: *upto, whole }).await?;
             let Some(noted) = noted else { return Ok(Flushed::Everything) };
             upto.get_or_insert(noted.epoch);
@@ -1207,6 +1208,7 @@ impl Cycle {
                 rows_max: self.noted_at_once().min(room.rows_max - carried.rows),
             };
             let Some(Grown { part, grows, complete }) = self.ask(grow).await? else { break };
+            fail::fail_point!("syncer.grown");
             (noted.complete, noted.grows) = (complete, grows);
             let read = self.read_noted(noted, part, PORTION_BYTES - carried.bytes).await?;
             carried.add(&read);
@@ -1226,6 +1228,7 @@ impl Cycle {
                 open.send(sent[sent.len() - 1].clone()).await;
             }
         }
+        fail::fail_point!("syncer.sent");
         let judged = if good { Some(open.judge(conflicts).await) } else { None };
         // Nobody else has them any more.
         window.items = sent.into_iter().flat_map(Arc::unwrap_or_clone).collect();

@@ -2880,7 +2880,12 @@ fn take_children_of_deleted(
                 if *room == 0 || part != Part::default() {
                     let left = list(&key.columns, |c| was(child, "j", *c));
                     let still = format!("SELECT {left} FROM {journal} AS j WHERE {those}");
-                    moved += let_wait(conn, parent, &referred, part, &gone, &still)?;
+                    let waiting = let_wait(conn, parent, &referred, part, &gone, &still)?;
+                    if waiting > 0 {
+                        // Who needs him in turn shall not call him again.
+                        *room = 0;
+                    }
+                    moved += waiting;
                 }
             }
         }

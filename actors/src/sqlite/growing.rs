@@ -104,7 +104,8 @@ impl Store {
             let mut params = vec![Value::Integer(*first)];
             match behind.take() {
                 Some((step, key)) => {
-                    let (keys, last) = (list(key_columns(table), |k| k), list(0..key.len(), |at| format!("?{}", at + 3)));
+                    let (keys, last) =
+                        (list(key_columns(table), |k| k), list(0..key.len(), |at| format!("?{}", at + 3)));
                     which += &format!(" AND (step < ?2 OR step = ?2 AND ({keys}) > ({last}))");
                     params.push(Value::Integer(*step));
                     params.extend_from_slice(key);

@@ -17,9 +17,9 @@ use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FLIGHT, JOURNAL, PARKED, Part, PulledRow, Readers, Refusal, Result, Store, StoreError, TransactionBehavior,
-    combine, commit, key_is, merge_entries, put_entry, query, refers, remembered_tables, row_is, take_entry,
-    unsigned, values,
+    FLIGHT, JOURNAL, PARKED, Part, PulledRow, Readers, Refusal, Result, Store, StoreError,
+    TransactionBehavior, combine, commit, key_is, merge_entries, put_entry, query, refers, remembered_tables,
+    row_is, take_entry, unsigned, values,
 };
 use crate::core::schema::Table;
 use crate::core::value::{Value, json_array};
@@ -499,7 +499,8 @@ pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table], part: Part) -
                     None => parked,
                 };
                 put_entry(conn, table, FLIGHT, &key, &entry)?;
-                let of_this_part = format!("UPDATE {flight} SET step = ?{} WHERE {}", key.len() + 1, key_is(table, 1));
+                let of_this_part =
+                    format!("UPDATE {flight} SET step = ?{} WHERE {}", key.len() + 1, key_is(table, 1));
                 let step = Value::Integer(part.0);
                 conn.prepare_cached(&of_this_part)?.execute(params_from_iter(key.iter().chain([&step])))?;
             }
