@@ -1167,15 +1167,15 @@ impl Cycle {
 
     /// Reads the last part of what is in flight, as far as it is not too heavy; the rest waits again.
     async fn read_noted(&self, noted: &mut Noted, part: Part, bytes_max: usize) -> Step<InFlight> {
-        let (readers, of) = (self.parts.readers.clone(), noted.clone());
-        let read = actix_rt::task::spawn_blocking(move || readers.read_part(&of, part, bytes_max))
-            .await
-            .map_err(|error| StoreError::Io(error.to_string()))??;
-        if let Some(rest) = read.rest.clone() {
+        loop {
+            let (readers, of) = (self.parts.readers.clone(), noted.clone());
+            let read = actix_rt::task::spawn_blocking(move || readers.read_part(&of, part, bytes_max))
+                .await
+                .map_err(|error| StoreError::Io(error.to_string()))??;
+            let Some(rest) = read.rest.clone() else { return Ok(read) };
             self.ask(TrimRound { round: noted.id.clone(), part, rest }).await?;
-            (noted.complete, noted.grows) = (false, None);
+            (noted.complete, noted.narrow, noted.grows) = (false, true, None);
         }
-        Ok(read)
     }
 
     /// Sends a round while it grows: while the server is at work on one part of it, the next is noted, read and sent. Ends when
@@ -1257,7 +1257,7 @@ impl Cycle {
         let mut carried = Carried { rows: 0, bytes: 0, parked: false, then: Then::GoOn };
         carried.add(&read);
         // What had to be left behind may be what the others wait for; it cannot come along, however often it is tried.
-        let too_heavy = noted.retry && (read.rest.is_some() || noted.narrow);
+        let too_heavy = noted.retry && noted.narrow;
         let mut window = Window::encode(tables, &noted, read.rows);
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();

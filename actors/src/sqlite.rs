@@ -406,7 +406,7 @@ pub struct Noted {
     pub complete: bool,
     /// Whether entries are in it that were refused before.
     pub retry: bool,
-    /// Whether there was no room for all that its rows need, though it has its last chance.
+    /// Whether something that its rows may need had no room in it.
     pub narrow: bool,
     /// Where the round can grow: the table with which that begins.
     pub grows: Option<i64>,

@@ -502,6 +502,27 @@ fn a_later_part_is_trimmed_alone() {
     assert_eq!(bench.count("SELECT min(k0) FROM _tidewater_flight_1 WHERE k0 > 2"), 16);
 }
 
+/// Nor does a part keep the deletion of a row whose former children were too heavy for it.
+#[test]
+fn a_trimmed_part_keeps_no_deletion_whose_children_wait() {
+    let mut bench = Bench::new(
+        "CREATE TABLE doc (id INTEGER PRIMARY KEY); \
+         CREATE TABLE page (id INTEGER PRIMARY KEY, doc INTEGER REFERENCES doc (id), body BLOB)",
+    );
+    bench.write(
+        "INSERT INTO doc VALUES (1), (2); INSERT INTO page VALUES (1, 1, 'a'), (2, 2, zeroblob(50000))",
+    );
+    bench.settle();
+    bench.write("UPDATE page SET doc = NULL WHERE id = 2; DELETE FROM page WHERE id = 1; DELETE FROM doc");
+    let noted = bench.note(10);
+    let part = Part::default();
+    let read = bench.readers.read_part(&noted, part, 20_000).unwrap();
+    assert_eq!(rows(&read).len(), 3);
+    bench.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest: read.rest.unwrap() }).unwrap();
+    let kept = rows(&bench.readers.read_part(&noted, part, 20_000).unwrap());
+    assert_eq!(kept, ["[Integer(1)] None", "[Integer(1)] None"]);
+}
+
 /// A file that an older version left with a round in flight: what flies is put back, or acknowledged, and rounds grow.
 #[test]
 fn a_file_of_an_older_version_goes_on() {

@@ -234,15 +234,16 @@ async fn child_that_is_killed() {
         FIRST + history,
         REFUSED + history
     );
-    if let Some((rows, bytes)) = bulk(&point) {
-        let numbers =
-            format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})");
-        // The pieces of one half come before it in the order of their keys, those of the other behind.
+    if let Some((rows, bytes, pieces)) = bulk(&point) {
+        let numbers = |rows| {
+            format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
+        };
+        let (bulk, piece) = (numbers(rows), numbers(pieces));
         run(
             &db,
             &format!(
-                "{numbers} INSERT INTO bulk SELECT i, zeroblob({bytes}) FROM n;\n\
-                 {numbers} INSERT INTO piece SELECT i, {rows} + 1 - i FROM n",
+                "{bulk} INSERT INTO bulk SELECT i, zeroblob({bytes}) FROM n;\n\
+                 {piece} INSERT INTO piece SELECT i, {rows} - i % {rows} FROM n",
             ),
         )
         .await;
@@ -256,12 +257,12 @@ async fn child_that_is_killed() {
     at_rest(&db, &log).await;
 }
 
-/// How many rows of how many bytes it takes that somebody comes by: for a round that grows while it is on its way, and for one
-/// that is too heavy.
-fn bulk(point: &str) -> Option<(u32, u32)> {
+/// How many rows of how many bytes it takes that somebody comes by, and how many that refer to them: for a round that grows
+/// while it is on its way, and for one that is too heavy.
+fn bulk(point: &str) -> Option<(u32, u32, u32)> {
     match point.rsplit('.').next() {
-        Some("GrowRound" | "grown") => Some((1_500, 1)),
-        Some("TrimRound") => Some((20, 1 << 20)),
+        Some("GrowRound" | "grown") => Some((100, 1, 2_900)),
+        Some("TrimRound") => Some((20, 1 << 20, 20)),
         _ => None,
     }
 }

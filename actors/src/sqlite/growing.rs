@@ -88,12 +88,13 @@ impl Store {
     }
 
     /// What of the last part of the round in flight was too heavy waits again: the entries of one table behind a place, and
-    /// those of the tables behind it.
+    /// those of the tables behind it; and deletions of rows whose former children are among them, unless that is all there
+    /// is. What is left has to be read once more.
     ///
     /// # Errors
     /// [`StoreError::NotInFlight`] for another round.
     pub fn trim_round(&mut self, wanted: &TrimRound) -> Result<()> {
-        let TrimRound { round, part: Part(first), rest } = wanted;
+        let TrimRound { round, part, rest } = wanted;
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, round)?;
@@ -101,7 +102,7 @@ impl Store {
         let mut behind = rest.after.as_ref();
         for table in &self.tables[begin..] {
             let mut which = "step >= ?1".to_owned();
-            let mut params = vec![Value::Integer(*first)];
+            let mut params = vec![Value::Integer(part.0)];
             match behind.take() {
                 Some((step, key)) => {
                     let (keys, last) =
@@ -116,6 +117,14 @@ impl Store {
             }
             merge_some(&tx, table, [FLIGHT, JOURNAL], &which, &params)?;
         }
+        tx.execute_batch("SAVEPOINT tidewater_close")?;
+        let tables: Vec<&Table> = self.tables.iter().collect();
+        let mut no_room = 0;
+        while take_children_of_deleted(&tx, &tables, "true", *part, part.0, &mut no_room)? > 0 {}
+        if !anything_flies(&tx, &tables, Part::default())? {
+            tx.execute_batch("ROLLBACK TO tidewater_close")?;
+        }
+        tx.execute_batch("RELEASE tidewater_close")?;
         commit(tx)?;
         Ok(())
     }
