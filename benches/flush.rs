@@ -24,14 +24,61 @@ use tidewater_test_support::{FaultProxy, Mode, wait};
 use tokio::runtime::Runtime;
 use tokio_postgres::Client;
 
-/// Five columns, about a hundred bytes a row.
-const TABLE: &str =
-    "CREATE TABLE note (id INTEGER PRIMARY KEY, author TEXT, body TEXT, rating REAL, created INTEGER)";
-const INSERT: &str = "INSERT INTO note VALUES (?1, ?2, ?3, ?4, ?5)";
+/// A table of five columns (a key, two texts, a number, and one that is declared like this), about a hundred bytes a row.
+struct Shape {
+    name: &'static str,
+    columns: [&'static str; 5],
+    last: &'static str,
+}
+
+const NOTE: Shape =
+    Shape { name: "note", columns: ["id", "author", "body", "rating", "created"], last: "INTEGER" };
+const PURCHASE: Shape =
+    Shape { name: "purchase", columns: ["id", "customer", "remark", "total", "created"], last: "INTEGER" };
+const LINE: Shape = Shape {
+    name: "line",
+    columns: ["id", "article", "remark", "price", "purchase"],
+    last: "INTEGER REFERENCES purchase (id)",
+};
+/// So many lines has each purchase.
+const LINES: usize = 10;
 const BODY: &str = "a note of some eighty characters, as people write them on their way through the day ...";
-const UPSERT: &str = "INSERT INTO note (id, author, body, rating, created) \
-    SELECT * FROM unnest($1::int8[], $2::text[], $3::text[], $4::float8[], $5::int8[]) ON CONFLICT (id) DO UPDATE \
-    SET author = excluded.author, body = excluded.body, rating = excluded.rating, created = excluded.created";
+
+impl Shape {
+    fn create(&self) -> String {
+        let Self { name, columns: [id, text, body, number, last], last: declared } = self;
+        format!(
+            "CREATE TABLE {name} ({id} INTEGER PRIMARY KEY, {text} TEXT, {body} TEXT, {number} REAL, {last} {declared})"
+        )
+    }
+
+    fn insert(&self) -> String {
+        format!("INSERT INTO {} VALUES (?1, ?2, ?3, ?4, ?5)", self.name)
+    }
+
+    fn page(&self) -> String {
+        let (id, columns) = (self.columns[0], self.columns.join(", "));
+        format!("SELECT {columns} FROM {} WHERE {id} > ?1 ORDER BY {id} LIMIT ?2", self.name)
+    }
+
+    fn upsert(&self) -> String {
+        let (id, columns) = (self.columns[0], self.columns.join(", "));
+        let set: Vec<_> =
+            self.columns[1..].iter().map(|column| format!("{column} = excluded.{column}")).collect();
+        format!(
+            "INSERT INTO {} ({columns}) SELECT * FROM unnest($1::int8[], $2::text[], $3::text[], $4::float8[], $5::int8[]) \
+             ON CONFLICT ({id}) DO UPDATE SET {}",
+            self.name,
+            set.join(", ")
+        )
+    }
+}
+
+/// A file in which so many rows of each table wait, parents first.
+struct Backlog {
+    tables: Vec<(Shape, usize)>,
+    template: PathBuf,
+}
 
 /// The slow link.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
@@ -50,8 +97,9 @@ fn main() {
         return;
     }
     let wanted = arguments.iter().find(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("rows", backlog_of_inserts),
+        ("relatives", backlog_of_relatives),
         ("updates", backlog_of_updates),
         ("delay", slow_link),
         ("latency", one_row),
@@ -80,6 +128,7 @@ struct Ground {
     runtime: Runtime,
     server: Postgres,
     folder: TempDir,
+    notes: Backlog,
 }
 
 impl Ground {
@@ -97,28 +146,35 @@ impl Ground {
             ],
             ..Options::default()
         });
-        let ground = Self { rows, rounds, runtime, server, folder: tempfile::tempdir().unwrap() };
-        ground.runtime.block_on(async {
-            let db = open(&ground.template(), 1, None).await;
-            db.write([Statement::new(TABLE)]).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let notes = Backlog::new(&runtime, &folder, vec![(NOTE, rows)]);
+        Self { rows, rounds, runtime, server, folder, notes }
+    }
+}
+
+impl Backlog {
+    fn new(runtime: &Runtime, folder: &TempDir, tables: Vec<(Shape, usize)>) -> Self {
+        let template = folder.path().join(format!("{}.db", tables[0].0.name));
+        runtime.block_on(async {
+            let db = open(&template, 1, None).await;
+            for (table, _) in &tables {
+                db.write([Statement::new(table.create())]).await.unwrap();
+            }
             db.shutdown().await.unwrap();
         });
         // As any other program would, with the journal's triggers.
-        let mut conn = Connection::open(ground.template()).unwrap();
+        let mut conn = Connection::open(&template).unwrap();
         let tx = conn.transaction().unwrap();
-        {
-            let mut insert = tx.prepare(INSERT).unwrap();
-            for id in 0..i64::try_from(rows).unwrap() {
-                insert.execute(params![id, "somebody", BODY, 4.5, id * 1000]).unwrap();
+        for (table, rows) in &tables {
+            let mut insert = tx.prepare(&table.insert()).unwrap();
+            for id in 0..i64::try_from(*rows).unwrap() {
+                // Of a line, the purchase.
+                insert.execute(params![id, "somebody", BODY, 4.5, id / LINES as i64]).unwrap();
             }
         }
         tx.commit().unwrap();
         conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
-        ground
-    }
-
-    fn template(&self) -> PathBuf {
-        self.folder.path().join("template.db")
+        Self { tables, template }
     }
 }
 
@@ -136,33 +192,44 @@ async fn open(path: &Path, port: u16, cloud: Option<&postgres::Database>) -> Dat
     Database::open(settings.build().unwrap(), slog::Logger::root(slog::Discard, slog::o!())).await.unwrap()
 }
 
-/// A copy of the file, and an empty table in a database of its own, with the feed's triggers on it.
-struct Run {
+/// A copy of a backlog's file, and its empty tables in a database of their own, with the feed's triggers on them.
+struct Run<'g> {
+    backlog: &'g Backlog,
     cloud: postgres::Database,
     proxy: FaultProxy,
     folder: TempDir,
 }
 
-impl Run {
-    async fn new(ground: &Ground) -> Self {
+impl<'g> Run<'g> {
+    async fn new(ground: &'g Ground) -> Self {
+        Self::of(ground, &ground.notes).await
+    }
+
+    async fn of(ground: &Ground, backlog: &'g Backlog) -> Self {
         let cloud = ground.server.create_database().await;
         let proxy = FaultProxy::started(ground.server.address());
         let folder = tempfile::tempdir().unwrap();
-        // Whoever comes first makes the table; the runs are about rows.
+        // Whoever comes first makes the tables; the runs are about rows.
         let first = open(&folder.path().join("first.db"), proxy.port(), Some(&cloud)).await;
-        first.write([Statement::new(TABLE)]).await.unwrap();
-        let row = Statement::new(INSERT).bind(-1).bind(Value::Null).bind(Value::Null).bind(Value::Null);
-        let written = first.write([row.bind(Value::Null)]).await.unwrap();
-        first.synced(&written.receipt).await.unwrap();
+        for (table, _) in &backlog.tables {
+            first.write([Statement::new(table.create())]).await.unwrap();
+            let row =
+                Statement::new(table.insert()).bind(-1).bind(Value::Null).bind(Value::Null).bind(Value::Null);
+            let written = first.write([row.bind(Value::Null)]).await.unwrap();
+            first.synced(&written.receipt).await.unwrap();
+        }
         first.shutdown().await.unwrap();
         proxy.stop();
         let admin = cloud.connect().await;
-        admin.batch_execute("DELETE FROM note; TRUNCATE tidewater.changes").await.unwrap();
-        admin.batch_execute("VACUUM note").await.unwrap();
-        std::fs::copy(ground.template(), folder.path().join("ours.db")).unwrap();
+        for (table, _) in backlog.tables.iter().rev() {
+            admin.batch_execute(&format!("DELETE FROM {}", table.name)).await.unwrap();
+            admin.batch_execute(&format!("VACUUM {}", table.name)).await.unwrap();
+        }
+        admin.batch_execute("TRUNCATE tidewater.changes").await.unwrap();
+        std::fs::copy(&backlog.template, folder.path().join("ours.db")).unwrap();
         // Otherwise the first fsync of somebody's write brings the whole copy to the disk.
         std::fs::File::open(folder.path().join("ours.db")).unwrap().sync_all().unwrap();
-        Self { cloud, proxy, folder }
+        Self { backlog, cloud, proxy, folder }
     }
 
     fn path(&self) -> PathBuf {
@@ -170,17 +237,23 @@ impl Run {
     }
 
     /// From the first round that is noted to the last that is acknowledged.
-    async fn flush(&self, ground: &Ground) -> Duration {
+    async fn flush(&self) -> Duration {
         let db = open(&self.path(), self.proxy.port(), Some(&self.cloud)).await;
         let took = self.flush_of(&db).await;
-        let there = self.cloud.connect().await.query_one("SELECT count(*) FROM note", &[]).await.unwrap();
-        assert_eq!(usize::try_from(there.get::<_, i64>(0)).unwrap(), ground.rows + 1);
+        // One more than waited: in the first table.
+        let mut more = 1;
+        for (table, rows) in &self.backlog.tables {
+            let count = format!("SELECT count(*) FROM {}", table.name);
+            let there = self.cloud.connect().await.query_one(&count, &[]).await.unwrap();
+            assert_eq!(usize::try_from(there.get::<_, i64>(0)).unwrap(), rows + std::mem::take(&mut more));
+        }
         db.shutdown().await.unwrap();
         took
     }
 
     async fn flush_of(&self, db: &Database) -> Duration {
-        let row = Statement::new(INSERT).bind(-7).bind("last").bind(BODY).bind(Value::Real(0.5)).bind(7);
+        let insert = self.backlog.tables[0].0.insert();
+        let row = Statement::new(insert).bind(-7).bind("last").bind(BODY).bind(Value::Real(0.5)).bind(7);
         let written = db.write([row]).await.unwrap();
         self.proxy.start();
         let noted = |conn: &Connection| conn.prepare_cached("SELECT 1 FROM _tidewater_round")?.exists([]);
@@ -196,16 +269,18 @@ impl Run {
     async fn raw(&self, batch: usize) -> Duration {
         self.proxy.start();
         let client = self.cloud.connect_via(self.proxy.port()).await;
-        upsert_all(&client, &self.path(), batch).await
+        let mut took = Duration::ZERO;
+        for (table, _) in &self.backlog.tables {
+            took += upsert_all(&client, &self.path(), table, batch).await;
+        }
+        took
     }
 }
 
-async fn upsert_all(client: &Client, path: &Path, batch: usize) -> Duration {
-    let upsert = client.prepare(UPSERT).await.unwrap();
+async fn upsert_all(client: &Client, path: &Path, table: &Shape, batch: usize) -> Duration {
+    let upsert = client.prepare(&table.upsert()).await.unwrap();
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    let mut page = conn
-        .prepare("SELECT id, author, body, rating, created FROM note WHERE id > ?1 ORDER BY id LIMIT ?2")
-        .unwrap();
+    let mut page = conn.prepare(&table.page()).unwrap();
     let started = Instant::now();
     let mut last = -1_i64;
     loop {
@@ -279,7 +354,7 @@ fn backlog_of_inserts(ground: &Ground) {
                 if (round + turn) % 2 == 0 {
                     raw.add(run.raw(batch).await);
                 } else {
-                    ours.add(run.flush(ground).await);
+                    ours.add(run.flush().await);
                 }
             });
         }
@@ -287,6 +362,38 @@ fn backlog_of_inserts(ground: &Ground) {
     println!("\nnew rows to an empty table (the raw loop with {batch} rows a statement)");
     let (raw, ours) = (raw.rate(ground.rows), ours.rate(ground.rows));
     verdict("ratio", ours / raw, ours / raw >= 0.8, "0.80 or more");
+}
+
+/// New purchases with their lines, parents first in both loops, near and over a link whose round trip takes long.
+fn backlog_of_relatives(ground: &Ground) {
+    let batch = best_batch(ground);
+    let purchases = ground.rows / (LINES + 1);
+    let tables = vec![(PURCHASE, purchases), (LINE, purchases * LINES)];
+    let backlog = Backlog::new(&ground.runtime, &ground.folder, tables);
+    for (link, delay) in [("0 ms", None), ("50 ms", Some(ROUND_TRIP))] {
+        let (mut raw, mut ours) = (Samples::new("raw upsert loop"), Samples::new("flush"));
+        for round in 0..ground.rounds {
+            for turn in 0..2 {
+                ground.runtime.block_on(async {
+                    let run = Run::of(ground, &backlog).await;
+                    if let Some(delay) = delay {
+                        run.proxy.set_mode(Mode::Delay(delay));
+                    }
+                    if (round + turn) % 2 == 0 {
+                        raw.add(run.raw(batch).await);
+                    } else {
+                        ours.add(run.flush().await);
+                    }
+                });
+            }
+        }
+        println!(
+            "\npurchases with {LINES} lines each, a round trip of {link} (the raw loop with {batch} rows a statement)"
+        );
+        let rows = purchases * (LINES + 1);
+        let (raw, ours) = (raw.rate(rows), ours.rate(rows));
+        println!("  {:28} {:>10.2}", "ratio", ours / raw);
+    }
 }
 
 /// One column of every row is changed after it was flushed; the twin sends the whole rows once more.
@@ -339,10 +446,10 @@ fn slow_link(ground: &Ground) {
             ground.runtime.block_on(async {
                 let run = Run::new(ground).await;
                 if (round + turn) % 2 == 0 {
-                    near.add(run.flush(ground).await);
+                    near.add(run.flush().await);
                 } else {
                     run.proxy.set_mode(Mode::Delay(ROUND_TRIP));
-                    far.add(run.flush(ground).await);
+                    far.add(run.flush().await);
                 }
             });
         }
@@ -358,10 +465,11 @@ fn one_row(ground: &Ground) {
     ground.runtime.block_on(async {
         let run = Run::new(ground).await;
         let db = open(&run.folder.path().join("small.db"), run.proxy.port(), Some(&run.cloud)).await;
-        db.write([Statement::new(TABLE)]).await.unwrap();
+        db.write([Statement::new(NOTE.create())]).await.unwrap();
         run.proxy.start();
         for id in 0..320 {
-            let row = Statement::new(INSERT).bind(id).bind("one").bind(BODY).bind(Value::Real(4.5)).bind(id);
+            let row =
+                Statement::new(NOTE.insert()).bind(id).bind("one").bind(BODY).bind(Value::Real(4.5)).bind(id);
             let written = db.write([row]).await.unwrap();
             let started = Instant::now();
             db.synced(&written.receipt).await.unwrap();
@@ -425,7 +533,8 @@ fn memory_of_this_process(told: &str) {
             }
         });
         let db = Database::open(online.build().unwrap(), log()).await.unwrap();
-        let row = Statement::new(INSERT).bind(-7).bind("last").bind(BODY).bind(Value::Real(0.5)).bind(7);
+        let row =
+            Statement::new(NOTE.insert()).bind(-7).bind("last").bind(BODY).bind(Value::Real(0.5)).bind(7);
         let written = db.write([row]).await.unwrap();
         db.synced(&written.receipt).await.unwrap();
         done.store(true, Ordering::Relaxed);
@@ -455,8 +564,12 @@ fn writes_during_a_flush(ground: &Ground) {
             let mut id = 1_000_000_000;
             let mut write = async |samples: &mut Samples| {
                 id += 1;
-                let row =
-                    Statement::new(INSERT).bind(id).bind("me").bind(BODY).bind(Value::Real(4.5)).bind(id);
+                let row = Statement::new(NOTE.insert())
+                    .bind(id)
+                    .bind("me")
+                    .bind(BODY)
+                    .bind(Value::Real(4.5))
+                    .bind(id);
                 let started = Instant::now();
                 db.write([row]).await.unwrap();
                 samples.add(started.elapsed());

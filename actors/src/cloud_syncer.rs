@@ -44,7 +44,7 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
-    Applied, Backlog, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow,
+    Applied, Backlog, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
     Readers, Refusal, RoundRow, StoreError, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
@@ -197,8 +197,11 @@ const PORTION_BYTES: usize = 16 << 20;
 /// How many rows are noted in one local transaction: some milliseconds, for which those who write meanwhile wait.
 const NOTED_AT_ONCE: usize = 1000;
 
-/// So many of them are one statement: each costs the server a plan and a run of the feed's trigger.
-const SENT_AT_ONCE: usize = 4000;
+/// The largest window has so many such parts at least: one is noted and read while the server is at work on those before it.
+const PARTS_MIN: usize = 8;
+
+/// So many parts are one statement: each costs the server a plan and a run of the feed's trigger.
+const SENT_AT_ONCE: usize = 4;
 
 /// How long a round should take: much longer than a round trip, and much shorter than anybody's patience with its locks.
 const ROUND_TIME: Duration = Duration::from_secs(1);
@@ -1200,7 +1203,8 @@ impl Cycle {
             let (eligible, whole) = (eligible.clone(), width > 1);
             let window = self.windows.rows();
             let room = Room { eligible: eligible.clone(), upto: *upto, rows_max: window };
-            let rows_max = if whole { window.min(WIDE_WINDOW) * width } else { window.min(NOTED_AT_ONCE) };
+            let rows_max =
+                if whole { window.min(WIDE_WINDOW) * width } else { window.min(self.noted_at_once()) };
             let noted = self.ask(NoteRound { rows_max, generation, eligible, upto: *upto, whole }).await?;
             let Some(noted) = noted else { return Ok(Flushed::Everything) };
             upto.get_or_insert(noted.epoch);
@@ -1230,20 +1234,22 @@ impl Cycle {
         }
     }
 
-    /// Reads what is in flight, as far as it is not too heavy; the rest waits again.
-    async fn read_noted(&self, noted: &mut Noted, grown: Option<Grown>, bytes_max: usize) -> Step<InFlight> {
-        let (readers, of) = (self.parts.readers.clone(), noted.clone());
-        let read = actix_rt::task::spawn_blocking(move || match grown {
-            Some(grown) => readers.read_growth(&of, &grown, bytes_max),
-            None => readers.read_some(&of, bytes_max),
-        })
-        .await
-        .map_err(|error| StoreError::Io(error.to_string()))??;
-        if let Some((table, after)) = read.rest.clone() {
-            self.ask(TrimRound { round: noted.id.clone(), table, after }).await?;
-            (noted.complete, noted.grows) = (false, None);
+    /// The most rows of a part.
+    fn noted_at_once(&self) -> usize {
+        NOTED_AT_ONCE.min(self.options.window_rows_max.div_ceil(PARTS_MIN))
+    }
+
+    /// Reads the last part of what is in flight, as far as it is not too heavy; the rest waits again.
+    async fn read_noted(&self, noted: &mut Noted, part: Part, bytes_max: usize) -> Step<InFlight> {
+        loop {
+            let (readers, of) = (self.parts.readers.clone(), noted.clone());
+            let read = actix_rt::task::spawn_blocking(move || readers.read_part(&of, part, bytes_max))
+                .await
+                .map_err(|error| StoreError::Io(error.to_string()))??;
+            let Some(rest) = read.rest.clone() else { return Ok(read) };
+            self.ask(TrimRound { round: noted.id.clone(), part, rest }).await?;
+            (noted.complete, noted.narrow, noted.grows) = (false, true, None);
         }
-        Ok(read)
     }
 
     /// Sends a round while it grows: while the server is at work on one part of it, the next is noted, read and sent. Ends when
@@ -1266,24 +1272,24 @@ impl Cycle {
         let mut good = true;
         let mut held = vec![];
         while good && carried.rows < room.rows_max && carried.bytes < PORTION_BYTES {
-            let Some((table, after)) = noted.grows.take() else { break };
+            let Some(table) = noted.grows.take() else { break };
             let grow = GrowRound {
                 round: noted.id.clone(),
                 generation: noted.generation,
                 eligible: room.eligible.clone(),
                 table,
-                after,
                 upto: room.upto.unwrap_or(noted.epoch),
-                rows_max: NOTED_AT_ONCE.min(room.rows_max - carried.rows),
+                rows_max: self.noted_at_once().min(room.rows_max - carried.rows),
             };
-            let Some(grown) = self.ask(grow).await? else { break };
-            (noted.complete, noted.grows) = (grown.complete, grown.grows());
-            let read = self.read_noted(noted, Some(grown), PORTION_BYTES - carried.bytes).await?;
+            let Some(Grown { part, grows, complete }) = self.ask(grow).await? else { break };
+            fail::fail_point!("syncer.grown");
+            (noted.complete, noted.grows) = (complete, grows);
+            let read = self.read_noted(noted, part, PORTION_BYTES - carried.bytes).await?;
             carried.add(&read);
             let mut part = Window::encode(tables, noted, read.rows);
             good = part.refusals.is_empty();
             held.append(&mut part.items);
-            if good && held.len() >= SENT_AT_ONCE {
+            if good && held.len() >= SENT_AT_ONCE * self.noted_at_once() {
                 sent.push(Arc::new(std::mem::take(&mut held)));
                 open.send(sent[sent.len() - 1].clone()).await;
             }
@@ -1296,6 +1302,7 @@ impl Cycle {
                 open.send(sent[sent.len() - 1].clone()).await;
             }
         }
+        fail::fail_point!("syncer.sent");
         let judged = if good { Some(open.judge(conflicts).await) } else { None };
         // Nobody else has them any more.
         window.items = sent.into_iter().flat_map(Arc::unwrap_or_clone).collect();
@@ -1317,14 +1324,14 @@ impl Cycle {
     ) -> Step<Carried> {
         let readers = self.parts.readers.clone();
         let conflicts = actix_rt::task::spawn_blocking(move || readers.read_conflicts());
-        let read = self.read_noted(&mut noted, None, PORTION_BYTES).await?;
+        let read = self.read_noted(&mut noted, Part::default(), PORTION_BYTES).await?;
         let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
         let mut carried = Carried { rows: 0, bytes: 0, parked: false, then: Then::GoOn };
         carried.add(&read);
         // What had to be left behind may be what the others wait for; it cannot come along, however often it is tried.
-        let too_heavy = noted.retry && read.rest.is_some();
+        let too_heavy = noted.retry && noted.narrow;
         let mut window = Window::encode(tables, &noted, read.rows);
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();

@@ -26,8 +26,8 @@ use crate::core::schema::Table;
 use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Applied, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, Mark, Noted, Page, Parked, Refusal,
-    Retried, StoreError, Unit, Which, Witness, Written,
+    Applied, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, Mark, Noted, Page, Parked, Part, Refusal,
+    Rest, Retried, StoreError, Unit, Which, Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ pub struct NoteRound {
     pub whole: bool,
 }
 
-/// Moves more of one table into the round in flight, as far as that needs nobody else along.
+/// Moves more of the journal into the round in flight, closed under foreign keys.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<Option<Grown>>")]
 pub struct GrowRound {
@@ -245,26 +245,24 @@ pub struct GrowRound {
     pub generation: u64,
     /// The ids of the tables whose cloud side is ready.
     pub eligible: Vec<i64>,
-    /// The table that it grows by.
+    /// The table with which it goes on.
     pub table: i64,
-    /// The last of its keys that are in the round.
-    pub after: Vec<Value>,
     /// Only what was dirty in this epoch, or before: what was dirtied since the round was noted is a later one's.
     pub upto: i64,
-    /// The most rows.
+    /// The most rows, those that have to come along not counted.
     pub rows_max: usize,
 }
 
-/// What of the round in flight is too heavy waits again.
+/// What of the round's last part is too heavy waits again.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<()>")]
 pub struct TrimRound {
     /// The round's id; another one is not touched.
     pub round: String,
-    /// The first table that is concerned; all of those behind it are.
-    pub table: i64,
-    /// The last of its keys that stay in the round, if any does.
-    pub after: Option<Vec<Value>>,
+    /// The part.
+    pub part: Part,
+    /// Where it was not read any further.
+    pub rest: Rest,
 }
 
 /// The round took effect.

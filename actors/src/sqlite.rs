@@ -69,7 +69,7 @@ use self::backlog::Gauge;
 pub use self::backlog::{Backlog, BacklogLimits};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
-pub use self::growing::{Grown, InFlight};
+pub use self::growing::{Grown, InFlight, Part, Rest};
 pub use self::history::{Home, Witness};
 pub use self::parked::{
     Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
@@ -427,8 +427,10 @@ pub struct Noted {
     pub complete: bool,
     /// Whether entries are in it that were refused before.
     pub retry: bool,
-    /// Where the round can grow: the table, and the last of its keys that are in it.
-    pub grows: Option<(i64, Vec<Value>)>,
+    /// Whether something that its rows may need had no room in it.
+    pub narrow: bool,
+    /// Where the round can grow: the table with which that begins.
+    pub grows: Option<i64>,
     /// SQLite's number of the schema under which the entries undo what was written since.
     schema_version: i64,
 }
@@ -989,6 +991,7 @@ impl Store {
         let closed = epoch(&tx)?;
         let begins = upto.is_none();
         let upto = upto.unwrap_or(closed);
+        let first = Part::default();
         let mut retry = false;
         let mut grows = None;
         // First what was never refused. When nothing of that is left, the refused ones get their chance, together with
@@ -999,16 +1002,17 @@ impl Store {
         };
         for (is_retry, refused, upto) in passes.iter().copied() {
             let before = taken;
-            for at in 0..tables.len() {
-                if taken >= rows_max {
-                    break;
-                }
-                let table = tables[(self.first_table + at) % tables.len()];
-                taken += take(&tx, table, rows_max - taken, refused, upto, &mut sweep)?;
-                grows = (taken >= rows_max && !is_retry && !whole)
-                    .then(|| sweep.get(&table.id).map(|last| (table.id, last.clone())))
-                    .flatten();
-            }
+            let (came, stopped) = take_in_turn(
+                &tx,
+                &tables,
+                self.first_table,
+                rows_max - taken,
+                (refused, upto),
+                first,
+                &mut sweep,
+            )?;
+            taken += came;
+            grows = stopped.filter(|_| !is_retry && !whole);
             retry |= is_retry && refused && taken > before;
             if !whole && (taken > 0 && !is_retry || is_retry && taken == 0) {
                 break;
@@ -1025,23 +1029,18 @@ impl Store {
         // A deletion with very many former children lets them go first, in rounds of their own; where that leaves nothing of
         // this one (a long chain, of which each needs the next), it takes them all.
         tx.execute_batch("SAVEPOINT tidewater_close")?;
-        let mut room = if retry || whole { usize::MAX } else { rows_max };
-        close_under_foreign_keys(&tx, &tables, retry || whole, &mut room)?;
-        if room == 0 && !anything_flies(&tx, &tables)? {
+        let last_chance = retry || whole;
+        let mut room = if last_chance { ALONG_MAX } else { rows_max };
+        close_under_foreign_keys(&tx, &tables, last_chance, first, &mut room)?;
+        let narrow = last_chance && room == 0;
+        if room == 0 && !anything_flies(&tx, &tables, first)? {
             tx.execute_batch("ROLLBACK TO tidewater_close")?;
             room = usize::MAX;
-            close_under_foreign_keys(&tx, &tables, false, &mut room)?;
+            close_under_foreign_keys(&tx, &tables, false, first, &mut room)?;
         }
         tx.execute_batch("RELEASE tidewater_close")?;
-        // What is parked for the sake of others comes along only with a last chance.
-        let mut complete = is_complete(&tx, tables.iter().copied())?;
-        for table in &tables {
-            complete &= retry || whole || !is_hopeful(&tx, table)?;
-        }
-        for table in &tables {
-            absorb_parked(&tx, table)?;
-        }
-        parked::absorb_holders(&tx, &tables)?;
+        let complete = is_all_there_is(&tx, &tables, last_chance)?;
+        absorb_parked(&tx, &tables, first)?;
         let id = uuid::Uuid::new_v4().to_string();
         let number = meta::<i64>(&tx, "round_number")?.unwrap_or(0) + 1;
         // The conflicts that the round tells the cloud of: those that it has not heard of, in order, a bounded number.
@@ -1065,6 +1064,7 @@ impl Store {
             epoch: closed,
             complete,
             retry,
+            narrow,
             grows,
             schema_version: self.schema_version,
         }))
@@ -1682,37 +1682,22 @@ impl Readers {
     /// [`StoreError::SchemaChanged`] when somebody changed the schema since: triggers may have been missing for a
     /// while, so that nobody knows what the rows were.
     pub fn read_round(&self, noted: &Noted) -> Result<Vec<Vec<RoundRow>>> {
-        Ok(self.read_some(noted, usize::MAX)?.rows)
+        Ok(self.read_part(noted, Part::default(), usize::MAX)?.rows)
     }
 
-    /// [`read_round`](Self::read_round), as far as the rows fit so many bytes; the first one always does.
+    /// [`read_round`](Self::read_round) for the last part of the round, as far as the rows fit so many bytes; the first one
+    /// always does.
     ///
     /// # Errors
     /// As there.
-    pub fn read_some(&self, noted: &Noted, bytes_max: usize) -> Result<InFlight> {
+    pub fn read_part(&self, noted: &Noted, part: Part, bytes_max: usize) -> Result<InFlight> {
         let conn = self.get()?;
         let tx = conn.unchecked_transaction()?;
         same_schema(&tx, noted.schema_version)?;
         let mut read = InFlight { rows: vec![], bytes: 0, rest: None };
         for table in &noted.tables {
             if read.rest.is_none() {
-                read_flight(&tx, table, None, bytes_max, &mut read)?;
-            } else {
-                read.rows.push(vec![]);
-            }
-        }
-        Ok(read)
-    }
-
-    /// The rows by which the round in flight grew, likewise.
-    pub fn read_growth(&self, noted: &Noted, grown: &Grown, bytes_max: usize) -> Result<InFlight> {
-        let conn = self.get()?;
-        let tx = conn.unchecked_transaction()?;
-        same_schema(&tx, noted.schema_version)?;
-        let mut read = InFlight { rows: vec![], bytes: 0, rest: None };
-        for table in &noted.tables {
-            if table.id == grown.table {
-                read_flight(&tx, table, Some(grown), bytes_max, &mut read)?;
+                read_flight(&tx, table, part, bytes_max, &mut read)?;
             } else {
                 read.rows.push(vec![]);
             }
@@ -1807,11 +1792,11 @@ impl Readers {
 /// What a row takes in memory beside its values, roughly: a round of light rows has a bound as well.
 const ROW_WEIGHT: usize = 400;
 
-/// Reads a table's part of the round, or of what it grew by, up to so many bytes in all.
+/// Reads what a part of the round has of a table, up to so many bytes in all.
 fn read_flight(
     conn: &Connection,
     table: &Table,
-    grown: Option<&Grown>,
+    part: Part,
     bytes_max: usize,
     read: &mut InFlight,
 ) -> Result<()> {
@@ -1825,10 +1810,11 @@ fn read_flight(
             format!("CASE WHEN j.d{id} THEN j.b{id} ELSE t.{name} END")
         }
     };
-    let (range, params) = grown.map_or_else(|| ("true".to_owned(), vec![]), |grown| grown.range("f.", table));
+    // Exactly the index's order: sorted in any other, the rows would be in memory before the first is looked at.
     let order = list(key_columns(table), |k| format!("f.{k}"));
     let sql = format!(
-        "SELECT {}, coalesce(j.known, t.{} IS NOT NULL), {} FROM {} AS f LEFT JOIN {} AS t ON {} LEFT JOIN {} AS j ON {} WHERE {range} ORDER BY {order}",
+        "SELECT {}, coalesce(j.known, t.{} IS NOT NULL), {}, f.step FROM {} AS f LEFT JOIN {} AS t ON {} \
+         LEFT JOIN {} AS j ON {} WHERE f.step >= ?1 ORDER BY f.step DESC, {order}",
         list(&entry, |c| format!("f.{c}")),
         ident(table.key_names()[0]),
         list(0..table.columns.len(), as_noted),
@@ -1839,12 +1825,14 @@ fn read_flight(
         all(0..keys, |at| format!("j.k{at} = f.k{at}")),
     );
     let mut statement = conn.prepare_cached(&sql)?;
-    let mut found = statement.query(params_from_iter(params))?;
+    let mut found = statement.query([part.0])?;
     let mut rows: Vec<RoundRow> = vec![];
+    let mut last_step = 0;
     let is_first = read.bytes == 0;
     while let Some(row) = found.next()? {
         let was_there: bool = row.get(entry.len())?;
         let stored = values(row, entry.len() + 1, table.columns.len())?;
+        let step: i64 = row.get(entry.len() + 1 + table.columns.len())?;
         let row = RoundRow {
             key: values(row, 0, keys)?,
             entry: entry_from(table, row, keys)?,
@@ -1853,9 +1841,11 @@ fn read_flight(
         let values = row.key.iter().chain(row.row.iter().flatten()).chain(&row.entry.base);
         let bytes = ROW_WEIGHT + values.map(Value::size).sum::<usize>();
         if read.bytes + bytes > bytes_max && !(is_first && rows.is_empty()) {
-            read.rest = Some((table.id, rows.last().map(|row| row.key.clone())));
+            read.rest =
+                Some(Rest { table: table.id, after: rows.last().map(|row| (last_step, row.key.clone())) });
             break;
         }
+        last_step = step;
         read.bytes += bytes;
         rows.push(row);
     }
@@ -2647,21 +2637,48 @@ fn was(table: &Table, entry: &str, column: usize) -> String {
     )
 }
 
-/// A parked row that was edited goes along, with its older base.
-fn absorb_parked(conn: &Connection, table: &Table) -> Result<()> {
-    let keys = list(key_columns(table), |k| k);
-    let which = format!("({keys}) IN (SELECT {keys} FROM {})", ident(&side_table(FLIGHT, table)));
-    merge_entries(conn, table, PARKED, FLIGHT, &which)?;
-    Ok(())
+/// Parked rows that were edited go along with their part, with their older bases, and so do those that hold a value which a row
+/// of it takes.
+fn absorb_parked(conn: &Connection, tables: &[&Table], part: Part) -> Result<()> {
+    for table in tables {
+        let keys = list(key_columns(table), |k| k);
+        let flight = ident(&side_table(FLIGHT, table));
+        let which = format!("({keys}) IN (SELECT {keys} FROM {flight} WHERE step >= ?1)");
+        merge_some(conn, table, [PARKED, FLIGHT], &which, &[Value::Integer(part.0)])?;
+    }
+    parked::absorb_holders(conn, tables, part)
 }
 
-/// Moves up to `limit` entries of one table from the journal in flight, going on where the last round stopped.
+/// Moves up to `limit` entries of the tables in flight, one table after the other from the given place on, and answers with
+/// their number and, if there were so many, the table at which that was.
+fn take_in_turn(
+    conn: &Connection,
+    tables: &[&Table],
+    begin: usize,
+    limit: usize,
+    (refused, upto): (bool, i64),
+    part: Part,
+    sweep: &mut HashMap<i64, Vec<Value>>,
+) -> Result<(usize, Option<i64>)> {
+    let mut taken = 0;
+    for at in 0..tables.len() {
+        let table = tables[(begin + at) % tables.len()];
+        taken += take(conn, table, limit - taken, refused, upto, part, sweep)?;
+        if taken >= limit {
+            return Ok((taken, Some(table.id)));
+        }
+    }
+    Ok((taken, None))
+}
+
+/// Moves up to `limit` entries of one table from the journal in flight, going on where the last one stopped.
 fn take(
     conn: &Connection,
     table: &Table,
     limit: usize,
     refused: bool,
     upto: i64,
+    part: Part,
     sweep: &mut HashMap<i64, Vec<Value>>,
 ) -> Result<usize> {
     let refused = if refused { "NOT NULL" } else { "NULL" };
@@ -2669,13 +2686,13 @@ fn take(
     let mut taken = 0;
     let mut after = sweep.remove(&table.id);
     loop {
-        let (moved, until) = take_next(conn, table, &which, after.as_deref(), limit - taken)?;
+        let (moved, until) = take_next(conn, table, &which, after.as_deref(), limit - taken, part)?;
         taken += moved;
         if let Some(last) = until {
             sweep.insert(table.id, last);
             return Ok(taken);
         }
-        // The end of the journal: once more from its beginning, if this round did not start there.
+        // The end of the journal: once more from its beginning, if this one did not start there.
         if after.take().is_none() {
             return Ok(taken);
         }
@@ -2690,19 +2707,22 @@ fn take_next(
     which: &str,
     after: Option<&[Value]>,
     limit: usize,
+    part: Part,
 ) -> Result<(usize, Option<Vec<Value>>)> {
     let keys = list(key_columns(table), |k| k);
     let columns = list(entry_columns(table), |c| c);
     let journal = ident(&side_table(JOURNAL, table));
     let flight = ident(&side_table(FLIGHT, table));
     let until = last_of_next(conn, table, which, after, limit)?;
-    let (range, params) = key_range(table, "", after, until.as_deref());
+    let (range, params) = key_range(table, after, until.as_deref());
+    let step = Value::Integer(part.0);
     let moved = conn
         .prepare_cached(&format!(
-            "INSERT INTO {flight} ({columns}, refused) SELECT {columns}, refused FROM {journal} \
-             WHERE {which} AND {range} ORDER BY {keys}"
+            "INSERT INTO {flight} ({columns}, refused, step) SELECT {columns}, refused, ?{} FROM {journal} \
+             WHERE {which} AND {range} ORDER BY {keys}",
+            params.len() + 1
         ))?
-        .execute(params_from_iter(&params))?;
+        .execute(params_from_iter(params.iter().chain([&step])))?;
     if moved > 0 {
         conn.prepare_cached(&format!("DELETE FROM {journal} WHERE {which} AND {range}"))?
             .execute(params_from_iter(&params))?;
@@ -2719,7 +2739,7 @@ fn last_of_next(
     count: usize,
 ) -> Result<Option<Vec<Value>>> {
     let keys = list(key_columns(table), |k| k);
-    let (range, params) = key_range(table, "", after, None);
+    let (range, params) = key_range(table, after, None);
     let skipped = count.saturating_sub(1);
     let sql = format!(
         "SELECT {keys} FROM {} WHERE {which} AND {range} ORDER BY {keys} LIMIT 1 OFFSET {skipped}",
@@ -2729,13 +2749,8 @@ fn last_of_next(
 }
 
 /// The keys of a side table beyond one and up to another, with its parameters.
-fn key_range(
-    table: &Table,
-    of: &str,
-    after: Option<&[Value]>,
-    until: Option<&[Value]>,
-) -> (String, Vec<Value>) {
-    let keys = list(key_columns(table), |k| format!("{of}{k}"));
+fn key_range(table: &Table, after: Option<&[Value]>, until: Option<&[Value]>) -> (String, Vec<Value>) {
+    let keys = list(key_columns(table), |k| k);
     let mut params: Vec<Value> = vec![];
     let mut bounds = vec![];
     for (operator, key) in [(">", after), ("<=", until)] {
@@ -2758,7 +2773,21 @@ fn is_complete<'a>(conn: &Connection, tables: impl Iterator<Item = &'a Table>) -
     Ok(true)
 }
 
-/// Pending parents of the window's rows come along, to any depth.
+/// Whether nothing waits but what is in the round: what is parked for the sake of others comes along only with a last chance.
+fn is_all_there_is(conn: &Connection, tables: &[&Table], last_chance: bool) -> Result<bool> {
+    let mut all = is_complete(conn, tables.iter().copied())?;
+    for table in tables {
+        all &= last_chance || !is_hopeful(conn, table)?;
+    }
+    Ok(all)
+}
+
+/// So many former children of deleted rows come along with a round that has its last chance: about as many as it can weigh, each of
+/// them [`ROW_WEIGHT`] at least. Its parents have no such bound: without them it would be refused for certain.
+const ALONG_MAX: usize = 40_000;
+
+/// Pending parents of a part's rows come along, to any depth, unless they are in the round already: each time those of the
+/// rows that came in the step before.
 ///
 /// A parent that was refused comes along only when it has its last chance: it would be refused again, and take
 /// the window with it.
@@ -2768,10 +2797,14 @@ fn close_under_foreign_keys(
     conn: &Connection,
     tables: &[&Table],
     last_chance: bool,
+    part: Part,
     room: &mut usize,
 ) -> Result<()> {
     let which = if last_chance { "true" } else { "j.refused IS NULL" };
+    let mut step = part.0;
     loop {
+        let since = step;
+        step += 1;
         let mut moved = 0;
         for child in tables.iter().copied() {
             for key in &child.foreign_keys {
@@ -2780,15 +2813,13 @@ fn close_under_foreign_keys(
                 if is_complete(conn, std::iter::once(parent))? {
                     continue;
                 }
-                let journal = ident(&side_table(JOURNAL, parent));
-                let flight = ident(&side_table(FLIGHT, parent));
-                let keys = list(key_columns(parent), |k| k);
                 let columns = entry_columns(parent);
                 let sql = format!(
-                    "INSERT INTO {flight} ({names}, refused) SELECT DISTINCT {from_journal}, j.refused \
+                    "INSERT INTO {flight} ({names}, refused, step) SELECT DISTINCT {from_journal}, j.refused, ?1 \
                      FROM {child_flight} AS f CROSS JOIN {child} AS c ON {child_row} \
                      CROSS JOIN {parent} AS p ON {refers} CROSS JOIN {journal} AS j ON {parent_row} \
-                     WHERE {which} ON CONFLICT DO NOTHING",
+                     WHERE {which} AND f.step >= ?2 ON CONFLICT DO NOTHING",
+                    flight = ident(&side_table(FLIGHT, parent)),
                     names = list(&columns, |c| c.clone()),
                     from_journal = list(&columns, |c| format!("j.{c}")),
                     child_flight = ident(&side_table(FLIGHT, child)),
@@ -2798,35 +2829,47 @@ fn close_under_foreign_keys(
                     )),
                     child = ident(&child.name),
                     refers = refers(child, key, "c", "p"),
+                    journal = ident(&side_table(JOURNAL, parent)),
                     parent_row =
                         all(parent.key_names().iter().enumerate(), |(at, k)| side_key("j", at, "p", k)),
                     parent = ident(&parent.name),
                 );
-                let came = conn.prepare_cached(&sql)?.execute([])?;
-                if came > 0 {
-                    let sql =
-                        format!("DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})");
-                    conn.prepare_cached(&sql)?.execute([])?;
-                }
-                moved += came;
+                moved += came_along(conn, parent, step, conn.prepare_cached(&sql)?.execute([step, since])?)?;
             }
         }
-        moved += take_children_of_deleted(conn, tables, which, room)?;
+        moved += take_children_of_deleted(conn, tables, which, part, step, room)?;
         if moved == 0 {
             return Ok(());
         }
     }
 }
 
+/// So many entries were copied in flight in this step: they wait no more. Whoever was in the round before has an entry of his
+/// own in the journal, of what happened since, which stays.
+fn came_along(conn: &Connection, table: &Table, step: i64, came: usize) -> Result<usize> {
+    if came > 0 {
+        let (keys, flight) = (list(key_columns(table), |k| k), ident(&side_table(FLIGHT, table)));
+        let sql = format!(
+            "DELETE FROM {} WHERE ({keys}) IN (SELECT {keys} FROM {flight} WHERE step = ?1)",
+            ident(&side_table(JOURNAL, table))
+        );
+        conn.prepare_cached(&sql)?.execute([step])?;
+    }
+    Ok(came)
+}
+
 /// Children that were moved away from a deleted parent, or deleted with it, go along: the cloud would refuse the deletion,
 /// or let it act on them, as long as they are there as they were. They are told by the values that they had before: a
 /// scan of the children's journal, only in rounds that delete parents.
 ///
-/// When there is no `room` for all of them, the parent waits: it goes when they have gone.
+/// When there is no `room` for all of them, the parent waits: it goes when they have gone. So does the parent of a child that left
+/// it after an earlier part had brought it there: that part's rows are on their way.
 fn take_children_of_deleted(
     conn: &Connection,
     tables: &[&Table],
     which: &str,
+    part: Part,
+    step: i64,
     room: &mut usize,
 ) -> Result<usize> {
     let mut moved = 0;
@@ -2837,13 +2880,13 @@ fn take_children_of_deleted(
             continue;
         }
         let gone = format!(
-            "SELECT f.* FROM {} AS f LEFT JOIN {} AS p ON {} WHERE p.{} IS NULL AND f.known",
+            "SELECT f.* FROM {} AS f LEFT JOIN {} AS p ON {} WHERE f.step >= ?1 AND p.{} IS NULL AND f.known",
             ident(&side_table(FLIGHT, parent)),
             ident(&parent.name),
             row_is(parent, "p", |at| format!("f.k{at}")),
             ident(parent.key_names()[0]),
         );
-        if !conn.prepare_cached(&format!("{gone} LIMIT 1"))?.exists([])? {
+        if !conn.prepare_cached(&format!("{gone} LIMIT 1"))?.exists([part.0])? {
             continue;
         }
         for child in tables.iter().copied() {
@@ -2853,7 +2896,6 @@ fn take_children_of_deleted(
                 let Some(referred) = referred else { continue };
                 let journal = ident(&side_table(JOURNAL, child));
                 let flight = ident(&side_table(FLIGHT, child));
-                let keys = list(key_columns(child), |k| k);
                 let names = list(entry_columns(child), |c| c);
                 // Who did not move refers to it no more than before; a key is left by going.
                 let moved_away = list(&key.columns, |c| match child.is_key(*c) {
@@ -2868,22 +2910,21 @@ fn take_children_of_deleted(
                 let limit = i64::try_from(*room).unwrap_or(i64::MAX);
                 let came = conn
                     .prepare_cached(&format!(
-                        "INSERT INTO {flight} ({names}, refused) SELECT {names}, refused FROM {journal} AS j \
-                         WHERE {those} LIMIT ?1 ON CONFLICT DO NOTHING",
+                        "INSERT INTO {flight} ({names}, refused, step) SELECT {names}, refused, ?2 FROM {journal} AS j \
+                         WHERE {those} LIMIT ?3 ON CONFLICT DO NOTHING",
                     ))?
-                    .execute([limit])?;
-                if came > 0 {
-                    conn.prepare_cached(&format!(
-                        "DELETE FROM {journal} WHERE ({keys}) IN (SELECT {keys} FROM {flight})"
-                    ))?
-                    .execute([])?;
-                }
-                moved += came;
+                    .execute([part.0, step, limit])?;
+                moved += came_along(conn, child, step, came)?;
                 *room -= came;
-                if *room == 0 {
+                if *room == 0 || part != Part::default() {
                     let left = list(&key.columns, |c| was(child, "j", *c));
                     let still = format!("SELECT {left} FROM {journal} AS j WHERE {those}");
-                    moved += let_wait(conn, parent, &referred, &gone, &still)?;
+                    let waiting = let_wait(conn, parent, &referred, part, &gone, &still)?;
+                    if waiting > 0 {
+                        // Who needs him in turn shall not call him again.
+                        *room = 0;
+                    }
+                    moved += waiting;
                 }
             }
         }
@@ -2892,7 +2933,14 @@ fn take_children_of_deleted(
 }
 
 /// Puts those of the deleted rows back to which somebody in the journal still refers, as the cloud has him.
-fn let_wait(conn: &Connection, table: &Table, referred: &[usize], gone: &str, still: &str) -> Result<usize> {
+fn let_wait(
+    conn: &Connection,
+    table: &Table,
+    referred: &[usize],
+    part: Part,
+    gone: &str,
+    still: &str,
+) -> Result<usize> {
     let (journal, flight) = (ident(&side_table(JOURNAL, table)), ident(&side_table(FLIGHT, table)));
     let (keys, names) = (list(key_columns(table), |k| k), list(entry_columns(table), |c| c));
     let put_back = conn
@@ -2900,21 +2948,22 @@ fn let_wait(conn: &Connection, table: &Table, referred: &[usize], gone: &str, st
             "INSERT INTO {journal} ({names}, refused) SELECT {names}, refused FROM ({gone}) AS g WHERE ({}) IN ({still})",
             list(referred, |c| was(table, "g", *c)),
         ))?
-        .execute([])?;
+        .execute([part.0])?;
     if put_back > 0 {
         conn.prepare_cached(&format!(
-            "DELETE FROM {flight} WHERE ({keys}) IN (SELECT {keys} FROM {journal})"
+            "DELETE FROM {flight} WHERE step >= ?1 AND ({keys}) IN (SELECT {keys} FROM {journal})"
         ))?
-        .execute([])?;
+        .execute([part.0])?;
     }
     Ok(put_back)
 }
 
-/// Whether the round has any rows.
-fn anything_flies(conn: &Connection, tables: &[&Table]) -> Result<bool> {
+/// Whether the part has any rows.
+fn anything_flies(conn: &Connection, tables: &[&Table], part: Part) -> Result<bool> {
     for table in tables {
         let flight = ident(&side_table(FLIGHT, table));
-        if conn.prepare_cached(&format!("SELECT 1 FROM {flight} LIMIT 1"))?.exists([])? {
+        let sql = format!("SELECT 1 FROM {flight} WHERE step >= ?1 LIMIT 1");
+        if conn.prepare_cached(&sql)?.exists([part.0])? {
             return Ok(true);
         }
     }
@@ -3774,6 +3823,7 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         // With all their columns at once: adding them one by one takes seconds for hundreds.
         tx.execute_batch(&capture::create_side_tables(table, is_by_rowid(tx, &table.name)?))?;
     } else {
+        number_steps(tx, table)?;
         widen_journal(tx, table)?;
     }
     let state = match (trigger_state(tx, table)?, missing) {
@@ -3867,6 +3917,15 @@ fn is_without_rowid(tx: &Connection, table: &str) -> Result<bool> {
     Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
 }
 
+/// Rounds of older versions had no steps.
+fn number_steps(tx: &Connection, table: &Table) -> Result<()> {
+    let sql = "SELECT 1 FROM pragma_table_info(?1) WHERE name = 'step'";
+    if !tx.prepare_cached(sql)?.exists([side_table(FLIGHT, table)])? {
+        tx.execute_batch(&capture::add_steps(table))?;
+    }
+    Ok(())
+}
+
 /// A table that was rebuilt with a key of another type under the same name needs a journal that takes any key. One that
 /// does stays as it is: it may hold keys that are no integers.
 fn widen_journal(tx: &Connection, table: &Table) -> Result<()> {
@@ -3917,7 +3976,7 @@ fn park_all(tx: &Connection, id: i64, message: &str) -> Result<usize> {
         let from = ident(&format!("_tidewater_{kind}_{id}"));
         let columns = query(
             tx,
-            "SELECT name FROM pragma_table_info(?1) WHERE name <> 'refused'",
+            "SELECT name FROM pragma_table_info(?1) WHERE name NOT IN ('refused', 'step')",
             &[format!("_tidewater_{kind}_{id}").into()],
             |row| row.get::<_, String>(0),
         )?;

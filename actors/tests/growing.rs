@@ -3,14 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fastrand::Rng;
+use rusqlite::Connection;
 use tempfile::TempDir;
 use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::{GrowRound, NoteRound, TrimRound};
 use tidewater_actors::sqlite::{
-    Grown, InFlight, Noted, Readers, Statement, Store, StoreError, StoreOptions, Unit, UpkeepOptions,
+    Grown, InFlight, Noted, Part, Readers, Refusal, RoundRow, Statement, Store, StoreError, StoreOptions,
+    Unit, UpkeepOptions,
 };
 
 /// A file with its store.
@@ -32,7 +36,10 @@ fn options(folder: &TempDir) -> StoreOptions {
 
 impl Bench {
     fn new(schema: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        // In memory where the system has such a folder: nothing here is about the disk, and each commit waits for it.
+        let memory = std::path::Path::new("/dev/shm");
+        let folder =
+            if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let (store, _) = Store::open(&options(&folder)).unwrap();
         let readers = Readers::open(&options(&folder)).unwrap();
         let mut bench = Self { folder, store, readers };
@@ -52,8 +59,25 @@ impl Bench {
 
     fn write(&mut self, sql: &str) {
         for statement in sql.split(';') {
-            let unit = Unit::new([Statement::new(statement)]);
-            self.store.write_group(&[unit]).pop().unwrap().unwrap_or_else(|error| panic!("{sql}: {error}"));
+            self.try_write(statement).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+    }
+
+    fn try_write(&mut self, statement: &str) -> Result<(), StoreError> {
+        let unit = Unit::new([Statement::new(statement)]);
+        self.store.write_group(&[unit]).pop().unwrap().map(drop)
+    }
+
+    /// The file, opened anew.
+    fn restart(&mut self) {
+        let (store, _) = Store::open(&options(&self.folder)).unwrap();
+        self.store = store;
+    }
+
+    /// Everything that waits is taken for flushed.
+    fn settle(&mut self) {
+        while let Some(noted) = self.note_any(1000) {
+            self.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
         }
     }
 
@@ -63,17 +87,41 @@ impl Bench {
     }
 
     fn note(&mut self, rows_max: usize) -> Noted {
-        let (generation, eligible) = self.eligible();
-        let wanted = NoteRound { rows_max, generation, eligible, upto: None, whole: false };
-        self.store.note_round(&wanted).unwrap().unwrap()
+        self.note_any(rows_max).unwrap()
     }
 
-    fn grow(&mut self, noted: &Noted, (table, after): (i64, Vec<Value>), rows_max: usize) -> Option<Grown> {
+    fn note_any(&mut self, rows_max: usize) -> Option<Noted> {
+        let (generation, eligible) = self.eligible();
+        let wanted = NoteRound { rows_max, generation, eligible, upto: None, whole: false };
+        self.store.note_round(&wanted).unwrap()
+    }
+
+    fn grow(&mut self, noted: &Noted, table: i64, rows_max: usize) -> Option<Grown> {
         let (generation, eligible) = self.eligible();
         let (round, upto) = (noted.id.clone(), noted.epoch);
-        self.store
-            .grow_round(&GrowRound { round, generation, eligible, table, after, upto, rows_max })
-            .unwrap()
+        self.store.grow_round(&GrowRound { round, generation, eligible, table, upto, rows_max }).unwrap()
+    }
+
+    fn read(&self, noted: &Noted, part: Part) -> InFlight {
+        self.readers.read_part(noted, part, usize::MAX).unwrap()
+    }
+
+    /// The round in parts: the first, and then as far as it grows. In between, something happens.
+    fn parts(
+        &mut self,
+        noted: &Noted,
+        rows_max: usize,
+        mut meanwhile: impl FnMut(&mut Self),
+    ) -> Vec<InFlight> {
+        let mut parts = vec![self.read(noted, Part::default())];
+        let mut grows = noted.grows;
+        while let Some(table) = grows {
+            meanwhile(self);
+            let Some(grown) = self.grow(noted, table, rows_max) else { break };
+            parts.push(self.read(noted, grown.part));
+            grows = grown.grows;
+        }
+        parts
     }
 
     fn waiting(&self) -> i64 {
@@ -101,7 +149,7 @@ fn rows(read: &InFlight) -> Vec<String> {
 fn what_is_dirtied_while_a_round_grows_waits_for_the_next() {
     let mut bench = Bench::with_rows(10);
     let noted = bench.note(3);
-    let mut at = noted.grows.clone().unwrap();
+    let mut at = noted.grows.unwrap();
     bench.write(
         "UPDATE note SET body = 'later' WHERE id = 2; INSERT INTO note VALUES (0, 'new'), (99, 'new')",
     );
@@ -109,9 +157,9 @@ fn what_is_dirtied_while_a_round_grows_waits_for_the_next() {
     loop {
         let grown = bench.grow(&noted, at, 3).unwrap();
         steps += 1;
-        let read = bench.readers.read_growth(&noted, &grown, usize::MAX).unwrap();
+        let read = bench.read(&noted, grown.part);
         assert!(rows(&read).iter().all(|row| row.contains("row ")), "{:?}", rows(&read));
-        match grown.grows() {
+        match grown.grows {
             Some(next) => at = next,
             None => break,
         }
@@ -129,45 +177,16 @@ fn what_is_dirtied_while_a_round_grows_waits_for_the_next() {
 fn a_round_that_grew_is_put_back_whole() {
     let mut bench = Bench::with_rows(10);
     let noted = bench.note(4);
-    let grown = bench.grow(&noted, noted.grows.clone().unwrap(), 4).unwrap();
-    assert!(grown.grows().is_some() && !grown.complete);
+    let grown = bench.grow(&noted, noted.grows.unwrap(), 4).unwrap();
+    assert!(grown.grows.is_some() && !grown.complete);
     bench.write("UPDATE note SET body = 'later' WHERE id IN (1, 7, 10)");
-    let (store, _) = {
-        let options = options(&bench.folder);
-        Store::open(&options).unwrap()
-    };
-    bench.store = store;
+    bench.restart();
     let (id, _) = bench.store.in_flight().unwrap().unwrap();
     assert_eq!(id, noted.id);
     bench.store.put_back(&id, &[]).unwrap();
     assert_eq!((bench.in_flight(), bench.waiting()), (0, 10));
     let inserts = bench.count("SELECT count(*) FROM _tidewater_journal_1 WHERE NOT known");
     assert_eq!(inserts, 10);
-}
-
-/// A round does not grow by rows that may need others along: parents that wait, or what is parked. Nor does another round,
-/// or one that has ended.
-#[test]
-fn a_round_grows_only_by_what_needs_nobody() {
-    let mut bench = Bench::new(
-        "CREATE TABLE parent (id INTEGER PRIMARY KEY); \
-         CREATE TABLE child (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES parent (id))",
-    );
-    for id in 1..=6 {
-        bench.write(&format!("INSERT INTO parent VALUES ({id}); INSERT INTO child VALUES ({id}, {id})"));
-    }
-    let noted = bench.note(2);
-    let (table, after) = noted.grows.clone().unwrap();
-    assert!(bench.grow(&noted, (table, after.clone()), 2).is_none());
-    let journals =
-        "SELECT (SELECT count(*) FROM _tidewater_journal_1) + (SELECT count(*) FROM _tidewater_journal_2)";
-    let before = bench.count(journals);
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
-    assert_eq!(bench.count(journals), before);
-    let (generation, eligible) = bench.eligible();
-    let (round, upto) = (noted.id, noted.epoch);
-    let wanted = GrowRound { round, generation, eligible, table, after, upto, rows_max: 2 };
-    assert_eq!(bench.store.grow_round(&wanted), Err(StoreError::NotInFlight));
 }
 
 /// What is read of a round stops at its bound, after the first row at the earliest; the rest waits again, under what was
@@ -177,30 +196,22 @@ fn a_round_that_is_too_heavy_is_trimmed() {
     let mut bench = Bench::with_rows(10);
     bench.write("UPDATE note SET body = zeroblob(100000) WHERE id IN (4, 5)");
     let noted = bench.note(8);
-    let read = bench.readers.read_some(&noted, 50_000).unwrap();
+    let part = Part::default();
+    let read = bench.readers.read_part(&noted, part, 50_000).unwrap();
     assert_eq!(rows(&read).len(), 3);
-    let (table, after) = read.rest.unwrap();
-    assert_eq!(after, Some(vec![Value::Integer(3)]));
     bench.write("UPDATE note SET body = 'later' WHERE id IN (2, 8)");
-    bench.store.trim_round(&TrimRound { round: noted.id.clone(), table, after }).unwrap();
+    bench.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest: read.rest.unwrap() }).unwrap();
     assert_eq!((bench.in_flight(), bench.waiting()), (3, 8));
     bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
     let next = bench.note(2);
-    let read = bench.readers.read_some(&next, 50_000).unwrap();
+    let read = bench.readers.read_part(&next, part, 50_000).unwrap();
     // Heavier than the bound, and alone.
     assert!(read.bytes > 100_000 && rows(&read).len() == 1 && rows(&read)[0].starts_with("[Integer(4)]"));
 }
 
-/// Grows a round to its end and answers with all that was read of it, in order.
+/// All that was read of a round that grew to its end.
 fn read_to_the_end(bench: &mut Bench, noted: &Noted, rows_max: usize) -> Vec<String> {
-    let mut read = rows(&bench.readers.read_some(noted, usize::MAX).unwrap());
-    let mut at = noted.grows.clone();
-    while let Some(next) = at.take() {
-        let Some(grown) = bench.grow(noted, next, rows_max) else { break };
-        read.extend(rows(&bench.readers.read_growth(noted, &grown, usize::MAX).unwrap()));
-        at = grown.grows();
-    }
-    read
+    bench.parts(noted, rows_max, |_| {}).iter().flat_map(rows).collect()
 }
 
 /// A round that began where the last one stopped, and went on at the beginning, has rows beyond those by which it could
@@ -240,4 +251,393 @@ fn parents_that_came_along_are_not_sent_twice() {
     read.sort();
     read.dedup();
     assert_eq!(all, read.len(), "{read:?}");
+}
+
+fn number(value: &Value) -> Option<i64> {
+    match value {
+        Value::Integer(number) => Some(*number),
+        _ => None,
+    }
+}
+
+/// Rows of a round by table and key, with the part in which they came.
+fn by_key<'a>(
+    noted: &'a Noted,
+    parts: &'a [InFlight],
+) -> HashMap<(&'a str, Option<i64>), (usize, &'a RoundRow)> {
+    let mut found = HashMap::new();
+    for (at, part) in parts.iter().enumerate() {
+        for (table, rows) in noted.tables.iter().zip(&part.rows) {
+            for row in rows {
+                let before = found.insert((table.name.as_str(), number(&row.key[0])), (at, row));
+                assert!(before.is_none(), "twice: {} {row:?}", table.name);
+            }
+        }
+    }
+    found
+}
+
+/// No part has a row that needs one of a later part: a row whose parent is new, or a deletion of a row to which others
+/// referred that go or move away. The tables refer to each other by their keys.
+fn assert_no_part_needs_a_later_one(noted: &Noted, parts: &[InFlight]) {
+    let found = by_key(noted, parts);
+    for (table, (part, row)) in found.iter().map(|((table, _), found)| (*table, *found)) {
+        let table = noted.tables.iter().find(|known| known.name == table).unwrap();
+        for foreign in &table.foreign_keys {
+            let column = foreign.columns[0];
+            if let Some(values) = &row.row
+                && let Some((parent, _)) = found.get(&(foreign.parent.as_str(), number(&values[column])))
+            {
+                assert!(
+                    *parent <= part,
+                    "{} {row:?}: its parent comes in part {parent}, it in {part}",
+                    table.name
+                );
+            }
+            let left = row.entry.known && row.entry.dirty[column];
+            if left
+                && let Some((gone, parent)) =
+                    found.get(&(foreign.parent.as_str(), number(&row.entry.base[column])))
+                && parent.row.is_none()
+            {
+                assert!(
+                    part <= *gone,
+                    "{} {row:?}: its parent goes in part {gone}, it in {part}",
+                    table.name
+                );
+            }
+        }
+    }
+}
+
+const SHOP: &str = "CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT); \
+    CREATE TABLE purchase (id INTEGER PRIMARY KEY, customer INTEGER NOT NULL REFERENCES customer (id), v INTEGER); \
+    CREATE TABLE line (id INTEGER PRIMARY KEY, purchase INTEGER NOT NULL REFERENCES purchase (id), v INTEGER)";
+
+/// So many rows numbered from 1 on.
+fn numbers(rows: usize) -> String {
+    format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
+}
+
+/// Customers, their purchases and the lines of those, in whichever order of keys: one round grows by all of them, in parts of
+/// little more than their size, none of which needs a later one.
+#[test]
+fn a_round_grows_over_tables_that_refer_to_each_other() {
+    for descending in [false, true] {
+        let mut bench = Bench::new(SHOP);
+        let of = |rows: usize, of: usize| match descending {
+            false => format!("(i - 1) * {of} / {rows} + 1"),
+            true => format!("{of} - (i - 1) * {of} / {rows}"),
+        };
+        for sql in [
+            format!("{} INSERT INTO customer SELECT i, 'c' FROM n", numbers(40)),
+            format!("{} INSERT INTO purchase SELECT i, {}, 0 FROM n", numbers(400), of(400, 40)),
+            format!("{} INSERT INTO line SELECT i, {}, 0 FROM n", numbers(4000), of(4000, 400)),
+        ] {
+            bench.write(&sql);
+        }
+        // Whichever table it begins with.
+        for turn in 0..3 {
+            let noted = bench.note(200);
+            let parts = bench.parts(&noted, 200, |_| {});
+            assert_no_part_needs_a_later_one(&noted, &parts);
+            let sizes: Vec<usize> = parts.iter().map(|part| rows(part).len()).collect();
+            assert_eq!(sizes.iter().sum::<usize>(), 4440, "turn {turn}: {sizes:?}");
+            assert!(sizes.iter().all(|size| *size <= 300), "{sizes:?}");
+            bench.store.put_back(&noted.id, &[]).unwrap();
+        }
+    }
+}
+
+/// Rows that refer to rows of their own table, and tables that refer to each other in a circle: the same.
+#[test]
+fn a_round_grows_over_trees_and_circles() {
+    let mut bench = Bench::new(
+        "CREATE TABLE node (id INTEGER PRIMARY KEY, up INTEGER REFERENCES node (id)); \
+         CREATE TABLE left_one (id INTEGER PRIMARY KEY, other INTEGER REFERENCES right_one (id)); \
+         CREATE TABLE right_one (id INTEGER PRIMARY KEY, other INTEGER REFERENCES left_one (id))",
+    );
+    // The parents have the larger keys.
+    bench.write(&format!(
+        "{} INSERT INTO node SELECT 2001 - i, CASE WHEN i > 1 THEN 2001 - i / 2 END FROM n ORDER BY i",
+        numbers(2000)
+    ));
+    bench.write(&format!("{} INSERT INTO left_one SELECT i, NULL FROM n", numbers(500)));
+    bench.write(&format!("{} INSERT INTO right_one SELECT i, 501 - i FROM n", numbers(500)));
+    bench.write("UPDATE left_one SET other = id % 7 * 50 + 1 WHERE id % 3 > 0");
+    for _ in 0..3 {
+        let noted = bench.note(100);
+        let parts = bench.parts(&noted, 100, |_| {});
+        assert_no_part_needs_a_later_one(&noted, &parts);
+        assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 3000);
+        assert!(parts.len() > 5, "{}", parts.len());
+        bench.store.put_back(&noted.id, &[]).unwrap();
+    }
+}
+
+/// Deleted customers with everything that they had: no deletion comes before those of the rows that referred to it, and
+/// all of them arrive.
+#[test]
+fn a_round_grows_by_deletions_behind_those_of_the_children() {
+    let mut bench = Bench::new(SHOP);
+    bench.write(&format!("{} INSERT INTO customer SELECT i, 'c' FROM n", numbers(50)));
+    bench.write(&format!("{} INSERT INTO purchase SELECT i, i % 50 + 1, 0 FROM n", numbers(300)));
+    bench.write(&format!("{} INSERT INTO line SELECT i, i % 300 + 1, 0 FROM n", numbers(3000)));
+    bench.settle();
+    // Some move to those that stay, with what is new for them.
+    bench.write(
+        "INSERT INTO customer VALUES (99, 'new'); UPDATE purchase SET customer = 99 WHERE id % 10 = 3",
+    );
+    bench.write("DELETE FROM line WHERE purchase IN (SELECT id FROM purchase WHERE customer < 40)");
+    bench.write("DELETE FROM purchase WHERE customer < 40; DELETE FROM customer WHERE id < 40");
+    let waiting = |bench: &Bench| {
+        [1, 2, 3]
+            .map(|id| bench.count(&format!("SELECT count(*) FROM _tidewater_journal_{id}")))
+            .iter()
+            .sum::<i64>()
+    };
+    let all = waiting(&bench);
+    let (mut carried, mut rounds) = (0, 0);
+    while let Some(noted) = bench.note_any(100) {
+        let parts = bench.parts(&noted, 100, |_| {});
+        assert_no_part_needs_a_later_one(&noted, &parts);
+        carried += parts.iter().map(|part| rows(part).len()).sum::<usize>();
+        bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+        rounds += 1;
+    }
+    assert_eq!((i64::try_from(carried).unwrap(), waiting(&bench)), (all, 0));
+    assert!(rounds <= 4, "{rounds}");
+}
+
+/// What happened since to rows of earlier parts is not lost when rows that need them come: it waits as it did.
+#[test]
+fn what_is_dirtied_in_a_parent_that_flies_stays() {
+    let mut bench = Bench::new(SHOP);
+    bench.write("INSERT INTO customer VALUES (1, 'a'), (2, 'b'); INSERT INTO purchase VALUES (1, 1, 0), (2, 1, 0), (3, 2, 0)");
+    let noted = bench.note(2);
+    let parts = bench.parts(&noted, 1, |bench| {
+        bench.write("UPDATE customer SET name = name || '!' WHERE id = 1; UPDATE purchase SET customer = 1 WHERE id = 3");
+    });
+    assert_no_part_needs_a_later_one(&noted, &parts);
+    assert!(parts.len() > 2);
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    let next = bench.note(10);
+    let names: Vec<String> = rows(&bench.read(&next, Part::default()));
+    assert!(names.iter().any(|row| row.contains("a!")), "{names:?}");
+}
+
+/// A child was brought to a row by an earlier part, and left it since: that row is not deleted by this round, which would
+/// take the child along in the cloud.
+#[test]
+fn a_deletion_waits_for_a_child_that_an_earlier_part_brought() {
+    let mut bench = Bench::new(
+        "CREATE TABLE top (id INTEGER PRIMARY KEY, v INTEGER); \
+         CREATE TABLE middle (id INTEGER PRIMARY KEY, top INTEGER REFERENCES top (id)); \
+         CREATE TABLE leaf (id INTEGER PRIMARY KEY, middle INTEGER REFERENCES middle (id))",
+    );
+    bench.write("INSERT INTO top VALUES (1, 0), (2, 0); INSERT INTO middle VALUES (1, 1), (2, 2)");
+    bench.settle();
+    bench.write("INSERT INTO leaf VALUES (1, 1)");
+    bench.write("UPDATE top SET v = 1 WHERE id = 1");
+    // The first part has the leaf; what it refers to does not wait.
+    let noted = loop {
+        let noted = bench.note(1);
+        if bench.read(&noted, Part::default()).rows.last().unwrap().len() == 1 {
+            break noted;
+        }
+        bench.store.put_back(&noted.id, &[]).unwrap();
+    };
+    bench.write("UPDATE leaf SET middle = 2; DELETE FROM middle WHERE id = 1; DELETE FROM top WHERE id = 1");
+    let parts = bench.parts(&noted, 10, |_| {});
+    assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 1, "{parts:?}");
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    let next = bench.note(10);
+    let parts = bench.parts(&next, 10, |_| {});
+    assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 3);
+}
+
+/// As long as something is parked for the sake of others, nothing that a round grew by is refused on top of everything.
+#[test]
+fn a_round_that_grew_is_not_complete_while_somebody_hopes() {
+    let mut bench = Bench::with_rows(4);
+    bench.write("CREATE TABLE other (id INTEGER PRIMARY KEY)");
+    bench.write("INSERT INTO other VALUES (1)");
+    let noted = bench.note(100);
+    let refusal = Refusal {
+        table: 1,
+        key: vec![Value::Integer(4)],
+        sqlstate: Some("23505".into()),
+        message: "taken".into(),
+        constraint: None,
+        values: None,
+    };
+    let parked = bench.store.park(&noted.id, &[refusal], &HashMap::new()).unwrap();
+    bench.store.acknowledge(&parked.round, &[], noted.generation, &[]).unwrap();
+    bench.write("UPDATE note SET body = 'again' WHERE id < 3");
+    let noted = bench.note(1);
+    let grown = bench.grow(&noted, noted.grows.unwrap(), 10).unwrap();
+    assert_eq!((bench.waiting(), grown.complete), (0, false));
+}
+
+/// A later part that is too heavy is trimmed alone, and keeps the rows that the others of it need.
+#[test]
+fn a_later_part_is_trimmed_alone() {
+    let mut bench =
+        Bench::new("CREATE TABLE leaf (id INTEGER PRIMARY KEY, up INTEGER REFERENCES leaf (id), body BLOB)");
+    bench.write("INSERT INTO leaf VALUES (1, NULL, 'light'), (2, NULL, 'light')");
+    // Each refers to the next.
+    for id in (3..=20).rev() {
+        let up = if id < 20 { (id + 1).to_string() } else { "NULL".into() };
+        bench.write(&format!("INSERT INTO leaf VALUES ({id}, {up}, zeroblob(10000))"));
+    }
+    let noted = bench.note(2);
+    let grown = bench.grow(&noted, noted.grows.unwrap(), 4).unwrap();
+    let read = bench.readers.read_part(&noted, grown.part, 55_000).unwrap();
+    assert_eq!(rows(&read).len(), 5);
+    let rest = read.rest.unwrap();
+    bench.store.trim_round(&TrimRound { round: noted.id.clone(), part: grown.part, rest }).unwrap();
+    assert_eq!((bench.in_flight(), bench.waiting()), (7, 13));
+    let kept = bench.read(&noted, grown.part);
+    assert_no_part_needs_a_later_one(&noted, &[kept]);
+    assert_eq!(bench.count("SELECT min(k0) FROM _tidewater_flight_1 WHERE k0 > 2"), 16);
+}
+
+/// Nor does a part keep the deletion of a row whose former children were too heavy for it.
+#[test]
+fn a_trimmed_part_keeps_no_deletion_whose_children_wait() {
+    let mut bench = Bench::new(
+        "CREATE TABLE doc (id INTEGER PRIMARY KEY); \
+         CREATE TABLE page (id INTEGER PRIMARY KEY, doc INTEGER REFERENCES doc (id), body BLOB)",
+    );
+    bench.write(
+        "INSERT INTO doc VALUES (1), (2); INSERT INTO page VALUES (1, 1, 'a'), (2, 2, zeroblob(50000))",
+    );
+    bench.settle();
+    bench.write("UPDATE page SET doc = NULL WHERE id = 2; DELETE FROM page WHERE id = 1; DELETE FROM doc");
+    let noted = bench.note(10);
+    let part = Part::default();
+    let read = bench.readers.read_part(&noted, part, 20_000).unwrap();
+    assert_eq!(rows(&read).len(), 3);
+    bench.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest: read.rest.unwrap() }).unwrap();
+    let kept = rows(&bench.readers.read_part(&noted, part, 20_000).unwrap());
+    assert_eq!(kept, ["[Integer(1)] None", "[Integer(1)] None"]);
+}
+
+/// A file that an older version left with a round in flight: what flies is put back, or acknowledged, and rounds grow.
+#[test]
+fn a_file_of_an_older_version_goes_on() {
+    for lost in [true, false] {
+        let mut bench = Bench::with_rows(10);
+        let noted = bench.note(4);
+        let conn = Connection::open(bench.folder.path().join("app.db")).unwrap();
+        conn.execute_batch(
+            "DROP INDEX _tidewater_step_1; ALTER TABLE _tidewater_flight_1 DROP COLUMN step; \
+             UPDATE note SET body = 'later' WHERE id = 1",
+        )
+        .unwrap();
+        drop(conn);
+        bench.restart();
+        let (id, _) = bench.store.in_flight().unwrap().unwrap();
+        assert_eq!((bench.in_flight(), &id), (4, &noted.id));
+        if lost {
+            bench.store.put_back(&id, &[]).unwrap();
+        } else {
+            bench.store.acknowledge(&id, &[], noted.generation, &[]).unwrap();
+        }
+        let noted = bench.note(2);
+        let read = read_to_the_end(&mut bench, &noted, 3);
+        assert_eq!(read.len(), if lost { 10 } else { 7 }, "{read:?}");
+    }
+}
+
+/// Whatever happens while rounds grow, the cloud has what the file has once nothing waits any more.
+#[test]
+fn whatever_happens_meanwhile_nothing_is_lost() {
+    let count = std::env::var("TIDEWATER_HISTORIES").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let first = std::env::var("TIDEWATER_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1_u64);
+    for seed in first..first + count {
+        let mut rng = Rng::with_seed(seed);
+        let mut bench = Bench::new(
+            "CREATE TABLE node (id INTEGER PRIMARY KEY, up INTEGER REFERENCES node (id) ON DELETE SET NULL, \
+             item INTEGER REFERENCES item (id), v INTEGER); \
+             CREATE TABLE item (id INTEGER PRIMARY KEY, node INTEGER REFERENCES node (id) ON DELETE CASCADE, v INTEGER)",
+        );
+        let mut cloud: BTreeMap<(String, i64), Vec<Value>> = BTreeMap::new();
+        for _ in 0..8 {
+            some_writes(&mut bench, &mut rng, 12);
+            let Some(noted) = bench.note_any(rng.usize(1..6)) else { continue };
+            let parts = bench.parts(&noted, rng.usize(1..6), |bench| some_writes(bench, &mut rng, 4));
+            end(&mut bench, &mut rng, &noted, &parts, &mut cloud);
+        }
+        while let Some(noted) = bench.note_any(3) {
+            let parts = bench.parts(&noted, 2, |_| {});
+            assert_no_part_needs_a_later_one(&noted, &parts);
+            end(&mut bench, &mut Rng::with_seed(1), &noted, &parts, &mut cloud);
+        }
+        let mut file = BTreeMap::new();
+        for table in ["node", "item"] {
+            let sql = format!("SELECT * FROM {table}");
+            let found: Vec<(i64, Vec<Value>)> = bench
+                .readers
+                .read(|conn| {
+                    let mut all = conn.prepare(&sql)?;
+                    let width = all.column_count();
+                    let value = |row: &rusqlite::Row<'_>, at| {
+                        Ok(row.get::<_, Option<i64>>(at)?.map_or(Value::Null, Value::Integer))
+                    };
+                    all.query_map([], |row| {
+                        Ok((
+                            row.get(0)?,
+                            (0..width).map(|at| value(row, at)).collect::<rusqlite::Result<_>>()?,
+                        ))
+                    })?
+                    .collect()
+                })
+                .unwrap();
+            file.extend(found.into_iter().map(|(id, row)| ((table.to_owned(), id), row)));
+        }
+        assert_eq!(cloud, file, "seed {seed}");
+    }
+}
+
+fn some_writes(bench: &mut Bench, rng: &mut Rng, most: usize) {
+    for _ in 0..rng.usize(0..=most) {
+        let mut id = || rng.i64(1..=12);
+        let (one, other, third) = (id(), id(), id());
+        let sql = match rng.u8(0..8) {
+            0 => format!("INSERT INTO node VALUES ({one}, NULL, NULL, 0)"),
+            1 => format!("INSERT INTO node VALUES ({one}, {other}, {third}, 0)"),
+            2 => format!("INSERT INTO item VALUES ({one}, {other}, 0)"),
+            3 => format!("UPDATE node SET v = v + 1, up = {other} WHERE id = {one}"),
+            4 => format!("UPDATE node SET item = {other} WHERE id = {one}"),
+            5 => format!("UPDATE item SET node = {other} WHERE id = {one}"),
+            6 => format!("DELETE FROM node WHERE id = {one}"),
+            _ => format!("DELETE FROM item WHERE id = {one}"),
+        };
+        // The file may refuse it, for its own foreign keys.
+        let _ = bench.try_write(&sql);
+    }
+}
+
+/// The round took effect, and the cloud is now as it says; or it did not, and a crash may be the reason.
+fn end(
+    bench: &mut Bench,
+    rng: &mut Rng,
+    noted: &Noted,
+    parts: &[InFlight],
+    cloud: &mut BTreeMap<(String, i64), Vec<Value>>,
+) {
+    let found = by_key(noted, parts);
+    if rng.u8(0..4) == 0 {
+        bench.restart();
+        bench.store.put_back(&noted.id, &[]).unwrap();
+        return;
+    }
+    for ((table, key), (_, row)) in found {
+        match &row.row {
+            Some(values) => drop(cloud.insert((table.to_owned(), key.unwrap()), values.clone())),
+            None => drop(cloud.remove(&(table.to_owned(), key.unwrap()))),
+        }
+    }
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! _tidewater_journal_N   waiting: one entry per dirty row, in the table's own key columns k0, k1, …
-//! _tidewater_flight_N    the same entries while a round carries them
+//! _tidewater_flight_N    the same entries while a round carries them, with the step in which each came into it
 //! _tidewater_parked_N    the same, with PostgreSQL's refusal
 //! _tidewater_aside_N     keys whose row came from the cloud and cannot be stored here yet
 //! _tidewater_seen_N      during a snapshot only: the keys that the cloud has
@@ -69,7 +69,7 @@ pub(crate) fn create_side_tables(table: &Table, by_rowid: bool) -> String {
     let mut sql = String::new();
     for (kind, extra) in [
         (JOURNAL, ", refused TEXT"),
-        (FLIGHT, ", refused TEXT"),
+        (FLIGHT, ", refused TEXT, step INTEGER NOT NULL DEFAULT 0"),
         (
             PARKED,
             ", sqlstate TEXT, message TEXT NOT NULL, \"constraint\" TEXT, row_values TEXT, parked_at TEXT NOT NULL, parking INTEGER NOT NULL DEFAULT 0",
@@ -85,11 +85,25 @@ pub(crate) fn create_side_tables(table: &Table, by_rowid: bool) -> String {
             ),
         };
     }
+    sql += &index_steps(table);
     let aside = ident(&side_table(ASIDE, table));
     sql += &format!(
         "CREATE TABLE IF NOT EXISTS {aside} ({keys}, reason TEXT NOT NULL, PRIMARY KEY ({keys})) WITHOUT ROWID;\n"
     );
     sql
+}
+
+/// Finds a round's rows by the step in which they came. Those that came last are the first that the others need.
+fn index_steps(table: &Table) -> String {
+    let (index, flight) =
+        (ident(&format!("_tidewater_step_{}", table.id)), ident(&side_table(FLIGHT, table)));
+    format!("CREATE INDEX IF NOT EXISTS {index} ON {flight} (step DESC);\n")
+}
+
+/// Brings steps to a table that an older version made. What is in flight came in the first one.
+pub(crate) fn add_steps(table: &Table) -> String {
+    let flight = ident(&side_table(FLIGHT, table));
+    format!("ALTER TABLE {flight} ADD COLUMN step INTEGER NOT NULL DEFAULT 0;\n{}", index_steps(table))
 }
 
 /// Adds a column's dirty flag and base to the tables that hold entries. Those that are there count the column as

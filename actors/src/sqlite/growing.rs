@@ -1,12 +1,17 @@
 //! A round that grows while it is already on its way, and one that turns out too heavy.
 //!
 //! ```text
-//! note_round ─▶ rows, read, sent ─▶ grow_round ─▶ more rows of the same table, read, sent ─▶ … ─▶ acknowledge
+//! note_round ─▶ rows, read, sent ─▶ grow_round ─▶ more rows, read, sent ─▶ … ─▶ acknowledge
 //!                    └▶ more bytes than a round may weigh ─▶ trim_round: the rest waits again
 //! ```
 //!
-//! Each step is a local transaction of its own, short enough for those who write meanwhile, and durable before what it
-//! moved is sent. A row that was dirtied since its round was noted has an entry of a later epoch, which is not taken.
+//! Each entry in flight has the number of the step in which it came. A part begins with a step of its own: the next entries,
+//! of the table at which the last part stopped and then of those behind it. In the steps after that comes whatever these need,
+//! so that no part needs a row of a later one.
+//!
+//! Each part is a local transaction of its own, short enough for those who write meanwhile, and durable before what it
+//! moved is sent. A row that was dirtied since its round was noted has an entry of a later epoch: it is not taken, unless
+//! others cannot do without it.
 
 use super::*;
 use crate::messages::{GrowRound, TrimRound};
@@ -15,27 +20,20 @@ use crate::messages::{GrowRound, TrimRound};
 /// which takes a millisecond then. Smaller ones cost the flush more fsyncs than the writer is spared.
 const GROWN_BESIDE_WRITES: usize = 300;
 
-/// What the round in flight grew by: one table's entries beyond one key and up to another.
-#[derive(Debug, Clone, PartialEq)]
+/// A part of the round in flight, by its first step. The last part has all that came since; the first one, before the round
+/// grew, is all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Part(pub(super) i64);
+
+/// What the round in flight grew by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grown {
-    /// The table.
-    pub table: i64,
-    after: Vec<Value>,
-    until: Option<Vec<Value>>,
+    /// The rows.
+    pub part: Part,
+    /// Where the round can grow further: the table with which that begins.
+    pub grows: Option<i64>,
     /// Whether nothing else waits now.
     pub complete: bool,
-}
-
-impl Grown {
-    /// Where it can grow further.
-    pub fn grows(&self) -> Option<(i64, Vec<Value>)> {
-        self.until.clone().map(|last| (self.table, last))
-    }
-
-    /// The entries, in a side table, with the parameters.
-    pub(super) fn range(&self, of: &str, table: &Table) -> (String, Vec<Value>) {
-        key_range(table, of, Some(&self.after), self.until.as_deref())
-    }
 }
 
 /// Rows of the round in flight, as far as they were read.
@@ -45,19 +43,27 @@ pub struct InFlight {
     pub rows: Vec<Vec<RoundRow>>,
     /// What they weigh.
     pub bytes: usize,
-    /// What was too heavy, if anything: the table, and the last of its keys that was read. Nothing of the tables behind it
-    /// was.
-    pub rest: Option<(i64, Option<Vec<Value>>)>,
+    /// What was too heavy, if anything.
+    pub rest: Option<Rest>,
+}
+
+/// Where the reading of a part stopped. It goes table by table; within one, what came last is first: the others need it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rest {
+    /// The table. Nothing of those behind it was read.
+    pub table: i64,
+    /// The last of its rows that was read, if any was: its step and its key.
+    pub(super) after: Option<(i64, Vec<Value>)>,
 }
 
 impl Store {
-    /// Moves further entries of one table into the round in flight: only such as need nobody else along. `None` when there
-    /// are none of that kind, when others may have to come with them, or when what came could not be told from what is there.
+    /// Moves further entries into the round in flight, and with them whatever they need. `None` when there are none, or when
+    /// they have to wait for others.
     ///
     /// # Errors
     /// [`StoreError::NotInFlight`] for another round, [`StoreError::SchemaChanged`] for other tables.
     pub fn grow_round(&mut self, wanted: &GrowRound) -> Result<Option<Grown>> {
-        let GrowRound { ref round, generation, ref eligible, table, ref after, upto, rows_max } = *wanted;
+        let GrowRound { ref round, generation, ref eligible, table, upto, rows_max } = *wanted;
         let rows_max =
             if std::mem::take(&mut self.written) { rows_max.min(GROWN_BESIDE_WRITES) } else { rows_max };
         self.look()?;
@@ -67,70 +73,75 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
         the_round(&tx, round)?;
-        let Some(table) = self.tables.iter().find(|known| known.id == table) else { return Ok(None) };
-        if needs_company(&tx, table, &self.tables)? || flies_beyond(&tx, table, after)? {
-            return Ok(None);
-        }
-        let which = format!("refused IS NULL AND coalesce(epoch, 0) <= {upto}");
-        let (taken, until) = take_next(&tx, table, &which, Some(after), rows_max)?;
+        let tables: Vec<&Table> = self.tables.iter().filter(|table| eligible.contains(&table.id)).collect();
+        let Some(begin) = tables.iter().position(|known| known.id == table) else { return Ok(None) };
+        let part = Part(last_step(&tx, &self.tables)? + 1);
+        let mut sweep = self.sweep.clone();
+        let (taken, grows) = take_in_turn(&tx, &tables, begin, rows_max, (false, upto), part, &mut sweep)?;
         if taken == 0 {
             return Ok(None);
         }
-        let complete = is_complete(&tx, self.tables.iter().filter(|table| eligible.contains(&table.id)))?;
-        commit(tx)?;
-        match &until {
-            Some(last) => drop(self.sweep.insert(table.id, last.clone())),
-            None => drop(self.sweep.remove(&table.id)),
+        let mut room = rows_max;
+        close_under_foreign_keys(&tx, &tables, false, part, &mut room)?;
+        if !anything_flies(&tx, &tables, part)? {
+            return Ok(None);
         }
-        Ok(Some(Grown { table: table.id, after: after.clone(), until, complete }))
+        let complete = is_all_there_is(&tx, &tables, false)?;
+        absorb_parked(&tx, &tables, part)?;
+        commit(tx)?;
+        self.sweep = sweep;
+        Ok(Some(Grown { part, grows, complete }))
     }
 
-    /// What of the round in flight was too heavy waits again: the entries of one table beyond a key, and those of the tables
-    /// behind it.
+    /// What of the last part of the round in flight was too heavy waits again: the entries of one table behind a place, and
+    /// those of the tables behind it; and deletions of rows whose former children are among them, unless that is all there
+    /// is. What is left has to be read once more.
     ///
     /// # Errors
     /// [`StoreError::NotInFlight`] for another round.
     pub fn trim_round(&mut self, wanted: &TrimRound) -> Result<()> {
-        let TrimRound { round, table, after } = wanted;
+        let TrimRound { round, part, rest } = wanted;
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, round)?;
-        let Some(first) = self.tables.iter().position(|known| known.id == *table) else { return Ok(()) };
-        for (at, table) in self.tables.iter().enumerate().skip(first) {
-            match after {
-                Some(key) if at == first => {
-                    let keys = list(key_columns(table), |k| k);
-                    let beyond = list(0..key.len(), |at| format!("?{}", at + 1));
-                    merge_some(&tx, table, [FLIGHT, JOURNAL], &format!("({keys}) > ({beyond})"), key)?;
+        let Some(begin) = self.tables.iter().position(|known| known.id == rest.table) else { return Ok(()) };
+        let mut behind = rest.after.as_ref();
+        for table in &self.tables[begin..] {
+            let mut which = "step >= ?1".to_owned();
+            let mut params = vec![Value::Integer(part.0)];
+            match behind.take() {
+                Some((step, key)) => {
+                    let (keys, last) =
+                        (list(key_columns(table), |k| k), list(0..key.len(), |at| format!("?{}", at + 3)));
+                    which += &format!(" AND (step < ?2 OR step = ?2 AND ({keys}) > ({last}))");
+                    params.push(Value::Integer(*step));
+                    params.extend_from_slice(key);
                     // The next round goes on there.
                     self.sweep.insert(table.id, key.clone());
                 }
-                _ => {
-                    merge_back(&tx, table)?;
-                    self.sweep.remove(&table.id);
-                }
+                None => drop(self.sweep.remove(&table.id)),
             }
+            merge_some(&tx, table, [FLIGHT, JOURNAL], &which, &params)?;
         }
+        tx.execute_batch("SAVEPOINT tidewater_close")?;
+        let tables: Vec<&Table> = self.tables.iter().collect();
+        let mut no_room = 0;
+        while take_children_of_deleted(&tx, &tables, "true", *part, part.0, &mut no_room)? > 0 {}
+        if !anything_flies(&tx, &tables, Part::default())? {
+            tx.execute_batch("ROLLBACK TO tidewater_close")?;
+        }
+        tx.execute_batch("RELEASE tidewater_close")?;
         commit(tx)?;
         Ok(())
     }
 }
 
-/// Whether entries of this table may have to take others along: pending parents, the pending children of deleted rows, or
-/// what is parked under the same key.
-fn needs_company(conn: &Connection, table: &Table, tables: &[Table]) -> Result<bool> {
-    let relatives = tables.iter().filter(|other| refers_to(table, other) || refers_to(other, table));
-    if !is_complete(conn, relatives)? {
-        return Ok(true);
+/// The last step in which anything came into the round in flight.
+fn last_step(conn: &Connection, tables: &[Table]) -> Result<i64> {
+    let mut last = 0;
+    for table in tables {
+        let sql = format!("SELECT coalesce(max(step), 0) FROM {}", ident(&side_table(FLIGHT, table)));
+        last = last.max(conn.prepare_cached(&sql)?.query_row([], |row| row.get(0))?);
     }
-    let parked = format!("SELECT 1 FROM {} LIMIT 1", ident(&side_table(PARKED, table)));
-    Ok(conn.prepare_cached(&parked)?.exists([])?)
-}
-
-/// Whether the round has rows of this table beyond a key: it went on at the journal's beginning, or parents came along from
-/// wherever they stood. What a growth moved is told by its range alone, and these would be sent, or put back, with it.
-fn flies_beyond(conn: &Connection, table: &Table, after: &[Value]) -> Result<bool> {
-    let (range, params) = key_range(table, "", Some(after), None);
-    let sql = format!("SELECT 1 FROM {} WHERE {range} LIMIT 1", ident(&side_table(FLIGHT, table)));
-    Ok(conn.prepare_cached(&sql)?.exists(params_from_iter(&params))?)
+    Ok(last)
 }

@@ -13,13 +13,13 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FLIGHT, JOURNAL, PARKED, PulledRow, Readers, Refusal, Result, Store, StoreError, TransactionBehavior,
-    combine, commit, key_is, merge_entries, put_entry, query, refers, remembered_tables, row_is, take_entry,
-    unsigned, values,
+    FLIGHT, JOURNAL, PARKED, Part, PulledRow, Readers, Refusal, Result, Store, StoreError,
+    TransactionBehavior, combine, commit, key_is, merge_entries, put_entry, query, refers, remembered_tables,
+    row_is, take_entry, unsigned, values,
 };
 use crate::core::schema::Table;
 use crate::core::value::{Value, json_array};
@@ -464,29 +464,29 @@ fn held(table: &Table, entry: &str, row: &str, c: usize) -> String {
     }
 }
 
-/// Parked rows that hold a unique value which a row of this round takes come along, to any length: values that change
+/// Parked rows that hold a unique value which a row of this part takes come along, to any length: values that change
 /// places in a circle, one of whose rows has been mended, arrive together or not at all.
-pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table]) -> Result<()> {
+pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table], part: Part) -> Result<()> {
     for table in tables {
         if table.uniques.is_empty() || !some_parked(conn, table, "23505")? {
             continue;
         }
+        let flight = ident(&side_table(FLIGHT, table));
         loop {
             let mut came = vec![];
             for unique in &table.uniques {
                 let sql = format!(
                     "SELECT {} FROM {} AS e LEFT JOIN {rows} AS r ON {} WHERE e.sqlstate = '23505' AND e.known \
-                     AND ({}) IN (SELECT {} FROM {} AS f CROSS JOIN {rows} AS t ON {})",
+                     AND ({}) IN (SELECT {} FROM {flight} AS f CROSS JOIN {rows} AS t ON {} WHERE f.step >= ?1)",
                     list(key_columns(table), |k| format!("e.{k}")),
                     ident(&side_table(PARKED, table)),
                     row_is(table, "r", |at| format!("e.k{at}")),
                     list(&unique.columns, |(c, _)| held(table, "e", "r", *c)),
                     list(&unique.columns, |(c, _)| format!("t.{}", ident(&table.columns[*c].name))),
-                    ident(&side_table(FLIGHT, table)),
                     row_is(table, "t", |at| format!("f.k{at}")),
                     rows = ident(&table.name),
                 );
-                came.extend(query(conn, &sql, &[], |row| values(row, 0, table.key.len()))?);
+                came.extend(query(conn, &sql, &[part.0.into()], |row| values(row, 0, table.key.len()))?);
             }
             if came.is_empty() {
                 break;
@@ -499,6 +499,10 @@ pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table]) -> Result<()>
                     None => parked,
                 };
                 put_entry(conn, table, FLIGHT, &key, &entry)?;
+                let of_this_part =
+                    format!("UPDATE {flight} SET step = ?{} WHERE {}", key.len() + 1, key_is(table, 1));
+                let step = Value::Integer(part.0);
+                conn.prepare_cached(&of_this_part)?.execute(params_from_iter(key.iter().chain([&step])))?;
             }
         }
     }
