@@ -341,6 +341,14 @@ pub struct SyncSettings {
     pub debounce: Duration,
     /// Between two looks for writes of other processes, where the system does not tell of them.
     pub foreign_poll: Duration,
+    /// Between two trims of the cloud's change feed, of all devices together.
+    pub trim_interval: Duration,
+    /// A device that the cloud has not seen for so long does not hold the trim back.
+    pub device_retire: Duration,
+    /// A change feed with more entries is trimmed past slow devices, too; at least 10.
+    pub feed_entries_max: i64,
+    /// Conflicts that the cloud's log keeps; at least 10.
+    pub conflicts_max: i64,
 }
 
 /// `[circuit]`.

@@ -38,8 +38,8 @@ use crate::messages::{
     Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
 };
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, Judged, Look, Op, Prepared, RoundFrame, RoundItem,
-    RoundOutcome, Standing, needs_others,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
+    RoundItem, RoundOutcome, Standing, needs_others,
 };
 use crate::proxy_watcher::ProxyWatcher;
 use crate::sqlite::{
@@ -51,6 +51,7 @@ use crate::supervision::{Context, Handle, Unanswered, is_stale};
 
 mod history;
 mod parked;
+mod trim;
 
 use history::{Evidence, evidence};
 use parked::Discards;
@@ -64,6 +65,8 @@ pub struct SyncOptions {
     pub page_rows_max: usize,
     /// Debounce, pull interval and retries.
     pub pace: Pace,
+    /// How much of the change feed is kept.
+    pub feed: FeedLimits,
     /// Whoever needs the cloud while it is not available is refused, not kept waiting.
     pub proxy_required: bool,
 }
@@ -127,6 +130,10 @@ struct Memory {
     standing: Option<Standing>,
     /// When the cloud's ledger was last written only for being a witness.
     witnessed: Option<Instant>,
+    /// When this device was last seen there at the latest.
+    seen: Option<Instant>,
+    /// When the feed was last trimmed, or did not need it.
+    trimmed: Option<Instant>,
     /// When tables that could not be used are looked at again, and how long that wait was.
     look_again: Option<(Instant, Duration)>,
 }
@@ -621,6 +628,7 @@ impl Cycle {
         self.doing.store(WARMING, Ordering::Relaxed);
         self.pull(&session, &mut link, None).await?;
         self.bear_witness(&session, &link).await?;
+        self.trim(&session).await?;
         session.release();
         Ok(())
     }
@@ -671,12 +679,13 @@ impl Cycle {
             _ => failure.into(),
         })?;
         let home = Home {
-            cloud: identity.id,
-            system: identity.system,
-            database: identity.database,
+            cloud: identity.id.clone(),
+            system: identity.system.clone(),
+            database: identity.database.clone(),
             timeline: identity.timeline,
         };
         let known = self.require_original(&link, &home).await?;
+        session.upgrade(&identity).await?;
         if !known {
             self.ask(RememberCloud { home: home.clone() }).await?;
             cloud.expect_identity(Some(home.cloud.clone()));
@@ -695,7 +704,7 @@ impl Cycle {
         }
         let in_flight = if found == Evidence::Lost { None } else { in_flight };
         let id = uuid::Uuid::new_v4().to_string();
-        let ledger = session.settle(&link.device, &id).await?;
+        let ledger = session.settle(&link.device, &id, link.cursor.as_ref()).await?;
         let flying = in_flight.map(|(id, _)| id);
         if flying.is_some() && ledger.round == flying {
             let round = flying.unwrap_or_default();
@@ -720,9 +729,10 @@ impl Cycle {
                 self.ask(StartOver { resend: false }).await?;
             }
             (link, _) = self.ask(GetLink).await?;
-            session.settle(&link.device, &id).await?;
+            session.settle(&link.device, &id, link.cursor.as_ref()).await?;
         }
         self.memory.session = Some(id);
+        self.memory.seen = Some(Instant::now());
         self.memory.witnessed = None;
         (link, _) = self.ask(GetLink).await?;
         self.tell_receipts();
@@ -789,13 +799,24 @@ impl Cycle {
     async fn fix_cursor(&mut self, session: &CloudSession, mut link: Link) -> Step<(Link, Option<Look>)> {
         if let Some(cursor) = &link.cursor {
             let look = session.look(cursor, &link.device).await?;
-            if look.there {
+            if look.there && look.whole {
                 return Ok((link, Some(look)));
             }
-            warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
+            if look.whole {
+                warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
+            } else {
+                warn!(
+                    self.log,
+                    "⚠️  The cloud's change feed does not reach back to when this device was last there: every table is \
+                     compared with it"
+                );
+            }
             self.ask(FixCursor(None)).await?;
         }
-        let horizon = session.horizon().await?;
+        fail::fail_point!("syncer.registers");
+        // In the cloud first: from here on the feed is kept for this device.
+        let session_id = self.memory.session.clone().unwrap_or_default();
+        let horizon = session.register(&link.device, &session_id).await?;
         self.ask(FixCursor(Some(horizon.clone()))).await?;
         link.cursor = Some(horizon);
         Ok((link, None))

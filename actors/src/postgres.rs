@@ -12,6 +12,7 @@
 //! - C2: every statement's answer is awaited before the COMMIT is sent, so that a COMMIT is never that of a failed
 //!   transaction, which PostgreSQL would answer with `ROLLBACK` and no error.
 //! - C3: a session that is dropped in the middle of anything never goes back to the pool.
+//! - C5 (P4, P5): nothing is trimmed unseen beyond a cursor that somebody builds on (`trim.rs`).
 //! - C4: every wait has a bound: the server's statement timeout, and one on this side for a server that is silent.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -36,6 +37,7 @@ mod link;
 mod password;
 mod sending;
 mod tls;
+mod trim;
 mod whose;
 
 use dial::{Dialer, Obstacle};
@@ -49,8 +51,10 @@ use sending::{
 };
 pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
+pub use trim::{FeedLimits, Trimmed};
 pub use whose::{LastSeen, Whereabouts};
 
+use crate::core::doctor::PROTOCOL;
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
@@ -362,7 +366,7 @@ impl Cloud {
     /// The grant that a refusal asks for, told by the object that it names (in whatever language).
     fn missing_grant(&self, message: &str) -> String {
         let role = ident(&self.options.user);
-        let ours = ["tidewater", "identity", "devices", "changes", "conflicts"];
+        let ours = ["tidewater", "identity", "devices", "changes", "conflicts", "feed", "cursors"];
         if ours.iter().any(|name| message.ends_with(&format!(" {name}"))) {
             format!(
                 "another role made schema tidewater; as that role: GRANT USAGE, CREATE ON SCHEMA tidewater TO {role}; \
@@ -481,6 +485,8 @@ pub struct Identity {
     pub database: String,
     /// The server's timeline.
     pub timeline: i64,
+    /// Of our side of it.
+    version: i64,
 }
 
 /// What has to be as it was, or the session has to settle and prepare again.
@@ -630,6 +636,8 @@ pub struct FeedEntry {
 pub struct Look {
     /// Whether the entry that the cursor stands on is still there.
     pub there: bool,
+    /// Whether nothing beyond the cursor was trimmed.
+    pub whole: bool,
     /// Whether others changed something.
     pub news: bool,
     /// The last entry, if any, that only our own rounds lead to.
@@ -706,7 +714,8 @@ impl CloudSession {
     // Settling and preparing
     // -----------------------------------------------------------------------------------------------------
 
-    /// Creates our side of the cloud where it is missing and answers with its identity.
+    /// Creates our side of the cloud where it is missing and answers with its identity. One that an older version made is left as
+    /// it is, until [`upgrade`](Self::upgrade).
     ///
     /// # Errors
     /// [`FailureClass::Credentials`] with the grant that is missing, [`FailureClass::NotOurs`] for another cloud.
@@ -722,17 +731,34 @@ impl CloudSession {
             self.cloud.verify(None)?;
             self.batch(
                 &format!(
-                    "BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
-                    include_str!("sql/postgres/bootstrap.sql")
+                    "BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\n{}\nCOMMIT;",
+                    include_str!("sql/postgres/bootstrap.sql"),
+                    include_str!("sql/postgres/feed.sql")
                 ),
                 Phase::Setup,
             )
             .await?;
             identity = self.read_identity().await?;
         }
-        let id = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
+        let (id, version) = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
         self.cloud.verify(Some(&id))?;
-        Ok(Identity { id, system: found.system, database: found.database, timeline })
+        Ok(Identity { id, system: found.system, database: found.database, timeline, version })
+    }
+
+    /// Brings our side of the cloud to this version, where an older one made it. Whoever did so a moment ago was first.
+    ///
+    /// # Errors
+    /// [`FailureClass::Credentials`] with the grant that is missing.
+    pub async fn upgrade(&self, found: &Identity) -> Result<()> {
+        if found.version >= PROTOCOL {
+            return Ok(());
+        }
+        let locked = format!("BEGIN; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})");
+        self.batch(&locked, Phase::Setup).await?;
+        if self.read_identity().await?.is_some_and(|(_, version)| version < PROTOCOL) {
+            self.batch(include_str!("sql/postgres/feed.sql"), Phase::Setup).await?;
+        }
+        self.batch("COMMIT", Phase::Setup).await
     }
 
     /// Where this connection stands; `None` when our side of the cloud is not there.
@@ -765,19 +791,24 @@ impl CloudSession {
         }
     }
 
-    async fn read_identity(&self) -> Result<Option<String>> {
-        let rows = self.query("SELECT id::text FROM tidewater.identity", &[], Phase::Setup).await?;
-        Ok(rows.first().map(|row| row.get(0)))
+    /// The mark, and the version of our side.
+    async fn read_identity(&self) -> Result<Option<(String, i64)>> {
+        let sql = "SELECT id::text, schema_version::int8 FROM tidewater.identity";
+        let rows = self.query(sql, &[], Phase::Setup).await?;
+        Ok(rows.first().map(|row| (row.get(0), row.get(1))))
     }
 
     /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.
     /// An older session that had begun a round holds the ledger's row until its transaction ends. It does not where the link
     /// was lost in the middle of a message: PostgreSQL waits for the rest of one without any of its timeouts. So it is
     /// waited for a little, and then ended.
-    pub async fn settle(&self, device: &str, session: &str) -> Result<Ledger> {
+    ///
+    /// The device reads on from the cursor: nothing beyond it is trimmed from here on without shutting this session out.
+    pub async fn settle(&self, device: &str, session: &str, cursor: Option<&Cursor>) -> Result<Ledger> {
         let (device, session) = (parse_uuid(device)?, parse_uuid(session)?);
         let patience = self.cloud.options.timeout.as_millis().max(1).to_string();
-        let params: [&(dyn ToSql + Sync); 3] = [&device, &session, &patience];
+        let (xid, id) = (cursor.map(|cursor| cursor.xid.as_str()), cursor.map(|cursor| cursor.id));
+        let params: [&(dyn ToSql + Sync); 5] = [&device, &session, &patience, &xid, &id];
         let mut settled = self.query(include_str!("sql/postgres/settle.sql"), &params, Phase::Setup).await;
         if let Err(failure) = &settled
             && matches!(failure.sqlstate.as_deref(), Some("55P03" | "57014"))
@@ -798,15 +829,6 @@ impl CloudSession {
         })
     }
 
-    /// The feed's horizon: everything below it has committed or never will.
-    pub async fn horizon(&self) -> Result<Cursor> {
-        let rows =
-            self.query("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[], Phase::Pull).await?;
-        let xid = rows.first().map(|row| row.get(0)).ok_or_else(|| unexpected("no snapshot"))?;
-        // An entry's own number starts at 1.
-        Ok(Cursor { xid, id: 0, tag: None })
-    }
-
     /// Whether the feed still has the entry that a cursor stands on, or, where it stands on none, whether this server
     /// has come as far.
     pub async fn cursor_is_there(&self, cursor: &Cursor) -> Result<bool> {
@@ -820,7 +842,7 @@ impl CloudSession {
         let row = rows.first().ok_or_else(|| unexpected("the feed did not answer"))?;
         let at: Option<String> = row.get("at");
         let ours = at.map(|xid| Cursor { xid, id: row.get("id"), tag: Some(row.get("tag")) });
-        Ok(Look { there: row.get("there"), news: row.get("news"), ours })
+        Ok(Look { there: row.get("there"), whole: row.get("whole"), news: row.get("news"), ours })
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -1159,11 +1181,18 @@ impl CloudSession {
     }
 
     /// The next entries of the feed, in order.
+    ///
+    /// # Errors
+    /// Where it was trimmed beyond the cursor, too.
     pub async fn feed_page(&self, cursor: &Cursor, limit: i64, device: &str) -> Result<Vec<FeedEntry>> {
         let sql = include_str!("sql/postgres/feed_page.sql");
         let rows = self.query(sql, &[&cursor.xid, &cursor.id, &limit, &device], Phase::Pull).await?;
+        if !rows.first().is_some_and(|row| row.get("whole")) {
+            return Err(trim::passed_over());
+        }
         Ok(rows
             .iter()
+            .filter(|row| row.get::<_, Option<i64>>(1).is_some())
             .map(|row| FeedEntry {
                 cursor: Cursor { xid: row.get(0), id: row.get(1), tag: Some(row.get(2)) },
                 table_oid: row.get(3),

@@ -1,8 +1,11 @@
 //! Who answers, and whether it still has what this device knows of it.
 
+use tokio_postgres::types::ToSql;
+
 use super::{CloudSession, Phase, Result, unexpected};
 use crate::core::failure::{CloudFailure, FailureClass};
 use crate::postgres::parse_uuid;
+use crate::sqlite::Cursor;
 
 /// Where a connection ends: what a dump or a clone of the database does not take along.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +62,7 @@ impl CloudSession {
         let there =
             self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], Phase::Setup).await?;
         match there.first().is_some_and(|row| row.get(0)) {
-            true => self.read_identity().await,
+            true => Ok(self.read_identity().await?.map(|(id, _)| id)),
             false => Ok(None),
         }
     }
@@ -72,13 +75,18 @@ impl CloudSession {
         Ok(rows.first().map(|row| LastSeen { at: row.get(0), number: row.get(1) }))
     }
 
-    /// Writes into the ledger that this session was here, and answers with the moment. Whoever has this in its history has
-    /// everything that was read before. None where another session has settled since.
-    pub async fn bear_witness(&self, device: &str, session: &str) -> Result<Option<i64>> {
-        let sql = "UPDATE tidewater.devices \
-                   SET seen_at = greatest(clock_timestamp(), seen_at + interval '1 microsecond') \
-                   WHERE id = $1 AND session = $2 RETURNING (extract(epoch FROM seen_at) * 1000000)::bigint";
-        let rows = self.query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?], Phase::Setup).await?;
+    /// Writes into the ledger that this session was here, and how far it has read, and answers with the moment. Whoever has this
+    /// in its history has everything that was read before. None where another session has settled since.
+    pub async fn bear_witness(
+        &self,
+        device: &str,
+        session: &str,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<i64>> {
+        let sql = include_str!("../sql/postgres/bear_witness.sql");
+        let (xid, id) = (cursor.map(|cursor| cursor.xid.as_str()), cursor.map(|cursor| cursor.id));
+        let params: [&(dyn ToSql + Sync); 4] = [&parse_uuid(device)?, &parse_uuid(session)?, &xid, &id];
+        let rows = self.query(sql, &params, Phase::Setup).await?;
         Ok(rows.first().map(|row| row.get(0)))
     }
 }
