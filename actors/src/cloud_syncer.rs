@@ -819,6 +819,7 @@ impl Cycle {
         let horizon = session.register(&link.device, &session_id).await?;
         self.ask(FixCursor(Some(horizon.clone()))).await?;
         link.cursor = Some(horizon);
+        fail::fail_point!("syncer.registered");
         Ok((link, None))
     }
 

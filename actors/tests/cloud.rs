@@ -197,7 +197,7 @@ impl Device {
     async fn reconnect(&mut self, cloud: &Cloud) -> Ledger {
         self.conn = cloud.connect().await.unwrap();
         self.session = new_id();
-        self.conn.settle(&self.id, &self.session, None).await.unwrap()
+        self.conn.settle(&self.id, &self.session, Some(&self.cursor)).await.unwrap()
     }
 }
 
@@ -712,7 +712,8 @@ async fn what_others_changed_leaves_the_round_until_it_was_seen() {
         ["1|a|9", "3|b|0", "4|theirs|4", "5|new|NULL"]
     );
     // What left is in the ledger.
-    let mut left = device.conn.settle(&device.id, &device.session, None).await.unwrap().left_out;
+    let mut left =
+        device.conn.settle(&device.id, &device.session, Some(&device.cursor)).await.unwrap().left_out;
     left.sort();
     let mut names: Vec<_> = hits.iter().map(|hit| items[hit.item].name.clone()).collect();
     names.sort();
@@ -722,7 +723,15 @@ async fn what_others_changed_leaves_the_round_until_it_was_seen() {
     seen.seen = hits[0].seen;
     assert_eq!(device.round(&[seen.clone()]).await, []);
     assert_eq!(one(&plain, "SELECT * FROM item WHERE id = 1").await, "1|b|9");
-    assert!(device.conn.settle(&device.id, &device.session, None).await.unwrap().left_out.is_empty());
+    assert!(
+        device
+            .conn
+            .settle(&device.id, &device.session, Some(&device.cursor))
+            .await
+            .unwrap()
+            .left_out
+            .is_empty()
+    );
     plain.batch_execute("UPDATE item SET n = 10 WHERE id = 1").await.unwrap();
     assert_eq!(device.round(&[seen]).await.len(), 1);
     // A truncated table is a change of every row.

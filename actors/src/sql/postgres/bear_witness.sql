@@ -5,6 +5,6 @@ WITH here AS (
     RETURNING id, seen_at
 ), reached AS (
     UPDATE tidewater.cursors SET xid = $3::text::xid8, id = $4, at = clock_timestamp()
-    FROM here WHERE cursors.device = here.id AND $3::text IS NOT NULL
+    FROM here WHERE cursors.device = here.id AND cursors.xid IS NOT NULL AND $3::text IS NOT NULL
 )
 SELECT (extract(epoch FROM seen_at) * 1000000)::bigint FROM here

@@ -11,8 +11,8 @@ CREATE TABLE IF NOT EXISTS tidewater.feed (
 );
 INSERT INTO tidewater.feed DEFAULT VALUES ON CONFLICT DO NOTHING;
 
--- From where each device will read on, at the earliest. Without a position: the feed was trimmed beyond it since, and it has to
--- compare; without a row: a version that does not say so.
+-- From where each device will read on, at the earliest. Without a position: from nowhere, it has to register and to compare
+-- first; the feed may have been trimmed beyond it. Without a row, or not written since it was seen: a version that does not say.
 CREATE TABLE IF NOT EXISTS tidewater.cursors (
     device uuid PRIMARY KEY,
     xid    xid8,
