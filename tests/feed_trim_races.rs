@@ -62,7 +62,11 @@ impl Hold {
 
 /// `retire` is after how many days this one goes past others; 0.000_012 is a second.
 async fn device(bench: &Bench, retire: f64) -> Database {
-    let settings = bench.settings().set("sync.trim_interval_s", 0.05).set("sync.device_retire_days", retire);
+    let settings = bench
+        .settings()
+        .set("sync.trim_interval_s", 0.05)
+        .set("sync.device_retire_days", retire)
+        .set("proxy.timeout_s", 20);
     let db = bench.open_with(settings).await;
     db.write(batch(NOTE)).await.unwrap();
     bench.proxy.start();
