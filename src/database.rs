@@ -799,6 +799,7 @@ impl Plan {
             pace: Pace {
                 debounce: settings.sync.debounce,
                 pull_interval: settings.sync.pull_interval,
+                poll_interval: settings.sync.feed_poll_interval,
                 retry_delay: settings.sync.retry_delay,
                 max_retry_delay: settings.proxy.max_retry_delay,
             },

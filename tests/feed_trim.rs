@@ -162,6 +162,9 @@ async fn a_retired_device_comes_back_with_pending_edits() {
     .await;
     wait_until_there(&a, &client, PASSED, "1").await;
     wait_until_small(&a, &client).await;
+    // From here on it is waited for.
+    a.shutdown().await.unwrap();
+    let a = bench.open_with(eager(&bench)).await;
     other.proxy.start();
     wait_until_flushed(&b).await;
     other.wait_until_equal(&b, &["note"]).await;

@@ -1,7 +1,7 @@
 //! The syncer: takes the journal to the cloud and brings home what others wrote.
 //!
 //! ```text
-//! AvailabilityChanged, JournalGrew, SyncNow, timer ─▶ core::sync ─▶ Start, Cancel, Wake
+//! AvailabilityChanged, JournalGrew, Heard, SyncNow, timer ─▶ core::sync ─▶ Start, Cancel, Wake
 //!
 //! a cycle   permit ─▶ connect ─▶ settle ─▶ prepare ─▶ pull ─▶ flush ─▶ pull ─▶ permit back
 //!   settle    new session; what became of the round in flight; has history changed?
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use slog::{Logger, debug, error, info, warn};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::circuit_breaker::{CircuitOpen, Gate};
 use crate::core::circuit::Mode;
@@ -41,7 +41,7 @@ use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
     RoundItem, RoundOutcome, Standing, needs_others,
 };
-use crate::proxy_watcher::ProxyWatcher;
+use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
     Applied, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, PulledRow, Readers,
     Refusal, RoundRow, StoreError, ledger_name,
@@ -114,6 +114,8 @@ pub struct CloudSyncer {
     trouble: Option<String>,
     /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
     adopting: Option<Option<AvailabilityChanged>>,
+    /// Whether it is known that the cloud announces what other devices commit.
+    announced: bool,
     /// Why the cloud is away; nothing as long as nobody has looked, and while it is there.
     offline: Option<Option<FailureClass>>,
     log: Logger,
@@ -134,6 +136,8 @@ struct Memory {
     seen: Option<Instant>,
     /// When the feed was last trimmed, or did not need it.
     trimmed: Option<Instant>,
+    /// Whether others had changed something.
+    news: bool,
     /// When tables that could not be used are looked at again, and how long that wait was.
     look_again: Option<(Instant, Duration)>,
 }
@@ -233,6 +237,7 @@ impl CloudSyncer {
             cycles_begun: 0,
             trouble: None,
             adopting: None,
+            announced: false,
             offline: None,
             log,
         }
@@ -264,7 +269,7 @@ impl CloudSyncer {
         let cycle = Cycle {
             parts: self.parts.clone(),
             options: self.options,
-            memory: std::mem::take(&mut self.memory),
+            memory: Memory { news: false, ..std::mem::take(&mut self.memory) },
             windows: self.windows.clone(),
             pages: self.pages.clone(),
             doing: self.doing.clone(),
@@ -286,6 +291,7 @@ impl CloudSyncer {
     fn ended(&mut self, cycle: u64, memory: Memory, ended: Result<(), Trouble>, ctx: &mut Context<Self>) {
         fail::fail_point!("syncer.ended");
         let outcome = match &ended {
+            Ok(()) if memory.news => Outcome::News,
             Ok(()) => Outcome::Done,
             Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) => Outcome::Failed(failure.class),
             // The breaker is about to hear what is known here: that the cloud is there, or how the last cycle ended.
@@ -296,6 +302,13 @@ impl CloudSyncer {
         // After trouble the next cycle settles, and looks at the cloud's tables, anew.
         self.memory = if ended.is_ok() { memory } else { Memory::default() };
         self.say(&ended);
+        if !self.announced && self.parts.cloud.as_ref().is_some_and(Cloud::announces) {
+            self.announced = true;
+            debug!(
+                self.log,
+                "what other devices commit is announced: it comes at once, not at the pull interval"
+            );
+        }
         let answer = match &ended {
             Ok(()) => Ok(()),
             Err(trouble) if matches!(outcome, Outcome::Failed(class) if !class.retry_helps()) => {
@@ -435,6 +448,9 @@ impl Actor for CloudSyncer {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.parts.watcher.hint(Subscribe(ctx.address().recipient()));
+        if let Some(cloud) = &self.parts.cloud {
+            ctx.spawn(actix::fut::wrap_future(pass_on(cloud.heard(), ctx.address().downgrade())));
+        }
     }
 }
 
@@ -459,6 +475,38 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
                 self.refuse();
             }
         }
+    }
+}
+
+/// Another device may have changed something.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Heard;
+
+/// The most by which devices that hear the same at the same time come one after the other.
+const HEARD_JITTER: Duration = Duration::from_millis(8);
+
+/// Between two pulls because of what was heard: where many devices write all the time, each takes what came meanwhile at once.
+const HEARD_PAUSE: Duration = Duration::from_millis(100);
+
+/// Passes on what the cloud announces, many as one.
+async fn pass_on(mut heard: watch::Receiver<u64>, syncer: actix::WeakAddr<CloudSyncer>) {
+    let mut last: Option<Instant> = None;
+    while heard.changed().await.is_ok() {
+        let pause = last.map_or(Duration::ZERO, |last| HEARD_PAUSE.saturating_sub(last.elapsed()));
+        actix_rt::time::sleep(pause + HEARD_JITTER.mul_f64(random_share())).await;
+        heard.mark_unchanged();
+        last = Some(Instant::now());
+        let Some(syncer) = syncer.upgrade() else { return };
+        syncer.do_send(Heard);
+    }
+}
+
+impl Handler<Heard> for CloudSyncer {
+    type Result = ();
+
+    fn handle(&mut self, _: Heard, ctx: &mut Self::Context) {
+        self.advance(Event::Heard, ctx);
     }
 }
 
@@ -611,6 +659,7 @@ impl Cycle {
         let session = cloud.connect().await?;
         fail::fail_point!("syncer.connected");
         let link = self.settle(&cloud, &session).await?;
+        session.listen(&link.device);
         self.prepare(&session, &link).await?;
         self.retry_mended(&session, &link).await?;
         let (mut link, mut look) = self.fix_cursor(&session, link).await?;
@@ -854,6 +903,7 @@ impl Cycle {
         if !look.news {
             return Ok(());
         }
+        self.memory.news = true;
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;

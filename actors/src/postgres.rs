@@ -31,6 +31,7 @@ use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 mod dial;
+mod ears;
 mod examine;
 mod isolate;
 mod link;
@@ -41,6 +42,7 @@ mod trim;
 mod whose;
 
 use dial::{Dialer, Obstacle};
+use ears::Ears;
 use link::Door;
 pub use link::LinkOptions;
 use password::Passwords;
@@ -119,6 +121,7 @@ pub struct Cloud {
     pool: Arc<Mutex<Pool>>,
     options: Arc<CloudOptions>,
     passwords: Arc<Passwords>,
+    ears: Arc<Ears>,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
 }
@@ -136,15 +139,16 @@ impl Cloud {
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
-        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords)?));
-        Ok(Self { pool, options: Arc::new(options), passwords, expected: Arc::default() })
+        let ears = Arc::default();
+        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &ears)?));
+        Ok(Self { pool, options: Arc::new(options), passwords, ears, expected: Arc::default() })
     }
 
     /// Goes on with connections of its own. Each is driven by the thread that opened it: when that is blocked, those that are
     /// out do not come back, and those that wait in the pool do not answer.
     pub fn leave_thread(&self) {
         // A pool with the same options has been made before.
-        if let Ok(pool) = pool_of(&self.options, &self.passwords) {
+        if let Ok(pool) = pool_of(&self.options, &self.passwords, &self.ears) {
             std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
         }
     }
@@ -385,7 +389,7 @@ impl Cloud {
 }
 
 /// A pool that has not connected yet.
-fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>) -> Result<Pool> {
+fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>, ears: &Arc<Ears>) -> Result<Pool> {
     let mut config = tokio_postgres::Config::new();
     config
         .dbname(&options.database)
@@ -410,7 +414,12 @@ fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>) -> Result<Pool> {
     };
     let manager = Manager::from_connect(
         config,
-        Door { dialer, tls: Arc::new(options.link.tls.clone()), passwords: passwords.clone() },
+        Door {
+            dialer,
+            tls: Arc::new(options.link.tls.clone()),
+            passwords: passwords.clone(),
+            ears: ears.clone(),
+        },
         // `connect` verifies: it knows what the silence of one says about the others.
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
     );

@@ -20,6 +20,7 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Config, Error, NoTls};
 
 use super::dial::{Dialer, Line, Obstacle};
+use super::ears::{Ears, drive};
 use super::password::{PasswordSource, Passwords};
 use super::tls::{self, TlsOptions};
 use crate::core::failure::{CloudFailure, FailureClass};
@@ -40,6 +41,7 @@ pub(super) struct Door {
     pub(super) dialer: Dialer,
     pub(super) tls: Arc<TlsOptions>,
     pub(super) passwords: Arc<Passwords>,
+    pub(super) ears: Arc<Ears>,
 }
 
 impl Connect for Door {
@@ -75,7 +77,7 @@ impl Connect for Door {
 /// A connection on which nothing was said yet.
 async fn reach(config: &Config, line: Line) -> Result<Option<Line>, Error> {
     if line.is_nowhere() {
-        return plainly(config, line).await.map(|_| None);
+        return plainly(config, line, &Arc::default()).await.map(|_| None);
     }
     Ok(Some(line))
 }
@@ -106,7 +108,7 @@ impl Door {
 
     async fn log_in(&self, config: &Config, line: Line) -> Result<Connected, Error> {
         if line.is_nowhere() || !self.tls.wanted(line.is_local()) {
-            return plainly(config, line).await;
+            return plainly(config, line, &self.ears).await;
         }
         // Files, which may be on a disk that does not answer.
         let (options, host) = (self.tls.clone(), self.dialer.host.clone());
@@ -121,14 +123,14 @@ impl Door {
         let Ok(connector) = MakeTlsConnect::<Line>::make_tls_connect(&mut client, &name);
         let config = with_mode(config, SslMode::Require);
         let (client, connection) = config.connect_raw(line.asking_for_tls(), connector).await?;
-        // The pool aborts this task when it drops the client, and the client learns of its end by itself.
-        Ok((client, tokio::spawn(async move { drop(connection.await) })))
+        // The pool aborts this task when it drops the client.
+        Ok((client, tokio::spawn(drive(connection, self.ears.clone()))))
     }
 }
 
-async fn plainly(config: &Config, line: Line) -> Result<Connected, Error> {
+async fn plainly(config: &Config, line: Line, ears: &Arc<Ears>) -> Result<Connected, Error> {
     let (client, connection) = with_mode(config, SslMode::Disable).connect_raw(line, NoTls).await?;
-    Ok((client, tokio::spawn(async move { drop(connection.await) })))
+    Ok((client, tokio::spawn(drive(connection, ears.clone()))))
 }
 
 fn with_mode(config: &Config, mode: SslMode) -> Config {
@@ -139,7 +141,7 @@ fn with_mode(config: &Config, mode: SslMode) -> Config {
 
 /// The driver alone makes its errors: it gets a stream that fails with this one.
 async fn fail(config: &Config, failure: CloudFailure) -> Result<Connected, Error> {
-    plainly(config, Line::nowhere(Obstacle::Ours(Box::new(failure)))).await
+    plainly(config, Line::nowhere(Obstacle::Ours(Box::new(failure))), &Arc::default()).await
 }
 
 /// A password that does not do, or what stands for it: PostgreSQL's own word for a wrong one is the first, and that of the

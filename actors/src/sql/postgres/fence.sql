@@ -13,4 +13,5 @@ WITH fenced AS (
       AND EXISTS (SELECT FROM tidewater.cursors WHERE device = $2 AND (xid, cursors.id) <= ($5::text::xid8, $6::bigint))
     RETURNING id
 )
-SELECT 1 / count(*) FROM fenced
+-- Whoever listens hears of it when the round commits.
+SELECT 1 / count(*), pg_notify('tidewater', $2::text) FROM fenced
