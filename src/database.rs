@@ -29,7 +29,7 @@ use tidewater_actors::messages::{
     ResetDetector, SqliteReport, StatusSummary, Stored, Subscribe, SyncNow, WaitSynced, Write,
 };
 use tidewater_actors::migrations::Migrations;
-use tidewater_actors::postgres::{Cloud, CloudOptions, TlsMode, is_this_machine};
+use tidewater_actors::postgres::{Cloud, CloudOptions, FeedLimits, TlsMode, is_this_machine};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
     FileLock, Mark, Readers, Statement, StatementResult, Store, StoreError, StoreOptions, Unit, Withdrawn,
@@ -889,8 +889,15 @@ impl Plan {
             pace: Pace {
                 debounce: settings.sync.debounce,
                 pull_interval: settings.sync.pull_interval,
+                poll_interval: settings.sync.feed_poll_interval,
                 retry_delay: settings.sync.retry_delay,
                 max_retry_delay: settings.proxy.max_retry_delay,
+            },
+            feed: FeedLimits {
+                pause: settings.sync.trim_interval,
+                retire_after: settings.sync.device_retire,
+                entries_max: settings.sync.feed_entries_max,
+                conflicts_max: settings.sync.conflicts_max,
             },
             proxy_required: settings.proxy.require,
         };

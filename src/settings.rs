@@ -353,6 +353,8 @@ pub struct SyncSettings {
     pub page_rows_max: usize,
     /// Between two looks at the feed.
     pub pull_interval: Duration,
+    /// The same for half a minute after others have changed something.
+    pub feed_poll_interval: Duration,
     /// Before a round that failed for a passing reason is tried again.
     pub retry_delay: Duration,
     /// How long a flush waits for further writes; may be zero.
@@ -361,6 +363,14 @@ pub struct SyncSettings {
     pub foreign_poll: Duration,
     /// The most that may wait for the cloud.
     pub backlog: BacklogLimits,
+    /// Between two trims of the cloud's change feed, of all devices together.
+    pub trim_interval: Duration,
+    /// A device that the cloud has not seen for so long does not hold the trim back.
+    pub device_retire: Duration,
+    /// A change feed with more entries is trimmed past slow devices, too; at least 10.
+    pub feed_entries_max: i64,
+    /// Conflicts that the cloud's log keeps; at least 10.
+    pub conflicts_max: i64,
 }
 
 /// `[circuit]`.

@@ -783,11 +783,11 @@ async fn a_clock_that_is_wrong() {
 #[tokio::test]
 async fn a_newer_version() {
     let device = synced().await;
-    admin(&device, "UPDATE tidewater.identity SET schema_version = 2").await;
+    admin(&device, "UPDATE tidewater.identity SET schema_version = 3").await;
     let found = report(&device);
-    let finding = only(&found, Check::Versions, "protocol 2, and this one knows 1");
+    let finding = only(&found, Check::Versions, "protocol 3, and this one knows 2");
     assert!(finding.remedy.as_ref().unwrap().text.contains("update Tidewater"));
-    admin(&device, "UPDATE tidewater.identity SET schema_version = 1").await;
+    admin(&device, "UPDATE tidewater.identity SET schema_version = 2").await;
     shell::sqlite3_shell(device.path(), "UPDATE _tidewater_meta SET value = 7 WHERE key = 'format';");
     only(&report(&device), Check::Versions, "format is 7");
 }

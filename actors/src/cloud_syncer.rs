@@ -1,7 +1,7 @@
 //! The syncer: takes the journal to the cloud and brings home what others wrote.
 //!
 //! ```text
-//! AvailabilityChanged, JournalGrew, SyncNow, timer ─▶ core::sync ─▶ Start, Cancel, Wake
+//! AvailabilityChanged, JournalGrew, Heard, SyncNow, timer ─▶ core::sync ─▶ Start, Cancel, Wake
 //!
 //! a cycle   permit ─▶ connect ─▶ settle ─▶ prepare ─▶ pull ─▶ flush ─▶ pull ─▶ permit back
 //!   settle    new session; what became of the round in flight; has history changed?
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
 use slog::{Logger, debug, error, info, warn};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::circuit_breaker::{CircuitOpen, Gate};
 use crate::core::circuit::Mode;
@@ -39,10 +39,10 @@ use crate::messages::{
     WaitSynced,
 };
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, Judged, Look, Op, Prepared, RoundFrame, RoundItem,
-    RoundOutcome, Standing, needs_others,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
+    RoundItem, RoundOutcome, Standing, needs_others,
 };
-use crate::proxy_watcher::ProxyWatcher;
+use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
     Applied, Backlog, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
     Readers, Refusal, RoundRow, StoreError, ledger_name,
@@ -53,6 +53,7 @@ use crate::timings::{Timings, now_us};
 
 mod history;
 mod parked;
+mod trim;
 
 use history::{Evidence, evidence};
 use parked::Discards;
@@ -66,6 +67,8 @@ pub struct SyncOptions {
     pub page_rows_max: usize,
     /// Debounce, pull interval and retries.
     pub pace: Pace,
+    /// How much of the change feed is kept.
+    pub feed: FeedLimits,
     /// Whoever needs the cloud while it is not available is refused, not kept waiting.
     pub proxy_required: bool,
 }
@@ -117,6 +120,8 @@ pub struct CloudSyncer {
     adopting: Option<Option<AvailabilityChanged>>,
     /// What waited when somebody asked last, when that was, and how long it took to see.
     backlog: BacklogLook,
+    /// Whether it is known that the cloud announces what other devices commit.
+    announced: bool,
     /// Why the cloud is away; nothing as long as nobody has looked, and while it is there.
     offline: Option<Option<FailureClass>>,
     log: Logger,
@@ -133,6 +138,12 @@ struct Memory {
     standing: Option<Standing>,
     /// When the cloud's ledger was last written only for being a witness.
     witnessed: Option<Instant>,
+    /// When this device was last seen there at the latest.
+    seen: Option<Instant>,
+    /// When the feed was last trimmed, or did not need it.
+    trimmed: Option<Instant>,
+    /// Whether others had changed something.
+    news: bool,
     /// When tables that could not be used are looked at again, and how long that wait was.
     look_again: Option<(Instant, Duration)>,
 }
@@ -241,6 +252,7 @@ impl CloudSyncer {
             trouble: None,
             adopting: None,
             backlog: BacklogLook::default(),
+            announced: false,
             offline: None,
             log,
         }
@@ -272,7 +284,7 @@ impl CloudSyncer {
         let cycle = Cycle {
             parts: self.parts.clone(),
             options: self.options,
-            memory: std::mem::take(&mut self.memory),
+            memory: Memory { news: false, ..std::mem::take(&mut self.memory) },
             windows: self.windows.clone(),
             pages: self.pages.clone(),
             doing: self.doing.clone(),
@@ -294,6 +306,7 @@ impl CloudSyncer {
     fn ended(&mut self, cycle: u64, memory: Memory, ended: Result<(), Trouble>, ctx: &mut Context<Self>) {
         fail::fail_point!("syncer.ended");
         let outcome = match &ended {
+            Ok(()) if memory.news => Outcome::News,
             Ok(()) => Outcome::Done,
             Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) => Outcome::Failed(failure.class),
             // The breaker is about to hear what is known here: that the cloud is there, or how the last cycle ended.
@@ -304,6 +317,13 @@ impl CloudSyncer {
         // After trouble the next cycle settles, and looks at the cloud's tables, anew.
         self.memory = if ended.is_ok() { memory } else { Memory::default() };
         self.say(&ended);
+        if !self.announced && self.parts.cloud.as_ref().is_some_and(Cloud::announces) {
+            self.announced = true;
+            debug!(
+                self.log,
+                "what other devices commit is announced: it comes at once, not at the pull interval"
+            );
+        }
         let answer = match &ended {
             Ok(()) => Ok(()),
             Err(trouble) if matches!(outcome, Outcome::Failed(class) if !class.retry_helps()) => {
@@ -484,6 +504,9 @@ impl Actor for CloudSyncer {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.parts.watcher.hint(Subscribe(ctx.address().recipient()));
+        if let Some(cloud) = &self.parts.cloud {
+            ctx.spawn(actix::fut::wrap_future(pass_on(cloud.heard(), ctx.address().downgrade())));
+        }
     }
 }
 
@@ -508,6 +531,38 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
                 self.refuse();
             }
         }
+    }
+}
+
+/// Another device may have changed something.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Heard;
+
+/// The most by which devices that hear the same at the same time come one after the other.
+const HEARD_JITTER: Duration = Duration::from_millis(8);
+
+/// Between two pulls because of what was heard: where many devices write all the time, each takes what came meanwhile at once.
+const HEARD_PAUSE: Duration = Duration::from_millis(100);
+
+/// Passes on what the cloud announces, many as one.
+async fn pass_on(mut heard: watch::Receiver<u64>, syncer: actix::WeakAddr<CloudSyncer>) {
+    let mut last: Option<Instant> = None;
+    while heard.changed().await.is_ok() {
+        let pause = last.map_or(Duration::ZERO, |last| HEARD_PAUSE.saturating_sub(last.elapsed()));
+        actix_rt::time::sleep(pause + HEARD_JITTER.mul_f64(random_share())).await;
+        heard.mark_unchanged();
+        last = Some(Instant::now());
+        let Some(syncer) = syncer.upgrade() else { return };
+        syncer.do_send(Heard);
+    }
+}
+
+impl Handler<Heard> for CloudSyncer {
+    type Result = ();
+
+    fn handle(&mut self, _: Heard, ctx: &mut Self::Context) {
+        self.advance(Event::Heard, ctx);
     }
 }
 
@@ -666,6 +721,7 @@ impl Cycle {
         let session = cloud.connect().await?;
         fail::fail_point!("syncer.connected");
         let link = self.settle(&cloud, &session).await?;
+        session.listen(&link.device);
         self.prepare(&session, &link).await?;
         self.retry_mended(&session, &link).await?;
         let (mut link, mut look) = self.fix_cursor(&session, link).await?;
@@ -683,6 +739,7 @@ impl Cycle {
         self.doing.store(WARMING, Ordering::Relaxed);
         self.pull(&session, &mut link, None).await?;
         self.bear_witness(&session, &link).await?;
+        self.trim(&session).await?;
         session.release();
         Ok(())
     }
@@ -736,12 +793,13 @@ impl Cycle {
             _ => failure.into(),
         })?;
         let home = Home {
-            cloud: identity.id,
-            system: identity.system,
-            database: identity.database,
+            cloud: identity.id.clone(),
+            system: identity.system.clone(),
+            database: identity.database.clone(),
             timeline: identity.timeline,
         };
         let known = self.require_original(&link, &home).await?;
+        session.upgrade(&identity).await?;
         if !known {
             self.ask(RememberCloud { home: home.clone() }).await?;
             cloud.expect_identity(Some(home.cloud.clone()));
@@ -760,7 +818,7 @@ impl Cycle {
         }
         let in_flight = if found == Evidence::Lost { None } else { in_flight };
         let id = uuid::Uuid::new_v4().to_string();
-        let ledger = session.settle(&link.device, &id).await?;
+        let ledger = session.settle(&link.device, &id, link.cursor.as_ref()).await?;
         let flying = in_flight.map(|(id, _)| id);
         if flying.is_some() && ledger.round == flying {
             let round = flying.unwrap_or_default();
@@ -785,9 +843,10 @@ impl Cycle {
                 self.ask(StartOver { resend: false }).await?;
             }
             (link, _) = self.ask(GetLink).await?;
-            session.settle(&link.device, &id).await?;
+            session.settle(&link.device, &id, link.cursor.as_ref()).await?;
         }
         self.memory.session = Some(id);
+        self.memory.seen = Some(Instant::now());
         self.memory.witnessed = None;
         (link, _) = self.ask(GetLink).await?;
         self.tell_receipts();
@@ -860,15 +919,27 @@ impl Cycle {
     async fn fix_cursor(&mut self, session: &CloudSession, mut link: Link) -> Step<(Link, Option<Look>)> {
         if let Some(cursor) = &link.cursor {
             let look = session.look(cursor, &link.device).await?;
-            if look.there {
+            if look.there && look.whole {
                 return Ok((link, Some(look)));
             }
-            warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
+            if look.whole {
+                warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
+            } else {
+                warn!(
+                    self.log,
+                    "⚠️  The cloud's change feed does not reach back to when this device was last there: every table is \
+                     compared with it"
+                );
+            }
             self.ask(FixCursor(None)).await?;
         }
-        let horizon = session.horizon().await?;
+        fail::fail_point!("syncer.registers");
+        // In the cloud first: from here on the feed is kept for this device.
+        let session_id = self.memory.session.clone().unwrap_or_default();
+        let horizon = session.register(&link.device, &session_id).await?;
         self.ask(FixCursor(Some(horizon.clone()))).await?;
         link.cursor = Some(horizon);
+        fail::fail_point!("syncer.registered");
         Ok((link, None))
     }
 
@@ -907,6 +978,7 @@ impl Cycle {
         if !look.news {
             return Ok(());
         }
+        self.memory.news = true;
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;

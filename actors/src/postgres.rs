@@ -12,6 +12,7 @@
 //! - C2: every statement's answer is awaited before the COMMIT is sent, so that a COMMIT is never that of a failed
 //!   transaction, which PostgreSQL would answer with `ROLLBACK` and no error.
 //! - C3: a session that is dropped in the middle of anything never goes back to the pool.
+//! - C5 (P4, P5): nothing is trimmed unseen beyond a cursor that somebody builds on (`trim.rs`).
 //! - C4: every wait has a bound: the server's statement timeout, and one on this side for a server that is silent.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -33,6 +34,7 @@ mod by_hand;
 mod cells;
 mod client;
 mod dial;
+mod ears;
 mod examine;
 mod guard;
 mod isolate;
@@ -40,12 +42,14 @@ mod link;
 mod password;
 mod sending;
 mod tls;
+mod trim;
 mod whose;
 
 use cells::{Cells as _, first, position};
 pub use by_hand::{ByHand, Scripts};
 use client::{Answer, Client, Param, Settings, Way};
 use dial::{Dialer, Obstacle};
+use ears::Ears;
 use guard::{Bounds, Excess};
 use isolate::Ring;
 pub use link::LinkOptions;
@@ -58,8 +62,10 @@ use sending::{
 };
 pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
+pub use trim::{FeedLimits, Trimmed};
 pub use whose::{LastSeen, Whereabouts};
 
+use crate::core::doctor::PROTOCOL;
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate, one_line};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
@@ -126,6 +132,7 @@ pub struct Cloud {
     passwords: Arc<Passwords>,
     last_words: LastWords,
     way: Arc<Way>,
+    ears: Arc<Ears>,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
 }
@@ -143,16 +150,17 @@ impl Cloud {
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
-        let (way, last_words) = (Arc::default(), LastWords::default());
-        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &last_words)?));
-        Ok(Self { pool, options: Arc::new(options), passwords, way, last_words, expected: Arc::default() })
+        let (way, ears, last_words) = (Arc::default(), Arc::default(), LastWords::default());
+        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &ears, &last_words)?));
+        Ok(Self { pool, options: Arc::new(options), passwords, way, ears, last_words, expected: Arc::default() })
     }
 
     /// Goes on with connections of its own. Each is driven by the thread that opened it: when that is blocked, those that are
     /// out do not come back, and those that wait in the pool do not answer.
     pub fn leave_thread(&self) {
         // A pool with the same options has been made before.
-        if let Ok(pool) = pool_of(&self.options, &self.passwords, &self.way, &self.last_words) {
+        let pool = pool_of(&self.options, &self.passwords, &self.way, &self.ears, &self.last_words);
+        if let Ok(pool) = pool {
             std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
         }
     }
@@ -438,7 +446,7 @@ impl Cloud {
     /// The grant that a refusal asks for, told by the object that it names (in whatever language).
     fn missing_grant(&self, message: &str) -> String {
         let role = ident(&self.options.user);
-        let ours = ["tidewater", "identity", "devices", "changes", "conflicts"];
+        let ours = ["tidewater", "identity", "devices", "changes", "conflicts", "feed", "cursors"];
         if ours.iter().any(|name| message.ends_with(&format!(" {name}"))) {
             format!(
                 "another role made schema tidewater; as that role: GRANT USAGE, CREATE ON SCHEMA tidewater TO {role}; \
@@ -461,6 +469,7 @@ fn pool_of(
     options: &CloudOptions,
     passwords: &Arc<Passwords>,
     way: &Arc<Way>,
+    ears: &Arc<Ears>,
     last_words: &LastWords,
 ) -> Result<Pool> {
     let mut config = tokio_postgres::Config::new();
@@ -486,6 +495,7 @@ fn pool_of(
             last_words: last_words.clone(),
             way: way.clone(),
             settings: Settings::new(options.statement_timeout).at_log_in(),
+            ears: ears.clone(),
         },
         // `connect` verifies: it knows what the silence of one says about the others.
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
@@ -560,6 +570,8 @@ pub struct Identity {
     pub database: String,
     /// The server's timeline.
     pub timeline: i64,
+    /// Of our side of it.
+    version: i64,
 }
 
 /// What has to be as it was, or the session has to settle and prepare again.
@@ -709,6 +721,8 @@ pub struct FeedEntry {
 pub struct Look {
     /// Whether the entry that the cursor stands on is still there.
     pub there: bool,
+    /// Whether nothing beyond the cursor was trimmed.
+    pub whole: bool,
     /// Whether others changed something.
     pub news: bool,
     /// The last entry, if any, that only our own rounds lead to.
@@ -809,7 +823,8 @@ impl CloudSession {
     // Settling and preparing
     // -----------------------------------------------------------------------------------------------------
 
-    /// Creates our side of the cloud where it is missing and answers with its identity.
+    /// Creates our side of the cloud where it is missing and answers with its identity. One that an older version made is left as
+    /// it is, until [`upgrade`](Self::upgrade).
     ///
     /// # Errors
     /// [`FailureClass::Credentials`] with the grant that is missing, [`FailureClass::NotOurs`] for another cloud.
@@ -825,18 +840,37 @@ impl CloudSession {
             self.cloud.verify(None)?;
             self.batch(
                 &format!(
-                    "{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
+                    "{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\n{}\nCOMMIT;",
                     self.client.opening(""),
-                    include_str!("sql/postgres/bootstrap.sql")
+                    include_str!("sql/postgres/bootstrap.sql"),
+                    include_str!("sql/postgres/feed.sql")
                 ),
                 Phase::Setup,
             )
             .await?;
             identity = self.read_identity(Phase::Setup).await?;
         }
-        let id = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
+        let (id, version) = identity.ok_or_else(|| unexpected("the cloud has no identity"))?;
         self.cloud.verify(Some(&id))?;
-        Ok(Identity { id, system: found.system, database: found.database, timeline })
+        Ok(Identity { id, system: found.system, database: found.database, timeline, version })
+    }
+
+    /// Brings our side of the cloud to this version, where an older one made it. Whoever did so a moment ago was first.
+    ///
+    /// # Errors
+    /// [`FailureClass::Credentials`] with the grant that is missing.
+    pub async fn upgrade(&self, found: &Identity) -> Result<()> {
+        if found.version >= PROTOCOL {
+            return Ok(());
+        }
+        let locked =
+            format!("{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})", self.client.opening(""));
+        self.client.set_open(true);
+        self.batch(&locked, Phase::Setup).await?;
+        if self.read_identity().await?.is_some_and(|(_, version)| version < PROTOCOL) {
+            self.batch(include_str!("sql/postgres/feed.sql"), Phase::Setup).await?;
+        }
+        self.batch("COMMIT", Phase::Setup).await
     }
 
     /// Where this connection stands; `None` when our side of the cloud is not there.
@@ -874,19 +908,24 @@ impl CloudSession {
         }
     }
 
-    async fn read_identity(&self, phase: Phase) -> Result<Option<String>> {
-        let rows = self.query("SELECT id::text FROM tidewater.identity", &[], phase).await?;
-        first(&rows)
+    /// The mark, and the version of our side.
+    async fn read_identity(&self, phase: Phase) -> Result<Option<(String, i64)>> {
+        let sql = "SELECT id::text, schema_version::int8 FROM tidewater.identity";
+        let rows = self.query(sql, &[], phase).await?;
+        rows.first().map(|row| Ok((row.cell(0)?, row.cell(1)?))).transpose()
     }
 
     /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.
     /// An older session that had begun a round holds the ledger's row until its transaction ends. It does not where the link
     /// was lost in the middle of a message: PostgreSQL waits for the rest of one without any of its timeouts. So it is
     /// waited for a little, and then ended.
-    pub async fn settle(&self, device: &str, session: &str) -> Result<Ledger> {
+    ///
+    /// The device reads on from the cursor: nothing beyond it is trimmed from here on without shutting this session out.
+    pub async fn settle(&self, device: &str, session: &str, cursor: Option<&Cursor>) -> Result<Ledger> {
         let (device, session) = (parse_uuid(device)?, parse_uuid(session)?);
         let patience = self.cloud.options.timeout.as_millis().max(1).to_string();
-        let params: [&dyn Param; 3] = [&device, &session, &patience];
+        let (xid, id) = (cursor.map(|cursor| cursor.xid.as_str()), cursor.map(|cursor| cursor.id));
+        let params: [&dyn Param; 5] = [&device, &session, &patience, &xid, &id];
         let mut settled = self.query(include_str!("sql/postgres/settle.sql"), &params, Phase::Setup).await;
         if let Err(failure) = &settled
             && matches!(failure.sqlstate.as_deref(), Some("55P03" | "57014"))
@@ -907,15 +946,6 @@ impl CloudSession {
         })
     }
 
-    /// The feed's horizon: everything below it has committed or never will.
-    pub async fn horizon(&self) -> Result<Cursor> {
-        let rows =
-            self.query("SELECT pg_snapshot_xmin(pg_current_snapshot())::text", &[], Phase::Pull).await?;
-        let xid = first(&rows)?.ok_or_else(|| unexpected("no snapshot"))?;
-        // An entry's own number starts at 1.
-        Ok(Cursor { xid, id: 0, tag: None })
-    }
-
     /// Whether the feed still has the entry that a cursor stands on, or, where it stands on none, whether this server
     /// has come as far.
     pub async fn cursor_is_there(&self, cursor: &Cursor) -> Result<bool> {
@@ -931,7 +961,7 @@ impl CloudSession {
             Some(xid) => Some(Cursor { xid, id: row.cell("id")?, tag: Some(row.cell("tag")?) }),
             None => None,
         };
-        Ok(Look { there: row.cell("there")?, news: row.cell("news")?, ours })
+        Ok(Look { there: row.cell("there")?, whole: row.cell("whole")?, news: row.cell("news")?, ours })
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -1281,18 +1311,25 @@ impl CloudSession {
     }
 
     /// The next entries of the feed, in order.
+    ///
+    /// # Errors
+    /// Where it was trimmed beyond the cursor, too.
     pub async fn feed_page(&self, cursor: &Cursor, limit: i64, device: &str) -> Result<Vec<FeedEntry>> {
         let sql = include_str!("sql/postgres/feed_page.sql");
         let rows = self.query(sql, &[&cursor.xid, &cursor.id, &limit, &device], Phase::Pull).await?;
+        if rows.first().map(|row| row.cell::<bool>("whole")).transpose()? != Some(true) {
+            return Err(trim::passed_over());
+        }
         let entry = |row: &Row| {
-            Ok(FeedEntry {
-                cursor: Cursor { xid: row.cell(0)?, id: row.cell(1)?, tag: Some(row.cell(2)?) },
+            let Some(id) = row.cell(1)? else { return Ok(None) };
+            Ok(Some(FeedEntry {
+                cursor: Cursor { xid: row.cell(0)?, id, tag: Some(row.cell(2)?) },
                 table_oid: row.cell(3)?,
                 key: row.cell(4)?,
                 own: row.cell(5)?,
-            })
+            }))
         };
-        rows.iter().map(entry).collect()
+        rows.iter().filter_map(|row| entry(row).transpose()).collect()
     }
 
     /// The rows whose given columns have the given values (in PostgreSQL's text), each with its position.

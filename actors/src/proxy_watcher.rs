@@ -386,7 +386,7 @@ fn named_process() -> Option<String> {
 }
 
 /// From 0 to 1. The standard library seeds every hasher differently, which is random enough to spread a fleet.
-fn random_share() -> f64 {
+pub(crate) fn random_share() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     let random = std::hash::RandomState::new().build_hasher().finish();
     (random >> 11) as f64 / (1_u64 << 53) as f64

@@ -9,8 +9,8 @@ use tidewater_actors::core::failure::{CloudFailure, FailureClass};
 use tidewater_actors::core::schema::{CloudTable, Table, parents_first};
 use tidewater_actors::core::value::CloudValue;
 use tidewater_actors::postgres::{
-    Cloud, CloudHit, CloudOptions, CloudRefusal, CloudSession, ConflictRow, FeedEntry, Ledger, LinkOptions,
-    Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
+    Cloud, CloudHit, CloudOptions, CloudRefusal, CloudSession, ConflictRow, FeedEntry, FeedLimits, Ledger,
+    LinkOptions, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
 };
 use tidewater_actors::sqlite::{Cursor, Store, StoreOptions, UpkeepOptions};
 use tidewater_test_support::{Database, FaultProxy, Postgres, shop};
@@ -97,7 +97,7 @@ impl Device {
         let conn = cloud.connect().await.unwrap();
         conn.bootstrap().await.unwrap();
         let (id, session) = (new_id(), new_id());
-        let ledger = conn.settle(&id, &session).await.unwrap();
+        let ledger = conn.settle(&id, &session, None).await.unwrap();
         let (prepared, notes) = conn.prepare(tables).await.unwrap();
         let tables = tables
             .iter()
@@ -107,7 +107,7 @@ impl Device {
                 Prepared::NotYet(why) => panic!("{}: {why}", table.name),
             })
             .collect();
-        let cursor = conn.horizon().await.unwrap();
+        let cursor = conn.register(&id, &session).await.unwrap();
         Device { id, session, previous: ledger.round, cursor, tables, notes, conn }
     }
 
@@ -197,7 +197,7 @@ impl Device {
     async fn reconnect(&mut self, cloud: &Cloud) -> Ledger {
         self.conn = cloud.connect().await.unwrap();
         self.session = new_id();
-        self.conn.settle(&self.id, &self.session).await.unwrap()
+        self.conn.settle(&self.id, &self.session, Some(&self.cursor)).await.unwrap()
     }
 }
 
@@ -295,7 +295,7 @@ async fn a_missing_right_names_its_grant() {
     cloud(&role).check().await.unwrap();
     let session = cloud(&role).connect().await.unwrap();
     session.bootstrap().await.unwrap();
-    session.settle(&new_id(), &new_id()).await.unwrap();
+    session.settle(&new_id(), &new_id(), None).await.unwrap();
 }
 
 /// A role that only reads blocks, with a remedy.
@@ -559,11 +559,12 @@ async fn partitions_are_covered() {
 #[tokio::test]
 async fn a_new_session_shuts_out_the_older_one() {
     let (database, plain, mut device) = bench(ITEM, "").await;
-    let ledger = device.conn.settle(&new_id(), &new_id()).await.unwrap();
+    let ledger = device.conn.settle(&new_id(), &new_id(), None).await.unwrap();
     assert_eq!(ledger, Ledger { round: None, number: 0, left_out: vec![] });
     let item = device.insert("item", &[Int(1), text("one"), Null]);
     device.round(&[item]).await;
-    let settled = cloud(&database).connect().await.unwrap().settle(&device.id, &new_id()).await.unwrap();
+    let settled =
+        cloud(&database).connect().await.unwrap().settle(&device.id, &new_id(), None).await.unwrap();
     assert_eq!((settled.round, settled.number), (device.previous.clone(), 1));
     let item = device.insert("item", &[Int(2), text("two"), Null]);
     let failure = device.try_round(&[item]).await.unwrap_err();
@@ -576,7 +577,7 @@ async fn a_new_session_shuts_out_the_older_one() {
 async fn an_older_session_that_does_not_go_on_is_ended() {
     let (database, plain, device) = bench(ITEM, "").await;
     let neighbour = new_id();
-    device.conn.settle(&neighbour, &new_id()).await.unwrap();
+    device.conn.settle(&neighbour, &new_id(), None).await.unwrap();
     let (older, other) = (database.connect().await, database.connect().await);
     for (client, device, item) in [(&older, &device.id, 1), (&other, &neighbour, 2)] {
         let begun = format!(
@@ -585,7 +586,7 @@ async fn an_older_session_that_does_not_go_on_is_ended() {
         );
         client.batch_execute(&begun).await.unwrap();
     }
-    let ledger = cloud(&database).connect().await.unwrap().settle(&device.id, &new_id()).await.unwrap();
+    let ledger = cloud(&database).connect().await.unwrap().settle(&device.id, &new_id(), None).await.unwrap();
     assert_eq!(ledger, Ledger { round: None, number: 0, left_out: vec![] });
     assert!(older.batch_execute("COMMIT").await.is_err());
     other.batch_execute("COMMIT").await.unwrap();
@@ -711,7 +712,8 @@ async fn what_others_changed_leaves_the_round_until_it_was_seen() {
         ["1|a|9", "3|b|0", "4|theirs|4", "5|new|NULL"]
     );
     // What left is in the ledger.
-    let mut left = device.conn.settle(&device.id, &device.session).await.unwrap().left_out;
+    let mut left =
+        device.conn.settle(&device.id, &device.session, Some(&device.cursor)).await.unwrap().left_out;
     left.sort();
     let mut names: Vec<_> = hits.iter().map(|hit| items[hit.item].name.clone()).collect();
     names.sort();
@@ -721,7 +723,15 @@ async fn what_others_changed_leaves_the_round_until_it_was_seen() {
     seen.seen = hits[0].seen;
     assert_eq!(device.round(&[seen.clone()]).await, []);
     assert_eq!(one(&plain, "SELECT * FROM item WHERE id = 1").await, "1|b|9");
-    assert!(device.conn.settle(&device.id, &device.session).await.unwrap().left_out.is_empty());
+    assert!(
+        device
+            .conn
+            .settle(&device.id, &device.session, Some(&device.cursor))
+            .await
+            .unwrap()
+            .left_out
+            .is_empty()
+    );
     plain.batch_execute("UPDATE item SET n = 10 WHERE id = 1").await.unwrap();
     assert_eq!(device.round(&[seen]).await.len(), 1);
     // A truncated table is a change of every row.
@@ -1565,7 +1575,7 @@ async fn a_killed_connection_is_no_ones_bad_data() {
         .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()")
         .await
         .unwrap();
-    let failure = device.conn.horizon().await.unwrap_err();
+    let failure = device.conn.last_seen(&device.id).await.unwrap_err();
     assert!(matches!(failure.class, FailureClass::Transient | FailureClass::Busy), "{failure:?}");
     device.reconnect(&cloud(&database)).await;
     let items = [device.insert("item", &[Int(1), Null, Null])];
@@ -1604,7 +1614,7 @@ async fn only_clean_connections_return_to_the_pool() {
     let blocker = "BEGIN; LOCK TABLE tidewater.devices";
     plain.batch_execute(blocker).await.unwrap();
     let settling = tokio::time::timeout(Duration::from_millis(50), async move {
-        let result = session.settle(&device.id, &device.session).await;
+        let result = session.settle(&device.id, &device.session, None).await;
         session.release();
         result
     });
@@ -1638,7 +1648,7 @@ async fn waits_are_bounded() {
         assert!(begun.elapsed() < Duration::from_secs(5));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let failure = idle.horizon().await.unwrap_err();
+    let failure = idle.last_seen(&new_id()).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Transient, "{failure:?}");
 }
 
@@ -1795,7 +1805,7 @@ async fn nothing_behind_a_fence_that_is_shut_is_carried_out() {
     let (database, plain, mut device) = bench("CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT)", "").await;
     let cloud = cloud(&database);
     let newer = cloud.connect().await.unwrap();
-    newer.settle(&device.id, &new_id()).await.unwrap();
+    newer.settle(&device.id, &new_id(), None).await.unwrap();
     // Whoever waited for this lock would wait for ever: the statements behind the fence must not even be tried.
     plain.batch_execute("BEGIN; LOCK TABLE note").await.unwrap();
     let items = [device.insert("note", &[Int(1), text("a")])];
@@ -1832,6 +1842,193 @@ async fn a_fence_without_its_transaction_says_no() {
     let fence = include_str!("../src/sql/postgres/fence.sql");
     let (round, before) = (uuid::Uuid::new_v4(), device.previous.as_deref().map(id));
     let (of, session) = (id(&device.id), id(&device.session));
-    let error = plain.query(fence, &[&round, &of, &session, &before]).await.unwrap_err();
+    let error = plain
+        .query(fence, &[&round, &of, &session, &before, &device.cursor.xid, &device.cursor.id])
+        .await
+        .unwrap_err();
     assert_eq!(error.code().unwrap().code(), "22012");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The trim
+// ---------------------------------------------------------------------------------------------------------
+
+const LIMITS: FeedLimits = FeedLimits {
+    pause: Duration::ZERO,
+    retire_after: Duration::from_secs(600),
+    entries_max: 1_000_000,
+    conflicts_max: 1_000_000,
+};
+
+const THEIRS: &str = "SELECT count(*) FROM tidewater.changes WHERE origin IS NULL";
+
+impl Device {
+    /// Says how far it has read.
+    async fn reached(&self) {
+        self.conn.bear_witness(&self.id, &self.session, Some(&self.cursor)).await.unwrap().unwrap();
+    }
+
+    /// It was last seen an hour ago.
+    async fn sleeps(&self, plain: &Client) {
+        let sql = format!(
+            "UPDATE tidewater.devices SET seen_at = now() - interval '1 hour' WHERE id = '{}'",
+            self.id
+        );
+        plain.batch_execute(&sql).await.unwrap();
+    }
+
+    async fn is_whole(&self) -> bool {
+        self.conn.look(&self.cursor, &self.id).await.unwrap().whole
+    }
+}
+
+/// A device that has read everything but somebody else's change of item 1, and another one that has read that, too.
+async fn one_behind() -> (Database, Client, Device, Device) {
+    let (database, plain, mut behind) = bench(ITEM, "").await;
+    let items = [1, 2].map(|id| behind.insert("item", &[Int(id), text("ours"), Null]));
+    behind.round(&items).await;
+    behind.pull(&plain).await;
+    behind.reached().await;
+    let mut ahead = Device::new(&cloud(&database), &tracked(ITEM)).await;
+    plain.batch_execute("UPDATE item SET name = 'theirs' WHERE id = 1").await.unwrap();
+    plain.batch_execute("UPDATE item SET name = 'theirs' WHERE id = 2").await.unwrap();
+    ahead.pull(&plain).await;
+    ahead.reached().await;
+    (database, plain, behind, ahead)
+}
+
+/// A trim goes up to the slowest cursor, whose entry it leaves, and is not done again before its time.
+#[tokio::test]
+async fn a_trim_goes_up_to_the_slowest_cursor() {
+    let (_database, plain, mut behind, ahead) = one_behind().await;
+    let trimmed = ahead.conn.trim(&LIMITS).await.unwrap();
+    assert_eq!((trimmed.gone, trimmed.passed, trimmed.more), (1, 0, false), "of its two the last stays");
+    assert!(behind.conn.look(&behind.cursor, &behind.id).await.unwrap().there);
+    assert_eq!(behind.pull(&plain).await, ["1", "2"]);
+    behind.reached().await;
+    let pause = FeedLimits { pause: Duration::from_secs(600), ..LIMITS };
+    assert_eq!(ahead.conn.trim(&pause).await.unwrap().gone, 0, "done a moment ago");
+    assert_eq!(ahead.conn.trim(&LIMITS).await.unwrap().gone, 2);
+    assert_eq!(one(&plain, "SELECT count(*) FROM tidewater.changes").await, "1");
+    let look = behind.conn.look(&behind.cursor, &behind.id).await.unwrap();
+    assert!(look.there && look.whole && !look.news);
+    assert_eq!(behind.round(&[behind.update("item", &["n"], &[Int(1), Null, Int(1)])]).await, []);
+}
+
+/// A device that is gone past builds on nothing: no page, no round. What it would have overwritten stays, until it has
+/// compared.
+#[tokio::test]
+async fn a_device_that_a_trim_went_past_sends_nothing_before_it_has_compared() {
+    let (database, plain, mut behind, ahead) = one_behind().await;
+    behind.sleeps(&plain).await;
+    let trimmed = ahead.conn.trim(&LIMITS).await.unwrap();
+    assert_eq!((trimmed.passed, one(&plain, THEIRS).await), (1, "1".into()));
+    let edit = behind.update("item", &["name"], &[Int(1), text("stale"), Null]);
+    for _ in 0..2 {
+        assert!(!behind.is_whole().await);
+        assert!(behind.conn.feed_page(&behind.cursor, 10, &behind.id).await.is_err());
+        let failure = behind.try_round(std::slice::from_ref(&edit)).await.unwrap_err();
+        assert_eq!(failure.class, FailureClass::Transient);
+        // As does whoever wakes with a session of its own.
+        behind.conn = cloud(&database).connect().await.unwrap();
+        behind.session = new_id();
+        behind.conn.settle(&behind.id, &behind.session, Some(&behind.cursor)).await.unwrap();
+    }
+    assert_eq!(one(&plain, "SELECT name FROM item WHERE id = 1").await, "theirs");
+    behind.cursor = behind.conn.register(&behind.id, &behind.session).await.unwrap();
+    assert!(behind.is_whole().await);
+    behind.round(&[edit]).await;
+    // It counts again.
+    plain.batch_execute("UPDATE item SET name = 'later' WHERE id = 2").await.unwrap();
+    committed(&plain).await;
+    ahead.conn.trim(&LIMITS).await.unwrap();
+    assert_eq!(behind.pull(&plain).await, ["own", "2"]);
+}
+
+/// A trim that comes while a round is open does not go past its device, however long that was not seen: the round sees what
+/// others changed.
+#[tokio::test]
+async fn a_trim_does_not_go_past_an_open_round() {
+    let (_database, plain, behind, ahead) = one_behind().await;
+    let id = new_id();
+    let frame = behind.frame(&id);
+    behind.sleeps(&plain).await;
+    let items = vec![behind.update("item", &["name"], &[Int(1), text("stale"), Null])];
+    let mut open = behind.conn.open_round(frame).await.unwrap();
+    let free = format!("SELECT id FROM tidewater.devices WHERE id = '{}' FOR UPDATE SKIP LOCKED", behind.id);
+    let begun = Instant::now();
+    while !rows(&plain, &free).await.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the fence does not stand");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let trimmed = ahead.conn.trim(&LIMITS).await.unwrap();
+    assert_eq!((trimmed.passed, one(&plain, THEIRS).await), (0, "2".into()));
+    open.send(std::sync::Arc::new(items.clone())).await;
+    let judged = open.judge(&[]).await;
+    let outcome = behind.conn.conclude(frame, &items, &[], false, judged).await.unwrap();
+    let RoundOutcome::Committed { hits, .. } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(hits.iter().map(|hit| hit.item).collect::<Vec<_>>(), [0]);
+    assert_eq!(one(&plain, "SELECT name FROM item WHERE id = 1").await, "theirs");
+}
+
+/// An older file of the same device reads on from its own cursor: the feed is kept from there, or the device has to compare.
+#[tokio::test]
+async fn a_device_that_was_set_back_is_kept_the_feed_from_there() {
+    let (_database, plain, mut behind, ahead) = one_behind().await;
+    let older = behind.cursor.clone();
+    behind.pull(&plain).await;
+    behind.reached().await;
+    behind.conn.settle(&behind.id, &behind.session, Some(&older)).await.unwrap();
+    ahead.conn.trim(&LIMITS).await.unwrap();
+    assert_eq!(one(&plain, THEIRS).await, "2");
+    behind.conn.settle(&behind.id, &behind.session, Some(&behind.cursor)).await.unwrap();
+    ahead.conn.trim(&LIMITS).await.unwrap();
+    assert_eq!(one(&plain, THEIRS).await, "1");
+    behind.conn.settle(&behind.id, &behind.session, Some(&older)).await.unwrap();
+    behind.cursor = older;
+    assert!(!behind.is_whole().await);
+    assert!(behind.try_round(&[behind.insert("item", &[Int(3), Null, Null])]).await.is_err());
+}
+
+/// A feed with more entries than it may have is trimmed past those who are seen as well, but not beyond what may still commit.
+#[tokio::test]
+async fn a_feed_that_is_too_large_is_trimmed_past_slow_devices() {
+    let server = Postgres::start();
+    let database = server.create_database().await;
+    let plain = database.connect().await;
+    let mut slow = Device::new(&cloud(&database), &tracked(ITEM)).await;
+    slow.round(&[slow.insert("item", &[Int(1), Null, Null])]).await;
+    let mut quick = Device::new(&cloud(&database), &tracked(ITEM)).await;
+    let holder = database.connect().await;
+    holder.batch_execute("BEGIN; INSERT INTO item VALUES (1000)").await.unwrap();
+    plain.batch_execute("INSERT INTO item SELECT generate_series(2, 40)").await.unwrap();
+    let few = FeedLimits { entries_max: 10, ..LIMITS };
+    quick.feed().await;
+    let trimmed = quick.conn.trim(&few).await.unwrap();
+    assert_eq!(trimmed.gone, 0, "one entry lies below the horizon, and is the last there");
+    holder.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(quick.pull(&plain).await.len(), 40);
+    quick.reached().await;
+    let trimmed = quick.conn.trim(&few).await.unwrap();
+    assert_eq!((trimmed.gone, trimmed.passed), (30, 1), "{trimmed:?}");
+    assert!(quick.is_whole().await && !slow.is_whole().await);
+    assert!(slow.try_round(&[slow.insert("item", &[Int(50), Null, Null])]).await.is_err());
+    let update = quick.update("item", &["n"], &[Int(40), Null, Int(1)]);
+    assert_eq!(quick.round(&[update]).await, []);
+}
+
+/// A device of a version that does not say how far it has read holds the trim, as long as it is seen.
+#[tokio::test]
+async fn a_device_that_does_not_say_how_far_it_is_holds_the_trim() {
+    let (_database, plain, mut behind, ahead) = one_behind().await;
+    behind.pull(&plain).await;
+    behind.reached().await;
+    let older = new_id();
+    let settle = format!("INSERT INTO tidewater.devices (id, session) VALUES ('{older}', gen_random_uuid())");
+    plain.batch_execute(&settle).await.unwrap();
+    assert_eq!(ahead.conn.trim(&LIMITS).await.unwrap().gone, 0);
+    let sleeps = "UPDATE tidewater.devices SET seen_at = now() - interval '1 hour' WHERE id = ";
+    plain.batch_execute(&format!("{sleeps}'{older}'")).await.unwrap();
+    let trimmed = ahead.conn.trim(&LIMITS).await.unwrap();
+    assert_eq!((trimmed.passed, trimmed.gone), (1, 3));
 }

@@ -105,6 +105,14 @@ impl<'a> Reader<'a> {
         .map(Duration::from_secs_f64)
     }
 
+    fn days(&self, key: &str, least: f64, most: f64) -> Result<Duration, SettingsError> {
+        self.parse(key, &format!("days from {least} to {most}"), |text| {
+            let days = f64::from_str(text).ok()?;
+            (least..=most).contains(&days).then_some(days * DAY_S)
+        })
+        .map(Duration::from_secs_f64)
+    }
+
     fn whole<T: TryFrom<u64>>(
         &self,
         key: &str,
@@ -238,6 +246,7 @@ impl Sections {
                 window_rows_max: reader.count("sync.window_rows_max", 1, 100_000)?,
                 page_rows_max: reader.count("sync.page_rows_max", 1, 100_000)?,
                 pull_interval: reader.seconds("sync.pull_interval_s", SHORTEST_S, DAY_S)?,
+                feed_poll_interval: reader.seconds("sync.feed_poll_interval_s", SHORTEST_S, DAY_S)?,
                 retry_delay: reader.seconds("sync.retry_delay_s", SHORTEST_S, HOUR_S)?,
                 debounce: reader.millis("sync.debounce_ms", 0, 60_000)?,
                 foreign_poll: reader.millis("sync.foreign_poll_ms", 1, 60_000)?,
@@ -245,6 +254,10 @@ impl Sections {
                     entries_max: reader.count("sync.backlog_entries_max", 0, 1 << 40)?,
                     bytes_max: reader.count("sync.backlog_bytes_max", 0, 1 << 50)?,
                 },
+                trim_interval: reader.seconds("sync.trim_interval_s", SHORTEST_S, DAY_S)?,
+                device_retire: reader.days("sync.device_retire_days", 0.000_01, 3650.0)?,
+                feed_entries_max: reader.count("sync.feed_entries_max", 10, 1_000_000_000_000)?,
+                conflicts_max: reader.count("sync.conflicts_max", 10, 1_000_000_000)?,
             },
             circuit: CircuitSettings {
                 failure_threshold: reader.count("circuit.failure_threshold", 1, 1000)?,

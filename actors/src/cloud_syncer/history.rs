@@ -12,7 +12,7 @@
 //! log is one sequence, and a standby or a restore has a beginning of it: whoever has the witness has all of that. The cursor's
 //! own entry proves less, because what was read below it may have been committed after it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use slog::{info, warn};
@@ -27,6 +27,9 @@ use crate::messages::{
 use crate::postgres::{Cloud, CloudSession, LastSeen};
 use crate::sqlite::{Home, Link, Witness};
 use crate::supervision::{Context, Unanswered};
+
+/// A device that is there says so at least so often.
+const SEEN_WITHIN: Duration = Duration::from_secs(3600);
 
 /// What the ledger says about the history that this file knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,18 +115,23 @@ impl Cycle {
         self.ask(CompareKeeping).await
     }
 
-    /// Makes what was read provable, unless it is already, or was a moment ago: who is busy has another cycle soon.
+    /// Makes what was read provable, unless it is already, or was a moment ago: who is busy has another cycle soon. The feed
+    /// need not be kept any more for this device up to there. Where nothing is to be read for long, it still says that it is
+    /// there, so that it is waited for.
     pub(super) async fn bear_witness(&mut self, session: &CloudSession, link: &Link) -> Step<()> {
         let (known, _) = self.ask(GetLink).await?;
-        let recently =
-            self.memory.witnessed.is_some_and(|when| when.elapsed() < self.options.pace.pull_interval);
-        if recently || known.witness.is_some_and(|witness| witness.cursor == link.cursor) {
+        let within = |when: Option<Instant>, limit| when.is_some_and(|when| when.elapsed() < limit);
+        let seen = within(self.memory.seen, SEEN_WITHIN.min(self.options.feed.retire_after / 4));
+        if within(self.memory.witnessed, self.options.pace.pull_interval)
+            || seen && known.witness.is_some_and(|witness| witness.cursor == link.cursor)
+        {
             return Ok(());
         }
         let Some(id) = self.memory.session.clone() else { return Ok(()) };
-        if let Some(at) = session.bear_witness(&link.device, &id).await? {
+        if let Some(at) = session.bear_witness(&link.device, &id, link.cursor.as_ref()).await? {
             self.ask(RememberWitness(Witness { at, cursor: link.cursor.clone() })).await?;
             self.memory.witnessed = Some(Instant::now());
+            self.memory.seen = self.memory.witnessed;
         }
         Ok(())
     }

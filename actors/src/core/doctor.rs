@@ -12,8 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::failure::FailureClass;
 
-/// The highest `schema_version` in the cloud, and format of the file, that this version knows.
-pub const PROTOCOL: i64 = 1;
+/// The highest `schema_version` in the cloud that this version knows, and the one that it brings a cloud to.
+pub const PROTOCOL: i64 = 2;
+
+/// The highest format of the file that this version knows.
+pub const FORMAT: i64 = 1;
 
 /// What is looked at, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -1176,11 +1179,11 @@ impl Evidence {
         let check = Check::Versions;
         let update = || Remedy::words(format!("update Tidewater on this device, which has {}", self.version));
         let format = self.ours().map_or(0, |ours| ours.format);
-        if format > PROTOCOL {
+        if format > FORMAT {
             return Finding::red(
                 check,
                 format!(
-                    "a newer version made this file: its format is {format}, and this one knows {PROTOCOL}"
+                    "a newer version made this file: its format is {format}, and this one knows {FORMAT}"
                 ),
                 update(),
             );

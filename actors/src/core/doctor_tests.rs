@@ -10,7 +10,7 @@ fn healthy() -> Evidence {
         file: File::Opened(Box::new(Inside {
             bytes: 4096,
             ours: Some(Ours {
-                format: PROTOCOL,
+                format: FORMAT,
                 tracked: vec!["note".into()],
                 cloud: Some(ID.into()),
                 system: Some("71".into()),

@@ -21,6 +21,8 @@ pub enum Event {
     Unavailable(Option<FailureClass>),
     /// The journal grew, here or by another program.
     Grew,
+    /// Another device may have changed something.
+    Heard,
     /// Somebody asked for a cycle.
     Asked,
     /// The wait that was asked for is over.
@@ -42,6 +44,8 @@ pub enum Event {
 pub enum Outcome {
     /// Everything that waited when it began is done.
     Done,
+    /// The same, and others had changed something.
+    News,
     /// The cloud, or the link to it, failed.
     Failed(FailureClass),
     /// The local side could not go on: a locked file, a full disk, a schema that changed.
@@ -78,11 +82,16 @@ pub struct Pace {
     pub debounce: Duration,
     /// Between two looks at the feed while nothing happens here.
     pub pull_interval: Duration,
+    /// The same for a while after others have changed something.
+    pub poll_interval: Duration,
     /// The wait after the first failure.
     pub retry_delay: Duration,
     /// The longest wait.
     pub max_retry_delay: Duration,
 }
+
+/// For how long, after somebody else's change, the next one is expected.
+const LIVELY: Duration = Duration::from_secs(30);
 
 /// Between two questions to a circuit that has not heard yet; shorter ones would be a busy loop.
 const MOMENT: Duration = Duration::from_millis(2);
@@ -111,6 +120,8 @@ pub struct Syncing {
     /// A debounce is under way, which further entries do not prolong.
     debouncing: bool,
     failures: u32,
+    /// How many looks at the feed come at the shorter interval.
+    lively: u32,
     cycles: u64,
     waits: u64,
 }
@@ -126,6 +137,7 @@ impl Syncing {
             again: false,
             debouncing: false,
             failures: 0,
+            lively: 0,
             cycles: 0,
             waits: 0,
         }
@@ -171,18 +183,11 @@ impl Syncing {
                     None => vec![],
                 }
             }
-            Event::Grew => match (self.available, self.running) {
-                (true, Some(_)) => {
-                    self.again = true;
-                    vec![]
-                }
-                // A failure's wait is not cut short by new entries: they change nothing about its cause.
-                (true, None) if self.failures == 0 && !self.debouncing => {
-                    self.debouncing = true;
-                    vec![self.wake(self.pace.debounce)]
-                }
-                _ => vec![],
-            },
+            Event::Heard => {
+                self.expect_more();
+                self.soon()
+            }
+            Event::Grew => self.soon(),
             Event::Asked if self.available => self.start_or_remember(),
             Event::Asked => vec![],
             Event::Woke { wait } if wait == self.waits && self.available && self.running.is_none() => {
@@ -199,15 +204,43 @@ impl Syncing {
         effects
     }
 
+    fn soon(&mut self) -> Vec<Effect> {
+        match (self.available, self.running) {
+            (true, Some(_)) => {
+                self.again = true;
+                vec![]
+            }
+            // A failure's wait is not cut short by new entries: they change nothing about its cause.
+            (true, None) if self.failures == 0 && !self.debouncing => {
+                self.debouncing = true;
+                vec![self.wake(self.pace.debounce)]
+            }
+            _ => vec![],
+        }
+    }
+
+    fn expect_more(&mut self) {
+        let looks = LIVELY.as_millis() / self.pace.poll_interval.as_millis().max(1);
+        self.lively = u32::try_from(looks).unwrap_or(u32::MAX);
+    }
+
     fn ended(&mut self, outcome: Outcome) -> Vec<Effect> {
         match outcome {
-            Outcome::Done => {
+            Outcome::Done | Outcome::News => {
                 self.failures = 0;
                 self.blocked = false;
+                if outcome == Outcome::News {
+                    self.expect_more();
+                }
                 if std::mem::take(&mut self.again) {
                     return self.start_or_remember();
                 }
-                vec![self.wake(self.pace.pull_interval)]
+                let mut after = self.pace.pull_interval;
+                if self.lively > 0 {
+                    self.lively -= 1;
+                    after = after.min(self.pace.poll_interval);
+                }
+                vec![self.wake(after)]
             }
             Outcome::Failed(class) if !class.retry_helps() => {
                 self.blocked = true;
@@ -253,6 +286,7 @@ mod tests {
     const PACE: Pace = Pace {
         debounce: Duration::from_millis(5),
         pull_interval: Duration::from_secs(10),
+        poll_interval: Duration::from_secs(1),
         retry_delay: Duration::from_secs(1),
         max_retry_delay: Duration::from_secs(60),
     };
@@ -282,6 +316,23 @@ mod tests {
             assert_eq!(after, PACE.retry_delay);
             cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
         }
+    }
+
+    /// After somebody else's change the feed is looked at more often for half a minute, and then as before.
+    #[test]
+    fn one_change_makes_the_next_one_likely() {
+        let mut machine = Syncing::new(PACE);
+        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        let mut outcome = Outcome::News;
+        let mut waits = vec![];
+        for _ in 0..32 {
+            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+            waits.push(after);
+            outcome = Outcome::Done;
+            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+        }
+        assert_eq!((waits[0], waits[29]), (PACE.poll_interval, PACE.poll_interval));
+        assert_eq!((waits[30], waits[31]), (PACE.pull_interval, PACE.pull_interval));
     }
 
     /// Entries that come during a cycle are carried by the next one, at once.

@@ -42,7 +42,11 @@ impl ByHand<'_> {
     /// for it.
     fn push(&self) -> String {
         let role = ident(self.role);
-        let mut sql = format!("{}\n", include_str!("../sql/postgres/bootstrap.sql"));
+        let mut sql = format!(
+            "{}\n{}\n",
+            include_str!("../sql/postgres/bootstrap.sql"),
+            include_str!("../sql/postgres/feed.sql")
+        );
         sql += &self.make_tables();
         if let Some(database) = self.database {
             sql += &format!("GRANT CONNECT ON DATABASE {} TO {role};\n", ident(database));
@@ -51,7 +55,8 @@ impl ByHand<'_> {
             "GRANT USAGE ON SCHEMA tidewater, {} TO {role};\n\
              GRANT SELECT ON tidewater.identity TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON tidewater.devices TO {role};\n\
-             GRANT SELECT, UPDATE ON tidewater.changes TO {role};\n\
+             GRANT SELECT, UPDATE ON tidewater.changes, tidewater.feed TO {role};\n\
+             GRANT SELECT, INSERT, UPDATE ON tidewater.cursors TO {role};\n\
              GRANT INSERT ON tidewater.conflicts TO {role};\n",
             ident(self.schema)
         );

@@ -27,6 +27,7 @@ use uuid::Uuid;
 use super::client::Way;
 use super::dial::{Dialer, Line, Obstacle};
 use super::guard::{Bounds, Excess, Guard, GuardedTls};
+use super::ears::{Ears, drive};
 use super::password::{PasswordSource, Passwords};
 use super::tls::{self, TlsOptions};
 use crate::core::failure::{CloudFailure, FailureClass};
@@ -69,6 +70,7 @@ pub(super) struct Door {
     pub(super) tls: Arc<TlsOptions>,
     pub(super) passwords: Arc<Passwords>,
     pub(super) way: Arc<Way>,
+    pub(super) ears: Arc<Ears>,
     /// What sessions are set to, as options of the log-in.
     pub(super) settings: String,
     pub(super) bounds: Bounds,
@@ -215,10 +217,10 @@ impl Door {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let last_words = self.last_words.clone();
+        let (ears, last_words) = (self.ears.clone(), self.last_words.clone());
         tokio::spawn(async move {
             let mut connection = connection;
-            if let Err(error) = (&mut connection).await
+            if let Err(error) = drive(&mut connection, ears).await
                 && (Excess::of(&error).is_some() || super::is_nonsense(&error))
             {
                 last_words.keep(error);

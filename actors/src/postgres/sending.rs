@@ -414,6 +414,8 @@ pub(super) struct Fence {
     device: Uuid,
     session: Uuid,
     previous: Option<Uuid>,
+    xid: String,
+    entry: i64,
 }
 
 impl Fence {
@@ -423,11 +425,13 @@ impl Fence {
             device: parse_uuid(frame.device)?,
             session: parse_uuid(frame.session)?,
             previous: frame.previous.map(parse_uuid).transpose()?,
+            xid: frame.cursor.xid.clone(),
+            entry: frame.cursor.id,
         })
     }
 
     pub(super) fn params(&self) -> Vec<&dyn Param> {
-        vec![&self.id, &self.device, &self.session, &self.previous]
+        vec![&self.id, &self.device, &self.session, &self.previous, &self.xid, &self.entry]
     }
 }
 

@@ -4,6 +4,7 @@ use super::cells::{Cells as _, first};
 use super::{CloudSession, Phase, Result, unexpected};
 use crate::core::failure::{CloudFailure, FailureClass};
 use crate::postgres::parse_uuid;
+use crate::sqlite::Cursor;
 
 /// Where a connection ends: what a dump or a clone of the database does not take along.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl CloudSession {
     pub(super) async fn mark_in(&self, phase: Phase) -> Result<Option<String>> {
         let there = self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], phase).await?;
         match first(&there)? {
-            Some(true) => self.read_identity(phase).await,
+            Some(true) => Ok(self.read_identity(phase).await?.map(|(id, _)| id)),
             _ => Ok(None),
         }
     }
@@ -81,13 +82,19 @@ impl CloudSession {
         rows.first().map(|row| Ok(LastSeen { at: row.cell(0)?, number: row.cell(1)? })).transpose()
     }
 
-    /// Writes into the ledger that this session was here, and answers with the moment. Whoever has this in its history has
-    /// everything that was read before. None where another session has settled since.
-    pub async fn bear_witness(&self, device: &str, session: &str) -> Result<Option<i64>> {
-        let sql = "UPDATE tidewater.devices \
-                   SET seen_at = greatest(clock_timestamp(), seen_at + interval '1 microsecond') \
-                   WHERE id = $1 AND session = $2 RETURNING (extract(epoch FROM seen_at) * 1000000)::bigint";
-        let rows = self.query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?], Phase::Setup).await?;
+    /// Writes into the ledger that this session was here, and how far it has read, and answers with the moment. Whoever has this
+    /// in its history has everything that was read before. None where another session has settled since.
+    pub async fn bear_witness(
+        &self,
+        device: &str,
+        session: &str,
+        cursor: Option<&Cursor>,
+    ) -> Result<Option<i64>> {
+        let sql = include_str!("../sql/postgres/bear_witness.sql");
+        let (xid, id) = (cursor.map(|cursor| cursor.xid.as_str()), cursor.map(|cursor| cursor.id));
+        let rows = self
+            .query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?, &xid, &id], Phase::Setup)
+            .await?;
         first(&rows)
     }
 }

@@ -5,6 +5,8 @@ SELECT c.relname::text AS name,
 FROM (VALUES ('identity', ARRAY['SELECT']),
              ('devices', ARRAY['SELECT', 'INSERT', 'UPDATE']),
              ('changes', ARRAY['SELECT', 'UPDATE']),
+             ('feed', ARRAY['SELECT', 'UPDATE']),
+             ('cursors', ARRAY['SELECT', 'INSERT', 'UPDATE']),
              ('conflicts', ARRAY['INSERT'])) AS needed(name, rights)
 JOIN pg_class c ON c.relname = needed.name
 JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'tidewater'
