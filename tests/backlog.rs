@@ -56,7 +56,7 @@ async fn a_full_backlog_refuses_what_adds_to_it_until_the_cloud_has_taken_some()
     refused(db.write(both).await.map(|_| ()));
     assert_eq!(here(&db, "SELECT count(*) FROM scratch"), "1");
     // Nobody can refuse the shell.
-    shell::sqlite3_shell(&bench.path(), "INSERT INTO note VALUES (50, 'from elsewhere')");
+    shell::sqlite3_shell(bench.path(), "INSERT INTO note VALUES (50, 'from elsewhere')");
     let status = wait_for(&db, "the other program's row is seen", |status| status.sync.pending == 11).await;
     let backlog = status.sync.backlog;
     assert!(

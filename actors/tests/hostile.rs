@@ -217,7 +217,7 @@ async fn an_answer_of_another_shape_is_no_answer() {
     )
     .await;
     for copy in [b'G', b'H', b'd', b'W', b'3', b'R', b'K', b'?'] {
-        assert_foreign("unexpected message", move |talk: &mut Talk| {
+        assert_foreign("message", move |talk: &mut Talk| {
             talk.log_in()?;
             talk.prepare(&there)?;
             talk.begin_rows()?;
@@ -295,12 +295,14 @@ fn floods_as_told() {
     println!("\nfloods: as told");
 }
 
+type Flood = Box<dyn Fn(&mut Talk) -> io::Result<()> + Send + Sync>;
+
 async fn floods() {
     let begun = message(b'R', &[0; 4]);
     let notice = message(b'N', &error("00000", &[b'x'; 1000]));
     let named = |n: u32| message(b'S', format!("name{n}\0{n}\0").as_bytes());
     let names = move || (0..100_000).flat_map(named).collect::<Vec<u8>>();
-    let floods: Vec<(&str, FailureClass, Box<dyn Fn(&mut Talk) -> io::Result<()> + Send + Sync>)> = vec![
+    let floods: Vec<(&str, FailureClass, Flood)> = vec![
         (
             "notices during the log-in",
             NotOurs,
@@ -423,7 +425,7 @@ async fn floods() {
         let before = peak_kib();
         let server = HostileServer::start(flood);
         let (failure, took) = failure_of(options(server.port())).await;
-        let grown = peak_kib() - before;
+        let grown = peak_kib().saturating_sub(before);
         println!("{what}: {grown} KiB more, {took:?}, {:?}: {:.100}", failure.class, failure.detail);
         assert_eq!(failure.class, class, "{what}: {failure:?}");
         assert!(grown < 64 << 10, "{what}: {grown} KiB more");
@@ -449,7 +451,7 @@ async fn floods() {
     let device = "00000000-0000-0000-0000-000000000001";
     let failure = session.settle(device, device).await.unwrap_err();
     assert_shown(&failure);
-    let grown = peak_kib() - before;
+    let grown = peak_kib().saturating_sub(before);
     println!("an array of 2147483647 elements: {grown} KiB more: {failure:?}");
     assert!(
         failure.class == Transient && failure.detail.contains("an array of 2147483647 elements"),
