@@ -138,7 +138,7 @@ mod tests {
         let Snapshot { buckets, count, sum_s } = histogram.snapshot();
         assert_eq!(buckets, [(0.001, 3), (0.1, 3), (10.0, 1), (f64::INFINITY, 1)]);
         assert_eq!(count, 8);
-        assert!((sum_s - 3605.152_001).abs() < 1e-6, "{sum_s}");
+        assert!((sum_s - 3_605.152_001).abs() < 1e-6, "{sum_s}");
     }
 
     /// Bounds rise, so that the search finds the bucket.
