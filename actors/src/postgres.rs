@@ -867,10 +867,10 @@ impl CloudSession {
             format!("{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})", self.client.opening(""));
         self.client.set_open(true);
         self.batch(&locked, Phase::Setup).await?;
-        if self.read_identity().await?.is_some_and(|(_, version)| version < PROTOCOL) {
+        if self.read_identity(Phase::Setup).await?.is_some_and(|(_, version)| version < PROTOCOL) {
             self.batch(include_str!("sql/postgres/feed.sql"), Phase::Setup).await?;
         }
-        self.batch("COMMIT", Phase::Setup).await
+        self.commit(Phase::Setup).await
     }
 
     /// Where this connection stands; `None` when our side of the cloud is not there.
@@ -1492,7 +1492,7 @@ impl CloudSession {
         taken: &Taken,
     ) -> Result<bool> {
         let (oids, definitions) = as_prepared(frame, items);
-        let params: [&(dyn ToSql + Sync); 5] =
+        let params: [&dyn Param; 5] =
             [&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted, &oids, &definitions];
         caused_more(&self.query(ECHO, &params, Phase::Pull).await?)
     }

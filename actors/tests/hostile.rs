@@ -449,7 +449,7 @@ async fn floods() {
     });
     let session = Cloud::new(options(server.port())).unwrap().connect().await.unwrap();
     let device = "00000000-0000-0000-0000-000000000001";
-    let failure = session.settle(device, device).await.unwrap_err();
+    let failure = session.settle(device, device, None).await.unwrap_err();
     assert_shown(&failure);
     let grown = peak_kib().saturating_sub(before);
     println!("an array of 2147483647 elements: {grown} KiB more: {failure:?}");

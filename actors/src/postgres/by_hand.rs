@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{ADVISORY_LOCK, referenced_columns};
+use super::ADVISORY_LOCK;
 use crate::core::schema::Table;
 use crate::core::value::CloudType;
 use crate::sql::cloud::{self, qualified};
@@ -73,7 +73,7 @@ impl ByHand<'_> {
         let mut foreign_keys = String::new();
         for table in self.tables {
             let (on, name) = (qualified(self.schema, &table.name), quoted(&table.name));
-            let create = cloud::create_table(table, self.schema, &referenced_columns(table, self.tables));
+            let create = cloud::create_table(table, self.schema, &table.referred_to(self.tables));
             // Asked for first: to alter a table locks it, and takes its owner.
             let columns: String = (0..table.columns.len())
                 .map(|c| {

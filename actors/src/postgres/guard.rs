@@ -5,8 +5,8 @@
 //! socket, or TLS over it ─▶ Guard ─▶ the driver, which keeps whatever it is sent until somebody reads it
 //! ```
 //!
-//! What nobody here listens to (notices, reports of parameters, notifications) ends at the guard: the driver would keep some of
-//! it, log some of it, and count none of it.
+//! What nobody here listens to (notices, reports of parameters) ends at the guard: the driver would keep some of it, log some of
+//! it, and count none of it. Notifications are handed on as they come, and kept by nobody (`ears.rs`).
 //!
 //! - G1: no message of more than `message_bytes_max` is waited for, however slowly it comes.
 //! - G2: an answer of more than one row is kept only up to [`ANSWER_BYTES_MAX`].
@@ -134,7 +134,7 @@ impl Frames {
     }
 
     fn is_talk(&self) -> bool {
-        matches!(self.head[0], b'N' | b'S' | b'A')
+        matches!(self.head[0], b'N' | b'S')
     }
 
     fn length(&self) -> i32 {

@@ -231,7 +231,7 @@ impl<'s> OpenRound<'s> {
             let (oids, definitions) =
                 as_prepared(self.frame, self.parts.iter().flat_map(|part| part.items.iter()));
             self.request(Step::Ours, async move {
-                let params: [Param<'_>; 5] = [&false, &entries, &for_granted, &oids, &definitions];
+                let params: [&dyn Param; 5] = [&false, &entries, &for_granted, &oids, &definitions];
                 session.client.carry_out(ECHO, &params).await
             });
         }
