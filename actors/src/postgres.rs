@@ -1543,6 +1543,8 @@ impl CloudSession {
                     self.client.execute(&statement, &params).await
                 })
                 .await?;
+            // What a trigger made of them now is no change any more when their values come.
+            taken.stored_otherwise |= aside.in_ring && changed > 0;
             if cloud_table.feed {
                 taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
             }
@@ -1663,6 +1665,8 @@ struct Aside<'a> {
     table: &'a (Table, CloudTable),
     sql: String,
     members: Vec<usize>,
+    /// Whether it is one of a [`Ring`].
+    in_ring: bool,
 }
 
 /// What has to make room in a round, in the order in which it does.
@@ -1690,7 +1694,7 @@ fn step_aside<'a>(frame: RoundFrame<'a>, items: &[RoundItem], order: &[usize], a
                 ours().filter(|at| changes(at) || items[*at].op == Op::Delete).collect();
             let takers: Vec<usize> = ours().filter(|at| changes(at) || items[*at].op == Op::Insert).collect();
             if !(members.is_empty() || takers.is_empty() || members == takers && members.len() == 1) {
-                asides.push(Aside { table: of, sql, members });
+                asides.push(Aside { table: of, sql, members, in_ring: false });
             }
         }
     }
@@ -1717,7 +1721,12 @@ fn let_go<'a>(frame: RoundFrame<'a>, items: &[RoundItem], order: &[usize], aside
             };
             let members = goes(table_at);
             if !(parents.is_empty() || members.is_empty()) {
-                asides.push(Aside { table: of, sql: cloud::let_go(table, cloud_table, column), members });
+                asides.push(Aside {
+                    table: of,
+                    sql: cloud::let_go(table, cloud_table, column),
+                    members,
+                    in_ring: false,
+                });
             }
         }
     }
