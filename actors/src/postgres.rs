@@ -1688,6 +1688,8 @@ impl CloudSession {
             );
             let params = as_params(&keys);
             let changed = self.attempt(self.client.carry_out(&aside.sql, &params)).await?.changed;
+            // What a trigger made of them now is no change any more when their values come.
+            taken.stored_otherwise |= aside.in_ring && changed > 0;
             if cloud_table.feed {
                 taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
             }
@@ -1803,6 +1805,8 @@ struct Aside<'a> {
     table: &'a (Table, CloudTable),
     sql: String,
     members: Vec<usize>,
+    /// Whether it is one of a [`Ring`].
+    in_ring: bool,
 }
 
 /// What has to make room in a round, in the order in which it does.
@@ -1830,7 +1834,7 @@ fn step_aside<'a>(frame: RoundFrame<'a>, items: &[RoundItem], order: &[usize], a
                 ours().filter(|at| changes(at) || items[*at].op == Op::Delete).collect();
             let takers: Vec<usize> = ours().filter(|at| changes(at) || items[*at].op == Op::Insert).collect();
             if !(members.is_empty() || takers.is_empty() || members == takers && members.len() == 1) {
-                asides.push(Aside { table: of, sql, members });
+                asides.push(Aside { table: of, sql, members, in_ring: false });
             }
         }
     }
@@ -1857,7 +1861,12 @@ fn let_go<'a>(frame: RoundFrame<'a>, items: &[RoundItem], order: &[usize], aside
             };
             let members = goes(table_at);
             if !(parents.is_empty() || members.is_empty()) {
-                asides.push(Aside { table: of, sql: cloud::let_go(table, cloud_table, column), members });
+                asides.push(Aside {
+                    table: of,
+                    sql: cloud::let_go(table, cloud_table, column),
+                    members,
+                    in_ring: false,
+                });
             }
         }
     }

@@ -65,7 +65,7 @@ impl Ring {
             let (members, others) = left.into_iter().partition(changes);
             left = others;
             if !Vec::is_empty(&members) {
-                asides.push(Aside { table: of, sql, members });
+                asides.push(Aside { table: of, sql, members, in_ring: true });
             }
         }
         asides

@@ -296,7 +296,8 @@ fn address(text: &str) -> Option<String> {
 
 fn holds_v4(address: Ipv6Addr) -> bool {
     let parts = address.segments();
-    parts[..5].iter().all(|part| *part == 0) && (parts[5] == 0xffff || parts[5] == 0 && parts[6] != 0)
+    parts[..5].iter().all(|part| *part == 0)
+        && (parts[5] == 0xffff || parts[5] == 0 && (parts[6] != 0 || parts[7] > 1))
 }
 
 /// Two digits.
