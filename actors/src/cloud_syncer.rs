@@ -416,8 +416,11 @@ impl CloudSyncer {
         }
     }
 
-    /// What waits, looked at so seldom that this takes a twentieth of the time at most.
-    fn backlog(&self) -> BacklogReport {
+    /// What waits: bytes and age as of a moment ago, looked at so seldom that this takes a twentieth of the time at most.
+    fn backlog(&self, entries: u64) -> BacklogReport {
+        if entries == 0 {
+            return BacklogReport::default();
+        }
         let known = self.backlog_seen.get().filter(|(at, took, _)| at.elapsed() < *took * 20);
         let backlog = known.map(|(.., backlog)| backlog).unwrap_or_else(|| {
             let began = Instant::now();
@@ -429,11 +432,7 @@ impl CloudSyncer {
         let age = |stamp: i64| {
             now.saturating_sub(Duration::from_micros(u64::try_from(stamp).unwrap_or(0))).as_secs_f64()
         };
-        BacklogReport {
-            entries: backlog.entries,
-            bytes: backlog.bytes,
-            oldest_age_s: backlog.oldest_us.map(age),
-        }
+        BacklogReport { entries, bytes: backlog.bytes, oldest_age_s: backlog.oldest_us.map(age) }
     }
 
     fn report(&self) -> SyncReport {
@@ -454,7 +453,7 @@ impl CloudSyncer {
             conflicts: counts.conflicts,
             rows_flushed: total("rows_flushed"),
             rows_warmed: total("rows_warmed"),
-            backlog: self.backlog(),
+            backlog: self.backlog(counts.pending),
         }
     }
 }
