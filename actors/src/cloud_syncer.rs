@@ -456,12 +456,15 @@ impl CloudSyncer {
     }
 }
 
-/// What waits, looked at so seldom that this takes a twentieth of the time at most.
+/// What waits: bytes and age as of a moment ago, looked at so seldom that this takes a twentieth of the time at most.
 #[derive(Debug, Clone, Default)]
 struct BacklogLook(Arc<Mutex<Option<(Instant, Duration, Backlog)>>>);
 
 impl BacklogLook {
-    fn report(&self, readers: &Readers) -> BacklogReport {
+    fn report(&self, readers: &Readers, entries: u64) -> BacklogReport {
+        if entries == 0 {
+            return BacklogReport::default();
+        }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let backlog = match *known {
             Some((at, took, backlog)) if at.elapsed() < took * 20 => backlog,
@@ -476,11 +479,7 @@ impl BacklogLook {
         let age = |stamp: i64| {
             now.saturating_sub(Duration::from_micros(u64::try_from(stamp).unwrap_or(0))).as_secs_f64()
         };
-        BacklogReport {
-            entries: backlog.entries,
-            bytes: backlog.bytes,
-            oldest_age_s: backlog.oldest_us.map(age),
-        }
+        BacklogReport { entries, bytes: backlog.bytes, oldest_age_s: backlog.oldest_us.map(age) }
     }
 }
 
@@ -494,7 +493,7 @@ fn counted(report: SyncReport, readers: &Readers, backlog: &BacklogLook) -> Sync
         conflicts: counts.conflicts,
         rows_flushed: total("rows_flushed"),
         rows_warmed: total("rows_warmed"),
-        backlog: backlog.report(readers),
+        backlog: backlog.report(readers, counts.pending),
         ..report
     }
 }

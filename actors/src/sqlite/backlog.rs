@@ -87,6 +87,9 @@ const FOREIGN_UNSEEN: Duration = Duration::from_secs(1);
 /// A limit of fewer entries is never far.
 const FAR_ENTRIES: u64 = 20_000;
 
+/// The same of bytes: in fewer, the changes that go unseen might have room.
+const FAR_BYTES: u64 = 64 << 20;
+
 /// With a limit of bytes, so many changes, and a quarter of the entries, are not looked at one by one.
 const CHANGES_UNSEEN: u64 = 1000;
 
@@ -176,7 +179,7 @@ impl Gauge {
     fn is_near(&self, Backlog { entries, bytes, .. }: Backlog) -> bool {
         let BacklogLimits { entries_max, bytes_max } = self.limits;
         entries_max > 0 && (entries_max <= FAR_ENTRIES || entries >= entries_max / 8 * 3)
-            || bytes_max > 0 && bytes >= bytes_max / 8 * 3
+            || bytes_max > 0 && (bytes_max <= FAR_BYTES || bytes >= bytes_max / 8 * 3)
     }
 
     /// What is counted, where that has reached a limit: as the error for who would add to it.
