@@ -136,7 +136,7 @@ impl Cloud {
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
-        let way = Arc::default();
+        let way = Arc::new(Way::new());
         let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way)?));
         Ok(Self { pool, options: Arc::new(options), passwords, way, expected: Arc::default() })
     }
@@ -203,7 +203,15 @@ impl Cloud {
             loop {
                 let object = pool.get().await.map_err(|error| self.no_connection(error))?;
                 let was_idle = Object::metrics(&object).recycle_count > 0;
-                let client = Client::new(object, self.shared_settings());
+                let mut client = Client::new(object);
+                if !was_idle && !self.way.is_shared() {
+                    bounded(self.options.timeout, async {
+                        let examined = self.way.examine(&client).await;
+                        examined.map_err(|error| self.explain(&error, Phase::Startup))
+                    })
+                    .await?;
+                }
+                client.share(self.shared_settings());
                 if !was_idle || self.answers(&client, &pool).await {
                     return Ok(CloudSession { client, cloud: self.clone() });
                 }
@@ -415,7 +423,7 @@ fn pool_of(options: &CloudOptions, passwords: &Arc<Passwords>, way: &Arc<Way>) -
             tls: Arc::new(options.link.tls.clone()),
             passwords: passwords.clone(),
             way: way.clone(),
-            settings: Settings::new(options.statement_timeout).at_log_in(),
+            settings: way.options(&Settings::new(options.statement_timeout)),
         },
         // `connect` verifies: it knows what the silence of one says about the others.
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
