@@ -150,7 +150,7 @@ impl Cloud {
     /// When the options cannot make a pool, which no value of them that the settings let through does.
     pub fn new(options: CloudOptions) -> Result<Self> {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
-        let (way, ears, last_words) = (Arc::default(), Arc::default(), LastWords::default());
+        let (way, ears, last_words) = (Arc::new(Way::new()), Arc::default(), LastWords::default());
         let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &ears, &last_words)?));
         Ok(Self { pool, options: Arc::new(options), passwords, way, ears, last_words, expected: Arc::default() })
     }
@@ -218,7 +218,15 @@ impl Cloud {
             loop {
                 let object = pool.get().await.map_err(|error| self.no_connection(error))?;
                 let was_idle = Object::metrics(&object).recycle_count > 0;
-                let client = Client::new(object, self.shared_settings());
+                let mut client = Client::new(object);
+                if !was_idle && !self.way.is_shared() {
+                    bounded(self.options.timeout, async {
+                        let examined = self.way.examine(&client).await;
+                        examined.map_err(|error| self.explain(&error, Phase::Startup))
+                    })
+                    .await?;
+                }
+                client.share(self.shared_settings());
                 if !was_idle || self.answers(&client, &pool).await {
                     return Ok(CloudSession { client, cloud: self.clone() });
                 }
@@ -494,7 +502,7 @@ fn pool_of(
             },
             last_words: last_words.clone(),
             way: way.clone(),
-            settings: Settings::new(options.statement_timeout).at_log_in(),
+            settings: way.options(&Settings::new(options.statement_timeout)),
             ears: ears.clone(),
         },
         // `connect` verifies: it knows what the silence of one says about the others.

@@ -6,7 +6,7 @@
 //!                                                    what stands alone is a transaction of its own
 //! ```
 //!
-//! Which of both it is shows in a setting of the log-in (`link.rs`): behind a pooler the next statement does not find it, or the
+//! Which of both it is shows in a setting of the log-in: behind a pooler the next statement does not find it, or the
 //! pooler refuses it in the first place. From then on nothing may depend on what is left behind in a session: two transactions
 //! need not have the same one, and somebody else's settings may be on it.
 
@@ -18,7 +18,7 @@ use deadpool_postgres::Object;
 use futures_util::TryStreamExt as _;
 use futures_util::future::join3;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Error, Row};
+use tokio_postgres::{Error, Row, SimpleQueryMessage};
 use uuid::Uuid;
 
 /// What a session has to be set to: everything that shapes the text of a value; plans made for the arrays' real lengths; and the
@@ -65,19 +65,48 @@ impl Settings {
     }
 }
 
+/// The name of the setting that shows whose session answers.
+const MARK: &str = "tidewater.link";
+
 /// What is known of the way to PostgreSQL, for all connections.
-#[derive(Debug, Default)]
-pub(super) struct Way(AtomicBool);
+#[derive(Debug)]
+pub(super) struct Way {
+    shared: AtomicBool,
+    /// A setting of the log-in that nobody else makes.
+    mark: String,
+}
 
 impl Way {
+    pub(super) fn new() -> Self {
+        Self { shared: AtomicBool::new(false), mark: Uuid::new_v4().to_string() }
+    }
+
+    /// What a log-in asks for.
+    pub(super) fn options(&self, settings: &Settings) -> String {
+        format!("{} -c {MARK}={}", settings.at_log_in(), self.mark)
+    }
+
+    /// Looks whether a new connection has what its log-in asked for. Where it has not, whoever answers has dropped it.
+    pub(super) async fn examine(&self, object: &Object) -> Result<(), Error> {
+        let found = object.simple_query(&format!("SELECT current_setting('{MARK}', true)")).await?;
+        let is_there = found.iter().any(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0) == Some(&self.mark),
+            _ => false,
+        });
+        if !is_there {
+            self.found_shared();
+        }
+        Ok(())
+    }
+
     /// Whether sessions are shared with others.
     pub(super) fn is_shared(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.shared.load(Ordering::Relaxed)
     }
 
     /// They are, from now on: that nothing of it shows in one connection proves nothing.
     pub(super) fn found_shared(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.shared.store(true, Ordering::Relaxed);
     }
 }
 
@@ -104,8 +133,13 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    pub(super) fn new(object: Object, shared: Option<Settings>) -> Self {
-        Self { object: Some(object), shared, open: AtomicBool::new(false) }
+    pub(super) fn new(object: Object) -> Self {
+        Self { object: Some(object), shared: None, open: AtomicBool::new(false) }
+    }
+
+    /// From now on every transaction brings these settings along.
+    pub(super) fn share(&mut self, settings: Option<Settings>) {
+        self.shared = settings;
     }
 
     /// Whether others have the same sessions.

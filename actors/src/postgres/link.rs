@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! password ─▶ dial ─▶ for each address: TLS wanted? ─▶ log in ─▶ refused, and there is a newer password? ─▶ once more
-//!                                                      │           └ refused for its settings: a pooler; once more, without
-//!                                                      └▶ are its settings there? If not: a pooler, which dropped them
+//!                                                                  └ refused for its settings: a pooler; once more, without
 //!    └ by a command that has to be run: only when somebody has taken the connection, which waits for it
 //! ```
 //!
@@ -21,8 +20,7 @@ use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Config, Connection, Error, NoTls, SimpleQueryMessage};
-use uuid::Uuid;
+use tokio_postgres::{Config, Connection, Error, NoTls};
 
 use super::client::Way;
 use super::dial::{Dialer, Line, Obstacle};
@@ -31,9 +29,6 @@ use super::ears::{Ears, drive};
 use super::password::{PasswordSource, Passwords};
 use super::tls::{self, TlsOptions};
 use crate::core::failure::{CloudFailure, FailureClass};
-
-/// The setting that shows whose session answers.
-const MARK: &str = "tidewater.link";
 
 /// What protects a connection, what it logs in with, and what it is bounded by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,24 +160,9 @@ impl Door {
         if self.way.is_shared() {
             return self.log_in_as(config, line).await;
         }
-        let token = Uuid::new_v4().to_string();
-        let mut marked = config.clone();
-        marked.options(format!("{} -c {MARK}={token}", self.settings));
-        let (client, connection) = self.log_in_as(&marked, line).await?;
-        let found = client.simple_query(&format!("SELECT current_setting('{MARK}', true)")).await;
-        let is_there = |message: &SimpleQueryMessage| match message {
-            SimpleQueryMessage::Row(row) => row.get(0) == Some(&token),
-            _ => false,
-        };
-        match found {
-            Ok(messages) if messages.iter().any(is_there) => {}
-            Ok(_) => self.way.found_shared(),
-            Err(error) => {
-                connection.abort();
-                return Err(error);
-            }
-        }
-        Ok((client, connection))
+        let mut config = config.clone();
+        config.options(&self.settings);
+        self.log_in_as(&config, line).await
     }
 
     async fn log_in_as(&self, config: &Config, line: Line) -> Result<Connected, Error> {
