@@ -968,6 +968,7 @@ impl Cycle {
             Some(look) => look,
             None => session.look(&cursor, &link.device).await?,
         };
+        look.require_whole()?;
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
             let page = Page { cursor: Some(ours.clone()), ..Page::default() };

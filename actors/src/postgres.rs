@@ -737,6 +737,16 @@ pub struct Look {
     pub ours: Option<Cursor>,
 }
 
+impl Look {
+    /// What is needed of a look that the cursor shall follow: beyond what was trimmed, our own last entry hides what lay before it.
+    ///
+    /// # Errors
+    /// Where the feed was trimmed beyond the cursor.
+    pub fn require_whole(&self) -> Result<()> {
+        if self.whole { Ok(()) } else { Err(trim::passed_over()) }
+    }
+}
+
 /// An error of a statement inside a round.
 enum Trouble {
     /// The data: what PostgreSQL said.
