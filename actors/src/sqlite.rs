@@ -2660,15 +2660,16 @@ fn take_in_turn(
     part: Part,
     sweep: &mut HashMap<i64, Vec<Value>>,
 ) -> Result<(usize, Option<i64>)> {
-    let mut taken = 0;
+    let (mut taken, mut stopped) = (0, None);
     for at in 0..tables.len() {
+        if taken >= limit {
+            break;
+        }
         let table = tables[(begin + at) % tables.len()];
         taken += take(conn, table, limit - taken, refused, upto, part, sweep)?;
-        if taken >= limit {
-            return Ok((taken, Some(table.id)));
-        }
+        stopped = (taken >= limit).then_some(table.id);
     }
-    Ok((taken, None))
+    Ok((taken, stopped))
 }
 
 /// Moves up to `limit` entries of one table from the journal in flight, going on where the last one stopped.
