@@ -6,7 +6,7 @@
 //! `tests/types.rs` asks PostgreSQL whether it agrees.
 
 use std::fmt::{self, Write as _};
-use std::net::{IpAddr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 
 use super::CloudType;
 
