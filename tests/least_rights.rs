@@ -39,6 +39,10 @@ impl Scene {
         );
         admin.batch_execute(&own).await.unwrap();
         let owner = bench.cloud.connect().await;
+        owner
+            .batch_execute("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
+            .await
+            .unwrap();
         Self { bench, role, owner }
     }
 
@@ -125,6 +129,7 @@ async fn what_is_printed_is_enough_to_push_and_then_to_pull() {
     run(&db, "UPDATE product SET stock = 3").await;
     scene.bench.wait_until_equal(&db, shop::TABLES).await;
     assert_eq!(scene.owned().await, 0);
+    wait_until_there(&db, &scene.owner, "SELECT done_at > '-infinity' FROM tidewater.feed", "true").await;
     db.shutdown().await.unwrap();
 
     let settings = scene.settings().build().unwrap();

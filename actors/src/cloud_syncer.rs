@@ -142,7 +142,7 @@ struct Memory {
     seen: Option<Instant>,
     /// When the feed was last trimmed, or did not need it.
     trimmed: Option<Instant>,
-    /// Whether others had changed something.
+    /// Whether others had changed something, or there is more of the feed to trim: the next cycle comes soon.
     news: bool,
     /// When tables that could not be used are looked at again, and how long that wait was.
     look_again: Option<(Instant, Duration)>,

@@ -23,8 +23,8 @@
 //!   nobody: two writers that hold the file for a while do nothing twice.
 
 mod background;
-mod conflicts;
 mod backlog;
+mod conflicts;
 mod copy;
 mod examine;
 mod growing;
@@ -64,9 +64,9 @@ use crate::sql::{all, ident, list};
 use crate::supervision::{is_stale, patiently, progress};
 
 pub use self::background::{Cancel, Canceller};
-pub use self::conflicts::{Conflict, ConflictPage};
 use self::backlog::Gauge;
 pub use self::backlog::{Backlog, BacklogLimits};
+pub use self::conflicts::{Conflict, ConflictPage};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::growing::{Grown, InFlight, Part, Rest};

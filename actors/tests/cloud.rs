@@ -1868,7 +1868,12 @@ const THEIRS: &str = "SELECT count(*) FROM tidewater.changes WHERE origin IS NUL
 impl Device {
     /// Says how far it has read.
     async fn reached(&self) {
-        self.conn.bear_witness(&self.id, &self.session, Some(&self.cursor)).await.unwrap().unwrap();
+        assert!(self.says_how_far().await, "it is not registered");
+    }
+
+    /// Says it, and whether the cloud still keeps the feed for it.
+    async fn says_how_far(&self) -> bool {
+        self.conn.bear_witness(&self.id, &self.session, Some(&self.cursor)).await.unwrap().unwrap().1
     }
 
     /// It was last seen an hour ago.
@@ -1928,7 +1933,8 @@ async fn a_device_that_a_trim_went_past_sends_nothing_before_it_has_compared() {
     assert_eq!((trimmed.passed, one(&plain, THEIRS).await), (1, "1".into()));
     let edit = behind.update("item", &["name"], &[Int(1), text("stale"), Null]);
     for _ in 0..2 {
-        assert!(!behind.is_whole().await);
+        let look = behind.conn.look(&behind.cursor, &behind.id).await.unwrap();
+        assert!(look.require_whole().is_err(), "{look:?}");
         assert!(behind.conn.feed_page(&behind.cursor, 10, &behind.id).await.is_err());
         let failure = behind.try_round(std::slice::from_ref(&edit)).await.unwrap_err();
         assert_eq!(failure.class, FailureClass::Transient);
@@ -2020,7 +2026,26 @@ async fn a_feed_that_is_too_large_is_trimmed_past_slow_devices() {
     assert_eq!(quick.round(&[update]).await, []);
 }
 
-/// A device of a version that does not say how far it has read holds the trim, as long as it is seen.
+/// What is on record of a device that somebody has deleted from the ledger holds nothing; a device of which only that record
+/// is gone learns of it, and holds the trim until it has settled anew.
+#[tokio::test]
+async fn half_a_record_of_a_device_neither_holds_the_trim_for_ever_nor_lets_it_go_past_unseen() {
+    let (_database, plain, behind, ahead) = one_behind().await;
+    let delete =
+        |table: &str, of: &str| format!("DELETE FROM tidewater.{table} WHERE {of} = '{}'", behind.id);
+    plain.batch_execute(&delete("cursors", "device")).await.unwrap();
+    assert_eq!(ahead.conn.trim(&LIMITS).await.unwrap().gone, 0);
+    assert!(!behind.says_how_far().await);
+    behind.conn.settle(&behind.id, &behind.session, Some(&behind.cursor)).await.unwrap();
+    assert!(behind.says_how_far().await && behind.is_whole().await);
+    assert_eq!((ahead.conn.trim(&LIMITS).await.unwrap().gone, one(&plain, THEIRS).await), (1, "2".into()));
+    plain.batch_execute(&delete("devices", "id")).await.unwrap();
+    assert_eq!((ahead.conn.trim(&LIMITS).await.unwrap().gone, one(&plain, THEIRS).await), (2, "1".into()));
+    assert_eq!(one(&plain, "SELECT count(*) FROM tidewater.cursors").await, "1");
+}
+
+/// A device of a version that does not say how far it has read holds the trim, as long as it is seen. What it does not ask, the
+/// ledger tells it when it comes back: that it has to compare.
 #[tokio::test]
 async fn a_device_that_does_not_say_how_far_it_is_holds_the_trim() {
     let (_database, plain, mut behind, ahead) = one_behind().await;
@@ -2034,4 +2059,18 @@ async fn a_device_that_does_not_say_how_far_it_is_holds_the_trim() {
     plain.batch_execute(&format!("{sleeps}'{older}'")).await.unwrap();
     let trimmed = ahead.conn.trim(&LIMITS).await.unwrap();
     assert_eq!((trimmed.passed, trimmed.gone), (1, 3));
+    let ledger =
+        format!("SELECT concat(round IS NULL, round_number) FROM tidewater.devices WHERE id = '{older}'");
+    assert_eq!(one(&plain, &ledger).await, "f1", "a round that it does not know");
+    assert_eq!(ahead.conn.trim(&LIMITS).await.unwrap().passed, 0, "once");
+    // Whatever the clock says, it has settled since.
+    plain.batch_execute("UPDATE item SET name = 'later' WHERE id = 2").await.unwrap();
+    behind.pull(&plain).await;
+    for device in [&behind, &ahead] {
+        let settle = format!(
+            "UPDATE tidewater.devices SET session = gen_random_uuid(), seen_at = now() - interval '1 minute' WHERE id = '{older}'"
+        );
+        plain.batch_execute(&settle).await.unwrap();
+        assert_eq!(device.conn.trim(&LIMITS).await.unwrap().gone, 0);
+    }
 }

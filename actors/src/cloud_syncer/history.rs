@@ -128,10 +128,14 @@ impl Cycle {
             return Ok(());
         }
         let Some(id) = self.memory.session.clone() else { return Ok(()) };
-        if let Some(at) = session.bear_witness(&link.device, &id, link.cursor.as_ref()).await? {
+        if let Some((at, is_known)) = session.bear_witness(&link.device, &id, link.cursor.as_ref()).await? {
             self.ask(RememberWitness(Witness { at, cursor: link.cursor.clone() })).await?;
             self.memory.witnessed = Some(Instant::now());
             self.memory.seen = self.memory.witnessed;
+            if !is_known {
+                // Somebody has deleted what holds the feed for us. The next cycle settles anew.
+                self.memory.standing = None;
+            }
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! When the syncer trims the cloud's change feed: after everything else, for a moment, and not while somebody waits.
+//! When the syncer trims the cloud's change feed: after everything else, and for a moment.
 
 use std::time::{Duration, Instant};
 
@@ -44,10 +44,9 @@ impl Cycle {
             if !trimmed.more {
                 break;
             }
-            if began.elapsed() >= TRIM_TIME
-                || self.parts.readers.counts().is_ok_and(|counts| counts.pending > 0)
-            {
-                // The next cycle goes on with it.
+            if began.elapsed() >= TRIM_TIME {
+                // The next cycle goes on with it, soon.
+                self.memory.news = true;
                 return Ok(());
             }
         }

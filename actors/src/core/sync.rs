@@ -44,7 +44,7 @@ pub enum Event {
 pub enum Outcome {
     /// Everything that waited when it began is done.
     Done,
-    /// The same, and others had changed something.
+    /// The same, and others had changed something, or there is more to tidy up.
     News,
     /// The cloud, or the link to it, failed.
     Failed(FailureClass),

@@ -57,7 +57,9 @@ impl ByHand<'_> {
              GRANT SELECT, INSERT, UPDATE ON tidewater.devices TO {role};\n\
              GRANT SELECT, UPDATE ON tidewater.changes, tidewater.feed TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON tidewater.cursors TO {role};\n\
-             GRANT INSERT ON tidewater.conflicts TO {role};\n",
+             GRANT INSERT ON tidewater.conflicts TO {role};\n\
+             GRANT EXECUTE ON FUNCTION tidewater.register(uuid, uuid), \
+             tidewater.trim(float8, float8, bigint, bigint, bigint) TO {role};\n",
             ident(self.schema)
         );
         for table in self.tables {

@@ -17,6 +17,8 @@
 //! - Who settles or registers waits for whoever trims, who reads the cursors after that: none is moved back behind its back.
 //! - Whoever trims past a cursor first puts another session into the device's row, where that is not locked. Where it is, the
 //!   trim stops before that cursor.
+//! - A device whose session in the ledger is not the one beside its cursor has settled with a version that does not say where it
+//!   reads, nor asks. Whoever trims past it puts a round into its row, too, that its file does not know: it comes back as a new device.
 
 use std::time::Duration;
 

@@ -83,18 +83,18 @@ impl CloudSession {
     }
 
     /// Writes into the ledger that this session was here, and how far it has read, and answers with the moment. Whoever has this
-    /// in its history has everything that was read before. None where another session has settled since.
+    /// in its history has everything that was read before. None where another session has settled since. And whether the cloud
+    /// still knows from where this session reads on; where it does not, the device has to settle anew.
     pub async fn bear_witness(
         &self,
         device: &str,
         session: &str,
         cursor: Option<&Cursor>,
-    ) -> Result<Option<i64>> {
+    ) -> Result<Option<(i64, bool)>> {
         let sql = include_str!("../sql/postgres/bear_witness.sql");
         let (xid, id) = (cursor.map(|cursor| cursor.xid.as_str()), cursor.map(|cursor| cursor.id));
-        let rows = self
-            .query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?, &xid, &id], Phase::Setup)
-            .await?;
-        first(&rows)
+        let rows =
+            self.query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?, &xid, &id], Phase::Setup).await?;
+        rows.first().map(|row| Ok((row.cell(0)?, row.cell(1)?))).transpose()
     }
 }

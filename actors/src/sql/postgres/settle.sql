@@ -9,12 +9,12 @@ WITH trimmed AS MATERIALIZED (
     SELECT $1::uuid, $2::uuid FROM trimmed
     ON CONFLICT (id) DO UPDATE
     SET session = excluded.session, seen_at = greatest(now(), devices.seen_at + interval '1 microsecond')
-    RETURNING id, round, round_number, left_out, seen_at
+    RETURNING id, round, round_number, left_out
 ), registered AS (
-    INSERT INTO tidewater.cursors (device, xid, id, at)
+    INSERT INTO tidewater.cursors (device, xid, id, at, session)
     SELECT settled.id, CASE WHEN is_whole THEN $4::text::xid8 END, CASE WHEN is_whole THEN $5::bigint END,
-           greatest(clock_timestamp(), settled.seen_at)
+           clock_timestamp(), $2::uuid
     FROM settled, trimmed, LATERAL (SELECT ($4::text::xid8, $5::bigint) >= (trimmed.trimmed_xid, trimmed.trimmed_id)) AS w(is_whole)
-    ON CONFLICT (device) DO UPDATE SET xid = excluded.xid, id = excluded.id, at = excluded.at
+    ON CONFLICT (device) DO UPDATE SET xid = excluded.xid, id = excluded.id, at = excluded.at, session = excluded.session
 )
 SELECT round, round_number, left_out FROM settled
