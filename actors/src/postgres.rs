@@ -45,8 +45,8 @@ mod tls;
 mod trim;
 mod whose;
 
-use cells::{Cells as _, first, position};
 pub use by_hand::{ByHand, Scripts};
+use cells::{Cells as _, first, position};
 use client::{Answer, Client, Param, Settings, Way};
 use dial::{Dialer, Obstacle};
 use ears::Ears;
@@ -57,8 +57,8 @@ use link::{Door, LastWords};
 use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
-    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, as_prepared, begin, caused_more, conflict_arrays, conflict_params,
-    fenced_out, sets,
+    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, as_prepared, begin, caused_more, conflict_arrays,
+    conflict_params, fenced_out, sets,
 };
 pub use sending::{Judged, OpenRound};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
@@ -152,7 +152,15 @@ impl Cloud {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
         let (way, ears, last_words) = (Arc::new(Way::new()), Arc::default(), LastWords::default());
         let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &ears, &last_words)?));
-        Ok(Self { pool, options: Arc::new(options), passwords, way, ears, last_words, expected: Arc::default() })
+        Ok(Self {
+            pool,
+            options: Arc::new(options),
+            passwords,
+            way,
+            ears,
+            last_words,
+            expected: Arc::default(),
+        })
     }
 
     /// Goes on with connections of its own. Each is driven by the thread that opened it: when that is blocked, those that are
@@ -881,8 +889,7 @@ impl CloudSession {
         if found.version >= PROTOCOL {
             return Ok(());
         }
-        let locked =
-            format!("{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})", self.client.opening(""));
+        let locked = format!("{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})", self.client.opening(""));
         self.client.set_open(true);
         self.batch(&locked, Phase::Setup).await?;
         if self.read_identity(Phase::Setup).await?.is_some_and(|(_, version)| version < PROTOCOL) {

@@ -11,10 +11,10 @@ use config::{Value, ValueKind};
 
 use super::sources::Layer;
 use super::{
-    AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host, HttpSettings,
-    LinkOptions, LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource, ProxySettings,
-    SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings, SupervisorSettings, SyncSettings,
-    TlsMode, TlsOptions, UpkeepOptions, socket_path,
+    AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host,
+    HttpSettings, LinkOptions, LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource,
+    ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings,
+    SupervisorSettings, SyncSettings, TlsMode, TlsOptions, UpkeepOptions, socket_path,
 };
 
 /// The shortest duration that is still one; below it a loop would be a busy loop.

@@ -24,8 +24,8 @@ use tokio_postgres::{Config, Connection, Error, NoTls};
 
 use super::client::Way;
 use super::dial::{Dialer, Line, Obstacle};
-use super::guard::{Bounds, Excess, Guard, GuardedTls};
 use super::ears::{Ears, drive};
+use super::guard::{Bounds, Excess, Guard, GuardedTls};
 use super::password::{PasswordSource, Passwords};
 use super::tls::{self, TlsOptions};
 use crate::core::failure::{CloudFailure, FailureClass};

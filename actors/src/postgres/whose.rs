@@ -92,9 +92,8 @@ impl CloudSession {
     ) -> Result<Option<i64>> {
         let sql = include_str!("../sql/postgres/bear_witness.sql");
         let (xid, id) = (cursor.map(|cursor| cursor.xid.as_str()), cursor.map(|cursor| cursor.id));
-        let rows = self
-            .query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?, &xid, &id], Phase::Setup)
-            .await?;
+        let rows =
+            self.query(sql, &[&parse_uuid(device)?, &parse_uuid(session)?, &xid, &id], Phase::Setup).await?;
         first(&rows)
     }
 }
