@@ -372,7 +372,8 @@ impl HttpSettings {
 /// Names without ports, as one text or as an array.
 fn read_hosts(reader: &Reader<'_>) -> Result<Vec<String>, SettingsError> {
     let key = "http.hosts";
-    let (value, origin) = reader.find(key)?;
+    let allowed = "host names and addresses without ports, as one text with commas or as an array";
+    let (value, origin) = reader.ask(key, allowed)?;
     let given = match &value.kind {
         ValueKind::String(text) => Some(text.split(',').map(str::to_owned).collect()),
         _ => texts(&value),
@@ -381,14 +382,7 @@ fn read_hosts(reader: &Reader<'_>) -> Result<Vec<String>, SettingsError> {
         let hosts = hosts.iter().map(|host| host.trim()).filter(|host| !host.is_empty());
         hosts.map(parse_served_host).collect::<Option<Vec<_>>>()
     });
-    named.ok_or_else(|| {
-        bad(
-            key,
-            &value,
-            origin,
-            "host names and addresses without ports, as one text with commas or as an array",
-        )
-    })
+    named.ok_or_else(|| bad(key, &value, origin, allowed))
 }
 
 /// As the header is compared with it.
