@@ -2817,23 +2817,11 @@ fn close_under_foreign_keys(
                 let columns = entry_columns(parent);
                 let sql = format!(
                     "INSERT INTO {flight} ({names}, refused, step) SELECT DISTINCT {from_journal}, j.refused, ?1 \
-                     FROM {child_flight} AS f CROSS JOIN {child} AS c ON {child_row} \
-                     CROSS JOIN {parent} AS p ON {refers} CROSS JOIN {journal} AS j ON {parent_row} \
-                     WHERE {which} AND f.step >= ?2 ON CONFLICT DO NOTHING",
+                     {waiting} WHERE {which} AND f.step >= ?2 ON CONFLICT DO NOTHING",
                     flight = ident(&side_table(FLIGHT, parent)),
                     names = list(&columns, |c| c.clone()),
                     from_journal = list(&columns, |c| format!("j.{c}")),
-                    child_flight = ident(&side_table(FLIGHT, child)),
-                    child_row = all(child.key_names().iter().enumerate(), |(at, k)| format!(
-                        "c.{} = f.k{at}",
-                        ident(k)
-                    )),
-                    child = ident(&child.name),
-                    refers = refers(child, key, "c", "p"),
-                    journal = ident(&side_table(JOURNAL, parent)),
-                    parent_row =
-                        all(parent.key_names().iter().enumerate(), |(at, k)| side_key("j", at, "p", k)),
-                    parent = ident(&parent.name),
+                    waiting = waiting_parents(child, key, parent),
                 );
                 moved += came_along(conn, parent, step, conn.prepare_cached(&sql)?.execute([step, since])?)?;
             }
@@ -2843,6 +2831,52 @@ fn close_under_foreign_keys(
             return Ok(());
         }
     }
+}
+
+/// `FROM` the entries of a table in flight, `f`, to the entries `j` in the journal of those to whom their rows refer.
+fn waiting_parents(child: &Table, key: &ForeignKey, parent: &Table) -> String {
+    format!(
+        "FROM {child_flight} AS f CROSS JOIN {child_table} AS c ON {child_row} \
+         CROSS JOIN {parent_table} AS p ON {refers} CROSS JOIN {journal} AS j ON {parent_row}",
+        child_flight = ident(&side_table(FLIGHT, child)),
+        child_table = ident(&child.name),
+        child_row = all(child.key_names().iter().enumerate(), |(at, k)| format!("c.{} = f.k{at}", ident(k))),
+        parent_table = ident(&parent.name),
+        refers = refers(child, key, "c", "p"),
+        journal = ident(&side_table(JOURNAL, parent)),
+        parent_row = all(parent.key_names().iter().enumerate(), |(at, k)| side_key("j", at, "p", k)),
+    )
+}
+
+/// Whether a row of this part refers to one that an earlier part has as it was before: deleted, or with other values where it
+/// refers to it. What it needs cannot come along, since it flies already; and if the cloud took the rows of the round in
+/// another order, the deletion would act on the child.
+fn refers_to_what_came_since(conn: &Connection, tables: &[&Table], part: Part) -> Result<bool> {
+    for child in tables.iter().copied() {
+        for key in &child.foreign_keys {
+            let parent = tables.iter().copied().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
+            let Some(parent) = parent else { continue };
+            if is_complete(conn, std::iter::once(parent))? {
+                continue;
+            }
+            let referred = key.parent_columns.iter().filter_map(|name| parent.column(name));
+            let changed: String = referred
+                .filter(|c| !parent.is_key(*c))
+                .map(|c| format!(" OR j.d{}", parent.columns[c].id))
+                .collect();
+            let sql = format!(
+                "SELECT 1 {} CROSS JOIN {} AS o ON {} \
+                 WHERE f.step >= ?1 AND o.step < ?1 AND (NOT j.known{changed}) LIMIT 1",
+                waiting_parents(child, key, parent),
+                ident(&side_table(FLIGHT, parent)),
+                all(0..parent.key.len(), |at| format!("o.k{at} = j.k{at}")),
+            );
+            if conn.prepare_cached(&sql)?.exists([part.0])? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// So many entries were copied in flight in this step: they wait no more. Whoever was in the round before has an entry of his
@@ -2880,11 +2914,15 @@ fn take_children_of_deleted(
         if children.all(|child| is_complete(conn, std::iter::once(child)).unwrap_or(false)) {
             continue;
         }
+        // As it was noted: what was dirtied since says whether the row was there.
         let gone = format!(
-            "SELECT f.* FROM {} AS f LEFT JOIN {} AS p ON {} WHERE f.step >= ?1 AND p.{} IS NULL AND f.known",
+            "SELECT f.* FROM {} AS f LEFT JOIN {} AS p ON {} LEFT JOIN {} AS j ON {} \
+             WHERE f.step >= ?1 AND NOT coalesce(j.known, p.{} IS NOT NULL) AND f.known",
             ident(&side_table(FLIGHT, parent)),
             ident(&parent.name),
             row_is(parent, "p", |at| format!("f.k{at}")),
+            ident(&side_table(JOURNAL, parent)),
+            all(0..parent.key.len(), |at| format!("j.k{at} = f.k{at}")),
             ident(parent.key_names()[0]),
         );
         if !conn.prepare_cached(&format!("{gone} LIMIT 1"))?.exists([part.0])? {
@@ -2933,7 +2971,8 @@ fn take_children_of_deleted(
     Ok(moved)
 }
 
-/// Puts those of the deleted rows back to which somebody in the journal still refers, as the cloud has him.
+/// Puts those of the deleted rows back to which somebody in the journal still refers, as the cloud has him. Exactly these:
+/// others of the part may have entries in the journal too, of what was dirtied since it was noted.
 fn let_wait(
     conn: &Connection,
     table: &Table,
@@ -2942,21 +2981,16 @@ fn let_wait(
     gone: &str,
     still: &str,
 ) -> Result<usize> {
-    let (journal, flight) = (ident(&side_table(JOURNAL, table)), ident(&side_table(FLIGHT, table)));
-    let (keys, names) = (list(key_columns(table), |k| k), list(entry_columns(table), |c| c));
-    let put_back = conn
-        .prepare_cached(&format!(
-            "INSERT INTO {journal} ({names}, refused) SELECT {names}, refused FROM ({gone}) AS g WHERE ({}) IN ({still})",
-            list(referred, |c| was(table, "g", *c)),
-        ))?
-        .execute([part.0])?;
-    if put_back > 0 {
-        conn.prepare_cached(&format!(
-            "DELETE FROM {flight} WHERE step >= ?1 AND ({keys}) IN (SELECT {keys} FROM {journal})"
-        ))?
-        .execute([part.0])?;
+    let sql = format!(
+        "SELECT {} FROM ({gone}) AS g WHERE ({}) IN ({still})",
+        list(key_columns(table), |k| k),
+        list(referred, |c| was(table, "g", *c)),
+    );
+    let put_back = query(conn, &sql, &[part.0.into()], |row| values(row, 0, table.key.len()))?;
+    for key in &put_back {
+        merge_some(conn, table, [FLIGHT, JOURNAL], &key_is(table, 1), key)?;
     }
-    Ok(put_back)
+    Ok(put_back.len())
 }
 
 /// Whether the part has any rows.

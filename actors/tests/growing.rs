@@ -314,6 +314,9 @@ const SHOP: &str = "CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT); \
     CREATE TABLE purchase (id INTEGER PRIMARY KEY, customer INTEGER NOT NULL REFERENCES customer (id), v INTEGER); \
     CREATE TABLE line (id INTEGER PRIMARY KEY, purchase INTEGER NOT NULL REFERENCES purchase (id), v INTEGER)";
 
+const FOLDERS: &str = "CREATE TABLE folder (id INTEGER PRIMARY KEY, name TEXT); \
+    CREATE TABLE page (id INTEGER PRIMARY KEY, folder INTEGER REFERENCES folder (id), body BLOB)";
+
 /// So many rows numbered from 1 on.
 fn numbers(rows: usize) -> String {
     format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
@@ -521,6 +524,108 @@ fn a_trimmed_part_keeps_no_deletion_whose_children_wait() {
     bench.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest: read.rest.unwrap() }).unwrap();
     let kept = rows(&bench.readers.read_part(&noted, part, 20_000).unwrap());
     assert_eq!(kept, ["[Integer(1)] None", "[Integer(1)] None"]);
+}
+
+/// What a part keeps when it is trimmed is kept as it was noted: a row that was edited since is in flight with its first
+/// change, and waits with its second one.
+#[test]
+fn a_trimmed_part_keeps_what_was_edited_since() {
+    let mut bench = Bench::new(FOLDERS);
+    bench.write(
+        "INSERT INTO folder VALUES (1, 'a'), (2, 'b'); \
+         INSERT INTO page VALUES (1, NULL, 'light'), (2, 1, zeroblob(50000))",
+    );
+    bench.settle();
+    bench.write("UPDATE page SET body = 'edited' WHERE id = 1; DELETE FROM page WHERE id = 2");
+    bench.write("DELETE FROM folder WHERE id = 1; UPDATE folder SET name = 'renamed' WHERE id = 2");
+    let noted = bench.note(10);
+    let part = Part::default();
+    let read = bench.readers.read_part(&noted, part, 20_000).unwrap();
+    assert_eq!(rows(&read).len(), 3);
+    bench.write("UPDATE folder SET name = 'once more' WHERE id = 2");
+    bench.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest: read.rest.unwrap() }).unwrap();
+    let kept = rows(&bench.readers.read_part(&noted, part, 20_000).unwrap());
+    assert_eq!(kept, ["[Integer(2)] Some(Text(\"renamed\"))", "[Integer(1)] Some(Null)"]);
+    assert_eq!(bench.count("SELECT count(*) FROM _tidewater_journal_1"), 2);
+}
+
+/// A row that was deleted after its change was noted is no deletion of this round: trimmed, the part keeps the change.
+#[test]
+fn a_trimmed_part_keeps_the_change_of_a_row_that_was_deleted_since() {
+    let mut bench = Bench::new(FOLDERS);
+    bench.write("INSERT INTO folder VALUES (1, 'a'); INSERT INTO page VALUES (1, 1, zeroblob(50000))");
+    bench.settle();
+    bench.write("UPDATE folder SET name = 'renamed'; UPDATE page SET folder = NULL");
+    let noted = bench.note(10);
+    let part = Part::default();
+    let read = bench.readers.read_part(&noted, part, 20_000).unwrap();
+    assert_eq!(rows(&read).len(), 1);
+    bench.write("DELETE FROM folder");
+    bench.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest: read.rest.unwrap() }).unwrap();
+    let kept = rows(&bench.readers.read_part(&noted, part, 20_000).unwrap());
+    assert_eq!(kept, ["[Integer(1)] Some(Text(\"renamed\"))"]);
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    let next = bench.note(10);
+    assert_eq!(rows(&bench.read(&next, part)), ["[Integer(1)] None", "[Integer(1)] Some(Null)"]);
+}
+
+/// A row that an earlier part deletes was inserted anew: whoever was moved to it since comes with it, in the next round.
+#[test]
+fn a_child_of_a_row_inserted_anew_waits_for_it() {
+    let mut bench = Bench::new(FOLDERS);
+    bench.write("INSERT INTO folder VALUES (1, 'a'); INSERT INTO page VALUES (7, NULL, 'light')");
+    bench.settle();
+    bench.write("DELETE FROM folder; UPDATE page SET body = 'edited'");
+    // The first part has the deletion.
+    let noted = loop {
+        let noted = bench.note(1);
+        if bench.read(&noted, Part::default()).rows[0].len() == 1 {
+            break noted;
+        }
+        bench.store.put_back(&noted.id, &[]).unwrap();
+    };
+    bench.write("INSERT INTO folder VALUES (1, 'anew'); UPDATE page SET folder = 1");
+    assert_eq!(bench.parts(&noted, 10, |_| {}).len(), 1);
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    let next = bench.note(10);
+    let kept = rows(&bench.read(&next, Part::default()));
+    assert_eq!(kept, ["[Integer(1)] Some(Text(\"anew\"))", "[Integer(7)] Some(Integer(1))"]);
+}
+
+/// A parked row that comes along, for it holds a value that another takes, comes with what was edited in it: a round
+/// that grows as far as its key does not meet it again.
+#[test]
+fn a_parked_row_that_comes_along_comes_with_its_edits() {
+    let mut bench = Bench::new("CREATE TABLE seat (id INTEGER PRIMARY KEY, place TEXT UNIQUE, v INTEGER)");
+    bench.write("INSERT INTO seat VALUES (1, 'a', 0), (2, 'x', 0), (9, 'b', 0)");
+    bench.settle();
+    bench.write("UPDATE seat SET place = 'c' WHERE id = 9");
+    let noted = bench.note(10);
+    let refusal = Refusal {
+        table: 1,
+        key: vec![Value::Integer(9)],
+        sqlstate: Some("23505".into()),
+        message: "taken".into(),
+        constraint: None,
+        values: None,
+    };
+    let parked = bench.store.park(&noted.id, &[refusal], &HashMap::new()).unwrap();
+    bench.store.acknowledge(&parked.round, &[], noted.generation, &[]).unwrap();
+    bench.write("UPDATE seat SET v = 1 WHERE id = 9; UPDATE seat SET place = 'b' WHERE id = 1");
+    bench.write("UPDATE seat SET v = 1 WHERE id = 2");
+    let noted = loop {
+        let noted = bench.note(1);
+        if bench.count("SELECT count(*) FROM _tidewater_flight_1 WHERE k0 = 1") == 1 {
+            break noted;
+        }
+        bench.store.put_back(&noted.id, &[]).unwrap();
+    };
+    assert_eq!(bench.count("SELECT count(*) FROM _tidewater_parked_1"), 0);
+    bench.parts(&noted, 10, |_| {});
+    assert_eq!((bench.in_flight(), bench.waiting()), (3, 0));
+    let all = bench.readers.read_round(&noted).unwrap();
+    let ninth = all[0].iter().find(|row| row.key == [Value::Integer(9)]).unwrap();
+    assert!(ninth.entry.dirty[1] && ninth.entry.dirty[2], "{ninth:?}");
 }
 
 /// A file that an older version left with a round in flight: what flies is put back, or acknowledged, and rounds grow.

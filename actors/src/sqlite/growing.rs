@@ -88,6 +88,9 @@ impl Store {
         }
         let complete = is_all_there_is(&tx, &tables, false)?;
         absorb_parked(&tx, &tables, part)?;
+        if refers_to_what_came_since(&tx, &tables, part)? {
+            return Ok(None);
+        }
         commit(tx)?;
         self.sweep = sweep;
         Ok(Some(Grown { part, grows, complete }))

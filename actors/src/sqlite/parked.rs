@@ -494,8 +494,13 @@ pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table], part: Part) -
             for key in came {
                 // Twice in the list, if it holds two of the values.
                 let Some(parked) = take_entry(conn, table, PARKED, &key)? else { continue };
-                let entry = match take_entry(conn, table, FLIGHT, &key)? {
-                    Some(flying) => combine(parked, flying),
+                // What waits of it goes along. If it flies already, that came since, and waits for the next round.
+                let fresher = match take_entry(conn, table, FLIGHT, &key)? {
+                    Some(flying) => Some(flying),
+                    None => take_entry(conn, table, JOURNAL, &key)?,
+                };
+                let entry = match fresher {
+                    Some(fresher) => combine(parked, fresher),
                     None => parked,
                 };
                 put_entry(conn, table, FLIGHT, &key, &entry)?;

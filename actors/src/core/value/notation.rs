@@ -5,8 +5,8 @@
 //! (`now`), the order of day and month (`01/02/2024`), a zone that is not said, or one that the column would drop.
 //! `tests/types.rs` asks PostgreSQL whether it agrees.
 
-use std::fmt::{self, Write as _};
 use core::net::{IpAddr, Ipv6Addr};
+use std::fmt::{self, Write as _};
 
 use super::CloudType;
 
