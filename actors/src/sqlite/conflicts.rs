@@ -71,7 +71,7 @@ impl Readers {
     pub fn conflict(&self, id: i64) -> Result<Option<Conflict>> {
         self.with(|conn| {
             let tx = conn.unchecked_transaction()?;
-            Ok(found(&tx, id, &remembered_tables(&tx)?)?)
+            found(&tx, id, &remembered_tables(&tx)?)
         })
     }
 
