@@ -40,6 +40,8 @@ const ELSEWHERE: &[&str] = &[
     "writer.call",
     "writer.called",
     // The first contact with a cloud, a table or a feed, and what is compared anew.
+    "syncer.registered",
+    "syncer.registers",
     "writer.call.BeginSnapshot",
     "writer.called.BeginSnapshot",
     "writer.call.CompareAnew",
