@@ -340,14 +340,40 @@ async fn what_lost_a_conflict_is_brought_back() {
     device.proxy.start();
     device.wait_for_status("three conflicts", |status| status["sync"]["conflicts"] == 3);
     device.wait_until_flushed();
-    insta::assert_snapshot!(says(&device, &["conflicts"]), @"");
-    insta::assert_snapshot!(says(&device, &["conflicts", "list", "ITEM", "--limit", "1", "--before", "3"]), @"");
+    insta::assert_snapshot!(says(&device, &["conflicts"]), @r#"
+    3 conflicts
+        3  item a=30 z=3  body
+           kept here: kept, lost the cloud's: deleted
+           TIME UTC
+        2  item a=20 z=2  the whole row
+           kept here: deleted, lost the cloud's: [2,20,"too",{"blob":"00ff"},1.0]
+           TIME UTC
+        1  item a=10 z=1  body
+           kept here: here, lost the cloud's: there
+           TIME UTC
+    "#);
+    insta::assert_snapshot!(says(&device, &["conflicts", "list", "ITEM", "--limit", "1", "--before", "3"]), @r#"
+    3 conflicts
+        2  item a=20 z=2  the whole row
+           kept here: deleted, lost the cloud's: [2,20,"too",{"blob":"00ff"},1.0]
+           TIME UTC
+    and 2 more
+    "#);
     let all = json(&device, &["conflicts"]);
     let number = |z: i64| {
         let rows = all["rows"].as_array().unwrap();
         rows.iter().find(|row| row["key"]["z"] == z).unwrap()["id"].to_string()
     };
-    insta::assert_snapshot!(says(&device, &["conflicts", "show", &number(2)]), @"");
+    insta::assert_snapshot!(says(&device, &["conflicts", "show", &number(2)]), @r#"
+    number      2
+    table       item
+    key         a=20 z=2
+    column      the whole row
+    kept        here: deleted
+    lost        the cloud's: [2,20,"too",{"blob":"00ff"},1.0]
+    when        TIME UTC
+    restore     run_supervisor conflicts restore 2
+    "#);
     assert_eq!(json(&device, &["conflicts", "show", &number(1)])["cloud"], "there");
 
     let restored = json(&device, &["conflicts", "restore", &number(1), &number(2), &number(3)]);
@@ -364,7 +390,11 @@ async fn what_lost_a_conflict_is_brought_back() {
     assert_eq!((status, said.as_str()), (Some(1), ""));
     let again = verb(&device, &["conflicts", "restore", &number(2), "99"]);
     assert_eq!(again.status.code(), Some(1));
-    insta::assert_snapshot!(String::from_utf8(again.stdout).unwrap(), @"");
+    insta::assert_snapshot!(String::from_utf8(again.stdout).unwrap(), @r#"
+    0 are restored, as edits of now
+    2: UNIQUE constraint failed: item.z, item.a
+    99: there is no conflict of this number
+    "#);
     process.stop();
     // Looking works without a supervisor; bringing back does not.
     assert_eq!(json(&device, &["conflicts"])["total"], 3);
