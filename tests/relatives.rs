@@ -71,13 +71,13 @@ async fn device(bench: &Bench, window: usize, schema: &str) -> Database {
     db
 }
 
-/// 8,000 rows of a shop take some windows of 2,000 rows, each of them in eight parts; so does deleting them all.
+/// 4,000 rows of a shop take some windows of 1,000 rows, each of them in eight parts; so does deleting them all.
 #[actix_rt::test]
 async fn a_shop_goes_in_few_rounds() {
     for crossed in [false, true] {
         let bench = Bench::new().await;
-        let db = device(&bench, 2000, SHOP).await;
-        fill_shop(&db, 8_000, crossed).await;
+        let db = device(&bench, 1000, SHOP).await;
+        fill_shop(&db, 4_000, crossed).await;
         let inserts = flushed(&bench, &db, TABLES).await;
         assert!(inserts <= 16, "{inserts} rounds");
         offline(&bench, &db).await;

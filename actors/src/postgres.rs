@@ -937,7 +937,8 @@ impl CloudSession {
     async fn read_identity(&self, phase: Phase) -> Result<Option<(String, i64)>> {
         let sql = "SELECT id::text, schema_version::int8 FROM tidewater.identity";
         let rows = self.query(sql, &[], phase).await?;
-        rows.first().map(|row| Ok((row.cell(0)?, row.cell(1)?))).transpose()
+        let read = rows.first().map(|row| Ok((row.cell(0)?, row.cell(1)?))).transpose();
+        read.map_err(|failure| self.nonsense_in(phase, failure))
     }
 
     /// Puts in a new session, which shuts out whatever older ones still have on its way, and reads the ledger.

@@ -258,6 +258,7 @@ async fn odd_is_not_hostile() {
             };
             talk.hear_startup()?;
             say(talk, &log_in)?;
+            talk.know_the_client()?;
             talk.hear_request()?;
             say(talk, &prepared(&[("there", BOOL)]))?;
             talk.hear_request()?;
@@ -434,10 +435,10 @@ async fn floods() {
     let before = peak_kib();
     let server = HostileServer::start(|talk| {
         talk.log_in()?;
-        // What it is asked for has three parameters.
+        // What it is asked for has five parameters.
         talk.hear_request()?;
-        let kinds = [UUID, UUID, TEXT].map(u32::to_be_bytes).concat();
-        let description = message(b't', &[&[0, 3], kinds.as_slice()].concat());
+        let kinds = [UUID, UUID, TEXT, TEXT, INT8].map(u32::to_be_bytes).concat();
+        let description = message(b't', &[&[0, 5], kinds.as_slice()].concat());
         let columns = prepared(&[("round_id", UUID), ("round_number", INT8), ("left_out", TEXTS)]);
         let after_parameters = &columns[5 + 7..];
         talk.raw(&[&message(b'1', b""), &description, after_parameters].concat())?;

@@ -68,9 +68,17 @@ impl CloudSession {
 
     pub(super) async fn mark_in(&self, phase: Phase) -> Result<Option<String>> {
         let there = self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], phase).await?;
-        match first(&there)? {
+        match first(&there).map_err(|failure| self.nonsense_in(phase, failure))? {
             Some(true) => Ok(self.read_identity(phase).await?.map(|(id, _)| id)),
             _ => Ok(None),
+        }
+    }
+
+    /// Who makes no sense when it is met for the first time is not PostgreSQL.
+    pub(super) fn nonsense_in(&self, phase: Phase, failure: CloudFailure) -> CloudFailure {
+        match phase {
+            Phase::Startup => self.cloud.not_as_postgresql(failure.detail),
+            _ => failure,
         }
     }
 

@@ -48,7 +48,7 @@ impl HostileServer {
                 }
                 let script = script.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 std::thread::spawn(move || {
-                    let mut talk = Talk { stream };
+                    let mut talk = Talk { stream, mark: vec![] };
                     // How it ended is the client's business.
                     let _ = script(&mut talk);
                     let _ = talk.stream.shutdown(Shutdown::Both);
@@ -81,6 +81,8 @@ impl HostileServer {
 #[derive(Debug)]
 pub struct Talk {
     stream: TcpStream,
+    /// What the client asked its session to be marked with.
+    mark: Vec<u8>,
 }
 
 impl Talk {
@@ -123,7 +125,20 @@ impl Talk {
         let mut length = [0; 4];
         self.stream.read_exact(&mut length)?;
         let rest = (u32::from_be_bytes(length) as usize).saturating_sub(4).min(1 << 16);
-        self.stream.read_exact(&mut vec![0; rest])
+        let mut asked = vec![0; rest];
+        self.stream.read_exact(&mut asked)?;
+        let mark = b"tidewater.link=";
+        let at = asked.windows(mark.len()).position(|bytes| bytes == mark);
+        let from = at.map_or(asked.len(), |at| at + mark.len());
+        self.mark = asked[from..].iter().copied().take_while(|byte| !matches!(byte, 0 | b' ')).collect();
+        Ok(())
+    }
+
+    /// Hears the question whose session this is, and says that it is the client's own.
+    pub fn know_the_client(&mut self) -> io::Result<()> {
+        self.hear_request()?;
+        let answer = [message(b'T', &description(&[("mark", 25)])), row(&[&self.mark]), complete()].concat();
+        self.raw(&answer)
     }
 
     /// Hears a message.
@@ -145,7 +160,8 @@ impl Talk {
     /// Lets the client in, without a password.
     pub fn log_in(&mut self) -> io::Result<()> {
         self.hear_startup()?;
-        self.raw(&logged_in())
+        self.raw(&logged_in())?;
+        self.know_the_client()
     }
 
     /// Answers the preparation of a statement: these columns will come, by name and type.
@@ -167,7 +183,7 @@ impl Talk {
         server: SocketAddr,
         mut alter: impl FnMut(&mut Talk, u8, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
-        let mut upstream = Talk { stream: TcpStream::connect(server)? };
+        let mut upstream = Talk { stream: TcpStream::connect(server)?, mark: vec![] };
         let (mut from, mut to) = (self.stream.try_clone()?, upstream.stream.try_clone()?);
         std::thread::spawn(move || {
             let _ = io::copy(&mut from, &mut to);
@@ -214,6 +230,10 @@ pub fn ready() -> Vec<u8> {
 
 /// A statement without parameters was prepared: these columns will come, by name and type.
 pub fn prepared(columns: &[(&str, u32)]) -> Vec<u8> {
+    [message(b'1', b""), message(b't', &[0, 0]), message(b'T', &description(columns)), ready()].concat()
+}
+
+fn description(columns: &[(&str, u32)]) -> Vec<u8> {
     let mut description = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
     for (name, kind) in columns {
         description.extend_from_slice(name.as_bytes());
@@ -222,7 +242,7 @@ pub fn prepared(columns: &[(&str, u32)]) -> Vec<u8> {
         description.extend_from_slice(&[0xff; 6]);
         description.extend_from_slice(&[0, 1]);
     }
-    [message(b'1', b""), message(b't', &[0, 0]), message(b'T', &description), ready()].concat()
+    description
 }
 
 /// A row of these values.
