@@ -68,9 +68,13 @@ impl CloudSession {
 
     pub(super) async fn mark_in(&self, phase: Phase) -> Result<Option<String>> {
         let there = self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], phase).await?;
-        match first(&there).map_err(|failure| self.nonsense_in(phase, failure))? {
-            Some(true) => Ok(self.read_identity(phase).await?.map(|(id, _)| id)),
-            _ => Ok(None),
+        let one = match there.as_slice() {
+            [row] => row.cell(0),
+            _ => Err(unexpected("an unexpected number of rows")),
+        };
+        match one.map_err(|failure| self.nonsense_in(phase, failure))? {
+            true => Ok(self.read_identity(phase).await?.map(|(id, _)| id)),
+            false => Ok(None),
         }
     }
 
