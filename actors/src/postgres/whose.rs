@@ -1,6 +1,6 @@
 //! Who answers, and whether it still has what this device knows of it.
 
-use super::cells::{Cells as _, first};
+use super::cells::Cells as _;
 use super::{CloudSession, Phase, Result, unexpected};
 use crate::core::failure::{CloudFailure, FailureClass};
 use crate::postgres::parse_uuid;
