@@ -21,7 +21,7 @@ use crate::settings::Settings;
                   --json prints {role, schema, tables, local, push, pull}: push and pull are SQL, one transaction each."
 )]
 pub struct CloudSqlArgs {
-    /// The role of the devices [CLOUD_SQL_USER]
+    /// The role of the devices [default: that of CLOUD_SQL_USER]
     #[arg(long, value_name = "NAME")]
     pub role: Option<String>,
     /// Only what it takes to push
