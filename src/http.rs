@@ -51,7 +51,6 @@ pub(crate) use self::listener::Listener;
 struct Shared {
     db: Database,
     looks: Looks,
-    scrapes: metrics::Scrapes,
     /// Places for those who follow the events.
     subscribers: Arc<Semaphore>,
 }
@@ -72,7 +71,6 @@ pub fn configure(db: &Database) -> impl Fn(&mut ServiceConfig) + Clone + Send + 
     let shared = Data::new(Shared {
         db: db.clone(),
         looks: Looks::new(db.clone()),
-        scrapes: metrics::Scrapes::default(),
         subscribers: Arc::new(Semaphore::new(db.settings().http.subscribers_max)),
     });
     move |config| {

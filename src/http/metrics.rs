@@ -6,7 +6,6 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
@@ -17,60 +16,22 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSe
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use tidewater_actors::messages::{ActorReport, ProxyStatus, StatusSummary};
-use tidewater_actors::timings::{Histogram, Snapshot, now_us};
-use tokio::sync::Mutex;
+use tidewater_actors::timings::{Histogram, Snapshot};
 
 use super::{Shared, plain};
 use crate::database::Database;
-use crate::service::{LOOK_PAUSE_FACTOR, LOOK_PAUSE_MAX};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What one scrape leaves to the next.
-#[derive(Default)]
-pub(super) struct Scrapes {
-    oldest: Mutex<Option<Oldest>>,
-}
-
-/// When the row that has waited longest was written, as of a look at the journal. All of it is read for that: what was found
-/// stands for many times as long as it took.
-#[derive(Clone, Copy)]
-struct Oldest {
-    found: Option<i64>,
-    looked: Instant,
-    took: Duration,
-}
-
-impl Scrapes {
-    async fn oldest_pending(&self, db: &Database) -> Option<i64> {
-        let mut oldest = self.oldest.lock().await;
-        if let Some(Oldest { found, looked, took }) = *oldest
-            && looked.elapsed() < took.saturating_mul(LOOK_PAUSE_FACTOR).min(LOOK_PAUSE_MAX)
-        {
-            return found;
-        }
-        let asked = Instant::now();
-        // A file that cannot be read is no reason not to tell the rest.
-        let found = db.in_background(|readers, cancel| readers.oldest_pending(cancel)).await.ok().flatten();
-        *oldest = Some(Oldest { found, looked: Instant::now(), took: asked.elapsed() });
-        found
-    }
-}
-
 pub(super) async fn metrics(shared: Data<Shared>, accept: Option<Header<Accept>>) -> HttpResponse {
     let summary = shared.looks.fresh().await;
-    let oldest = match summary.sync.pending {
-        0 => None,
-        _ => shared.scrapes.oldest_pending(&shared.db).await,
-    };
     let open = accept.is_some_and(|Header(accept)| prefers_open_metrics(&accept));
     let file = &shared.db.settings().sqlite.path;
     let mut log = file.clone().into_os_string();
     log.push("-wal");
     let scrape = Scrape {
         summary,
-        oldest_age_s: oldest.map(age_s),
         file_bytes: size(file),
         wal_bytes: size(Path::new(&log)),
         histograms: Histograms::of(&shared.db),
@@ -98,11 +59,6 @@ fn prefers_open_metrics(accept: &Accept) -> bool {
     known.unwrap_or(false)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "seconds for people")]
-fn age_s(since_us: i64) -> f64 {
-    now_us().saturating_sub(since_us).max(0) as f64 / 1e6
-}
-
 fn size(path: &Path) -> u64 {
     // A log that is not there is empty.
     std::fs::metadata(path).map_or(0, |found| found.len())
@@ -112,7 +68,6 @@ fn size(path: &Path) -> u64 {
 #[derive(Debug)]
 struct Scrape {
     summary: Arc<StatusSummary>,
-    oldest_age_s: Option<f64>,
     file_bytes: u64,
     wal_bytes: u64,
     histograms: Histograms,
@@ -183,7 +138,7 @@ impl Collector for Scrape {
             page.state("sync_state", "What the sync does", "state", &states, &sync.state)?;
             let pending = "Rows that the cloud has not seen, parked ones excluded";
             page.gauge("journal_pending_entries", pending, None, &gauged(sync.pending))?;
-            if let Some(age) = self.oldest_age_s.or((sync.pending == 0).then_some(0.0)) {
+            if let Some(age) = sync.backlog.oldest_age_s.or((sync.pending == 0).then_some(0.0)) {
                 let help = "How long the row that has waited longest waits";
                 page.gauge("journal_oldest_age", help, Some(&Unit::Seconds), &age)?;
             }

@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::{Connection, InterruptHandle, OpenFlags};
 
 use super::{Readers, Result, StoreError};
-use crate::sql::capture::{FLIGHT, JOURNAL};
 
 /// After so many of SQLite's instructions, some tens of microseconds, the flag is asked.
 const FLAG_OPS: i32 = 5_000;
@@ -114,31 +113,6 @@ impl Readers {
         work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T> {
         self.with(|conn| cancel.watch(conn, || Ok(work(conn)?)))
-    }
-
-    /// When the row that has waited longest was changed, in microseconds since 1970. Reads every entry of the journal, with a
-    /// connection of its own: the pool's are for those who wait.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn oldest_pending(&self, cancel: &Cancel) -> Result<Option<i64>> {
-        let conn = self.beside_the_pool()?;
-        let oldest = cancel.watch(&conn, || {
-            // One state of the file: an entry on its way from one table to another is in exactly one of them.
-            let state = conn.unchecked_transaction()?;
-            let mut tables = state.prepare("SELECT id FROM _tidewater_tables")?;
-            let ids: Vec<i64> = tables.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-            let mut oldest: Option<i64> = None;
-            for (id, kind) in ids.into_iter().flat_map(|id| [(id, JOURNAL), (id, FLIGHT)]) {
-                let sql = format!("SELECT min(stamp) FROM _tidewater_{kind}_{id} WHERE stamp > 0");
-                let found: Option<i64> = state.query_row(&sql, [], |row| row.get(0))?;
-                oldest = oldest.into_iter().chain(found).min();
-            }
-            Ok(oldest)
-        })?;
-        // What has just been read.
-        self.same_file()?;
-        Ok(oldest)
     }
 
     /// A connection that nobody else waits for.

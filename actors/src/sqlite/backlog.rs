@@ -66,7 +66,8 @@ impl Readers {
         self.read_at_once(|conn| {
             let mut backlog = measured(conn)?;
             for table in journals(conn)? {
-                let sql = format!("SELECT min(stamp) FROM {table}");
+                // Without a stamp, nobody knows since when it waits.
+                let sql = format!("SELECT min(stamp) FROM {table} WHERE stamp > 0");
                 let oldest: Option<i64> = conn.prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
                 backlog.oldest_us = match (backlog.oldest_us, oldest) {
                     (Some(a), Some(b)) => Some(a.min(b)),
