@@ -21,6 +21,7 @@ use tidewater_actors::circuit_breaker::{CircuitBreaker, Gate};
 use tidewater_actors::cloud_syncer::{CloudSyncer, SyncOptions, SyncParts};
 use tidewater_actors::core::backoff::Backoff;
 use tidewater_actors::core::circuit::CircuitPolicy;
+use tidewater_actors::core::from_cloud::Wanted;
 use tidewater_actors::core::sync::Pace;
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::{
@@ -43,7 +44,7 @@ use tidewater_actors::timings::Timings;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 
 use crate::error::Error;
-use crate::settings::{AddColumns, Settings};
+use crate::settings::{AddColumns, Settings, TablesFromCloud};
 
 /// How many writers may die while they have a unit in hand before it is given back: it may be what they die of.
 const WRITE_DEATHS_MAX: u32 = 2;
@@ -210,6 +211,7 @@ struct Plan {
     cloud: Option<Cloud>,
     gate: Gate,
     timings: Arc<Timings>,
+    wanted: Arc<OnceLock<Wanted>>,
     log: Logger,
 }
 
@@ -221,6 +223,15 @@ impl Database {
     /// # Errors
     /// [`Error::Store`] says what is wrong with the file and what helps; [`Error::Settings`] names what cannot be used.
     pub async fn open(settings: Settings, log: Logger) -> Result<Self, Error> {
+        Self::open_with(settings, log, Wanted::Nothing).await
+    }
+
+    /// The same; `by_default` says which tables the file gets from the cloud where the settings leave that open.
+    pub(crate) async fn open_with(
+        settings: Settings,
+        log: Logger,
+        by_default: Wanted,
+    ) -> Result<Self, Error> {
         let log = calm(log);
         let folder = settings.sqlite.migrations.as_ref();
         // Before anything is touched: a folder that cannot be read is no half start.
@@ -228,7 +239,19 @@ impl Database {
         if let Some(warning) = unprotected(&settings) {
             warn!(log, "{}", warning);
         }
+        let wanted = match &settings.sync.tables_from_cloud {
+            TablesFromCloud::Auto => by_default,
+            TablesFromCloud::None => Wanted::Nothing,
+            TablesFromCloud::All => Wanted::Synced,
+            TablesFromCloud::Named(names) => Wanted::Named(names.clone()),
+        };
         let plan = Plan::new(settings, log.clone())?;
+        let told = plan.wanted.clone();
+        // Which tables the file lacks is known when the migrations have made theirs.
+        let want = move || drop(told.set(wanted.clone()));
+        if migrations.is_none() {
+            want();
+        }
         let (opened, open) = oneshot::channel();
         let (over, ended) = oneshot::channel();
         std::thread::Builder::new()
@@ -252,6 +275,7 @@ impl Database {
                     let _ = db.shutdown().await;
                     return Err(error);
                 }
+                want();
                 info!(log, "✅ Hybrid sync initialized");
                 Ok(db)
             }
@@ -698,6 +722,7 @@ impl Plan {
             cloud: cloud_options.map(Cloud::new).transpose().map_err(|error| bad(&error))?,
             gate,
             timings: Arc::default(),
+            wanted: Arc::default(),
             settings,
             log,
         })
@@ -784,7 +809,7 @@ impl Plan {
 
     fn open_file(&self) -> Result<(Store, Readers, Readers, FileLock), Error> {
         let lock = lock_file(&self.store.path)?;
-        let (store, notices) = Store::open(&self.store)?;
+        let (store, notices) = Store::open_with(&self.store, &self.settings.tables.rules())?;
         if let Some(cloud) = &self.cloud {
             // From the first check on, only the cloud that this file belongs to is ours.
             cloud.expect_identity(store.link()?.cloud);
@@ -806,6 +831,7 @@ impl Plan {
             cloud,
             gate,
             timings,
+            wanted,
             log,
         } = self;
         let children = Children {
@@ -853,6 +879,8 @@ impl Plan {
         };
         let (syncer, writer_log) = (children.syncer.clone(), child_log("SqliteWriter"));
         let same_file = readers.clone();
+        let rules = Arc::new(settings.tables.rules());
+        let kept = rules.clone();
         let first = Mutex::new(Some(store));
         let busy_timeout = settings.sqlite.busy_timeout;
         let writer = ChildSpec::new(&children.writer, move |generation| {
@@ -862,7 +890,7 @@ impl Plan {
                     // Not another file, nor a new one in its place, while everybody else reads the one that was opened.
                     let opened = same_file
                         .same_file()
-                        .and_then(|()| Store::open(&store_options))
+                        .and_then(|()| Store::open_with(&store_options, &kept))
                         .and_then(|opened| same_file.same_file().map(|()| opened));
                     let (store, notices) = opened.map_err(|error| error.to_string())?;
                     tell(&writer_log, notices);
@@ -879,6 +907,8 @@ impl Plan {
             writer: children.writer.clone(),
             watcher: children.watcher.clone(),
             readers,
+            rules,
+            wanted,
             said: Arc::default(),
             not_synced: Arc::default(),
             timings,

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::rc::Rc;
 
 use slog::{Logger, debug, info, warn};
+use tidewater_actors::core::from_cloud::Wanted;
 
 use crate::control::{Checked, ControlServer, Request, Response};
 use crate::database::Database;
@@ -24,7 +25,8 @@ pub async fn run(
 ) -> Result<(), Error> {
     let socket = settings.sqlite.control_socket();
     let proxy_required = settings.proxy.require;
-    let db = Database::open(settings, log.clone()).await?;
+    // Nobody has opened the file to make tables in it.
+    let db = Database::open_with(settings, log.clone(), Wanted::WhenEmpty).await?;
     let control = match ControlServer::bind(socket, log.clone()) {
         Ok(control) => Some(control.serve(handler(db.clone(), proxy_required))),
         Err(error) => {

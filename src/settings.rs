@@ -377,6 +377,21 @@ pub struct SyncSettings {
     pub feed_entries_max: i64,
     /// Conflicts that the cloud's log keeps; at least 10.
     pub conflicts_max: i64,
+    /// Which of the cloud's tables this file is given, where it does not have them.
+    pub tables_from_cloud: TablesFromCloud,
+}
+
+/// `sync.tables_from_cloud`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TablesFromCloud {
+    /// The process gives a file without any table all of them; the library, whose app makes its own, none.
+    Auto,
+    /// None.
+    None,
+    /// Those that some device syncs.
+    All,
+    /// These; none where the list is empty.
+    Named(Vec<String>),
 }
 
 /// `[tables]`: what is set for single tables. Names are compared as SQLite does, whatever the case of ASCII's letters.
@@ -407,6 +422,10 @@ pub struct TableSettings {
     pub name: String,
     /// Which way its rows go.
     pub direction: Direction,
+    /// Which of the cloud's rows come here: a condition in PostgreSQL's words. None: all.
+    pub filter: Option<String>,
+    /// Columns that are neither sent nor pulled.
+    pub columns_left_out: Vec<String>,
 }
 
 /// `[circuit]`.

@@ -5,6 +5,7 @@
 //!
 //! a cycle   permit ─▶ connect ─▶ settle ─▶ prepare ─▶ pull ─▶ flush ─▶ pull ─▶ permit back
 //!   settle    new session; what became of the round in flight; has history changed?
+//!   prepare   tables that this file lacks (`tables.rs`); those of the cloud, and their feed
 //!   pull      snapshots of new tables; the feed up to the horizon ─▶ ApplyPage ─▶ SqliteWriter
 //!   flush     NoteRound ─▶ read and encode ─▶ PostgreSQL ─▶ AcknowledgeRound | ParkRows | PutBackRound
 //! ```
@@ -14,7 +15,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
@@ -24,7 +25,9 @@ use tokio::sync::{oneshot, watch};
 use crate::circuit_breaker::{CircuitOpen, Gate};
 use crate::core::circuit::Mode;
 use crate::core::failure::{CloudFailure, FailureClass};
+use crate::core::from_cloud::Wanted;
 use crate::core::merge::{Change, change};
+use crate::core::rules::TableRules;
 use crate::core::schema::{CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{
@@ -53,6 +56,7 @@ use crate::timings::{Timings, now_us};
 
 mod history;
 mod parked;
+mod tables;
 mod trim;
 
 use history::{Evidence, evidence};
@@ -86,6 +90,10 @@ pub struct SyncParts {
     pub watcher: Handle<ProxyWatcher>,
     /// Connections for reading.
     pub readers: Readers,
+    /// What is set for single tables.
+    pub rules: Arc<TableRules>,
+    /// Which of the cloud's tables this file is given, as soon as it has those that its app gives it.
+    pub wanted: Arc<OnceLock<Wanted>>,
     /// What has been said once and need not be said again.
     pub said: Arc<Mutex<HashSet<String>>>,
     /// The tables whose rows wait for something that a person has to do, by id, with what that is.
@@ -144,6 +152,8 @@ struct Memory {
     trimmed: Option<Instant>,
     /// Whether others had changed something, or there is more of the feed to trim: the next cycle comes soon.
     news: bool,
+    /// Whether the file wants tables that the cloud does not have yet.
+    lacks_tables: bool,
     /// When tables that could not be used are looked at again, and how long that wait was.
     look_again: Option<(Instant, Duration)>,
 }
@@ -859,8 +869,11 @@ impl Cycle {
     /// Looks at the cloud's side of every table, once per connection and per change of the schema here; and again, at growing
     /// intervals, while one of them cannot be used: somebody may have mended it, or given its lock back.
     async fn prepare(&mut self, session: &CloudSession, link: &Link) -> Step<()> {
-        let (generation, tables) = self.ask(GetTables).await?;
         let due = self.memory.look_again.is_some_and(|(when, _)| Instant::now() >= when);
+        if due || self.memory.prepared.is_none() {
+            self.make_tables(session).await?;
+        }
+        let (generation, tables) = self.ask(GetTables).await?;
         if !due && self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
             return Ok(());
         }
@@ -869,12 +882,14 @@ impl Cycle {
         if session.is_shared() && self.is_new(pooler) {
             info!(self.log, "{pooler}");
         }
+        let mut not_synced = tables::not_sent(&tables);
+        let tables = self.in_both(tables);
         let (prepared, notes) = session.prepare(&tables).await?;
         for note in notes {
             self.once(note);
         }
         let mut ready = vec![];
-        let mut not_synced = HashMap::new();
+        let mut not_yet = false;
         let finds: Vec<Vec<bool>> = tables.iter().map(|table| table.finds(&tables)).collect();
         for ((table, finds), prepared) in tables.into_iter().zip(finds).zip(prepared) {
             let trace = match &prepared {
@@ -890,14 +905,15 @@ impl Cycle {
             match prepared {
                 Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud, finds }),
                 Prepared::NotYet(reason) => {
+                    not_yet = true;
                     not_synced.insert(table.id, format!("table {}: {reason}", table.name));
                     self.once(format!("table {} is not synced, its rows stay pending: {reason}", table.name));
                 }
             }
         }
-        let one_way = ready.iter().any(|ready| !ready.cloud.feed);
+        let one_way = ready.iter().any(|ready| ready.receives() && !ready.cloud.feed);
         let pace = self.options.pace;
-        self.memory.look_again = (one_way || !not_synced.is_empty()).then(|| {
+        self.memory.look_again = (one_way || not_yet || self.memory.lacks_tables).then(|| {
             let doubled = self.memory.look_again.map_or(pace.pull_interval, |(_, last)| last * 2);
             let wait = doubled.min(pace.max_retry_delay);
             (Instant::now() + wait, wait)
@@ -995,6 +1011,9 @@ impl Cycle {
             for entry in entries.iter().filter(|entry| !entry.own) {
                 // A table that is not tracked here, or not yet: its snapshot will show it.
                 let Some(at) = tables.iter().position(|t| t.cloud.oid == entry.table_oid) else { continue };
+                if !tables[at].receives() {
+                    continue;
+                }
                 match &entry.key {
                     Some(key) => {
                         let newest = wanted.entry(at).or_default().entry(key.clone()).or_default();
@@ -1035,8 +1054,17 @@ impl Cycle {
             present.insert(at);
             page.put(ready.pulled(row, seen[at]));
         }
-        let absent: Vec<usize> = (0..texts.len()).filter(|at| !present.contains(at)).collect();
-        let keys: Vec<Vec<String>> = absent.iter().map(|at| texts[*at].clone()).collect();
+        let mut absent: Vec<usize> = (0..texts.len()).filter(|at| !present.contains(at)).collect();
+        let mut keys: Vec<Vec<String>> = absent.iter().map(|at| texts[*at].clone()).collect();
+        if ready.table.rule.filter.is_some() && !keys.is_empty() {
+            for (place, row) in session.fetch_any(&ready.table, &ready.cloud, &ready.table.key, &keys).await?
+            {
+                present.insert(absent[place]);
+                page.put_stranger(ready.pulled(row, seen[absent[place]]));
+            }
+            absent.retain(|at| !present.contains(at));
+            keys = absent.iter().map(|at| texts[*at].clone()).collect();
+        }
         let hidden = session.hidden(&ready.cloud, &keys).await?;
         for (place, at) in absent.into_iter().enumerate() {
             let Some(key) = ready.local_key(&texts[at]) else { continue };
@@ -1157,6 +1185,19 @@ impl Cycle {
                 }
             }
             missing.retain(|at| !found[*at]);
+            if ready.table.rule.filter.is_some() && !missing.is_empty() {
+                let texts: Vec<Vec<String>> = missing.iter().map(|at| texts[*at].clone()).collect();
+                for (place, row) in session.fetch_any(&ready.table, &ready.cloud, columns, &texts).await? {
+                    let at = missing[place];
+                    found[at] = true;
+                    let pulled = ready.pulled(row, 0);
+                    if known.insert(name(&pulled.0.key)) {
+                        new[asked[at]] = true;
+                        page.put_stranger(pulled);
+                    }
+                }
+                missing.retain(|at| !found[*at]);
+            }
         }
         if by_key {
             let keys: Vec<Vec<String>> = missing.iter().map(|at| texts[*at].clone()).collect();
@@ -1187,7 +1228,8 @@ impl Cycle {
         generation: u64,
         tables: &[ReadyTable],
     ) -> Step<()> {
-        let lookups = self.ask(GetSetAside).await?;
+        let mut lookups = self.ask(GetSetAside).await?;
+        lookups.retain(|lookup| tables.iter().any(|t| t.table.id == lookup.table && t.receives()));
         if lookups.is_empty() {
             return Ok(());
         }
@@ -1202,7 +1244,7 @@ impl Cycle {
 
     /// Takes the tables that have not been compared with the cloud yet through it, page by page, in key order.
     async fn snapshots(&self, session: &CloudSession, generation: u64, tables: &[ReadyTable]) -> Step<()> {
-        for ready in tables {
+        for ready in tables.iter().filter(|ready| ready.receives()) {
             let table = ready.table.id;
             let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
             if after.is_none() {
@@ -1266,7 +1308,8 @@ impl Cycle {
         upto: &mut Option<i64>,
     ) -> Step<Flushed> {
         let (generation, tables) = self.prepared()?;
-        let eligible: Vec<i64> = tables.iter().map(|ready| ready.table.id).collect();
+        let sends = |ready: &&ReadyTable| ready.table.rule.direction.sends();
+        let eligible: Vec<i64> = tables.iter().filter(sends).map(|ready| ready.table.id).collect();
         let pairs: Vec<(Table, CloudTable)> =
             tables.iter().map(|ready| (ready.table.clone(), ready.cloud.clone())).collect();
         let mut width = 1;

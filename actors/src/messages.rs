@@ -22,12 +22,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::core::failure::FailureClass;
+use crate::core::from_cloud::NewTable;
 use crate::core::schema::Table;
 use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Applied, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, Mark, Noted, Page, Parked, Part, Refusal,
-    Rest, Retried, StoreError, Unit, Which, Witness, Written,
+    Applied, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, MadeTables, Mark, Names, Noted, Page,
+    Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -212,6 +213,21 @@ pub struct Migrate {
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Stored<(u64, Vec<Table>)>")]
 pub struct GetTables;
+
+/// The names in the file.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Stored<Names>")]
+pub struct GetNames;
+
+/// Makes tables as the cloud has them; with `when_empty`, only in a file that has none.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<MadeTables>")]
+pub struct MakeTables {
+    /// The tables, none of which the file has.
+    pub tables: Vec<NewTable>,
+    /// Not beside a table that somebody has made meanwhile.
+    pub when_empty: bool,
+}
 
 /// What the file remembers of the link, and the round whose outcome is not known, by id and number.
 #[derive(Debug, Clone, Copy, Message)]

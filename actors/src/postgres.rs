@@ -36,6 +36,7 @@ mod client;
 mod dial;
 mod ears;
 mod examine;
+mod from_cloud;
 mod guard;
 mod isolate;
 mod link;
@@ -69,7 +70,7 @@ use crate::core::doctor::PROTOCOL;
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate, one_line};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
-use crate::sql::cloud;
+use crate::sql::cloud::{self, Rows};
 use crate::sql::ident;
 use crate::sqlite::Cursor;
 
@@ -1018,7 +1019,8 @@ impl CloudSession {
         let schema = &self.cloud.options.schema;
         let mut missing = vec![];
         for (at, table) in tables.iter().enumerate() {
-            if self.columns(table).await?.is_empty() {
+            // Who sends nothing there makes nothing there.
+            if table.rule.direction.sends() && self.columns(table).await?.is_empty() {
                 missing.push(at);
             }
         }
@@ -1063,8 +1065,13 @@ impl CloudSession {
 
     async fn prepare_table(&self, table: &Table, notes: &mut Vec<String>) -> Result<Prepared> {
         let mut found = self.columns(table).await?;
+        let direction = table.rule.direction;
         let Some(oid) = found.values().next().map(|column| column.table_oid) else {
-            return Ok(Prepared::NotYet("its cloud table disappeared".into()));
+            return Ok(Prepared::NotYet(match direction.sends() {
+                true => "its cloud table disappeared".into(),
+                false => "the cloud has no such table, and its direction is pull, so that none is made there"
+                    .into(),
+            }));
         };
         let key = self.query(include_str!("sql/postgres/key_columns.sql"), &[&oid], Phase::Setup).await?;
         let key = key.iter().map(|row| row.cell(0)).collect::<Result<Vec<String>>>()?;
@@ -1080,6 +1087,11 @@ impl CloudSession {
         if !missing.is_empty() {
             let names =
                 missing.iter().map(|c| table.columns[*c].name.as_str()).collect::<Vec<_>>().join(", ");
+            if !direction.sends() {
+                return Ok(Prepared::NotYet(format!(
+                    "its cloud table lacks the column {names}, and its direction is pull, so that nothing is changed there"
+                )));
+            }
             if !self.cloud.options.add_columns {
                 return Ok(Prepared::NotYet(format!(
                     "its cloud table lacks the column {names}; add it, or set cloud.add_columns to auto"
@@ -1105,7 +1117,7 @@ impl CloudSession {
             })
             .map(|(name, _)| name.as_str())
             .collect();
-        if !demanded.is_empty() {
+        if !demanded.is_empty() && direction.sends() {
             return Ok(Prepared::NotYet(format!(
                 "its cloud table demands a value for {}, which it does not have here: give it a default there",
                 demanded.join(", ")
@@ -1132,6 +1144,9 @@ impl CloudSession {
             }
         }
         let mut cloud_table = self.as_found(table, oid, columns);
+        if let Some(refusal) = self.misread_filter(table, &cloud_table).await? {
+            return Ok(Prepared::NotYet(refusal));
+        }
         let mut definitions: Vec<(i16, String)> =
             found.into_values().map(|found| (found.column.number, found.definition)).collect();
         definitions.sort_unstable();
@@ -1155,7 +1170,10 @@ impl CloudSession {
         cloud_table.plain = cloud_table.hiding == Hiding::None
             && cloud::stores_as_sent(&cloud_table.columns)
             && first(&is_plain)? == Some(true);
-        if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
+        if !direction.receives() {
+            // Nobody here asks what others change.
+            cloud_table.feed = false;
+        } else if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
             cloud_table.feed = false;
             if refusal.sqlstate.as_deref() == Some("42501") {
                 let on = cloud::qualified(&cloud_table.schema, &table.name);
@@ -1291,10 +1309,14 @@ impl CloudSession {
     }
 
     async fn columns(&self, table: &Table) -> Result<HashMap<String, FoundColumn>> {
+        self.columns_of(&table.name).await
+    }
+
+    async fn columns_of(&self, table: &str) -> Result<HashMap<String, FoundColumn>> {
         let rows = self
             .query(
                 include_str!("sql/postgres/columns.sql"),
-                &[&self.cloud.options.schema, &table.name],
+                &[&self.cloud.options.schema, &table],
                 Phase::Setup,
             )
             .await?;
@@ -1358,7 +1380,7 @@ impl CloudSession {
         rows.iter().filter_map(|row| entry(row).transpose()).collect()
     }
 
-    /// The rows whose given columns have the given values (in PostgreSQL's text), each with its position.
+    /// The rows that come home and whose given columns have the given values (in PostgreSQL's text), each with its position.
     pub async fn fetch(
         &self,
         table: &Table,
@@ -1366,7 +1388,18 @@ impl CloudSession {
         by: &[usize],
         values: &[Vec<String>],
     ) -> Result<Vec<(usize, Vec<CloudValue>)>> {
-        self.fetch_rows(table, cloud_table, by, values, false).await
+        self.fetch_rows(table, cloud_table, by, values, Rows::Wanted).await
+    }
+
+    /// The same, whether they come home or not.
+    pub async fn fetch_any(
+        &self,
+        table: &Table,
+        cloud_table: &CloudTable,
+        by: &[usize],
+        values: &[Vec<String>],
+    ) -> Result<Vec<(usize, Vec<CloudValue>)>> {
+        self.fetch_rows(table, cloud_table, by, values, Rows::Any).await
     }
 
     async fn fetch_rows(
@@ -1375,12 +1408,12 @@ impl CloudSession {
         cloud_table: &CloudTable,
         by: &[usize],
         values: &[Vec<String>],
-        lock: bool,
+        which: Rows,
     ) -> Result<Vec<(usize, Vec<CloudValue>)>> {
         let arrays: Vec<Vec<&str>> =
             (0..by.len()).map(|at| values.iter().map(|row| row[at].as_str()).collect()).collect();
         let params: Vec<&dyn Param> = arrays.iter().map(|array| array as _).collect();
-        let rows = self.query(&cloud::fetch(table, cloud_table, by, lock), &params, Phase::Pull).await?;
+        let rows = self.query(&cloud::fetch(table, cloud_table, by, which), &params, Phase::Pull).await?;
         rows.iter().map(|row| Ok((position(row, values.len())?, decode(row, cloud_table)?))).collect()
     }
 
@@ -1677,7 +1710,7 @@ impl CloudSession {
             }
             let keys: Vec<Vec<String>> =
                 members.iter().map(|at| key_text(&items[hits[*at].item].key)).collect();
-            for (at, row) in self.fetch_rows(table, cloud_table, &table.key, &keys, true).await? {
+            for (at, row) in self.fetch_rows(table, cloud_table, &table.key, &keys, Rows::Locked).await? {
                 hits[members[at]].row = Some(row);
             }
         }

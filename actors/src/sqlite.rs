@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
-//! (rows as types), `backlog.rs` (how much waits, and its limit), `parked.rs` (rows that PostgreSQL refuses), `copy.rs` (a copy of the file while it is in use; whether
+//! (rows as types), `rules.rs` (what is set for single tables), `from_cloud.rs` (tables made from the cloud's), `backlog.rs` (how much waits, and its limit), `parked.rs` (rows that PostgreSQL refuses), `copy.rs` (a copy of the file while it is in use; whether
 //! it is whole), `examine.rs` (a look that changes nothing), `upkeep.rs` (keeps the log short and gives free pages back),
 //! `watch.rs` (notices what others do with the file).
 //!
@@ -27,11 +27,13 @@ mod backlog;
 mod conflicts;
 mod copy;
 mod examine;
+mod from_cloud;
 mod growing;
 mod history;
 mod migrate;
 mod parked;
 mod rows;
+mod rules;
 mod upkeep;
 mod watch;
 
@@ -51,7 +53,9 @@ use rusqlite::{
     Transaction, TransactionBehavior, params, params_from_iter,
 };
 
+use crate::core::direction::Direction;
 use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
+use crate::core::rules::TableRules;
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{CloudType, Value, alike, json_array};
 use crate::messages::NoteRound;
@@ -69,6 +73,7 @@ pub use self::backlog::{Backlog, BacklogLimits};
 pub use self::conflicts::{Conflict, ConflictPage};
 pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
+pub use self::from_cloud::{MadeTables, Names};
 pub use self::growing::{Grown, InFlight, Part, Rest};
 pub use self::history::{Home, Witness};
 pub use self::parked::{
@@ -519,6 +524,8 @@ pub struct Page {
     pub hidden: Vec<(i64, Vec<Value>)>,
     /// Rows with a value that cannot be kept here as it is, without their contents, and why. They are set aside.
     pub unfit: Vec<(PulledRow, String)>,
+    /// Rows of the page, by table and key, that do not come home: they leave this file, unless something is pending in them.
+    pub strangers: Vec<(i64, Vec<Value>)>,
 }
 
 impl Page {
@@ -528,6 +535,12 @@ impl Page {
             None => self.rows.push(pulled),
             Some(why) => self.unfit.push((pulled, why)),
         }
+    }
+
+    /// Takes a row that does not come home.
+    pub fn put_stranger(&mut self, pulled: (PulledRow, Option<String>)) {
+        self.strangers.push((pulled.0.table, pulled.0.key.clone()));
+        self.put(pulled);
     }
 
     /// Whether a row is on it already, whatever becomes of it.
@@ -691,6 +704,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Open`] says what is wrong with the file and what helps; the file is not touched then.
     pub fn open(options: &StoreOptions) -> Result<(Self, Vec<Notice>)> {
+        Self::open_with(options, &TableRules::default())
+    }
+
+    /// The same where something is set for single tables.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(options: &StoreOptions, rules: &TableRules) -> Result<(Self, Vec<Notice>)> {
         fail::fail_point!("sqlite.open");
         let mut notices = check_file(&options.path)?;
         let path = &options.path;
@@ -754,6 +775,7 @@ impl Store {
         tx.execute("INSERT OR IGNORE INTO _tidewater_meta VALUES ('format', 1), ('device', ?1)", [device])
             .map_err(explain)?;
         parked::number_parked(&tx).map_err(name)?;
+        rules::put(&tx, rules).map_err(name)?;
         commit(tx).map_err(name)?;
         // Only now are the log and its index certainly there.
         store.place = Place::of(path);
@@ -1268,6 +1290,7 @@ impl Store {
     fn try_apply(&mut self, page: &Page) -> Result<Applied> {
         let tx = self.apply.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
+        let page = &*rules::without_strangers(&tx, &self.tables, page)?;
         let mut applier = Applier {
             tx: &tx,
             tables: &self.tables,
@@ -1521,7 +1544,8 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in &self.tables {
             merge_back(&tx, table)?;
-            if resend {
+            // What is not sent follows the cloud as it is now.
+            if resend && table.rule.direction.sends() {
                 tx.execute(&capture::journal_everything(table, true), [])?;
             }
         }
@@ -3189,11 +3213,14 @@ impl<'a> Applier<'a> {
     }
 
     /// Takes a parked row out that is given up. What was here, or was to be deleted there, is on record. False: it is not one
-    /// of those, or has been edited since.
+    /// of those, or has been edited since. Where nothing is sent, whatever is pending gives way.
     fn discard(&mut self, table: &Table, pulled: &PulledRow, local: Option<&[Value]>) -> Result<bool> {
         let is_meant = |(id, key): &(i64, Vec<Value>)| *id == table.id && *key == pulled.key;
         if !self.page.discarded.iter().any(is_meant) {
-            return Ok(false);
+            return match table.rule.direction {
+                Direction::Pull => self.give_way(table, pulled, local),
+                _ => Ok(false),
+            };
         }
         let edited =
             format!("SELECT 1 FROM {} WHERE {}", ident(&side_table(JOURNAL, table)), key_is(table, 1));
@@ -3316,13 +3343,7 @@ impl<'a> Applier<'a> {
     }
 
     fn insert(&self, table: &Table, row: &[Value]) -> rusqlite::Result<usize> {
-        let sql = format!(
-            "INSERT INTO {} ({}) VALUES ({})",
-            ident(&table.name),
-            list(&table.columns, |c| ident(&c.name)),
-            list(0..row.len(), param)
-        );
-        self.tx.prepare_cached(&sql)?.execute(params_from_iter(row))
+        self.insert_with(table, row, &[])
     }
 
     /// Rows that trade unique values with each other: all leave, then all come back. What still cannot be stored is
@@ -3333,14 +3354,16 @@ impl<'a> Applier<'a> {
         }
         self.tx.execute_batch("SAVEPOINT tidewater_untangle")?;
         let mut outcome = Ok(());
+        let mut kept = Vec::with_capacity(collided.len());
         for (pulled, _) in collided {
             let table = self.table(pulled.table)?;
+            kept.push(self.left_out(table, &pulled.key)?);
             let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
             self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
         }
-        for (pulled, target) in collided {
+        for ((pulled, target), kept) in collided.iter().zip(&kept) {
             if outcome.is_ok() {
-                outcome = self.insert(self.table(pulled.table)?, target).map(|_| ());
+                outcome = self.insert_with(self.table(pulled.table)?, target, kept).map(|_| ());
             }
         }
         match outcome {
@@ -3424,12 +3447,10 @@ impl<'a> Applier<'a> {
                         self.resurrect(parent, key, local)?;
                         return Ok(false);
                     }
-                    if !in_page {
-                        missing.push(Lookup {
-                            table: child.id,
-                            columns: child.key.clone(),
-                            values: child_key,
-                        });
+                    let lookup = Lookup { table: child.id, columns: child.key.clone(), values: child_key };
+                    // Its table may be one that is not synced, so that nobody can say what became of it.
+                    if !in_page && !self.page.absent.contains(&lookup) {
+                        missing.push(lookup);
                     }
                 }
             }
@@ -3601,7 +3622,7 @@ enum Missing {
 fn track(tx: &Connection, missing: Missing) -> Result<(Vec<Table>, Vec<Notice>)> {
     let mut notices = vec![];
     let mut tables = vec![];
-    for (name, described) in describe_all(tx)? {
+    for (name, described) in describe_all(tx, &rules::get(tx)?)? {
         match described {
             Ok(table) => tables.push(table),
             Err(reason) => {
@@ -3624,7 +3645,7 @@ fn track(tx: &Connection, missing: Missing) -> Result<(Vec<Table>, Vec<Notice>)>
 /// The tables that are there and have a number, as they are now; their columns have none yet.
 fn remembered_tables(tx: &Connection) -> Result<Vec<Table>> {
     let mut tables: Vec<Table> =
-        describe_all(tx)?.into_iter().filter_map(|(_, described)| described.ok()).collect();
+        describe_all(tx, &rules::get(tx)?)?.into_iter().filter_map(|(_, described)| described.ok()).collect();
     resolve_parents(&mut tables);
     let mut remembered = vec![];
     for mut table in tables {
@@ -3641,7 +3662,10 @@ fn remembered_tables(tx: &Connection) -> Result<Vec<Table>> {
 }
 
 /// Every table of the app's, as it is tracked, or why it cannot be.
-fn describe_all(tx: &Connection) -> Result<Vec<(String, std::result::Result<Table, String>)>> {
+fn describe_all(
+    tx: &Connection,
+    rules: &TableRules,
+) -> Result<Vec<(String, std::result::Result<Table, String>)>> {
     let names = query(
         tx,
         "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' \
@@ -3649,11 +3673,11 @@ fn describe_all(tx: &Connection) -> Result<Vec<(String, std::result::Result<Tabl
         &[],
         |row| row.get::<_, String>(0),
     )?;
-    names.into_iter().map(|name| Ok((name.clone(), describe(tx, &name)?))).collect()
+    names.into_iter().map(|name| Ok((name.clone(), describe(tx, &name, rules)?))).collect()
 }
 
 /// A table as it is tracked, or why it cannot be.
-fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, String>> {
+fn describe(tx: &Connection, name: &str, rules: &TableRules) -> Result<std::result::Result<Table, String>> {
     struct Found {
         name: String,
         declared: String,
@@ -3677,7 +3701,16 @@ fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, St
             })
         },
     )?;
-    let stored: Vec<&Found> = found.iter().filter(|column| !column.generated).collect();
+    let mut rule = rules.of(name);
+    let named = std::mem::take(&mut rule.left_out);
+    let is_left_out = |column: &str| named.iter().any(|name| name.eq_ignore_ascii_case(column));
+    let left_out = found.iter().filter(|column| !column.generated && is_left_out(&column.name));
+    rule.left_out = left_out.map(|column| column.name.clone()).collect();
+    if let Some(column) = found.iter().find(|column| column.key_place > 0 && is_left_out(&column.name)) {
+        return Ok(Err(format!("tables.{name}.columns_left_out names {}, of its primary key", column.name)));
+    }
+    let stored: Vec<&Found> =
+        found.iter().filter(|column| !column.generated && !is_left_out(&column.name)).collect();
     let collate_as_declared = |columns: &[(usize, String)]| -> Result<bool> {
         for (column, collation) in columns {
             let (_, declared, ..) = tx.column_metadata(Some("main"), name, stored[*column].name.as_str())?;
@@ -3712,6 +3745,9 @@ fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, St
             &[index.as_str().into()],
             |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, String>(1)?)),
         )?;
+        if parts.iter().any(|(column, _)| column.as_deref().is_some_and(is_left_out)) {
+            return Ok(Err(format!("its unique index {index} has a column that is left out")));
+        }
         let columns: Option<Vec<(usize, String)>> = parts
             .into_iter()
             .map(|(column, collation)| column.and_then(|c| column_at(&c)).map(|at| (at, collation)))
@@ -3740,8 +3776,10 @@ fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, St
             ))
         },
     )?;
+    let of_left_out: HashSet<i64> =
+        parts.iter().filter(|(_, _, from, ..)| is_left_out(from)).map(|(id, ..)| *id).collect();
     for (id, parent, from, to, on_delete, on_update) in parts {
-        let Some(column) = column_at(&from) else { continue };
+        let Some(column) = column_at(&from).filter(|_| !of_left_out.contains(&id)) else { continue };
         let key = foreign_keys.entry(id).or_insert_with(|| ForeignKey {
             columns: vec![],
             parent,
@@ -3770,17 +3808,21 @@ fn describe(tx: &Connection, name: &str) -> Result<std::result::Result<Table, St
         // A column takes the name; with all three taken nobody can set it.
         false => ["rowid", "_rowid_", "oid"].into_iter().find(|rowid| !is_column(rowid)).map(str::to_owned),
     };
-    Ok(Ok(Table { id: 0, name: name.into(), columns, key, uniques, rowid, foreign_keys }))
+    Ok(Ok(Table { id: 0, name: name.into(), columns, key, uniques, rowid, foreign_keys, rule }))
 }
 
 /// Foreign keys that name no parent columns mean the parent's primary key; those whose parent is not tracked, or has
-/// no such columns, are left to SQLite.
+/// no such columns, are left to SQLite, and so are those of a table that is this file's alone.
 fn resolve_parents(tables: &mut [Table]) {
     let keys: HashMap<String, Vec<String>> = tables
         .iter()
+        .filter(|table| rules::rests(table).is_none())
         .map(|t| (t.name.to_ascii_lowercase(), t.key_names().iter().map(|k| (*k).to_owned()).collect()))
         .collect();
     for table in tables.iter_mut() {
+        if rules::rests(table).is_some() {
+            table.foreign_keys.clear();
+        }
         table.foreign_keys.retain_mut(|key| {
             let Some(parent_key) = keys.get(&key.parent.to_ascii_lowercase()) else { return false };
             if key.parent_columns.is_empty() {
@@ -3861,6 +3903,11 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         number_steps(tx, table)?;
         widen_journal(tx, table)?;
     }
+    let mut notices: Vec<Notice> = rules::settle(tx, table)?.into_iter().collect();
+    if let Some(reason) = rules::rests(table) {
+        notices.push(rules::rest(tx, table, &reason)?);
+        return Ok(notices);
+    }
     let state = match (trigger_state(tx, table)?, missing) {
         (Triggers::Gap, Missing::IsOurDoing) => Triggers::Outdated,
         (state, _) => state,
@@ -3894,12 +3941,12 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         )?;
     }
     if !new && state >= Triggers::Narrow {
-        return Ok(vec![Notice(format!(
+        notices.push(Notice(format!(
             "table {} was changed while it was not watched; it is compared with the cloud row by row",
             table.name
-        ))]);
+        )));
     }
-    Ok(vec![])
+    Ok(notices)
 }
 
 /// Columns that are not there any more free their names. Whether one may have been renamed: some came as well. Another

@@ -22,9 +22,9 @@ use tokio::sync::oneshot;
 
 use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, CompareKeeping, DissolveRound, FixCursor,
-    GetDiscardable, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables, GrowRound,
-    JournalGrew, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud, RememberCloudTable,
-    RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
+    GetDiscardable, GetLink, GetNames, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables,
+    GrowRound, JournalGrew, MakeTables, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud,
+    RememberCloudTable, RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{BacklogLimits, Notice, Store, StoreError, Unit, Written};
@@ -271,6 +271,8 @@ macro_rules! store_calls {
 
 store_calls! {
     GetTables => (u64, Vec<crate::core::schema::Table>), |store, _| store.tables();
+    GetNames => crate::sqlite::Names, |store, _| store.names();
+    MakeTables => crate::sqlite::MadeTables, |store, m| store.make_tables(&m.tables, m.when_empty);
     GetLink => (crate::sqlite::Link, Option<(String, i64)>), |store, _| Ok((store.link()?, store.in_flight()?));
     NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(&m);
     GrowRound => Option<crate::sqlite::Grown>, |store, m| store.grow_round(&m);

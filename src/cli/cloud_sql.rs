@@ -55,7 +55,8 @@ impl CloudSqlArgs {
             return Err((Exit::Usage, "name the role of the devices: --role NAME, or CLOUD_SQL_USER".into()));
         };
         let (tables, local) =
-            sqlite::syncable(&settings.sqlite.path, settings.sqlite.busy_timeout).map_err(failed)?;
+            sqlite::syncable(&settings.sqlite.path, settings.sqlite.busy_timeout, &settings.tables.rules())
+                .map_err(failed)?;
         let database = cloud.database.as_deref();
         let scripts = ByHand { role, database, schema: &cloud.schema, tables: &tables }.scripts();
         let Scripts { push, pull } = &scripts;

@@ -377,6 +377,7 @@ fn render_pending(page: &PendingPage) -> String {
         let state = match row.state.as_str() {
             "waiting" => "",
             "in_flight" => "  in flight",
+            "stays_here" => "  stays here",
             _ => "  needs others",
         };
         let columns = row.columns.join(", ");

@@ -14,7 +14,8 @@ use super::{
     AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host,
     HttpSettings, LinkOptions, LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource,
     ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings,
-    SupervisorSettings, SyncSettings, TablesSettings, TlsMode, TlsOptions, UpkeepOptions, socket_path,
+    SupervisorSettings, SyncSettings, TablesFromCloud, TablesSettings, TlsMode, TlsOptions, UpkeepOptions,
+    socket_path,
 };
 
 /// The shortest duration that is still one; below it a loop would be a busy loop.
@@ -72,13 +73,25 @@ impl<'a> Reader<'a> {
 
     /// Text as it is, without trimming; empty is `None`. A number in a file is refused: `1e3` as a password
     /// would not be what it looks like.
-    fn text(&self, key: &str, allowed: &str) -> Result<Option<(String, String)>, SettingsError> {
+    pub(super) fn text(&self, key: &str, allowed: &str) -> Result<Option<(String, String)>, SettingsError> {
         let (value, origin) = self.ask(key, allowed)?;
         match &value.kind {
             ValueKind::String(text) if text.is_empty() => Ok(None),
             ValueKind::String(text) if !text.contains('\0') => Ok(Some((text.clone(), origin))),
             _ => Err(bad(key, &value, origin, allowed)),
         }
+    }
+
+    /// Names as an array, or as one text with commas; none where there is nothing.
+    pub(super) fn names(&self, key: &str, allowed: &str) -> Result<Vec<String>, SettingsError> {
+        let (value, origin) = self.ask(key, allowed)?;
+        let names = match &value.kind {
+            ValueKind::String(text) if text.trim().is_empty() => Some(vec![]),
+            ValueKind::String(text) => Some(text.split(',').map(|name| name.trim().to_owned()).collect()),
+            _ => texts(&value),
+        };
+        let is_good = |names: &Vec<String>| names.iter().all(|it| !it.is_empty() && !it.contains('\0'));
+        names.filter(is_good).ok_or_else(|| bad(key, &value, origin, allowed))
     }
 
     /// Text that may not be empty and must satisfy `good`.
@@ -174,6 +187,9 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// What may be an array of texts, or one text with commas.
+const LISTS: [&str; 2] = ["http.hosts", "sync.tables_from_cloud"];
+
 /// How a value is shown to people.
 fn shown(key: &str, value: &Value) -> String {
     if key == "cloud.password_command" {
@@ -185,9 +201,9 @@ fn shown(key: &str, value: &Value) -> String {
             Some([program, ..]) => format!("{program} …"),
         };
     }
-    if key == "http.hosts"
-        && let Some(hosts) = texts(value)
-    {
+    let is_list =
+        LISTS.contains(&key) || super::tables::split(key).is_some_and(|(_, key)| key == "columns_left_out");
+    if is_list && let Some(hosts) = texts(value) {
         return hosts.join(", ");
     }
     match scalar(value) {
@@ -258,6 +274,7 @@ impl Sections {
                 device_retire: reader.days("sync.device_retire_days", 0.000_01, 3650.0)?,
                 feed_entries_max: reader.count("sync.feed_entries_max", 10, 1_000_000_000_000)?,
                 conflicts_max: reader.count("sync.conflicts_max", 10, 1_000_000_000)?,
+                tables_from_cloud: read_tables_from_cloud(reader)?,
             },
             circuit: CircuitSettings {
                 failure_threshold: reader.count("circuit.failure_threshold", 1, 1000)?,
@@ -294,6 +311,22 @@ impl Sections {
                 integrity: reader.seconds("doctor.integrity_s", SHORTEST_S, DAY_S)?,
             },
         })
+    }
+}
+
+fn read_tables_from_cloud(reader: &Reader<'_>) -> Result<TablesFromCloud, SettingsError> {
+    let key = "sync.tables_from_cloud";
+    let allowed = "auto, none, all, or the names of tables";
+    let (value, _) = reader.ask(key, allowed)?;
+    let word = match &value.kind {
+        ValueKind::String(text) => text.trim().to_ascii_lowercase(),
+        _ => String::new(),
+    };
+    match word.as_str() {
+        "auto" => Ok(TablesFromCloud::Auto),
+        "none" => Ok(TablesFromCloud::None),
+        "all" => Ok(TablesFromCloud::All),
+        _ => reader.names(key, allowed).map(TablesFromCloud::Named),
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use config::{Value, ValueKind};
+use tidewater_actors::core::rules::{TableRule, TableRules};
 
 use super::check::Reader;
 use super::sources::Layer;
@@ -107,12 +108,33 @@ impl TablesSettings {
             .collect::<Result<_, SettingsError>>()?;
         Ok(Self { named, others })
     }
+
+    /// As the actors take them.
+    pub(crate) fn rules(&self) -> TableRules {
+        self.named.iter().map(|(name, table)| (name.clone(), table.rule())).collect()
+    }
 }
 
 impl TableSettings {
+    fn rule(&self) -> TableRule {
+        TableRule {
+            direction: self.direction,
+            filter: self.filter.clone(),
+            left_out: self.columns_left_out.clone(),
+        }
+    }
+
     fn read(reader: &Reader<'_>, name: &str) -> Result<Self, SettingsError> {
         let directions =
             [Direction::Both, Direction::Push, Direction::Pull, Direction::None].map(|it| (it.word(), it));
-        Ok(Self { name: name.to_owned(), direction: reader.word(&full_key(name, "direction"), &directions)? })
+        Ok(Self {
+            name: name.to_owned(),
+            direction: reader.word(&full_key(name, "direction"), &directions)?,
+            filter: reader
+                .text(&full_key(name, "where"), "a condition in PostgreSQL's words, or nothing")?
+                .map(|(text, _)| text)
+                .filter(|text| !text.trim().is_empty()),
+            columns_left_out: reader.names(&full_key(name, "columns_left_out"), "the names of columns")?,
+        })
     }
 }

@@ -502,3 +502,46 @@ fn bad_settings_of_a_table_are_refused_by_name() {
     let message = Settings::builder().set("tables.notes.direction", "up").build().unwrap_err().to_string();
     assert!(message.contains("tables.notes.direction") && message.contains("the program"), "{message}");
 }
+
+/// A condition is a text, left-out columns are names in either form, and so are the tables that come from the cloud.
+#[test]
+fn conditions_and_names_are_read_in_either_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    std::fs::write(
+        &file,
+        "[sync]\ntables_from_cloud = [\"a, b\", \"c\"]\n[tables.notes]\nwhere = \"a = 1\"\ncolumns_left_out = [\"x, y\", \"z\"]\n",
+    )
+    .unwrap();
+    let settings = Settings::builder().config_file(&file).build().unwrap();
+    assert_eq!(settings.sync.tables_from_cloud, TablesFromCloud::Named(vec!["a, b".into(), "c".into()]));
+    let notes = settings.tables.of("NOTES");
+    assert_eq!(notes.filter.as_deref(), Some("a = 1"));
+    assert_eq!(notes.columns_left_out, ["x, y", "z"]);
+    let shown = settings.effective().iter().find(|it| it.key == "tables.notes.columns_left_out").unwrap();
+    assert_eq!(shown.value, "x, y, z");
+    let others = settings.tables.of("others");
+    assert_eq!((others.filter.as_deref(), others.columns_left_out.len()), (None, 0));
+
+    let settings = with(&[
+        ("TIDEWATER_TABLES__NOTES__WHERE", " "),
+        ("TIDEWATER_TABLES__NOTES__COLUMNS_LEFT_OUT", "x, y"),
+        ("TIDEWATER_SYNC__TABLES_FROM_CLOUD", "notes, tags"),
+    ])
+    .unwrap();
+    assert_eq!(settings.tables.of("notes").filter, None);
+    assert_eq!(settings.tables.of("notes").columns_left_out, ["x", "y"]);
+    assert_eq!(settings.sync.tables_from_cloud, TablesFromCloud::Named(vec!["notes".into(), "tags".into()]));
+    for (text, expected) in
+        [("auto", TablesFromCloud::Auto), ("None", TablesFromCloud::None), (" ALL ", TablesFromCloud::All)]
+    {
+        let settings = with(&[("TIDEWATER_SYNC__TABLES_FROM_CLOUD", text)]).unwrap();
+        assert_eq!(settings.sync.tables_from_cloud, expected);
+    }
+    for (key, value, allowed) in [
+        ("TIDEWATER_TABLES__NOTES__COLUMNS_LEFT_OUT", "x,,y", "the names of columns"),
+        ("TIDEWATER_SYNC__TABLES_FROM_CLOUD", "x,", "auto, none, all, or the names of tables"),
+    ] {
+        assert!(with(&[(key, value)]).unwrap_err().to_string().contains(allowed));
+    }
+}

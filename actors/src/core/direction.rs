@@ -1,7 +1,10 @@
 //! Which way a table's rows go.
 
+use serde::{Deserialize, Serialize};
+
 /// `[tables.NAME]`'s `direction`: whether its rows go to the cloud, and whether those of others come home.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Both ways.
     #[default]

@@ -252,6 +252,7 @@ mod tests {
             uniques: vec![],
             rowid: None,
             foreign_keys: vec![],
+            rule: crate::core::rules::TableRule::default(),
         }
     }
 

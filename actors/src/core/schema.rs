@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::rules::TableRule;
 use super::value::{Affinity, CloudType};
 
 /// A tracked table of the SQLite file.
@@ -21,6 +22,8 @@ pub struct Table {
     pub rowid: Option<String>,
     /// Foreign keys to other tables and to itself.
     pub foreign_keys: Vec<ForeignKey>,
+    /// What is set for it.
+    pub rule: TableRule,
 }
 
 /// A column of a tracked table.
@@ -228,6 +231,7 @@ mod tests {
                     on_update: String::new(),
                 })
                 .collect(),
+            rule: TableRule::default(),
         }
     }
 

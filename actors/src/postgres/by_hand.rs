@@ -64,7 +64,9 @@ impl ByHand<'_> {
         );
         for table in self.tables {
             let on = qualified(self.schema, &table.name);
-            sql += &format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {on} TO {role};\n");
+            let rights =
+                if table.rule.direction.sends() { "SELECT, INSERT, UPDATE, DELETE" } else { "SELECT" };
+            sql += &format!("GRANT {rights} ON {on} TO {role};\n");
         }
         sql
     }
@@ -73,7 +75,7 @@ impl ByHand<'_> {
     fn make_tables(&self) -> String {
         let mut tables = String::new();
         let mut foreign_keys = String::new();
-        for table in self.tables {
+        for table in self.tables.iter().filter(|table| table.rule.direction.sends()) {
             let (on, name) = (qualified(self.schema, &table.name), quoted(&table.name));
             let create = cloud::create_table(table, self.schema, &table.referred_to(self.tables));
             // Asked for first: to alter a table locks it, and takes its owner.
@@ -121,7 +123,7 @@ impl ByHand<'_> {
             &cloud::feed_triggers("<oid>", "<target>"),
         ];
         let mut calls = String::new();
-        for table in self.tables {
+        for table in self.tables.iter().filter(|table| table.rule.direction.receives()) {
             let key = || table.key.iter().map(|c| ident(&table.columns[*c].name));
             let written = |kind: &CloudType| array(key().map(|name| cloud::text_of(kind, &name)));
             calls += &format!(

@@ -252,14 +252,16 @@ impl CloudSession {
         let owner: String = row.cell("owner")?;
         side.may_install = row.cell("owns")?;
         side.let_install = format!("ALTER TABLE {on} OWNER TO {}", self.role());
-        let lacking: Vec<String> = row.cell("lacking")?;
+        let mut lacking: Vec<String> = row.cell("lacking")?;
+        lacking.retain(|right| right == "SELECT" || table.rule.direction.sends());
         let rights = (!lacking.is_empty()).then(|| Lack {
             what: format!("this role may not {} {}", lacking.join(", ").to_lowercase(), table.name),
             who: format!("as {owner}:"),
             sql: Some(format!("GRANT {} ON {on} TO {}", lacking.join(", "), self.role())),
         });
         side.drift = self.drift(table, &found, oid, &on, &owner).await?;
-        side.feed = self.is_covered(table, &found, oid).await?;
+        // Where nothing comes home, nobody asks for the feed.
+        side.feed = !table.rule.direction.receives() || self.is_covered(table, &found, oid).await?;
         Ok((side, rights))
     }
 

@@ -264,7 +264,7 @@ impl CloudSession {
                 (0..table.columns.len()).filter(|c| table.is_key(*c) || columns.contains(c)).collect();
             let (narrow, narrow_cloud) = narrowed(table, cloud_table, &kept);
             let keys: Vec<Vec<String>> = members.iter().map(|i| super::key_text(&items[*i].key)).collect();
-            for (place, row) in self.fetch(&narrow, &narrow_cloud, &narrow.key, &keys).await? {
+            for (place, row) in self.fetch_any(&narrow, &narrow_cloud, &narrow.key, &keys).await? {
                 stored.insert(members[place], kept.iter().copied().zip(row).collect());
             }
         }

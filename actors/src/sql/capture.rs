@@ -252,10 +252,16 @@ pub(crate) fn triggers(table: &Table) -> Vec<(String, String)> {
     } else {
         data.iter().map(|c| changed(c)).collect::<Vec<_>>().join(" OR ")
     };
+    // What is left out explains a change, and is none for the cloud.
+    let explained = table
+        .rule
+        .left_out
+        .iter()
+        .fold(any.clone(), |explained, name| format!("{explained} OR {}", differs(&ident(name))));
     let unexplained = whole_row(table, "OLD", "WHERE true", 1);
     let when = |what: &str| format!("WHEN {} AND {same_key} AND {what}", key_is_set("NEW"));
     // Before, for the same reason: a foreign-key action that comes back to the row must not pass for its first change.
-    trigger("unexplained", "BEFORE UPDATE", &when(&format!("NOT ({any})")), &unexplained);
+    trigger("unexplained", "BEFORE UPDATE", &when(&format!("NOT ({explained})")), &unexplained);
     if data.is_empty() {
         // For its name: a table without it has a gap.
         trigger("update", "BEFORE UPDATE", "WHEN 0", "SELECT 0;");

@@ -323,15 +323,36 @@ pub(crate) fn touched(table: &Table, cloud: &CloudTable) -> String {
     )
 }
 
+/// Which rows of a table are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// Those that come home.
+    Wanted,
+    /// Whatever is there.
+    Any,
+    /// The same, to be locked.
+    Locked,
+}
+
+/// The rows that come home of a table, as if it had no others.
+pub(crate) fn wanted(table: &Table, cloud: &CloudTable) -> String {
+    let target = qualified(&cloud.schema, &cloud.name);
+    match &table.rule.filter {
+        // A comment in it ends with its line.
+        Some(filter) => format!("(SELECT * FROM {target} WHERE ({filter}\n))"),
+        None => target,
+    }
+}
+
 /// The rows whose given columns have the given values, sent as text; with their position first.
-pub(crate) fn fetch(table: &Table, cloud: &CloudTable, by: &[usize], lock: bool) -> String {
+pub(crate) fn fetch(table: &Table, cloud: &CloudTable, by: &[usize], rows: Rows) -> String {
     format!(
         "WITH {} SELECT sent.ord, {} FROM sent JOIN {} AS t ON {}{}",
         sent(cloud, by, true, 1),
         selected(table, cloud),
-        qualified(&cloud.schema, &cloud.name),
+        if rows == Rows::Wanted { wanted(table, cloud) } else { qualified(&cloud.schema, &cloud.name) },
         all(by.iter().enumerate(), |(at, c)| format!("t.{} = sent.c{at}", name(table, *c))),
-        if lock { " FOR UPDATE OF t" } else { "" },
+        if rows == Rows::Locked { " FOR UPDATE OF t" } else { "" },
     )
 }
 
@@ -350,7 +371,7 @@ pub(crate) fn page(table: &Table, cloud: &CloudTable, first: bool) -> String {
     format!(
         "SELECT 0::int8, {} FROM {} AS t {after} ORDER BY {key} LIMIT $1",
         selected(table, cloud),
-        qualified(&cloud.schema, &cloud.name),
+        wanted(table, cloud),
     )
 }
 

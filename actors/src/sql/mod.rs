@@ -3,6 +3,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod cloud;
+pub(crate) mod made;
 
 /// An identifier, quoted for both databases.
 pub(crate) fn ident(name: &str) -> String {

@@ -51,13 +51,19 @@ fn measured(conn: &Connection) -> rusqlite::Result<Backlog> {
     Ok(backlog)
 }
 
-/// The tables whose entries wait.
+/// The tables whose entries wait to be sent.
 fn journals(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let ids = conn
         .prepare_cached("SELECT id FROM _tidewater_tables")?
         .query_map([], |row| row.get::<_, i64>(0))?
         .collect::<rusqlite::Result<Vec<_>>>()?;
-    Ok(ids.iter().flat_map(|id| [JOURNAL, FLIGHT].map(|kind| format!("_tidewater_{kind}_{id}"))).collect())
+    let mut sent = vec![];
+    for id in ids {
+        if rules::sends(conn, id)? {
+            sent.push(id);
+        }
+    }
+    Ok(sent.iter().flat_map(|id| [JOURNAL, FLIGHT].map(|kind| format!("_tidewater_{kind}_{id}"))).collect())
 }
 
 impl Readers {
@@ -224,7 +230,7 @@ fn cover(conn: &Connection, tables: &[Table]) -> Result<()> {
          INSERT OR IGNORE INTO temp.{GAUGE} VALUES (1, 0, 0);\n{}",
         uncover(conn)?
     );
-    for table in tables {
+    for table in tables.iter().filter(|table| table.rule.direction.sends()) {
         let columns = entry_columns(table);
         let values: String =
             columns.iter().map(|column| format!(" + ifnull(octet_length(NEW.{column}), 0)")).collect();

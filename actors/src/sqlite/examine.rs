@@ -75,11 +75,12 @@ pub fn examine(path: &Path, busy_timeout: Duration) -> Examined {
     Examined { file: doctor::File::Opened(Box::new(inside)), tables }
 }
 
-/// The tables that can be synced, whether Tidewater has opened the file before or not, and why the others cannot. Changes nothing.
+/// The tables that can be synced, whether Tidewater has opened the file before or not, and why the others cannot, by what is
+/// set for them. Changes nothing.
 ///
 /// # Errors
 /// When the file is not there, or cannot be read.
-pub fn syncable(path: &Path, busy_timeout: Duration) -> Result<Syncable> {
+pub fn syncable(path: &Path, busy_timeout: Duration, rules: &TableRules) -> Result<Syncable> {
     let metadata = std::fs::metadata(path).map_err(|error| open_error(path, &error))?;
     if !metadata.is_file() {
         return Err(StoreError::Open {
@@ -90,17 +91,17 @@ pub fn syncable(path: &Path, busy_timeout: Duration) -> Result<Syncable> {
     }
     looking(path, busy_timeout, &Cancel::never(), |conn| {
         let state = conn.unchecked_transaction()?;
-        describe_syncable(&state)
+        describe_syncable(&state, rules)
     })
 }
 
 /// Tables, and why some are none.
 pub type Syncable = (Vec<Table>, Vec<(String, String)>);
 
-fn describe_syncable(conn: &Connection) -> Result<Syncable> {
+fn describe_syncable(conn: &Connection, rules: &TableRules) -> Result<Syncable> {
     let (mut tables, mut local) = (vec![], vec![]);
-    for (name, described) in describe_all(conn)? {
-        match described {
+    for (name, described) in describe_all(conn, rules)? {
+        match described.and_then(|table| rules::rests(&table).map_or(Ok(table), Err)) {
             Ok(table) => tables.push(table),
             Err(reason) => local.push((name, reason)),
         }
@@ -251,7 +252,7 @@ fn look_inside(conn: &Connection) -> Result<Option<(Ours, Vec<Table>)>> {
         database: meta(conn, "database")?,
         ..Ours::default()
     };
-    let (found, local) = describe_syncable(conn)?;
+    let (found, local) = describe_syncable(conn, &rules::get(conn)?)?;
     ours.local = local;
     let flying = round(conn)?;
     let mut tracked = vec![];
@@ -326,6 +327,8 @@ fn look_at_entries(conn: &Connection, table: &Table, is_flying: bool, ours: &mut
     for kind in [JOURNAL, FLIGHT] {
         let sql = format!("SELECT min(stamp) FROM {}", ident(&side_table(kind, table)));
         let oldest: Option<i64> = conn.query_row(&sql, [], |row| row.get(0))?;
+        // What is not sent waits for nothing.
+        let oldest = oldest.filter(|_| table.rule.direction.sends());
         ours.oldest_us = match (ours.oldest_us, oldest) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -105,7 +105,8 @@ pub struct PendingRow {
     pub change: String,
     /// The columns that an update changes.
     pub columns: Vec<String>,
-    /// `waiting`, `in_flight`, or `needs_others` where something was in its way that may be gone later.
+    /// `waiting`, `in_flight`, `needs_others` where something was in its way that may be gone later, or `stays_here` in a table
+    /// of which nothing is sent.
     pub state: String,
     /// When it was changed last, in microseconds since 1970.
     pub changed_at: i64,
@@ -807,6 +808,7 @@ fn pending_rows(
             columns,
             state: match (row.get(width + 4)?, refused) {
                 (true, _) => "in_flight",
+                _ if !table.rule.direction.sends() => "stays_here",
                 (false, Some(_)) => "needs_others",
                 (false, None) => "waiting",
             }
