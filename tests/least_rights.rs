@@ -250,3 +250,66 @@ async fn the_verb_needs_a_file_and_a_role_and_nothing_else() {
     std::fs::remove_file(scene.bench.path()).unwrap();
     assert_eq!(scene.verb(&["--role", "app"]).status.code(), Some(1));
 }
+
+/// What is printed follows what is set for single tables: of one that is only pulled no more than to read it, no feed for one
+/// that is only pushed, and nothing at all for one that stays local. It is enough, and the doctor agrees.
+#[actix_rt::test]
+async fn what_is_printed_follows_the_directions() {
+    let scene = Scene::new().await;
+    let tables: String = ["down", "flat", "own", "up"]
+        .map(|name| format!("CREATE TABLE {name} (id INTEGER PRIMARY KEY, body TEXT);\n"))
+        .concat();
+    shell::sqlite3_shell(scene.bench.path(), &tables);
+    scene
+        .owner
+        .batch_execute(
+            "CREATE TABLE down (id bigint PRIMARY KEY, body text); INSERT INTO down VALUES (1, 'd')",
+        )
+        .await
+        .unwrap();
+    let config = scene.bench.folder.path().join("tables.toml");
+    let text = "[tables.up]\ndirection = \"push\"\n[tables.down]\ndirection = \"pull\"\n[tables.own]\ndirection = \"none\"\n";
+    std::fs::write(&config, text).unwrap();
+    let arguments = ["--config", config.to_str().unwrap()];
+    let sql = scene.printed(&arguments);
+    assert!(sql.contains("-- Table own stays local: tables.own.direction is none.\n"), "{sql}");
+    assert!(
+        sql.contains("GRANT SELECT ON \"public\".\"down\"") && !sql.contains("\"public\".\"own\""),
+        "{sql}"
+    );
+    scene.administer(&arguments).await;
+    let covered = "SELECT string_agg(tgrelid::regclass::text, ' ' ORDER BY tgrelid::regclass::text) FROM pg_trigger WHERE tgname = 'tidewater_feed_insert'";
+    assert_eq!(there(&scene.owner, covered).await, "down flat");
+
+    let set = |settings: Sources| settings.config_file(&config);
+    let db = scene.bench.open_with(set(scene.settings())).await;
+    scene.bench.proxy.start();
+    let all = ["down", "flat", "own", "up"]
+        .map(|name| format!("INSERT INTO {name} VALUES (7, 'here')"))
+        .join(";\n");
+    run(&db, &all).await;
+    wait_until_there(
+        &db,
+        &scene.owner,
+        "SELECT (SELECT body FROM up) || (SELECT body FROM flat)",
+        "herehere",
+    )
+    .await;
+    wait_until_here(&db, "SELECT group_concat(id) FROM down", "1,7").await;
+    scene.owner.batch_execute("UPDATE down SET body = 'd2'; UPDATE flat SET body = 'f2'").await.unwrap();
+    wait_until_here(&db, "SELECT (SELECT body FROM flat) || (SELECT body FROM down WHERE id = 1)", "f2d2")
+        .await;
+    assert_eq!(there(&scene.owner, "SELECT count(*) FROM down").await, "1");
+    assert_eq!(scene.bench.log.count("cannot be installed"), 0, "{:#?}", scene.bench.log.all());
+    assert_eq!(scene.owned().await, 0);
+    db.shutdown().await.unwrap();
+
+    let settings = set(scene.settings()).build().unwrap();
+    let report = std::thread::spawn(move || doctor::Doctor::new(settings).examine()).join().unwrap();
+    assert!(report.is_good(), "{}", report.page(false));
+    let tables = report.finding(doctor::Check::Tables).unwrap();
+    assert!(
+        tables.details.iter().any(|line| line.contains("own stays local: tables.own.direction is none")),
+        "{tables:#?}"
+    );
+}

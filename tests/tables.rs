@@ -600,3 +600,78 @@ CREATE TABLE beat (id INTEGER PRIMARY KEY)";
         "true"
     );
 }
+
+/// A round that was on its way when a table became this file's alone takes effect once, whether it had arrived or not.
+#[actix_rt::test]
+async fn a_round_on_its_way_takes_effect_once_when_its_table_is_taken_out() {
+    for arrives in [false, true] {
+        let mut a = Device::new(Bench::new().await, TABLES, &[]).await;
+        let client = a.bench.cloud.connect().await;
+        run(&a.db, "INSERT INTO note VALUES (1, 'a', NULL), (2, 'b', NULL)").await;
+        wait_until_flushed(&a.db).await;
+        a.bench.proxy.stop();
+        wait_for(&a.db, "offline", |status| status.sync.state == "offline").await;
+        run(
+            &a.db,
+            "UPDATE note SET body = 'a2' WHERE id = 1;\nDELETE FROM note WHERE id = 2;\nINSERT INTO note VALUES (3, 'c', NULL)",
+        )
+        .await;
+        let device = here(&a.db, "SELECT value FROM _tidewater_meta WHERE key = 'device'");
+        a.db.shutdown().await.unwrap();
+        // As a kill leaves it that comes when the round has been noted, and when it has been committed there.
+        let round = "11111111-2222-4333-8444-555555555555";
+        let entry = "k0, known, whole, stamp, epoch, seen, d2, b2, d3, b3";
+        let noted = format!(
+            "INSERT INTO _tidewater_flight_2 ({entry}) SELECT {entry} FROM _tidewater_journal_2; DELETE FROM _tidewater_journal_2;
+             INSERT INTO _tidewater_round (one, id, number) SELECT 1, '{round}', value + 1 FROM _tidewater_meta WHERE key = 'round_number';\n"
+        );
+        shell::sqlite3_shell(a.bench.path(), &noted);
+        if arrives {
+            client
+                .batch_execute(&format!(
+                    "SET tidewater.device = '{device}'; UPDATE note SET body = 'a2' WHERE id = 1; DELETE FROM note WHERE id = 2;
+                     INSERT INTO note VALUES (3, 'c'); RESET tidewater.device;
+                     UPDATE tidewater.devices SET round = '{round}', round_number = round_number + 1 WHERE id = '{device}'"
+                ))
+                .await
+                .unwrap();
+        }
+        a.bench.proxy.start();
+        a.db = open(&a.bench, &direction("none")).await;
+        wait_until_available(&a.db).await;
+        a.sees_all(&client).await;
+        assert_eq!(here(&a.db, "SELECT count(*) FROM _tidewater_round"), "0");
+        assert_eq!(a.pending().await, 3, "{arrives}");
+        run(&a.db, "INSERT INTO note VALUES (4, 'd', NULL)").await;
+        a = a.again(&[]).await;
+        wait_until_flushed(&a.db).await;
+        a.bench.wait_until_equal(&a.db, &["note"]).await;
+        assert_eq!(there(&client, ALL_THERE).await, "1:a2 3:c 4:d", "{arrives}");
+        assert_eq!(here(&a.db, "SELECT count(*) FROM _tidewater_conflicts"), "0", "{arrives}");
+    }
+}
+
+/// A row that is deleted in the cloud goes, also where a child refers to it whose table cannot be synced any more.
+#[actix_rt::test]
+async fn a_parent_goes_when_its_child_s_table_cannot_be_synced() {
+    let sql = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT, mood TEXT);
+CREATE TABLE beat (id INTEGER PRIMARY KEY);
+CREATE TABLE line (id INTEGER PRIMARY KEY, note INTEGER NOT NULL REFERENCES note (id))";
+    let mut a = Device::new(Bench::new().await, sql, &[]).await;
+    let client = a.bench.cloud.connect().await;
+    run(&a.db, "INSERT INTO note VALUES (1, 'a', NULL);\nINSERT INTO line VALUES (7, 1)").await;
+    wait_until_flushed(&a.db).await;
+    client
+        .batch_execute(
+            "ALTER TABLE line DROP CONSTRAINT line_note_fkey; ALTER TABLE line ADD owed int NOT NULL DEFAULT 0;
+             ALTER TABLE line ALTER owed DROP DEFAULT",
+        )
+        .await
+        .unwrap();
+    a.sees_all(&client).await;
+    assert_eq!(a.bench.log.count("table line is not synced"), 1, "{:#?}", a.bench.log.all());
+    client.batch_execute("DELETE FROM note").await.unwrap();
+    a.sees_all(&client).await;
+    assert_eq!(here(&a.db, ALL), "");
+    assert_eq!(here(&a.db, "SELECT count(*) FROM line"), "1");
+}
