@@ -56,7 +56,7 @@ use rusqlite::{
 use crate::core::direction::Direction;
 use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
 use crate::core::rules::TableRules;
-use crate::core::schema::{Column, ForeignKey, Table, Unique};
+use crate::core::schema::{COLUMNS_MAX, Column, ForeignKey, Table, Unique};
 use crate::core::value::{CloudType, Value, alike, json_array};
 use crate::messages::NoteRound;
 use crate::migrations::MigrationError;
@@ -3726,9 +3726,8 @@ fn describe(tx: &Connection, name: &str, rules: &TableRules) -> Result<std::resu
     if key.is_empty() {
         return Ok(Err("it has no primary key, by which its rows could be told apart in the cloud".into()));
     }
-    // A round is read with three columns for each of these, and SQLite's limit is 2,000.
-    if stored.len() > 600 {
-        return Ok(Err("it has more than 600 columns".into()));
+    if stored.len() > COLUMNS_MAX {
+        return Ok(Err(format!("it has more than {COLUMNS_MAX} columns")));
     }
     let column_at = |column: &str| stored.iter().position(|c| c.name.eq_ignore_ascii_case(column));
     let mut uniques = vec![];

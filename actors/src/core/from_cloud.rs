@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 use super::direction::Direction;
 use super::rules::TableRules;
-use super::schema::Table;
+use super::schema::{COLUMNS_MAX, Table};
 use super::value::{Affinity, CloudType, Value, from_cloud_unchanged, from_text};
 
 /// Which tables a file is given that it does not have.
@@ -264,6 +264,9 @@ fn new_table(definition: &Definition) -> Result<(NewTable, Vec<String>), String>
     }
     if key.is_empty() {
         return Err("it has no primary key, by which its rows could be told apart".into());
+    }
+    if columns.len() > COLUMNS_MAX {
+        return Err(format!("it has more than {COLUMNS_MAX} columns"));
     }
     let names: BTreeSet<String> = columns.iter().map(|column| folded(&column.name)).collect();
     if names.len() < columns.len() {

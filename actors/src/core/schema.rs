@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use super::rules::TableRule;
 use super::value::{Affinity, CloudType};
 
+/// The most columns of a tracked table. A round is read with three columns for each of these, and SQLite's limit is 2,000.
+pub const COLUMNS_MAX: usize = 600;
+
 /// A tracked table of the SQLite file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
