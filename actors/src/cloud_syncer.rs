@@ -152,8 +152,8 @@ struct Memory {
     trimmed: Option<Instant>,
     /// Whether others had changed something, or there is more of the feed to trim: the next cycle comes soon.
     news: bool,
-    /// Whether the file wants tables that the cloud does not have yet.
-    lacks_tables: bool,
+    /// The file wants tables that the cloud may have one day: when it is asked again, and how long that wait was.
+    lacks_tables: Option<(Instant, Duration)>,
     /// When tables that could not be used are looked at again, and how long that wait was.
     look_again: Option<(Instant, Duration)>,
 }
@@ -637,6 +637,9 @@ impl Handler<SyncNow> for CloudSyncer {
         if self.memory.look_again.is_some() {
             self.memory.prepared = None;
         }
+        if let Some((when, _)) = &mut self.memory.lacks_tables {
+            *when = Instant::now();
+        }
         self.advance(Event::Asked, ctx);
         if let Some(error) = self.unavailable() {
             return Box::pin(async { Err(error) });
@@ -870,9 +873,7 @@ impl Cycle {
     /// intervals, while one of them cannot be used: somebody may have mended it, or given its lock back.
     async fn prepare(&mut self, session: &CloudSession, link: &Link) -> Step<()> {
         let due = self.memory.look_again.is_some_and(|(when, _)| Instant::now() >= when);
-        if due || self.memory.prepared.is_none() {
-            self.make_tables(session).await?;
-        }
+        self.make_tables(session).await?;
         let (generation, tables) = self.ask(GetTables).await?;
         if !due && self.memory.prepared.as_ref().is_some_and(|(known, _)| *known == generation) {
             return Ok(());
@@ -913,11 +914,7 @@ impl Cycle {
         }
         let one_way = ready.iter().any(|ready| ready.receives() && !ready.cloud.feed);
         let pace = self.options.pace;
-        self.memory.look_again = (one_way || not_yet || self.memory.lacks_tables).then(|| {
-            let doubled = self.memory.look_again.map_or(pace.pull_interval, |(_, last)| last * 2);
-            let wait = doubled.min(pace.max_retry_delay);
-            (Instant::now() + wait, wait)
-        });
+        self.memory.look_again = (one_way || not_yet).then(|| again(self.memory.look_again, &pace));
         *self.parts.not_synced.lock().unwrap_or_else(PoisonError::into_inner) = not_synced;
         self.memory.prepared = Some((generation, ready));
         let id = self.memory.session.clone().unwrap_or_default();
@@ -1594,6 +1591,13 @@ const WIDTH_MAX: usize = 16;
 
 /// The window that is taken so many times: such a round is noted, and read, as a whole.
 const WIDE_WINDOW: usize = 2000;
+
+/// When to look again for what a look did not find: after a wait that doubles.
+fn again(last: Option<(Instant, Duration)>, pace: &Pace) -> (Instant, Duration) {
+    let doubled = last.map_or(pace.pull_interval, |(_, last)| last * 2);
+    let wait = doubled.min(pace.max_retry_delay);
+    (Instant::now() + wait, wait)
+}
 
 /// How far a flush came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,11 +23,23 @@ pub(super) fn not_sent(tables: &[Table]) -> HashMap<i64, String> {
 }
 
 impl Cycle {
-    /// Makes the tables that this file wants of the cloud and lacks. The first sync of each, which follows, fills it.
+    /// Makes the tables that this file wants of the cloud and lacks, with the first cycle, and as long as it lacks some at growing
+    /// intervals. The first sync of each, which follows, fills it.
     pub(super) async fn make_tables(&mut self, session: &CloudSession) -> Step<()> {
-        let wanted = self.parts.wanted.get().cloned();
-        self.memory.lacks_tables = wanted.is_none();
-        let Some(wanted) = wanted.filter(|wanted| *wanted != Wanted::Nothing) else { return Ok(()) };
+        let last = self.memory.lacks_tables;
+        let due = last.map_or(self.memory.prepared.is_none(), |(when, _)| Instant::now() >= when);
+        if !due {
+            return Ok(());
+        }
+        let later = Some(again(last, &self.options.pace));
+        let Some(wanted) = self.parts.wanted.get().cloned() else {
+            self.memory.lacks_tables = later;
+            return Ok(());
+        };
+        self.memory.lacks_tables = None;
+        if wanted == Wanted::Nothing {
+            return Ok(());
+        }
         let Names { tables, taken } = self.ask(GetNames).await?;
         let is_here = |name: &String| tables.iter().any(|table| table.eq_ignore_ascii_case(name));
         match &wanted {
@@ -36,7 +48,7 @@ impl Cycle {
             _ => {}
         }
         // Some device may bring them there at any time.
-        self.memory.lacks_tables = true;
+        self.memory.lacks_tables = later;
         let offers = session.offers().await?;
         let (chosen, lines) = choose(&wanted, &offers, &tables, &self.parts.rules);
         lines.into_iter().for_each(|line| self.once(line));
