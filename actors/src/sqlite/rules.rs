@@ -7,7 +7,7 @@
 //!   it is this file's alone ─▶ no triggers; what waits goes on waiting, and flies no more
 //!   it was this file's alone ─▶ without triggers it has a gap, like any other table that was not watched
 //!   other rows come home ─▶ compared with the cloud anew
-//!   a column is left out no more ─▶ every row of it is pending, and compared
+//!   a column is left out no more ─▶ what is in it is pending, and compared
 //! ```
 //!
 //! The file keeps them, so that who looks into it without settings (`doctor`, a reader) sees what holds.
@@ -71,12 +71,16 @@ pub(super) fn settle(tx: &Connection, table: &Table) -> Result<Option<Notice>> {
     if now.direction.receives() && (!before.direction.receives() || before.filter != now.filter) {
         compare(tx, table)?;
     }
-    let is_back = |name: &String| {
-        !now.left_out.contains(name) && table.columns.iter().any(|column| column.name == *name)
+    let is_back = |name: &str| {
+        before.left_out.iter().any(|was| was == name) && !now.left_out.iter().any(|is| is == name)
     };
-    if now.direction != Direction::None && before.left_out.iter().any(is_back) {
+    let back: Vec<&Column> =
+        table.data_columns().map(|c| &table.columns[c]).filter(|c| is_back(&c.name)).collect();
+    if now.direction != Direction::None && !back.is_empty() {
         // What was written into it meanwhile is nowhere else.
-        tx.execute(&capture::journal_everything(table, true), [])?;
+        for column in back {
+            tx.execute(&capture::journal_column(table, column), [])?;
+        }
         compare(tx, table)?;
     }
     let said = (before.direction != now.direction && now.direction != Direction::None).then(|| {
