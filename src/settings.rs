@@ -2,7 +2,7 @@
 //!
 //! Parts: [`Settings`] (the checked result, one struct per section), [`SettingsError`] (names key, source and
 //! what is allowed), [`Secret`]; `sources.rs` has [`Sources`] and the layers, `check.rs` goes from text to types
-//! and has every bound.
+//! and has every bound, `tables.rs` has what is set for single tables.
 //!
 //! ```text
 //! default.toml ◁ production.toml ◁ --config file ◁ TIDEWATER_… ◁ CLOUD_SQL_…, JARVIS_ENV ◁ flags ◁ code
@@ -13,14 +13,15 @@
 //!
 //! Loading reads the `--config` file and the password file and nothing else: the environment is an argument,
 //! so that a test or an embedding application decides what it is. The keys that exist are the keys of
-//! `config/default.toml`; a key without a default cannot exist.
+//! `config/default.toml`; a key without a default cannot exist. Its `[tables.NAME]` stands for any table.
 
 mod check;
 mod sources;
+mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
@@ -33,6 +34,8 @@ use self::sources::Layer;
 pub use self::sources::Sources;
 /// `supervisor.environment`, also known as `JARVIS_ENV`.
 pub use tidewater_actors::core::availability::Environment;
+/// `direction` of `[tables.NAME]`.
+pub use tidewater_actors::core::direction::Direction;
 pub use tidewater_actors::postgres::{LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions};
 pub use tidewater_actors::sqlite::{BacklogLimits, UpkeepOptions};
 
@@ -87,8 +90,8 @@ impl Settings {
     /// # Errors
     /// [`SettingsError`]: the first thing wrong, with its key, its source and what is allowed.
     pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
-        let builtin = Layer::toml(BUILT_IN, DEFAULT_TOML)?;
-        let known: BTreeSet<String> = builtin.leaves().into_iter().map(|(key, _)| key).collect();
+        let builtin = Layer::built_in(BUILT_IN, DEFAULT_TOML)?;
+        let known = builtin.keys();
         let mut layers = vec![builtin];
         if let Some(path) = &sources.config_file {
             layers.push(Layer::file(path, &known)?);
@@ -103,16 +106,17 @@ impl Settings {
         }
         let reader = Reader::new(&layers);
         let sections = Sections::read(&reader)?;
+        let asked: BTreeSet<String> = reader.asked.borrow().keys().cloned().collect();
         debug_assert!(
-            reader.asked.borrow().keys().eq(&known),
-            "every key of default.toml is read, and no other"
+            asked.is_superset(&known) && asked.difference(&known).all(|key| tables::split(key).is_some()),
+            "every key of default.toml is read, and no other but those of tables that were named"
         );
-        let effective = known.iter().map(|key| reader.effective(key)).collect::<Result<Vec<_>, _>>()?;
+        let effective = asked.iter().map(|key| reader.effective(key)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { sections: Arc::new(sections), effective: effective.into() })
     }
 
     /// Every key with its value as it was written and where that was, in the order of the keys. Secrets are
-    /// left out.
+    /// left out. `tables.NAME.…` is what holds for tables that are not named.
     #[must_use]
     pub fn effective(&self) -> &[Effective] {
         &self.effective
@@ -166,6 +170,8 @@ pub struct Sections {
     pub sqlite: SqliteSettings,
     /// Rounds and pages.
     pub sync: SyncSettings,
+    /// What is set for single tables.
+    pub tables: TablesSettings,
     /// The circuit breaker.
     pub circuit: CircuitSettings,
     /// Restarts, the end, and the environment.
@@ -373,6 +379,36 @@ pub struct SyncSettings {
     pub conflicts_max: i64,
 }
 
+/// `[tables]`: what is set for single tables. Names are compared as SQLite does, whatever the case of ASCII's letters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablesSettings {
+    named: BTreeMap<String, TableSettings>,
+    others: TableSettings,
+}
+
+impl TablesSettings {
+    /// What holds for a table, named or not.
+    #[must_use]
+    pub fn of(&self, table: &str) -> &TableSettings {
+        self.named.get(&table.to_ascii_lowercase()).unwrap_or(&self.others)
+    }
+
+    /// The tables that are named.
+    pub fn named(&self) -> impl Iterator<Item = &TableSettings> {
+        self.named.values()
+    }
+}
+
+/// `[tables.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TableSettings {
+    /// The table, as the settings call it.
+    pub name: String,
+    /// Which way its rows go.
+    pub direction: Direction,
+}
+
 /// `[circuit]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -542,6 +578,18 @@ pub enum SettingsError {
         origin: String,
         /// What the operating system said.
         reason: String,
+    },
+    /// One file has two sections for what is one table.
+    #[error(
+        "{origin} has both tables.{first} and tables.{second}, which are one table to SQLite; allowed: one of them"
+    )]
+    OneTableTwice {
+        /// One spelling.
+        first: String,
+        /// The other.
+        second: String,
+        /// The file.
+        origin: String,
     },
     /// Two ways to give a password are used, and they may disagree.
     #[error(

@@ -14,7 +14,7 @@ use super::{
     AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host,
     HttpSettings, LinkOptions, LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource,
     ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings,
-    SupervisorSettings, SyncSettings, TlsMode, TlsOptions, UpkeepOptions, socket_path,
+    SupervisorSettings, SyncSettings, TablesSettings, TlsMode, TlsOptions, UpkeepOptions, socket_path,
 };
 
 /// The shortest duration that is still one; below it a loop would be a busy loop.
@@ -147,7 +147,7 @@ impl<'a> Reader<'a> {
     }
 
     /// One of a few words, in any case.
-    fn word<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<T, SettingsError> {
+    pub(super) fn word<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<T, SettingsError> {
         let allowed = words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
         self.parse(key, &allowed, |text| {
             words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, value)| *value)
@@ -285,6 +285,7 @@ impl Sections {
                     ],
                 )?,
             },
+            tables: TablesSettings::read(reader.layers, reader)?,
             doctor: DoctorSettings {
                 disk_free_bytes: reader.mebibytes("doctor.disk_free_mib")?,
                 clock_skew: reader.seconds("doctor.clock_skew_s", 0.0, DAY_S)?,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, FileFormat, Map, Source, Value, ValueKind};
 
+use super::tables::{self, Said};
 use super::{Settings, SettingsError};
 
 /// The variables that people have in their scripts already, and the keys they set. Names and meaning are fixed.
@@ -80,7 +81,7 @@ impl Sources {
         Settings::load(self)
     }
 
-    /// `TIDEWATER_<SECTION>__<KEY>`. Names without the double underscore belong to others.
+    /// `TIDEWATER_<SECTION>__<KEY>`, `TIDEWATER_TABLES__<NAME>__<KEY>`. Names without the double underscore belong to others.
     pub(super) fn tidewater_variables(&self, known: &BTreeSet<String>) -> Result<Layer, SettingsError> {
         let mut pairs = Vec::new();
         for (name, value) in &self.environment {
@@ -89,10 +90,14 @@ impl Sources {
             else {
                 continue;
             };
-            let key = format!("{section}.{key}").to_lowercase();
-            if !known.contains(&key) {
-                let nearest = nearest(&key, known)
-                    .map(|it| format!("TIDEWATER_{}", it.replacen('.', "__", 1).to_uppercase()));
+            let of_table =
+                section.eq_ignore_ascii_case(tables::SECTION).then(|| tables::key_of_variable(key));
+            let key = of_table.unwrap_or_else(|| format!("{section}.{key}").to_lowercase());
+            if !is_known(&key, known) {
+                let nearest = suggestion(&key, known).map(|it| match tables::split(&it) {
+                    Some((table, key)) => format!("TIDEWATER_TABLES__{table}__{}", key.to_uppercase()),
+                    None => format!("TIDEWATER_{}", it.replacen('.', "__", 1).to_uppercase()),
+                });
                 return Err(SettingsError::UnknownKey { key, origin: name.to_owned(), nearest });
             }
             pairs.extend(Pair::variable(name, &key, value)?);
@@ -145,6 +150,10 @@ impl Pair {
         Self { key: key.to_owned(), value: value.to_string(), origin: origin.to_owned() }
     }
 
+    fn value(&self) -> Value {
+        Value::new(Some(&self.origin), ValueKind::String(self.value.clone()))
+    }
+
     /// An empty variable counts as not set: `CLOUD_SQL_USER= run_supervisor` is how a shell unsets one.
     fn variable(name: &str, key: &str, value: &OsString) -> Result<Option<Self>, SettingsError> {
         match value.to_str() {
@@ -176,8 +185,7 @@ impl Source for Pairs {
     }
 
     fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
-        let value = |pair: &Pair| Value::new(Some(&pair.origin), ValueKind::String(pair.value.clone()));
-        Ok(self.0.iter().map(|pair| (pair.key.clone(), value(pair))).collect())
+        Ok(self.0.iter().map(|pair| (pair.key.clone(), pair.value())).collect())
     }
 }
 
@@ -185,6 +193,10 @@ impl Source for Pairs {
 pub(super) struct Layer {
     pub(super) name: String,
     config: Config,
+    /// What it says of single tables, whose names may be anything, dots included.
+    pub(super) tables: Vec<Said>,
+    /// Whether what it says of a table is meant for every one.
+    pub(super) for_every_table: bool,
 }
 
 impl Layer {
@@ -192,11 +204,22 @@ impl Layer {
         let config = Config::builder().add_source(source).build();
         let config = config
             .map_err(|error| SettingsError::File { path: name.to_owned(), reason: without_text(&error) })?;
-        Ok(Self { name: name.to_owned(), config })
+        Ok(Self { name: name.to_owned(), config, tables: vec![], for_every_table: false })
     }
 
     pub(super) fn toml(name: &str, text: &str) -> Result<Self, SettingsError> {
-        Self::build(name, config::File::from_str(text, FileFormat::Toml))
+        let mut layer = Self::build(name, config::File::from_str(text, FileFormat::Toml))?;
+        if let ValueKind::Table(root) = &mut layer.config.cache.kind
+            && let Some(section) = root.remove(tables::SECTION)
+        {
+            layer.tables = tables::said(section, name)?;
+        }
+        Ok(layer)
+    }
+
+    /// The weakest layer: it has every key, and what it says of one table is meant for all of them.
+    pub(super) fn built_in(name: &str, text: &str) -> Result<Self, SettingsError> {
+        Ok(Self { for_every_table: true, ..Self::toml(name, text)? })
     }
 
     pub(super) fn file(path: &Path, known: &BTreeSet<String>) -> Result<Self, SettingsError> {
@@ -211,19 +234,35 @@ impl Layer {
                 require_known(&key, &name, known)?;
             }
         }
+        for said in &layer.tables {
+            require_known(&said.full_key(), &name, known)?;
+        }
+        tables::require_one_spelling(&layer.tables, &name)?;
         Ok(layer)
     }
 
     /// Unknown keys are refused before `config` sees them, because it would read `a[0]` as an index.
     pub(super) fn pairs(name: &str, pairs: &[Pair], known: &BTreeSet<String>) -> Result<Self, SettingsError> {
+        let (mut plain, mut of_tables) = (vec![], vec![]);
         for pair in pairs {
             require_known(&pair.key, &pair.origin, known)?;
+            match tables::split(&pair.key) {
+                Some((table, key)) => of_tables.push(Said::new(table, key, pair.value())),
+                None => plain.push(pair.clone()),
+            }
         }
-        Self::build(name, Pairs(pairs.to_vec()))
+        Ok(Self { tables: of_tables, ..Self::build(name, Pairs(plain))? })
     }
 
-    /// The keys that this layer sets. An empty section is among them, so that one that does not exist is found.
-    pub(super) fn leaves(&self) -> Vec<(String, Value)> {
+    /// Every key that it sets, those of tables included.
+    pub(super) fn keys(&self) -> BTreeSet<String> {
+        let of_tables = self.tables.iter().map(Said::full_key);
+        self.leaves().into_iter().map(|(key, _)| key).chain(of_tables).collect()
+    }
+
+    /// The keys that this layer sets, but for those of tables. An empty section is among them, so that one that does not exist
+    /// is found.
+    fn leaves(&self) -> Vec<(String, Value)> {
         fn walk(prefix: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
             match &value.kind {
                 ValueKind::Table(table) if !table.is_empty() || prefix.is_empty() => {
@@ -242,6 +281,13 @@ impl Layer {
 
     /// `Config::get` would lose the origin.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        if let Some((table, key)) = tables::split(key) {
+            let of_this = |said: &&Said| {
+                said.key == key && (self.for_every_table || said.table.eq_ignore_ascii_case(table))
+            };
+            // Of what the program says twice, the last holds.
+            return self.tables.iter().rfind(of_this).map(|said| &said.value);
+        }
         key.split('.').try_fold(&self.config.cache, |value, part| match &value.kind {
             ValueKind::Table(table) => table.get(part),
             _ => None,
@@ -250,14 +296,31 @@ impl Layer {
 }
 
 fn require_known(key: &str, origin: &str, known: &BTreeSet<String>) -> Result<(), SettingsError> {
-    if known.contains(key) {
+    if is_known(key, known) {
         return Ok(());
     }
     Err(SettingsError::UnknownKey {
         key: key.to_owned(),
         origin: origin.to_owned(),
-        nearest: nearest(key, known).map(str::to_owned),
+        nearest: suggestion(key, known),
     })
+}
+
+/// A table's key is known by what it is called for every table.
+fn is_known(key: &str, known: &BTreeSet<String>) -> bool {
+    match tables::split(key) {
+        Some((_, key)) => known.contains(&tables::full_key(tables::ANY, key)),
+        None => known.contains(key),
+    }
+}
+
+/// [`nearest`]; for a key of a table, the nearest that it can have.
+fn suggestion(key: &str, known: &BTreeSet<String>) -> Option<String> {
+    let Some((table, key)) = tables::split(key) else {
+        return nearest(key, known).map(str::to_owned);
+    };
+    let keys = known.iter().filter_map(|it| tables::split(it)).map(|(_, key)| key.to_owned()).collect();
+    nearest(key, &keys).map(|key| tables::full_key(table, key))
 }
 
 /// What the parser said, without the lines of the file that it quotes: one of them may hold the password.

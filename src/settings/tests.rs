@@ -425,3 +425,80 @@ fn http_is_for_this_machine() {
         );
     }
 }
+
+/// A table is what SQLite takes for one, whatever the case, in every layer; those that nobody names are as it was built in.
+#[test]
+fn a_table_has_settings_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    let text = "[tables.Notes]\ndirection = \"pull\"\n[tables.\"a.b c\"]\ndirection = \"None\"\n[tables.NAME]\ndirection = \"push\"\n";
+    std::fs::write(&file, text).unwrap();
+    let sources = Settings::builder().config_file(&file);
+    let settings = sources.build().unwrap();
+    let direction = |settings: &Settings, table: &str| settings.tables.of(table).direction;
+    assert_eq!(direction(&settings, "notes"), Direction::Pull);
+    assert_eq!(direction(&settings, "NOTES"), Direction::Pull);
+    assert_eq!(direction(&settings, "A.B C"), Direction::None);
+    assert_eq!(direction(&settings, "name"), Direction::Push);
+    assert_eq!(direction(&settings, "others"), Direction::Both);
+    let names: Vec<_> = settings.tables.named().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, ["a.b c", "NAME", "Notes"]);
+
+    let stronger = sources
+        .environment([
+            ("TIDEWATER_TABLES__NOTES__DIRECTION", "push"),
+            ("TIDEWATER_TABLES__a__b__Direction", "pull"),
+        ])
+        .set("tables.A.B C.direction", "both");
+    let settings = stronger.build().unwrap();
+    assert_eq!(direction(&settings, "notes"), Direction::Push);
+    assert_eq!(direction(&settings, "a.b c"), Direction::Both);
+    assert_eq!(direction(&settings, "a__b"), Direction::Pull);
+    let effective = |key: &str| settings.effective().iter().find(|it| it.key == key).cloned();
+    let notes = effective("tables.NOTES.direction").unwrap();
+    assert_eq!((notes.value.as_str(), notes.origin.as_str()), ("push", "TIDEWATER_TABLES__NOTES__DIRECTION"));
+    assert_eq!(notes.allowed, "both, push, pull, none");
+    assert_eq!(effective("tables.Notes.direction"), None);
+
+    let settings = Settings::builder().build().unwrap();
+    assert_eq!(settings.tables.named().count(), 0);
+    assert_eq!(direction(&settings, "NAME"), Direction::Both);
+    let shown = settings.effective().iter().find(|it| it.key == "tables.NAME.direction").unwrap();
+    assert!(shown.is_built_in() && shown.value == "both");
+}
+
+/// What is wrong with a table's settings is named with its key, its source and what would be right.
+#[test]
+fn bad_settings_of_a_table_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    for (text, parts) in [
+        ("[tables.notes]\ndirection = \"up\"", ["tables.notes.direction", "both, push, pull, none"]),
+        ("[tables.notes]\ndirection = [1]", ["tables.notes.direction", "(not a single value)"]),
+        (
+            "[tables.notes]\ndirecton = \"push\"",
+            ["tables.notes.directon", "did you mean tables.notes.direction?"],
+        ),
+        ("[tables.notes]\nwidth = 1", ["tables.notes.width", "not a known key"]),
+        ("[tables.notes.direction]\nx = 1", ["tables.notes.direction", "(not a single value)"]),
+        ("[tables]\nnotes = \"push\"", ["tables.notes", "not a known key"]),
+        ("tables = 1", ["tables", "not a known key"]),
+        ("[tables.\"\"]\ndirection = \"push\"", ["tables.", "not a known key"]),
+        (
+            "[tables.notes]\ndirection = \"push\"\n[tables.Notes]\ndirection = \"pull\"",
+            ["tables.Notes and tables.notes", "one table to SQLite"],
+        ),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let message = Settings::builder().config_file(&file).build().unwrap_err().to_string();
+        for part in parts.into_iter().chain([file.display().to_string().as_str()]) {
+            assert!(message.contains(part), "{text}: {message:?} lacks {part:?}");
+        }
+    }
+    let message = with(&[("TIDEWATER_TABLES__notes__DIRECTON", "push")]).unwrap_err().to_string();
+    assert!(message.ends_with("did you mean TIDEWATER_TABLES__notes__DIRECTION?"), "{message}");
+    let message = with(&[("TIDEWATER_TABLES__NOTES", "push")]).unwrap_err().to_string();
+    assert!(message.contains("TIDEWATER_TABLES__NOTES") && message.contains("not a known key"), "{message}");
+    let message = Settings::builder().set("tables.notes.direction", "up").build().unwrap_err().to_string();
+    assert!(message.contains("tables.notes.direction") && message.contains("the program"), "{message}");
+}

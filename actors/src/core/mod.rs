@@ -6,6 +6,7 @@
 pub mod availability;
 pub mod backoff;
 pub mod circuit;
+pub mod direction;
 pub mod doctor;
 pub mod failure;
 pub mod isolation;
