@@ -36,6 +36,9 @@ pub use self::sources::Sources;
 pub use tidewater_actors::core::availability::Environment;
 /// `direction` of `[tables.NAME]`.
 pub use tidewater_actors::core::direction::Direction;
+/// `[tables.NAME]`'s `conflicts`.
+pub use tidewater_actors::core::merge::Policy;
+use tidewater_actors::core::merge::Policies;
 pub use tidewater_actors::postgres::{LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions};
 pub use tidewater_actors::sqlite::{BacklogLimits, UpkeepOptions};
 
@@ -393,6 +396,12 @@ impl TablesSettings {
         self.named.get(&table.to_ascii_lowercase()).unwrap_or(&self.others)
     }
 
+    /// Who wins in which table.
+    pub(crate) fn policies(&self) -> Policies {
+        let own = |(folded, table): (&String, &TableSettings)| (folded.clone(), table.conflicts);
+        Policies { usual: self.others.conflicts, tables: self.named.iter().map(own).collect() }
+    }
+
     /// The tables that are named.
     pub fn named(&self) -> impl Iterator<Item = &TableSettings> {
         self.named.values()
@@ -407,6 +416,8 @@ pub struct TableSettings {
     pub name: String,
     /// Which way its rows go.
     pub direction: Direction,
+    /// Who wins where this device and the cloud changed the same.
+    pub conflicts: Policy,
 }
 
 /// `[circuit]`.

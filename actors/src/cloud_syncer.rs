@@ -35,7 +35,7 @@ use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
     DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
     GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
-    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
+    RememberCloudTable, RememberClock, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
     WaitSynced,
 };
 use crate::postgres::{
@@ -724,7 +724,7 @@ impl Cycle {
         self.prepare(&session, &link).await?;
         self.retry_mended(&session, &link).await?;
         let (mut link, mut look) = self.fix_cursor(&session, link).await?;
-        self.discard(&session).await?;
+        self.discard(&session, &link).await?;
         let mut upto = None;
         loop {
             self.doing.store(WARMING, Ordering::Relaxed);
@@ -961,18 +961,25 @@ impl Cycle {
     /// `look` is what the feed had a moment ago, if somebody has looked.
     async fn pull_pages(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
         let (generation, tables) = self.prepared()?;
-        self.retry_set_aside(session, generation, &tables).await?;
-        self.snapshots(session, generation, &tables).await?;
         let Some(cursor) = link.cursor.clone() else { return Ok(()) };
+        let mut since = Since { device: link.device.clone(), cursor: None };
+        self.retry_set_aside(session, generation, &tables, &since).await?;
+        self.snapshots(session, generation, &tables, &since).await?;
+        since.cursor = Some(cursor.clone());
         let look = match look {
             Some(look) => look,
             None => session.look(&cursor, &link.device).await?,
         };
         look.require_whole()?;
+        if look.clock.is_news(link.clock_ahead) {
+            self.ask(RememberClock(look.clock)).await?;
+            link.clock_ahead = look.clock.ahead;
+        }
+        let clock = Some(look.clock);
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
-            let page = Page { cursor: Some(ours.clone()), ..Page::default() };
-            self.apply(session, generation, &tables, page).await?;
+            let page = Page { cursor: Some(ours.clone()), clock, ..Page::default() };
+            self.apply(session, generation, &tables, page, &since).await?;
             link.cursor = Some(ours);
         }
         if !look.news {
@@ -1003,17 +1010,19 @@ impl Cycle {
                     None => drop(emptied.insert(at)),
                 }
             }
-            let mut page = Page { cursor: Some(last.clone()), ..Page::default() };
+            let mut page = Page { cursor: Some(last.clone()), clock, ..Page::default() };
             for (at, keys) in wanted {
                 self.current_rows(session, &tables[at], keys, &mut page).await?;
             }
             for at in &emptied {
                 self.ask(CompareAnew(tables[*at].table.id)).await?;
             }
-            self.apply(session, generation, &tables, page).await?;
+            since.cursor = Some(cursor);
+            self.apply(session, generation, &tables, page, &since).await?;
             session.end_read().await?;
             link.cursor = Some(last);
-            self.snapshots(session, generation, &tables).await?;
+            since.cursor = None;
+            self.snapshots(session, generation, &tables, &since).await?;
             if entries.len() < limit {
                 return Ok(());
             }
@@ -1056,6 +1065,7 @@ impl Cycle {
         generation: u64,
         tables: &[ReadyTable],
         page: Page,
+        since: &Since,
     ) -> Step<()> {
         let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum();
         if !page.rows.is_empty() {
@@ -1090,8 +1100,45 @@ impl Cycle {
                 Applied::Missing(lookups) => {
                     self.look_up(session, tables, lookups, Arc::make_mut(&mut page)).await?;
                 }
+                Applied::Undecided(rows) => {
+                    self.ask_stamps(session, tables, rows, Arc::make_mut(&mut page), since).await?;
+                }
             }
         }
+    }
+
+    /// Asks when others changed the rows that are in dispute, in the same snapshot of the cloud: what is not in the feed yet for
+    /// somebody's long transaction is told as well.
+    async fn ask_stamps(
+        &self,
+        session: &CloudSession,
+        tables: &[ReadyTable],
+        rows: Vec<Lookup>,
+        page: &mut Page,
+        since: &Since,
+    ) -> Step<()> {
+        for ready in tables {
+            let (mut names, mut keys) = (vec![], vec![]);
+            for row in rows.iter().filter(|row| row.table == ready.table.id) {
+                let name = ledger_name(&ready.table, &row.values);
+                // What the cloud's type cannot even name nobody has changed there.
+                page.stamps.insert(name.clone(), None);
+                if let Some(key) = ready.key_texts(&row.columns, &row.values) {
+                    names.push(name);
+                    keys.push(key);
+                }
+            }
+            if keys.is_empty() {
+                continue;
+            }
+            let (cursor, device) = (since.cursor.as_ref(), &since.device);
+            for (at, stamp) in
+                session.last_changed(&ready.table, &ready.cloud, &keys, cursor, device).await?
+            {
+                page.stamps.insert(names[at].clone(), Some(stamp));
+            }
+        }
+        Ok(())
     }
 
     /// Fetches rows by what is known of them, each table's by one statement per set of columns. What is not found is absent.
@@ -1135,13 +1182,7 @@ impl Cycle {
             .iter()
             .enumerate()
             .filter_map(|(at, lookup)| {
-                let text = |(c, value): (&usize, &Value)| {
-                    let carried = ready.carried(*c, value).ok().and_then(|v| to_text(&v));
-                    // A key that cannot be kept here as it is was set aside in the cloud's text.
-                    carried.or_else(|| as_text_key(value, &ready.cloud.columns[*c].kind))
-                };
-                let texts: Option<Vec<String>> = columns.iter().zip(&lookup.values).map(text).collect();
-                Some((texts?, at))
+                Some((ready.key_texts(columns, &lookup.values)?, at))
             })
             .unzip();
         let (mut new, mut is_hidden) = (vec![false; lookups.len()], vec![false; lookups.len()]);
@@ -1186,6 +1227,7 @@ impl Cycle {
         session: &CloudSession,
         generation: u64,
         tables: &[ReadyTable],
+        since: &Since,
     ) -> Step<()> {
         let lookups = self.ask(GetSetAside).await?;
         if lookups.is_empty() {
@@ -1195,13 +1237,19 @@ impl Cycle {
         let mut page = Page::default();
         self.look_up(session, tables, lookups, &mut page).await?;
         page.absent.clear();
-        self.apply(session, generation, tables, page).await?;
+        self.apply(session, generation, tables, page, since).await?;
         session.end_read().await?;
         Ok(())
     }
 
     /// Takes the tables that have not been compared with the cloud yet through it, page by page, in key order.
-    async fn snapshots(&self, session: &CloudSession, generation: u64, tables: &[ReadyTable]) -> Step<()> {
+    async fn snapshots(
+        &self,
+        session: &CloudSession,
+        generation: u64,
+        tables: &[ReadyTable],
+        since: &Since,
+    ) -> Step<()> {
         for ready in tables {
             let table = ready.table.id;
             let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
@@ -1228,7 +1276,7 @@ impl Cycle {
                 let full = found.len() == limit;
                 let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
                 found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
-                self.apply(session, generation, tables, page).await?;
+                self.apply(session, generation, tables, page, since).await?;
                 session.end_read().await?;
                 after = Some(last);
                 if !full {
@@ -1247,7 +1295,7 @@ impl Cycle {
                     keys.into_iter().map(|values| Lookup { table, columns: columns.clone(), values });
                 self.look_up(session, tables, lookups.collect(), &mut page).await?;
                 page.absent.clear();
-                self.apply(session, generation, tables, page).await?;
+                self.apply(session, generation, tables, page, since).await?;
                 session.end_read().await?;
             }
         }
@@ -1466,13 +1514,13 @@ impl Cycle {
                             let row = hit
                                 .row
                                 .map(|cloud| ready.as_written(ready.local_row(cloud), row.as_deref(), base));
-                            Hit { table, key, row, seen: hit.seen }
+                            Hit { table, key, row, seen: hit.seen, stamp: hit.stamp }
                         })
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
                     let left_out = unseen.iter().map(|item| window.items[*item].name.clone()).collect();
                     self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
-                    self.count_propagated(&window, &left);
+                    self.count_propagated(&window, &left, link.clock_ahead);
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
@@ -1526,8 +1574,8 @@ impl Cycle {
     }
 
     /// The rows of a round that the cloud has now, but for those that left it.
-    fn count_propagated(&self, window: &Window, left: &HashSet<usize>) {
-        let now = now_us();
+    fn count_propagated(&self, window: &Window, left: &HashSet<usize>, clock_ahead: i64) {
+        let now = now_us() + clock_ahead;
         for (item, origin) in window.origins.iter().enumerate() {
             // Without a stamp, nobody knows when it was written.
             if origin.stamp > 0 && !left.contains(&item) {
@@ -1541,6 +1589,13 @@ impl Cycle {
             syncer.do_send(RoundSettled);
         }
     }
+}
+
+/// From where on the feed is asked who changed a row that is in dispute.
+struct Since {
+    device: String,
+    /// Nothing: from its beginning, where rows are compared that the feed may have named long ago.
+    cursor: Option<Cursor>,
 }
 
 /// After so many rows a flush pulls: the check of each round looks at the feed beyond the cursor, our own entries included.
@@ -1687,6 +1742,16 @@ impl ReadyTable {
         if self.finds[column] { key_to_cloud(value, affinity, kind) } else { to_cloud(value, affinity, kind) }
     }
 
+    /// The values of some columns in PostgreSQL's text; nothing where the cloud's type cannot name one.
+    fn key_texts(&self, columns: &[usize], values: &[Value]) -> Option<Vec<String>> {
+        let text = |(c, value): (&usize, &Value)| {
+            let carried = self.carried(*c, value).ok().and_then(|v| to_text(&v));
+            // A key that cannot be kept here as it is was set aside in the cloud's text.
+            carried.or_else(|| as_text_key(value, &self.cloud.columns[*c].kind))
+        };
+        columns.iter().zip(values).map(text).collect()
+    }
+
     /// The columns that may be written otherwise here than in the cloud.
     fn alike(&self) -> Vec<(usize, CloudType)> {
         (0..self.table.columns.len())
@@ -1784,7 +1849,8 @@ impl ReadyTable {
             .map(|(c, value)| carried(*c, value))
             .collect::<Result<_, _>>()?;
         let name = ledger_name(&self.table, &row.key);
-        Ok(Some(RoundItem { table: at, key, values, op, seen: row.entry.seen, name }))
+        let (seen, stamp) = (row.entry.seen, row.entry.stamp);
+        Ok(Some(RoundItem { table: at, key, values, op, seen, name, stamp }))
     }
 
     fn local_row(&self, row: Vec<CloudValue>) -> Vec<Value> {

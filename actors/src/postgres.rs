@@ -41,6 +41,7 @@ mod isolate;
 mod link;
 mod password;
 mod sending;
+mod stamps;
 mod tls;
 mod trim;
 mod whose;
@@ -61,6 +62,7 @@ use sending::{
     conflict_params, fenced_out, sets,
 };
 pub use sending::{Judged, OpenRound};
+use stamps::{STAMPS, Stamps};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
 pub use trim::{FeedLimits, Trimmed};
 pub use whose::{LastSeen, Whereabouts};
@@ -71,7 +73,8 @@ use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
 use crate::sql::cloud;
 use crate::sql::ident;
-use crate::sqlite::Cursor;
+use crate::sqlite::{Cursor, ServerClock};
+use crate::timings::now_us;
 
 type Result<T> = std::result::Result<T, CloudFailure>;
 
@@ -635,6 +638,8 @@ pub struct RoundItem {
     pub seen: i64,
     /// The row's name in the ledger, if it has to leave the round.
     pub name: String,
+    /// When it was changed last, in microseconds since 1970.
+    pub stamp: i64,
 }
 
 /// What a round does to one row.
@@ -681,6 +686,8 @@ pub struct CloudHit {
     pub row: Option<Vec<CloudValue>>,
     /// The newest feed entry that it contains.
     pub seen: i64,
+    /// When others changed it last, as the feed knows it.
+    pub stamp: Option<i64>,
 }
 
 /// A row that PostgreSQL refuses, by item.
@@ -743,6 +750,8 @@ pub struct Look {
     pub news: bool,
     /// The last entry, if any, that only our own rounds lead to.
     pub ours: Option<Cursor>,
+    /// What the server's clock showed.
+    pub clock: ServerClock,
 }
 
 impl Look {
@@ -981,13 +990,16 @@ impl CloudSession {
     /// What the feed has beyond the cursor.
     pub async fn look(&self, cursor: &Cursor, device: &str) -> Result<Look> {
         let sql = include_str!("sql/postgres/look.sql");
+        let asked = now_us();
         let rows = self.query(sql, &[&cursor.xid, &cursor.id, &cursor.tag, &device], Phase::Pull).await?;
+        let answered = now_us();
         let row = rows.first().ok_or_else(|| unexpected("the feed did not answer"))?;
         let ours = match row.cell("at")? {
             Some(xid) => Some(Cursor { xid, id: row.cell("id")?, tag: Some(row.cell("tag")?) }),
             None => None,
         };
-        Ok(Look { there: row.cell("there")?, whole: row.cell("whole")?, news: row.cell("news")?, ours })
+        let clock = ServerClock::read(row.cell("clock")?, asked, answered);
+        Ok(Look { there: row.cell("there")?, whole: row.cell("whole")?, news: row.cell("news")?, ours, clock })
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -1590,7 +1602,7 @@ impl CloudSession {
         members: &[usize],
     ) -> std::result::Result<Vec<CloudHit>, Trouble> {
         let by_table = by_table(items, members.iter().copied().filter(|at| items[*at].op != Op::Insert));
-        let mut touched: BTreeMap<usize, i64> = BTreeMap::new();
+        let mut touched: BTreeMap<usize, Touched> = BTreeMap::new();
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
             let keys =
@@ -1610,7 +1622,7 @@ impl CloudSession {
             }
             for member in absent() {
                 if matches!(items[*member].op, Op::Update(_)) {
-                    touched.insert(*member, 0);
+                    touched.insert(*member, Touched::default());
                 }
             }
         }
@@ -1628,14 +1640,16 @@ impl CloudSession {
         if members.is_empty() {
             return Ok(vec![]);
         }
-        let untold = members.iter().map(|at| (*at, 0)).collect();
+        // Read before the feed is asked: the row contains what the feed had then, and perhaps more.
+        let untold = members.iter().map(|at| (*at, Touched::default())).collect();
         let hits = self.read_hits(frame, items, &untold).await?;
         let by_table = by_table(items, members.iter().copied());
         let touched = self.touched_since(frame, items, &by_table).await?;
-        Ok(hits
-            .into_iter()
-            .map(|hit| CloudHit { seen: touched.get(&hit.item).copied().unwrap_or(0), ..hit })
-            .collect())
+        let told = |hit: CloudHit| {
+            let Touched { newest, stamp } = touched.get(&hit.item).copied().unwrap_or_default();
+            CloudHit { seen: newest, stamp, ..hit }
+        };
+        Ok(hits.into_iter().map(told).collect())
     }
 
     /// The newest feed entry of each row that somebody else changed beyond our cursor and beyond what the row has taken
@@ -1645,7 +1659,7 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         by_table: &BTreeMap<usize, Vec<usize>>,
-    ) -> Result<BTreeMap<usize, i64>> {
+    ) -> Result<BTreeMap<usize, Touched>> {
         let mut touched = BTreeMap::new();
         for (table_at, members) in by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
@@ -1655,7 +1669,8 @@ impl CloudSession {
             let mut params = as_params(&keys);
             params.extend([&seen as &dyn Param, &frame.cursor.xid, &frame.cursor.id, &frame.device]);
             for row in self.query(&cloud::touched(table, cloud_table), &params, Phase::Pull).await? {
-                touched.insert(members[position(&row, members.len())?], row.cell("newest")?);
+                let by_others = Touched { newest: row.cell("newest")?, stamp: Some(row.cell("stamp")?) };
+                touched.insert(members[position(&row, members.len())?], by_others);
             }
         }
         Ok(touched)
@@ -1665,10 +1680,12 @@ impl CloudSession {
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
-        touched: &BTreeMap<usize, i64>,
+        touched: &BTreeMap<usize, Touched>,
     ) -> Result<Vec<CloudHit>> {
-        let mut hits: Vec<CloudHit> =
-            touched.iter().map(|(item, seen)| CloudHit { item: *item, row: None, seen: *seen }).collect();
+        let hit = |(item, touched): (&usize, &Touched)| {
+            CloudHit { item: *item, row: None, seen: touched.newest, stamp: touched.stamp }
+        };
+        let mut hits: Vec<CloudHit> = touched.iter().map(hit).collect();
         for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
             let members: Vec<usize> =
                 (0..hits.len()).filter(|at| items[hits[*at].item].table == table_at).collect();
@@ -1704,6 +1721,18 @@ impl CloudSession {
         let mut already_there = vec![];
         let mut make_room = asides(frame, items, order);
         make_room.extend(rings.iter().flat_map(|ring| ring.asides(frame, items, order)));
+        let known = self.attempt(self.client.statement(STAMPS)).await?;
+        // Ahead of the statement whose rows they are, and in the same breath.
+        let stamped = async |members: &[usize], sql: &str, params: &[&dyn Param]| {
+            let statement = self.attempt(self.client.statement(sql)).await?;
+            let stamps = Stamps::of(members.iter().map(|at| &items[*at]));
+            let params_of_stamps = stamps.params();
+            let both = futures_util::future::join(
+                self.client.ask(&known, &params_of_stamps),
+                self.client.ask(&statement, params),
+            );
+            self.attempt(async { both.await.1 }).await
+        };
         for aside in make_room {
             let (table, cloud_table) = aside.table;
             let keys = arrays(
@@ -1713,7 +1742,7 @@ impl CloudSession {
                 aside.members.len(),
             );
             let params = as_params(&keys);
-            let changed = self.attempt(self.client.carry_out(&aside.sql, &params)).await?.changed;
+            let changed = stamped(&aside.members, &aside.sql, &params).await?.changed;
             // What a trigger made of them now is no change any more when their values come.
             taken.stored_otherwise |= aside.in_ring && changed > 0;
             if cloud_table.feed {
@@ -1723,7 +1752,7 @@ impl CloudSession {
         for set in sets(frame, items, order) {
             let arrays = set.arrays();
             let params = as_params(&arrays);
-            let answer = self.attempt(self.client.carry_out(&set.sql, &params)).await?;
+            let answer = stamped(set.members, &set.sql, &params).await?;
             set.judge(&answer, &mut taken, &mut already_there)?;
         }
         taken.hits = self.already_there(frame, items, &already_there).await?;
@@ -1799,6 +1828,13 @@ fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeM
 /// Whether a refusal (restrict, foreign key, unique, exclusion) may be another row's doing.
 pub fn needs_others(sqlstate: &str) -> bool {
     matches!(sqlstate, "23001" | "23503" | "23505" | "23P01")
+}
+
+/// What the feed says of a row that others changed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Touched {
+    newest: i64,
+    stamp: Option<i64>,
 }
 
 /// What taking a set of items came to.

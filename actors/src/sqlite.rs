@@ -51,7 +51,7 @@ use rusqlite::{
     Transaction, TransactionBehavior, params, params_from_iter,
 };
 
-use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
+use crate::core::merge::{Entry, Local, Loss, Merged, Policies, Policy, Seen, Side, Theirs, Undecided, merge};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{CloudType, Value, alike, json_array};
 use crate::messages::NoteRound;
@@ -474,6 +474,8 @@ pub struct Hit {
     pub row: Option<Vec<Value>>,
     /// The newest feed entry that this row contains.
     pub seen: i64,
+    /// When others changed it last, as the feed knows it.
+    pub stamp: Option<i64>,
 }
 
 /// The position in the cloud's change feed up to which everything has been applied.
@@ -519,6 +521,35 @@ pub struct Page {
     pub hidden: Vec<(i64, Vec<Value>)>,
     /// Rows with a value that cannot be kept here as it is, without their contents, and why. They are set aside.
     pub unfit: Vec<(PulledRow, String)>,
+    /// Of rows in dispute, by their names ([`ledger_name`]): when others changed them last, if the feed knows of it.
+    pub stamps: HashMap<String, Option<i64>>,
+    /// What the server's clock showed before the rows were read.
+    pub clock: Option<ServerClock>,
+}
+
+/// The server's clock, as this machine saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ServerClock {
+    /// What it showed, in microseconds since 1970.
+    pub now: i64,
+    /// How far it was ahead of this machine's, in microseconds; 0 as long as that may be the way of the answer.
+    pub ahead: i64,
+}
+
+impl ServerClock {
+    /// Less than this may be the way of the answer.
+    const NOTABLE_US: i64 = 1_000_000;
+
+    /// From what the server said, between these two moments of this machine's clock.
+    pub fn read(now: i64, asked: i64, answered: i64) -> Self {
+        let ahead = now.saturating_sub(asked.midpoint(answered));
+        Self { now, ahead: if ahead.abs() < Self::NOTABLE_US { 0 } else { ahead } }
+    }
+
+    /// Whether a file that takes the clock to be so far ahead has to be told otherwise.
+    pub fn is_news(self, known_ahead: i64) -> bool {
+        self.ahead.abs_diff(known_ahead) >= Self::NOTABLE_US.unsigned_abs()
+    }
 }
 
 impl Page {
@@ -563,6 +594,8 @@ pub enum Applied {
     },
     /// Nothing was done: foreign keys need these rows in the same page.
     Missing(Vec<Lookup>),
+    /// Nothing was done: who wins in these rows depends on when others changed them.
+    Undecided(Vec<Lookup>),
 }
 
 /// What this file remembers of the link to the cloud.
@@ -582,6 +615,8 @@ pub struct Link {
     pub witness: Option<Witness>,
     /// The feed's position, once the first sync has fixed it.
     pub cursor: Option<Cursor>,
+    /// How far the server's clock was ahead of this machine's, in microseconds.
+    pub clock_ahead: i64,
     /// The last round that took effect.
     pub last_round: Option<String>,
     /// How many did.
@@ -636,6 +671,7 @@ pub struct Store {
     /// What has been said is not said again.
     told: HashSet<String>,
     gauge: Gauge,
+    policies: Policies,
 }
 
 /// Keeps other supervisors away from the file for as long as it lives.
@@ -747,9 +783,11 @@ impl Store {
             untold: vec![],
             told: HashSet::new(),
             gauge: Gauge::default(),
+            policies: Policies::default(),
         };
         let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
         tx.execute_batch(include_str!("sql/sqlite/meta.sql")).map_err(explain)?;
+        bring_up_to_date(&tx).map_err(name)?;
         let device = uuid::Uuid::new_v4().to_string();
         tx.execute("INSERT OR IGNORE INTO _tidewater_meta VALUES ('format', 1), ('device', ?1)", [device])
             .map_err(explain)?;
@@ -765,6 +803,11 @@ impl Store {
     /// From now on, a write that would add to a backlog of this size is refused.
     pub fn limit_backlog(&mut self, limits: BacklogLimits) {
         self.gauge.set(limits);
+    }
+
+    /// From now on, these decide who wins where both sides touched the same. Until then, the newest does.
+    pub fn decide_by(&mut self, policies: Policies) {
+        self.policies = policies;
     }
 
     /// After anything that may have taken entries from the journals.
@@ -1114,9 +1157,18 @@ impl Store {
                 continue;
             }
             let local = read_row(&tx, table, &hit.key)?;
-            // Columns that only the cloud changed come with the feed entry that made this a hit.
-            let Merged { entry, losses, .. } =
-                merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
+            // What the cloud has changed, or wins, comes with the feed entry that made this a hit. Where there is none, nobody
+            // tells of others' changes, and nothing of them would ever come.
+            let theirs = hit.stamp.map_or(Theirs::Before, Theirs::At);
+            let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
+            let policy = if hit.stamp.is_some() { self.policies.of(table) } else { Policy::Newest };
+            let Ok(Merged { entry, losses, .. }) =
+                merge(table, policy, entry.clone(), local.as_deref(), seen)
+            else {
+                // Not with a stamp, or without anybody to ask for one.
+                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
+                continue;
+            };
             match entry {
                 Some(entry) => put_entry(&tx, table, JOURNAL, &hit.key, &entry)?,
                 None => parked::forget_refusal(&tx, table, &hit.key)?,
@@ -1271,16 +1323,19 @@ impl Store {
         let mut applier = Applier {
             tx: &tx,
             tables: &self.tables,
+            policies: &self.policies,
             page,
             changed: 0,
             conflicts: 0,
             aside: 0,
             were_aside: HashSet::new(),
         };
-        let missing = applier.run()?;
+        if let Some(not_yet) = applier.run()? {
+            return Ok(not_yet);
+        }
         let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
-        if !missing.is_empty() {
-            return Ok(Applied::Missing(missing));
+        if let Some(clock) = page.clock {
+            set_clock(&tx, clock)?;
         }
         if let Some(cursor) = &page.cursor {
             set_cursor(&tx, cursor)?;
@@ -1366,7 +1421,7 @@ impl Store {
         let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
         if keys.is_empty() {
             let known = tx.execute(
-                "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL \
+                "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL, followed = 1 \
                  WHERE id = ?1 AND snapshot = 'paging'",
                 [table.id],
             )?;
@@ -1425,9 +1480,17 @@ impl Store {
             timeline: meta(conn, "timeline")?,
             witness: meta::<String>(conn, "witness")?.and_then(|text| serde_json::from_str(&text).ok()),
             cursor,
+            clock_ahead: conn.query_row("SELECT ahead FROM _tidewater_clock", [], |row| row.get(0))?,
             last_round: meta(conn, "last_round")?,
             round_number: meta(conn, "round_number")?.unwrap_or(0),
         })
+    }
+
+    /// Remembers what the server's clock shows.
+    pub fn remember_clock(&mut self, clock: ServerClock) -> Result<()> {
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        set_clock(&tx, clock)?;
+        commit(tx)
     }
 
     /// Fixes the feed's cursor.
@@ -1441,7 +1504,10 @@ impl Store {
     /// The feed's history is not the one any more that the cursor belongs to: every table is compared anew.
     pub fn forget_cursor(&mut self) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0",
+            [],
+        )?;
         tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag')", [])?;
         commit(tx)?;
         Ok(())
@@ -1495,9 +1561,12 @@ impl Store {
         }
         set_meta(&tx, &key, trace)?;
         if !same_trace {
+            // Where the cloud lost it as a whole, what is here is what there was.
+            let lost = before.zip(now).is_some_and(|(before, now)| before.oid != now.oid);
             tx.execute(
-                "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
-                [table],
+                "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = followed AND ?2 \
+                 WHERE id = ?1",
+                params![table, lost],
             )?;
         }
         commit(tx)?;
@@ -1526,7 +1595,11 @@ impl Store {
             }
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
+        // What the cloud lost, it has not changed.
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = followed AND ?1",
+            [resend],
+        )?;
         tx.execute(
             "DELETE FROM _tidewater_meta \
              WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag', 'last_round', 'round_number', 'witness')",
@@ -3058,6 +3131,7 @@ fn read_row(conn: &Connection, table: &Table, key: &[Value]) -> Result<Option<Ve
 struct Applier<'a> {
     tx: &'a Connection,
     tables: &'a [Table],
+    policies: &'a Policies,
     page: &'a Page,
     changed: u64,
     conflicts: u64,
@@ -3068,8 +3142,13 @@ struct Applier<'a> {
 }
 
 impl<'a> Applier<'a> {
-    /// Answers with what is missing before the page can hold under foreign keys.
-    fn run(&mut self) -> Result<Vec<Lookup>> {
+    /// Answers with what is missing before the page can hold under foreign keys, or be decided.
+    fn run(&mut self) -> Result<Option<Applied>> {
+        let followed: HashSet<i64> =
+            query(self.tx, "SELECT id FROM _tidewater_tables WHERE followed", &[], |row| row.get(0))?
+                .into_iter()
+                .collect();
+        let mut undecided = vec![];
         let paging: HashSet<i64> =
             query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
                 row.get(0)
@@ -3102,7 +3181,21 @@ impl<'a> Applier<'a> {
                     (None, None) => Local::Keep,
                 },
                 Some(entry) => {
-                    let merged = merge(table, entry, local.as_deref(), row.as_deref(), pulled.seen);
+                    let theirs = match self.page.stamps.get(&ledger_name(table, &pulled.key)) {
+                        None => Theirs::Unasked,
+                        Some(Some(stamp)) => Theirs::At(*stamp),
+                        Some(None) if followed.contains(&table.id) => Theirs::Before,
+                        Some(None) => Theirs::Unknown,
+                    };
+                    let seen = Seen { row: row.as_deref(), newest: pulled.seen, theirs };
+                    let merged = match merge(table, self.policies.of(table), entry, local.as_deref(), seen) {
+                        Ok(merged) => merged,
+                        Err(Undecided) => {
+                            let (columns, values) = (table.key.clone(), pulled.key.clone());
+                            undecided.push(Lookup { table: table.id, columns, values });
+                            continue;
+                        }
+                    };
                     match merged.entry {
                         Some(entry) => put_entry(self.tx, table, JOURNAL, &pulled.key, &entry)?,
                         None => parked::forget_refusal(self.tx, table, &pulled.key)?,
@@ -3129,6 +3222,9 @@ impl<'a> Applier<'a> {
                 collided.push((pulled, target));
             }
         }
+        if !undecided.is_empty() {
+            return Ok(Some(Applied::Undecided(undecided)));
+        }
         self.delete(deleted, &mut missing)?;
         self.untangle(&collided)?;
         for pulled in &self.page.rows {
@@ -3149,10 +3245,11 @@ impl<'a> Applier<'a> {
             }
             self.put_aside(pulled, reason)?;
         }
-        if missing.is_empty() {
-            self.retry_parked()?;
+        if !missing.is_empty() {
+            return Ok(Some(Applied::Missing(missing)));
         }
-        Ok(missing)
+        self.retry_parked()?;
+        Ok(None)
     }
 
     /// The snapshot has shown this row.
@@ -3952,10 +4049,36 @@ fn is_without_rowid(tx: &Connection, table: &str) -> Result<bool> {
     Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
 }
 
+/// A file of an older version gets the columns that meta.sql gives a new one.
+fn bring_up_to_date(tx: &Connection) -> Result<()> {
+    for (table, column) in
+        [("_tidewater_clock", "ahead"), ("_tidewater_clock", "seen"), ("_tidewater_tables", "followed")]
+    {
+        if !has_column(tx, table, column)? {
+            tx.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"))?;
+            if column == "followed" {
+                // What it was compared with, it has followed.
+                tx.execute("UPDATE _tidewater_tables SET followed = 1 WHERE snapshot = 'done'", [])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn has_column(tx: &Connection, table: &str, column: &str) -> Result<bool> {
+    let sql = "SELECT 1 FROM pragma_table_info(?1) WHERE name = ?2";
+    Ok(tx.prepare_cached(sql)?.exists([table, column])?)
+}
+
+fn set_clock(tx: &Connection, clock: ServerClock) -> Result<()> {
+    tx.prepare_cached("UPDATE _tidewater_clock SET seen = max(seen, ?1), ahead = ?2")?
+        .execute([clock.now, clock.ahead])?;
+    Ok(())
+}
+
 /// Rounds of older versions had no steps.
 fn number_steps(tx: &Connection, table: &Table) -> Result<()> {
-    let sql = "SELECT 1 FROM pragma_table_info(?1) WHERE name = 'step'";
-    if !tx.prepare_cached(sql)?.exists([side_table(FLIGHT, table)])? {
+    if !has_column(tx, &side_table(FLIGHT, table), "step")? {
         tx.execute_batch(&capture::add_steps(table))?;
     }
     Ok(())

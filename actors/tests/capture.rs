@@ -2300,7 +2300,7 @@ fn pending_rows_merge() {
     let rounds = bench.readers.read_round(&noted).unwrap();
     assert_eq!(rounds[0][0].entry.base[1], int(7));
     // The same by a hit within the round.
-    let hit = Hit { table: t.id, key: vec![int(1)], row: Some(vec![int(1), int(9), int(8)]), seen: 5 };
+    let hit = Hit { table: t.id, key: vec![int(1)], row: Some(vec![int(1), int(9), int(8)]), seen: 5, stamp: Some(7) };
     let (generation, _) = bench.store().tables().unwrap();
     let id = bench.flying();
     bench.store().acknowledge(&id, &[hit], generation, &[]).unwrap();

@@ -10,7 +10,7 @@ use config::{Value, ValueKind};
 
 use super::check::Reader;
 use super::sources::Layer;
-use super::{Direction, SettingsError, TableSettings, TablesSettings};
+use super::{Direction, Policy, SettingsError, TableSettings, TablesSettings};
 
 /// The section.
 pub(super) const SECTION: &str = "tables";
@@ -113,6 +113,11 @@ impl TableSettings {
     fn read(reader: &Reader<'_>, name: &str) -> Result<Self, SettingsError> {
         let directions =
             [Direction::Both, Direction::Push, Direction::Pull, Direction::None].map(|it| (it.word(), it));
-        Ok(Self { name: name.to_owned(), direction: reader.word(&full_key(name, "direction"), &directions)? })
+        let policies = [Policy::Newest, Policy::Local, Policy::Cloud].map(|it| (it.word(), it));
+        Ok(Self {
+            name: name.to_owned(),
+            direction: reader.word(&full_key(name, "direction"), &directions)?,
+            conflicts: reader.word(&full_key(name, "conflicts"), &policies)?,
+        })
     }
 }

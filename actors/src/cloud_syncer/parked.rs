@@ -111,10 +111,11 @@ impl Cycle {
     }
 
     /// Gives up the parked rows that somebody asked for: each becomes what it is in the cloud, as a pull of its key.
-    pub(super) async fn discard(&self, session: &CloudSession) -> Step<()> {
+    pub(super) async fn discard(&self, session: &CloudSession, link: &Link) -> Step<()> {
         let (generation, tables) = self.prepared()?;
+        let since = Since { device: link.device.clone(), cursor: link.cursor.clone() };
         for (ids, answer) in self.discards.take() {
-            let discarded = self.discard_these(session, generation, &tables, &ids).await;
+            let discarded = self.discard_these(session, generation, &tables, &ids, &since).await;
             match discarded {
                 // Who waited may have gone.
                 Ok(discarded) => drop(answer.send(Ok(discarded))),
@@ -133,6 +134,7 @@ impl Cycle {
         generation: u64,
         tables: &[ReadyTable],
         ids: &[i64],
+        since: &Since,
     ) -> Step<Discarded> {
         let mut found = self.ask(GetDiscardable(ids.to_vec())).await?;
         let synced: HashSet<i64> = tables.iter().map(|ready| ready.table.id).collect();
@@ -165,7 +167,7 @@ impl Cycle {
                 page.discarded.push((table, values));
             }
             page.absent.clear();
-            self.apply(session, generation, tables, page).await?;
+            self.apply(session, generation, tables, page, since).await?;
             session.end_read().await?;
             // Who was edited in between is tried again instead.
             let after = self.ask(GetDiscardable(ids.clone())).await?;

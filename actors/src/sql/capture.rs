@@ -23,8 +23,14 @@
 use super::{all, ident, list};
 use crate::core::schema::{Column, Table};
 
-/// The wall clock in microseconds since 1970. `unixepoch('subsec')` is NULL before SQLite 3.42.
-const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)";
+/// The stamp of what is written now, in microseconds since 1970: the wall clock, as far off as the server found it to be, and
+/// later than whatever this file had seen of the cloud. `unixepoch('subsec')` is NULL before SQLite 3.42.
+const NOW: &str = "(SELECT max(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) + ahead, seen + 1) \
+                   FROM _tidewater_clock)";
+
+/// The stamp of what may have changed at any time since this file saw the cloud: of two that differ, the cloud's is the newer
+/// one only if somebody has changed it since.
+const LAST_SEEN: &str = "(SELECT seen FROM _tidewater_clock)";
 
 /// The kinds of table that hold keys or entries.
 pub(crate) const JOURNAL: &str = "journal";
@@ -141,16 +147,17 @@ fn literal_default(column: &Column) -> Option<String> {
     text.chars().all(|c| c.is_alphanumeric() || c == '_').then(|| quoted(text))
 }
 
-/// Every present row becomes pending, as if it had just been inserted. With `known_perhaps`, the cloud may have these
-/// rows, whatever the columns that changed unseen.
+/// Every present row becomes pending, as if it had been inserted before anybody looked. With `known_perhaps`, the cloud may have
+/// these rows, whatever the columns that changed unseen.
 pub(crate) fn journal_everything(table: &Table, known_perhaps: bool) -> String {
     let name = ident(&side_table(JOURNAL, table));
     let keys = list(key_columns(table), |k| k);
     let own = list(table.key_names(), ident);
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
     let (epoch, whole) = (EPOCH, u8::from(known_perhaps));
+    let stamp = if known_perhaps { LAST_SEEN } else { "0" };
     format!(
-        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, {whole}, {NOW}, {epoch} FROM {} \
+        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, {whole}, {stamp}, {epoch} FROM {} \
          WHERE {present} ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
         ident(&table.name),
     )
@@ -161,7 +168,7 @@ pub(crate) fn journal_left(table: &Table, own: &str, left: &str) -> String {
     let name = ident(&side_table(JOURNAL, table));
     let keys = list(key_columns(table), |k| k);
     format!(
-        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, 1, {NOW}, {EPOCH} {left}"
+        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, 1, {LAST_SEEN}, {EPOCH} {left}"
     )
 }
 
@@ -173,7 +180,7 @@ pub(crate) fn journal_column(table: &Table, column: &Column) -> String {
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
     let (id, stored) = (column.id, ident(&column.name));
     format!(
-        "INSERT INTO {name} ({keys}, known, d{id}, stamp, epoch) SELECT {own}, 1, 1, {NOW}, {EPOCH} FROM {} \
+        "INSERT INTO {name} ({keys}, known, d{id}, stamp, epoch) SELECT {own}, 1, 1, {LAST_SEEN}, {EPOCH} FROM {} \
          WHERE {present} AND {stored} IS NOT NULL ON CONFLICT DO UPDATE SET d{id} = 1, b{id} = NULL",
         ident(&table.name),
     )

@@ -62,6 +62,7 @@ impl Store {
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
         forget_seen(&tx, &self.tables)?;
+        tx.execute("UPDATE _tidewater_tables SET followed = 0", [])?;
         tx.execute(
             "DELETE FROM _tidewater_meta WHERE key IN ('last_round', 'round_number') \
              OR key GLOB 'trace_*' OR key GLOB 'made_*'",
