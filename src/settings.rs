@@ -36,9 +36,9 @@ pub use self::sources::Sources;
 pub use tidewater_actors::core::availability::Environment;
 /// `direction` of `[tables.NAME]`.
 pub use tidewater_actors::core::direction::Direction;
+use tidewater_actors::core::merge::Policies;
 /// `[tables.NAME]`'s `conflicts`.
 pub use tidewater_actors::core::merge::Policy;
-use tidewater_actors::core::merge::Policies;
 pub use tidewater_actors::postgres::{LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions};
 pub use tidewater_actors::sqlite::{BacklogLimits, UpkeepOptions};
 

@@ -34,8 +34,8 @@ use crate::core::value::{
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
     DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
-    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
-    RememberCloudTable, RememberClock, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
+    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberClock, RememberCloud,
+    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
     WaitSynced,
 };
 use crate::postgres::{
@@ -1132,8 +1132,7 @@ impl Cycle {
                 continue;
             }
             let (cursor, device) = (since.cursor.as_ref(), &since.device);
-            for (at, stamp) in
-                session.last_changed(&ready.table, &ready.cloud, &keys, cursor, device).await?
+            for (at, stamp) in session.last_changed(&ready.table, &ready.cloud, &keys, cursor, device).await?
             {
                 page.stamps.insert(names[at].clone(), Some(stamp));
             }
@@ -1181,9 +1180,7 @@ impl Cycle {
         let (texts, asked): (Vec<Vec<String>>, Vec<usize>) = lookups
             .iter()
             .enumerate()
-            .filter_map(|(at, lookup)| {
-                Some((ready.key_texts(columns, &lookup.values)?, at))
-            })
+            .filter_map(|(at, lookup)| Some((ready.key_texts(columns, &lookup.values)?, at)))
             .unzip();
         let (mut new, mut is_hidden) = (vec![false; lookups.len()], vec![false; lookups.len()]);
         let mut missing: Vec<usize> = (0..texts.len()).collect();

@@ -999,7 +999,13 @@ impl CloudSession {
             None => None,
         };
         let clock = ServerClock::read(row.cell("clock")?, asked, answered);
-        Ok(Look { there: row.cell("there")?, whole: row.cell("whole")?, news: row.cell("news")?, ours, clock })
+        Ok(Look {
+            there: row.cell("there")?,
+            whole: row.cell("whole")?,
+            news: row.cell("news")?,
+            ours,
+            clock,
+        })
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -1682,8 +1688,11 @@ impl CloudSession {
         items: &[RoundItem],
         touched: &BTreeMap<usize, Touched>,
     ) -> Result<Vec<CloudHit>> {
-        let hit = |(item, touched): (&usize, &Touched)| {
-            CloudHit { item: *item, row: None, seen: touched.newest, stamp: touched.stamp }
+        let hit = |(item, touched): (&usize, &Touched)| CloudHit {
+            item: *item,
+            row: None,
+            seen: touched.newest,
+            stamp: touched.stamp,
         };
         let mut hits: Vec<CloudHit> = touched.iter().map(hit).collect();
         for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {

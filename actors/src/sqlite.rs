@@ -51,7 +51,9 @@ use rusqlite::{
     Transaction, TransactionBehavior, params, params_from_iter,
 };
 
-use crate::core::merge::{Entry, Local, Loss, Merged, Policies, Policy, Seen, Side, Theirs, Undecided, merge};
+use crate::core::merge::{
+    Entry, Local, Loss, Merged, Policies, Policy, Seen, Side, Theirs, Undecided, merge,
+};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{CloudType, Value, alike, json_array};
 use crate::messages::NoteRound;

@@ -8,7 +8,7 @@ use actix::prelude::*;
 use slog::{info, warn};
 use tokio::sync::oneshot;
 
-use super::{CloudSyncer, Cycle, ReadyTable, Step};
+use super::{CloudSyncer, Cycle, ReadyTable, Since, Step};
 use crate::core::sync::Event;
 use crate::messages::{DiscardParked, Discarded, GetDiscardable, ParkRows, RetryMended, SyncError};
 use crate::postgres::CloudSession;

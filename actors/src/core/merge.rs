@@ -245,8 +245,7 @@ pub fn merge(
                 let losses = vec![loss(None, whole(cloud), Side::Cloud)];
                 return Ok(Merged { entry: None, local: Local::Insert, losses });
             }
-            let losses =
-                if is_disputed { vec![loss(None, whole(cloud), Side::Local)] } else { vec![] };
+            let losses = if is_disputed { vec![loss(None, whole(cloud), Side::Local)] } else { vec![] };
             entry.rebase_all(table, cloud);
             Merged { entry: Some(entry), local: Local::Keep, losses }
         }
@@ -287,7 +286,10 @@ fn merge_rows(
         // What was changed here of a reference that follows the cloud goes with the rest of it.
         let mut more = true;
         while std::mem::take(&mut more) {
-            for key in table.foreign_keys.iter().filter(|key| key.columns.iter().any(|c| is_contested(&fates[*c]))) {
+            for key in &table.foreign_keys {
+                if !key.columns.iter().any(|c| is_contested(&fates[*c])) {
+                    continue;
+                }
                 for c in &key.columns {
                     if fates[*c] == Some(Fate::Ours) {
                         (fates[*c], more) = (Some(Fate::Disputed), true);
@@ -447,7 +449,7 @@ mod tests {
         assert_eq!(merged.local, Local::Set(vec![2]));
         assert_eq!(merged.losses, vec![]);
         let left = merged.entry.unwrap();
-        assert_eq!((left.dirty[1], left.dirty[2], left.seen), (true, false));
+        assert_eq!((left.dirty[1], left.dirty[2], left.seen), (true, false, 5));
     }
 
     /// Of a reference of two columns one was changed here, and the cloud emptied both when the row went that it referred to:
@@ -541,8 +543,14 @@ mod tests {
     fn the_policy_decides_by_the_stamps_alone() {
         let decided = |policy, at| {
             let seen = Seen { row: Some(&row(11, 2)), newest: 5, theirs: at };
-            merge(&table(), policy, Entry { stamp: 100, ..entry(true, [Some(1), None]) }, Some(&row(10, 2)), seen)
-                .map(|merged| merged.losses[0].kept)
+            merge(
+                &table(),
+                policy,
+                Entry { stamp: 100, ..entry(true, [Some(1), None]) },
+                Some(&row(10, 2)),
+                seen,
+            )
+            .map(|merged| merged.losses[0].kept)
         };
         assert_eq!(decided(Policy::Newest, Theirs::At(99)), Ok(Side::Local));
         assert_eq!(decided(Policy::Newest, Theirs::At(100)), Ok(Side::Cloud));
@@ -600,14 +608,17 @@ mod tests {
                     // M2: a value that goes, there or here, was either nobody's edit or is on record.
                     for (c, base) in [(1, a), (2, b)] {
                         let goes = |side: &Option<Vec<Value>>, kept: &Option<Vec<Value>>| {
-                            side.as_ref().is_some_and(|row| kept.as_ref().is_none_or(|kept| kept[c] != row[c]))
+                            side.as_ref()
+                                .is_some_and(|row| kept.as_ref().is_none_or(|kept| kept[c] != row[c]))
                         };
                         let edited = |side: &Option<Vec<Value>>| {
-                            let same = |row: &Vec<Value>| base.is_some_and(|base| row[c] == Value::Integer(base));
+                            let same =
+                                |row: &Vec<Value>| base.is_some_and(|base| row[c] == Value::Integer(base));
                             !side.as_ref().is_some_and(same)
                         };
-                        let on_record =
-                            |kept| merged.losses.iter().any(|l| l.column.is_none_or(|at| at == c) && l.kept == kept);
+                        let on_record = |kept| {
+                            merged.losses.iter().any(|l| l.column.is_none_or(|at| at == c) && l.kept == kept)
+                        };
                         let lost_there = known && goes(cloud, &there) && edited(cloud);
                         assert!(!lost_there || on_record(Side::Local), "{case}");
                         let lost_here = (!known || base.is_some()) && goes(local, &after) && edited(local);

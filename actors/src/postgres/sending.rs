@@ -104,7 +104,10 @@ impl Part {
         let checks = tables.map(|at| (self.known(frame, at).touched(), Step::Ours, Piece::Touched(at)));
         let sets = self.sets().into_iter().flat_map(|range| {
             let sql = self.set(frame, range.clone()).sql;
-            [(STAMPS.to_owned(), Step::Ours, Piece::Stamps(range.clone())), (sql, Step::Rows, Piece::Set(range))]
+            [
+                (STAMPS.to_owned(), Step::Ours, Piece::Stamps(range.clone())),
+                (sql, Step::Rows, Piece::Set(range)),
+            ]
         });
         locks.chain(checks).chain(sets).collect()
     }
