@@ -1406,7 +1406,9 @@ impl Cycle {
             let mut part = Window::encode(tables, noted, read.rows);
             good = part.refusals.is_empty();
             held.append(&mut part.items);
-            if good && held.len() >= SENT_AT_ONCE * self.noted_at_once() {
+            // In growing statements, so that the server has something to do from the beginning.
+            let parts = sent.len().min(SENT_AT_ONCE);
+            if good && held.len() >= parts * self.noted_at_once() {
                 sent.push(Arc::new(std::mem::take(&mut held)));
                 open.send(sent[sent.len() - 1].clone()).await;
             }
@@ -1516,8 +1518,10 @@ impl Cycle {
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
                     let left_out = unseen.iter().map(|item| window.items[*item].name.clone()).collect();
-                    self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
                     self.count_propagated(&window, &left, link.clock_ahead);
+                    // So many small pieces of memory take a while to be let go, and the next round waits for this one.
+                    drop(actix_rt::task::spawn_blocking(move || drop(window)));
+                    self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
