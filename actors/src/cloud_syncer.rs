@@ -34,7 +34,7 @@ use crate::core::value::{
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
     DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
-    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberClock, RememberCloud,
+    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
     RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
     WaitSynced,
 };
@@ -971,11 +971,12 @@ impl Cycle {
             None => session.look(&cursor, &link.device).await?,
         };
         look.require_whole()?;
+        let clock = Some(look.clock);
         if look.clock.is_news(link.clock_ahead) {
-            self.ask(RememberClock(look.clock)).await?;
+            let page = Page { cursor: Some(cursor), clock, ..Page::default() };
+            self.apply(session, generation, &tables, page, &since).await?;
             link.clock_ahead = look.clock.ahead;
         }
-        let clock = Some(look.clock);
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
             let page = Page { cursor: Some(ours.clone()), clock, ..Page::default() };

@@ -27,7 +27,7 @@ use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
     Applied, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, Mark, Noted, Page, Parked, Part, Refusal,
-    Rest, Retried, ServerClock, StoreError, Unit, Which, Witness, Written,
+    Rest, Retried, StoreError, Unit, Which, Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -411,11 +411,6 @@ pub struct CompareKeeping;
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<()>")]
 pub struct FixCursor(pub Option<Cursor>);
-
-/// Remembers how far the server's clock is ahead.
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "Stored<()>")]
-pub struct RememberClock(pub ServerClock);
 
 /// History changed under this file: it starts over as a new device.
 #[derive(Debug, Clone, Copy, Message)]

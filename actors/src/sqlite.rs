@@ -59,7 +59,7 @@ use crate::core::value::{CloudType, Value, alike, json_array};
 use crate::messages::NoteRound;
 use crate::migrations::MigrationError;
 use crate::sql::capture::{
-    self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
+    self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, Unseen, entry_columns, key_columns, side_table,
 };
 use crate::sql::cloud::is_same_default;
 use crate::sql::{all, ident, list};
@@ -966,7 +966,8 @@ impl Store {
             return Ok(());
         }
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (tables, notices) = track(&tx, Missing::IsGap)?;
+        let missing = if self.schema_version < 0 { Missing::Unwatched } else { Missing::IsGap };
+        let (tables, notices) = track(&tx, missing)?;
         let version = schema_version(&tx)?;
         commit(tx)?;
         self.remember(tables, version);
@@ -1488,13 +1489,6 @@ impl Store {
         })
     }
 
-    /// Remembers what the server's clock shows.
-    pub fn remember_clock(&mut self, clock: ServerClock) -> Result<()> {
-        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        set_clock(&tx, clock)?;
-        commit(tx)
-    }
-
     /// Fixes the feed's cursor.
     pub fn fix_cursor(&mut self, cursor: &Cursor) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -1541,7 +1535,7 @@ impl Store {
         if let (Some(tracked), Some(now)) = (tracked, &now) {
             match &before {
                 Some(before) if before.oid != now.oid => {
-                    tx.execute(&capture::journal_everything(tracked, true), [])?;
+                    tx.execute(&capture::journal_everything(tracked, Unseen::SinceSeen), [])?;
                 }
                 Some(before) => {
                     for c in tracked.data_columns() {
@@ -1593,7 +1587,7 @@ impl Store {
         for table in &self.tables {
             merge_back(&tx, table)?;
             if resend {
-                tx.execute(&capture::journal_everything(table, true), [])?;
+                tx.execute(&capture::journal_everything(table, Unseen::SinceSeen), [])?;
             }
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
@@ -3690,6 +3684,8 @@ fn differing(table: &Table, local: &[Value], cloud: &[Value]) -> Local {
 /// What it means that a table is without its triggers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
+    /// Rows may have changed unseen, and nobody was there to see when a new table came.
+    Unwatched,
     /// Rows may have changed unseen.
     IsGap,
     /// Nothing: they were taken off within this transaction, and no row changed since.
@@ -3979,7 +3975,12 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         // Rows that were there before, and whatever happened while nobody looked: all of it is compared with the
         // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions. A renamed
         // column is one that the cloud does not have, whatever is in it.
-        tx.execute(&capture::journal_everything(table, !new), [])?;
+        let unseen = match missing {
+            _ if !new => Unseen::SinceSeen,
+            Missing::Unwatched => Unseen::Ever,
+            Missing::IsGap | Missing::IsOurDoing => Unseen::Now,
+        };
+        tx.execute(&capture::journal_everything(table, unseen), [])?;
         tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
             [table.id],

@@ -24,7 +24,7 @@ use crate::core::merge::Policies;
 use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, CompareKeeping, DissolveRound, FixCursor,
     GetDiscardable, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables, GrowRound,
-    JournalGrew, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberClock, RememberCloud,
+    JournalGrew, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud,
     RememberCloudTable, RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
 };
 use crate::migrations::Migrations;
@@ -297,7 +297,6 @@ store_calls! {
     RememberWitness => (), |store, m| store.remember_witness(&m.0);
     Rehome => (), |store, m| store.rehome(&m.0);
     CompareKeeping => (), |store, _| store.compare_keeping();
-    RememberClock => (), |store, m| store.remember_clock(m.0);
     FixCursor => (), |store, m| match &m.0 {
         Some(cursor) => store.fix_cursor(cursor),
         None => store.forget_cursor(),

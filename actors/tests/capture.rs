@@ -2341,12 +2341,12 @@ fn stamps_follow_the_clock_of_the_server() {
     // This machine's clock is ten days behind.
     let clock = ServerClock::read(now + 10 * DAY, now, now + 2_000);
     assert!(clock.is_news(0));
-    bench.store().remember_clock(clock).unwrap();
+    bench.apply(&Page { clock: Some(clock), ..Page::default() });
     assert!((now + 9 * DAY..now + 11 * DAY).contains(&stamp(&mut bench, 2)));
     // It was right after all: what was written before is not newer than what comes now.
     let clock = ServerClock::read(now + 20_000, now, now + 40_000);
     assert_eq!(clock.ahead, 0, "that may be the way of the answer");
-    bench.store().remember_clock(clock).unwrap();
+    bench.apply(&Page { clock: Some(clock), ..Page::default() });
     assert_eq!(stamp(&mut bench, 3), now + 10 * DAY + 1);
 }
 

@@ -147,15 +147,29 @@ fn literal_default(column: &Column) -> Option<String> {
     text.chars().all(|c| c.is_alphanumeric() || c == '_').then(|| quoted(text))
 }
 
-/// Every present row becomes pending, as if it had been inserted before anybody looked. With `known_perhaps`, the cloud may have
-/// these rows, whatever the columns that changed unseen.
-pub(crate) fn journal_everything(table: &Table, known_perhaps: bool) -> String {
+/// When rows were written that nobody has seen coming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unseen {
+    /// Just now, in a table that is new.
+    Now,
+    /// At any time: nobody has watched yet.
+    Ever,
+    /// Perhaps never, perhaps since this file saw the cloud, which may have these rows, whatever the columns that changed.
+    SinceSeen,
+}
+
+/// Every present row becomes pending, as if it had been inserted.
+pub(crate) fn journal_everything(table: &Table, unseen: Unseen) -> String {
     let name = ident(&side_table(JOURNAL, table));
     let keys = list(key_columns(table), |k| k);
     let own = list(table.key_names(), ident);
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
-    let (epoch, whole) = (EPOCH, u8::from(known_perhaps));
-    let stamp = if known_perhaps { LAST_SEEN } else { "0" };
+    let (epoch, whole) = (EPOCH, u8::from(unseen == Unseen::SinceSeen));
+    let stamp = match unseen {
+        Unseen::Now => NOW,
+        Unseen::Ever => "0",
+        Unseen::SinceSeen => LAST_SEEN,
+    };
     format!(
         "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, {whole}, {stamp}, {epoch} FROM {} \
          WHERE {present} ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
