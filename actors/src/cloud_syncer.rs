@@ -28,8 +28,8 @@ use crate::core::merge::{Change, change};
 use crate::core::schema::{CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{
-    CloudType, CloudValue, Misfit, Value, alike, as_text_key, computed_there, from_cloud,
-    from_cloud_unchanged, from_text, key_to_cloud, to_cloud, to_text,
+    CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
+    from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
@@ -44,8 +44,8 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Applied, Backlog, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
-    Readers, Refusal, RoundRow, StoreError, ledger_name,
+    Applied, Backlog, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part,
+    PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -962,25 +962,24 @@ impl Cycle {
     async fn pull_pages(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
         let (generation, tables) = self.prepared()?;
         let Some(cursor) = link.cursor.clone() else { return Ok(()) };
-        let mut since = Since { device: link.device.clone(), cursor: None };
-        self.retry_set_aside(session, generation, &tables, &since).await?;
-        self.snapshots(session, generation, &tables, &since).await?;
-        since.cursor = Some(cursor.clone());
+        let mut from = Asking { device: link.device.clone(), cursor: cursor.clone() };
+        self.retry_set_aside(session, generation, &tables, &from).await?;
+        let is_compared = self.snapshots(session, generation, &tables, &from).await?;
         let look = match look {
             Some(look) => look,
             None => session.look(&cursor, &link.device).await?,
         };
         look.require_whole()?;
         let clock = Some(look.clock);
-        if look.clock.is_news(link.clock_ahead) {
+        if is_compared || look.clock.is_news(link.clock_ahead) {
             let page = Page { cursor: Some(cursor), clock, ..Page::default() };
-            self.apply(session, generation, &tables, page, &since).await?;
+            self.apply(session, generation, &tables, page, &from).await?;
             link.clock_ahead = look.clock.ahead;
         }
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
             let page = Page { cursor: Some(ours.clone()), clock, ..Page::default() };
-            self.apply(session, generation, &tables, page, &since).await?;
+            self.apply(session, generation, &tables, page, &from).await?;
             link.cursor = Some(ours);
         }
         if !look.news {
@@ -1018,12 +1017,12 @@ impl Cycle {
             for at in &emptied {
                 self.ask(CompareAnew(tables[*at].table.id)).await?;
             }
-            since.cursor = Some(cursor);
-            self.apply(session, generation, &tables, page, &since).await?;
+            from.cursor = cursor;
+            self.apply(session, generation, &tables, page, &from).await?;
             session.end_read().await?;
-            link.cursor = Some(last);
-            since.cursor = None;
-            self.snapshots(session, generation, &tables, &since).await?;
+            link.cursor = Some(last.clone());
+            from.cursor = last;
+            self.snapshots(session, generation, &tables, &from).await?;
             if entries.len() < limit {
                 return Ok(());
             }
@@ -1066,7 +1065,7 @@ impl Cycle {
         generation: u64,
         tables: &[ReadyTable],
         page: Page,
-        since: &Since,
+        from: &Asking,
     ) -> Step<()> {
         let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum();
         if !page.rows.is_empty() {
@@ -1089,8 +1088,10 @@ impl Cycle {
                         );
                     }
                     if aside > 0 {
-                        let first =
-                            page.unfit.first().map_or(String::new(), |(_, why)| format!("; first: {why}"));
+                        let first = page
+                            .unfit
+                            .first()
+                            .map_or(String::new(), |unfit| format!("; first: {}", unfit.why));
                         warn!(
                             self.log,
                             "⚠️  {aside} row(s) of the cloud cannot be stored here yet; tried again with every pull{first}"
@@ -1102,7 +1103,7 @@ impl Cycle {
                     self.look_up(session, tables, lookups, Arc::make_mut(&mut page)).await?;
                 }
                 Applied::Undecided(rows) => {
-                    self.ask_stamps(session, tables, rows, Arc::make_mut(&mut page), since).await?;
+                    self.ask_stamps(session, tables, &rows, Arc::make_mut(&mut page), from).await?;
                 }
             }
         }
@@ -1114,13 +1115,15 @@ impl Cycle {
         &self,
         session: &CloudSession,
         tables: &[ReadyTable],
-        rows: Vec<Lookup>,
+        rows: &[Disputed],
         page: &mut Page,
-        since: &Since,
+        from: &Asking,
     ) -> Step<()> {
         for ready in tables {
+            let mut of = rows.iter().filter(|disputed| disputed.row.table == ready.table.id).peekable();
+            let Some(Disputed { since, .. }) = of.peek().copied() else { continue };
             let (mut names, mut keys) = (vec![], vec![]);
-            for row in rows.iter().filter(|row| row.table == ready.table.id) {
+            for Disputed { row, .. } in of {
                 let name = ledger_name(&ready.table, &row.values);
                 // What the cloud's type cannot even name nobody has changed there.
                 page.stamps.insert(name.clone(), None);
@@ -1132,9 +1135,10 @@ impl Cycle {
             if keys.is_empty() {
                 continue;
             }
-            let (cursor, device) = (since.cursor.as_ref(), &since.device);
-            for (at, stamp) in session.last_changed(&ready.table, &ready.cloud, &keys, cursor, device).await?
-            {
+            let Asking { cursor, device } = from;
+            let found =
+                session.last_changed(&ready.table, &ready.cloud, &keys, cursor, *since, device).await?;
+            for (at, stamp) in found {
                 page.stamps.insert(names[at].clone(), Some(stamp));
             }
         }
@@ -1173,7 +1177,7 @@ impl Cycle {
         let table = ready.table.id;
         let by_key = columns == ready.table.key;
         let name = |key: &[Value]| ledger_name(&ready.table, key);
-        let rows = page.rows.iter().chain(page.unfit.iter().map(|(row, _)| row));
+        let rows = page.rows.iter().chain(page.unfit.iter().map(|unfit| &unfit.row));
         let keys = rows.map(|row| (row.table, &row.key)).chain(page.hidden.iter().map(|(t, key)| (*t, key)));
         let mut known: HashSet<String> =
             keys.filter(|(of, _)| *of == table).map(|(_, key)| name(key)).collect();
@@ -1190,7 +1194,8 @@ impl Cycle {
             for (at, row) in session.fetch(&ready.table, &ready.cloud, columns, &texts).await? {
                 found[at] = true;
                 let pulled = ready.pulled(row, 0);
-                if known.insert(name(&pulled.0.key)) {
+                let key = pulled.as_ref().map_or_else(|unfit| &unfit.row.key, |row| &row.key);
+                if known.insert(name(key)) {
                     new[asked[at]] = true;
                     page.put(pulled);
                 }
@@ -1225,7 +1230,7 @@ impl Cycle {
         session: &CloudSession,
         generation: u64,
         tables: &[ReadyTable],
-        since: &Since,
+        from: &Asking,
     ) -> Step<()> {
         let lookups = self.ask(GetSetAside).await?;
         if lookups.is_empty() {
@@ -1235,22 +1240,24 @@ impl Cycle {
         let mut page = Page::default();
         self.look_up(session, tables, lookups, &mut page).await?;
         page.absent.clear();
-        self.apply(session, generation, tables, page, since).await?;
+        self.apply(session, generation, tables, page, from).await?;
         session.end_read().await?;
         Ok(())
     }
 
-    /// Takes the tables that have not been compared with the cloud yet through it, page by page, in key order.
+    /// Takes the tables that have not been compared with the cloud yet through it, page by page, in key order. Answers whether there were any.
     async fn snapshots(
         &self,
         session: &CloudSession,
         generation: u64,
         tables: &[ReadyTable],
-        since: &Since,
-    ) -> Step<()> {
+        from: &Asking,
+    ) -> Step<bool> {
+        let mut any = false;
         for ready in tables {
             let table = ready.table.id;
             let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
+            any = true;
             if after.is_none() {
                 self.ask(BeginSnapshot(table)).await?;
             }
@@ -1274,7 +1281,7 @@ impl Cycle {
                 let full = found.len() == limit;
                 let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
                 found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
-                self.apply(session, generation, tables, page, since).await?;
+                self.apply(session, generation, tables, page, from).await?;
                 session.end_read().await?;
                 after = Some(last);
                 if !full {
@@ -1293,11 +1300,11 @@ impl Cycle {
                     keys.into_iter().map(|values| Lookup { table, columns: columns.clone(), values });
                 self.look_up(session, tables, lookups.collect(), &mut page).await?;
                 page.absent.clear();
-                self.apply(session, generation, tables, page, since).await?;
+                self.apply(session, generation, tables, page, from).await?;
                 session.end_read().await?;
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -1593,11 +1600,10 @@ impl Cycle {
     }
 }
 
-/// From where on the feed is asked who changed a row that is in dispute.
-struct Since {
+/// Who asks the feed about rows in dispute, and from where on it does not know them.
+struct Asking {
     device: String,
-    /// Nothing: from its beginning, where rows are compared that the feed may have named long ago.
-    cursor: Option<Cursor>,
+    cursor: Cursor,
 }
 
 /// After so many rows a flush pulls: the check of each round looks at the feed beyond the cursor, our own entries included.
@@ -1782,15 +1788,17 @@ impl ReadyTable {
     }
 
     /// A row of the cloud as it will be here, or its key and why it cannot be.
-    fn pulled(&self, row: Vec<CloudValue>, seen: i64) -> (PulledRow, Option<String>) {
+    fn pulled(&self, row: Vec<CloudValue>, seen: i64) -> Result<PulledRow, Unfit> {
         let table = self.table.id;
         let mut unfit = None;
         let row: Vec<Value> = row
             .into_iter()
             .enumerate()
             .map(|(c, value)| {
-                let text = self.table.is_key(c).then(|| to_text(&value)).flatten();
                 let (affinity, kind) = (self.table.columns[c].affinity(), &self.cloud.columns[c].kind);
+                // As it is there, for a key that does not fit, and for the log of what is overwritten unread.
+                let text = self.table.is_key(c) || kind.wire() == Wire::Text && *kind != CloudType::Text;
+                let text = text.then(|| to_text(&value)).flatten();
                 if self.cloud.columns[c].generated {
                     // It never goes back.
                     return from_cloud(value, affinity, kind);
@@ -1803,8 +1811,13 @@ impl ReadyTable {
             })
             .collect();
         let key = self.key_of(&row);
-        let row = unfit.is_none().then_some(row);
-        (PulledRow { table, key, row, seen }, unfit)
+        match unfit {
+            None => Ok(PulledRow { table, key, row: Some(row), seen }),
+            Some(why) => {
+                let texts = json_array(&row);
+                Err(Unfit { row: PulledRow { table, key, row: None, seen }, why, texts })
+            }
+        }
     }
 
     fn stored(&self, column: usize, value: CloudValue) -> Value {

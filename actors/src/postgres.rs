@@ -73,7 +73,7 @@ use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
 use crate::sql::cloud;
 use crate::sql::ident;
-use crate::sqlite::{Cursor, ServerClock};
+use crate::sqlite::{Cursor, ServerClock, Since};
 use crate::timings::now_us;
 
 type Result<T> = std::result::Result<T, CloudFailure>;
@@ -1173,7 +1173,7 @@ impl CloudSession {
         cloud_table.plain = cloud_table.hiding == Hiding::None
             && cloud::stores_as_sent(&cloud_table.columns)
             && first(&is_plain)? == Some(true);
-        if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
+        if let Err(mut refusal) = self.cover(table, &cloud_table, notes).await? {
             cloud_table.feed = false;
             if refusal.sqlstate.as_deref() == Some("42501") {
                 let on = cloud::qualified(&cloud_table.schema, &table.name);
@@ -1280,16 +1280,30 @@ impl CloudSession {
         &self,
         table: &Table,
         cloud_table: &CloudTable,
+        notes: &mut Vec<String>,
     ) -> Result<std::result::Result<(), CloudFailure>> {
-        let targets = self.uncovered(table, cloud_table).await?;
-        if targets.is_empty() {
-            return Ok(Ok(()));
+        let (targets, is_older) = self.uncovered(table, cloud_table).await?;
+        if !targets.is_empty() {
+            return self.ddl(&cloud::feed(table, cloud_table, &targets)).await;
         }
-        self.ddl(&cloud::feed(table, cloud_table, &targets)).await
+        if is_older {
+            // The triggers stay, and with them what this file knows of the table.
+            let (oid, body) = (cloud_table.oid.to_string(), cloud::feed_body(table, cloud_table));
+            if let Err(refusal) = self.ddl(&cloud::feed_function(&oid, &body)).await? {
+                notes.push(format!(
+                    "table {}: of two changes of the same the one that arrives later counts as the newer, because its feed is of \
+                     an earlier version, and cannot be renewed: {}",
+                    table.name,
+                    said(&refusal)
+                ));
+            }
+        }
+        Ok(Ok(()))
     }
 
-    /// The table and its partitions, as far as the feed's triggers are not all on them as they should be.
-    async fn uncovered(&self, table: &Table, cloud_table: &CloudTable) -> Result<Vec<String>> {
+    /// The table and its partitions, as far as the feed's triggers are not all on them as they should be; and whether they are,
+    /// of an earlier version.
+    async fn uncovered(&self, table: &Table, cloud_table: &CloudTable) -> Result<(Vec<String>, bool)> {
         let events = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
         let names: Vec<String> = events.iter().map(|event| cloud::feed_trigger(event)).collect();
         let rows = self
@@ -1299,13 +1313,15 @@ impl CloudSession {
                 Phase::Setup,
             )
             .await?;
-        let mut uncovered = vec![];
+        let (mut uncovered, mut is_older) = (vec![], false);
         for row in &rows {
-            if row.cell::<i64>("covered")? != 4 {
+            let older: i64 = row.cell("older")?;
+            is_older |= older > 0;
+            if row.cell::<i64>("covered")? + older != 4 {
                 uncovered.push(cloud::qualified(row.cell("schema")?, row.cell("name")?));
             }
         }
-        Ok(uncovered)
+        Ok((uncovered, is_older))
     }
 
     async fn columns(&self, table: &Table) -> Result<HashMap<String, FoundColumn>> {
@@ -1675,7 +1691,7 @@ impl CloudSession {
             let mut params = as_params(&keys);
             params.extend([&seen as &dyn Param, &frame.cursor.xid, &frame.cursor.id, &frame.device]);
             for row in self.query(&cloud::touched(table, cloud_table), &params, Phase::Pull).await? {
-                let by_others = Touched { newest: row.cell("newest")?, stamp: Some(row.cell("stamp")?) };
+                let by_others = Touched { newest: row.cell("newest")?, stamp: row.cell("stamp")? };
                 touched.insert(members[position(&row, members.len())?], by_others);
             }
         }

@@ -51,9 +51,7 @@ use rusqlite::{
     Transaction, TransactionBehavior, params, params_from_iter,
 };
 
-use crate::core::merge::{
-    Entry, Local, Loss, Merged, Policies, Policy, Seen, Side, Theirs, Undecided, merge,
-};
+use crate::core::merge::{Entry, Local, Loss, Merged, Policies, Seen, Side, Theirs, Undecided, merge};
 use crate::core::schema::{Column, ForeignKey, Table, Unique};
 use crate::core::value::{CloudType, Value, alike, json_array};
 use crate::messages::NoteRound;
@@ -522,7 +520,7 @@ pub struct Page {
     /// Rows that the cloud may only hide: they stay here as they are.
     pub hidden: Vec<(i64, Vec<Value>)>,
     /// Rows with a value that cannot be kept here as it is, without their contents, and why. They are set aside.
-    pub unfit: Vec<(PulledRow, String)>,
+    pub unfit: Vec<Unfit>,
     /// Of rows in dispute, by their names ([`ledger_name`]): when others changed them last, if the feed knows of it.
     pub stamps: HashMap<String, Option<i64>>,
     /// What the server's clock showed before the rows were read.
@@ -542,10 +540,15 @@ impl ServerClock {
     /// Less than this may be the way of the answer.
     const NOTABLE_US: i64 = 1_000_000;
 
+    /// The year 9999.
+    const LATEST_US: i64 = 253_370_764_800_000_000;
+
     /// From what the server said, between these two moments of this machine's clock.
     pub fn read(now: i64, asked: i64, answered: i64) -> Self {
+        // A clock that shows no time that there could be is none to go by.
+        let now = if (0..Self::LATEST_US).contains(&now) { now } else { answered };
         let ahead = now.saturating_sub(asked.midpoint(answered));
-        Self { now, ahead: if ahead.abs() < Self::NOTABLE_US { 0 } else { ahead } }
+        Self { now, ahead: if ahead.unsigned_abs() < Self::NOTABLE_US.unsigned_abs() { 0 } else { ahead } }
     }
 
     /// Whether a file that takes the clock to be so far ahead has to be told otherwise.
@@ -556,19 +559,30 @@ impl ServerClock {
 
 impl Page {
     /// Takes a row: to be stored, or, with a reason, to be set aside.
-    pub fn put(&mut self, (pulled, unfit): (PulledRow, Option<String>)) {
-        match unfit {
-            None => self.rows.push(pulled),
-            Some(why) => self.unfit.push((pulled, why)),
+    pub fn put(&mut self, row: std::result::Result<PulledRow, Unfit>) {
+        match row {
+            Ok(pulled) => self.rows.push(pulled),
+            Err(unfit) => self.unfit.push(unfit),
         }
     }
 
     /// Whether a row is on it already, whatever becomes of it.
     pub fn knows(&self, table: i64, key: &[Value]) -> bool {
-        let mut rows = self.rows.iter().chain(self.unfit.iter().map(|(row, _)| row));
+        let mut rows = self.rows.iter().chain(self.unfit.iter().map(|unfit| &unfit.row));
         rows.any(|row| row.table == table && row.key == key)
             || self.hidden.iter().any(|(hidden, hidden_key)| *hidden == table && hidden_key == key)
     }
+}
+
+/// A row with a value that cannot be kept here as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unfit {
+    /// The row, without its contents.
+    pub row: PulledRow,
+    /// Why.
+    pub why: String,
+    /// Its contents as a JSON array, in PostgreSQL's text where they do not fit.
+    pub texts: String,
 }
 
 /// Rows to fetch from the cloud by the values of some columns.
@@ -597,7 +611,25 @@ pub enum Applied {
     /// Nothing was done: foreign keys need these rows in the same page.
     Missing(Vec<Lookup>),
     /// Nothing was done: who wins in these rows depends on when others changed them.
-    Undecided(Vec<Lookup>),
+    Undecided(Vec<Disputed>),
+}
+
+/// A row of which both sides may have changed the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Disputed {
+    /// The row.
+    pub row: Lookup,
+    /// The changes of it that count.
+    pub since: Since,
+}
+
+/// Which changes of a row this file does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Since {
+    /// Those beyond its cursor.
+    Cursor,
+    /// All that the feed tells of, with a later stamp than this.
+    Stamp(i64),
 }
 
 /// What this file remembers of the link to the cloud.
@@ -1164,11 +1196,11 @@ impl Store {
             // tells of others' changes, and nothing of them would ever come.
             let theirs = hit.stamp.map_or(Theirs::Before, Theirs::At);
             let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
-            let policy = if hit.stamp.is_some() { self.policies.of(table) } else { Policy::Newest };
+            let policy = self.policies.of(table);
             let Ok(Merged { entry, losses, .. }) =
                 merge(table, policy, entry.clone(), local.as_deref(), seen)
             else {
-                // Not with a stamp, or without anybody to ask for one.
+                // It has been asked.
                 put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
                 continue;
             };
@@ -1405,9 +1437,12 @@ impl Store {
         };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
+        let keeps = history::keeps_leftovers(&tx, table)?;
+        // What is pending on top of a row that the cloud had and does not show any more is for the merge.
         let in_side = |kind: &str| {
             let keys = all(table.key_names().iter().enumerate(), |(at, k)| side_key("s", at, "t", k));
-            format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys})", ident(&side_table(kind, table)))
+            let new = if matches!(kind, JOURNAL | PARKED) && !keeps { " AND NOT s.known" } else { "" };
+            format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys}{new})", ident(&side_table(kind, table)))
         };
         let own = list(table.key_names(), |k| format!("t.{}", ident(k)));
         let left = format!(
@@ -1416,7 +1451,7 @@ impl Store {
             all(table.key_names(), |k| format!("t.{} IS NOT NULL", ident(k))),
             all([SEEN, JOURNAL, FLIGHT, PARKED], in_side),
         );
-        if history::keeps_leftovers(&tx, table)? {
+        if keeps {
             // Whether they were deleted there or never came there, nobody can tell: they are not lost.
             tx.execute(&capture::journal_left(table, &own, &left), [])?;
         }
@@ -1535,7 +1570,7 @@ impl Store {
         if let (Some(tracked), Some(now)) = (tracked, &now) {
             match &before {
                 Some(before) if before.oid != now.oid => {
-                    tx.execute(&capture::journal_everything(tracked, Unseen::SinceSeen), [])?;
+                    tx.execute(&capture::journal_everything(tracked, Unseen::Gap), [])?;
                 }
                 Some(before) => {
                     for c in tracked.data_columns() {
@@ -1557,23 +1592,20 @@ impl Store {
         }
         set_meta(&tx, &key, trace)?;
         if !same_trace {
-            // Where the cloud lost it as a whole, what is here is what there was.
-            let lost = before.zip(now).is_some_and(|(before, now)| before.oid != now.oid);
             tx.execute(
-                "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = followed AND ?2 \
-                 WHERE id = ?1",
-                params![table, lost],
+                "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0 WHERE id = ?1",
+                [table],
             )?;
         }
         commit(tx)?;
         Ok(())
     }
 
-    /// Compares one table with the cloud anew.
+    /// Compares one table with the cloud anew: it was emptied there, which the cursor passes.
     pub fn compare_anew(&mut self, table: i64) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute(
-            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0 WHERE id = ?1",
             [table],
         )?;
         commit(tx)
@@ -1587,13 +1619,14 @@ impl Store {
         for table in &self.tables {
             merge_back(&tx, table)?;
             if resend {
-                tx.execute(&capture::journal_everything(table, Unseen::SinceSeen), [])?;
+                tx.execute(&capture::journal_everything(table, Unseen::Gap), [])?;
             }
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        // What the cloud lost, it has not changed.
+        // What the cloud lost, nobody has changed there, unless the feed tells of it since.
         tx.execute(
-            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = followed AND ?1",
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, \
+             kept_until = (SELECT seen FROM _tidewater_clock), followed = CASE WHEN followed AND ?1 THEN 2 ELSE 0 END",
             [resend],
         )?;
         tx.execute(
@@ -3140,10 +3173,20 @@ struct Applier<'a> {
 impl<'a> Applier<'a> {
     /// Answers with what is missing before the page can hold under foreign keys, or be decided.
     fn run(&mut self) -> Result<Option<Applied>> {
-        let followed: HashSet<i64> =
-            query(self.tx, "SELECT id FROM _tidewater_tables WHERE followed", &[], |row| row.get(0))?
-                .into_iter()
-                .collect();
+        let followed: HashMap<i64, Since> = query(
+            self.tx,
+            "SELECT id, followed, kept_until FROM _tidewater_tables WHERE followed <> 0",
+            &[],
+            |row| {
+                let since = match row.get(1)? {
+                    2 => Since::Stamp(row.get(2)?),
+                    _ => Since::Cursor,
+                };
+                Ok((row.get(0)?, since))
+            },
+        )?
+        .into_iter()
+        .collect();
         let mut undecided = vec![];
         let paging: HashSet<i64> =
             query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
@@ -3154,6 +3197,7 @@ impl<'a> Applier<'a> {
         let mut missing: Vec<Lookup> = vec![];
         let mut collided = vec![];
         let mut deleted = vec![];
+        let mut revived = vec![];
         let tables = self.tables;
         for pulled in &self.page.rows {
             let table =
@@ -3169,6 +3213,7 @@ impl<'a> Applier<'a> {
                 self.take_pending(table, &pulled.key)?
             };
             let row = self.as_written_here(pulled, local.as_deref(), pending.as_ref());
+            let was_pending = pending.is_some();
             let action = match pending {
                 None => match (&local, &row) {
                     (Some(local), Some(cloud)) => differing(table, local, cloud),
@@ -3180,7 +3225,7 @@ impl<'a> Applier<'a> {
                     let theirs = match self.page.stamps.get(&ledger_name(table, &pulled.key)) {
                         None => Theirs::Unasked,
                         Some(Some(stamp)) => Theirs::At(*stamp),
-                        Some(None) if followed.contains(&table.id) => Theirs::Before,
+                        Some(None) if followed.contains_key(&table.id) => Theirs::Before,
                         Some(None) => Theirs::Unknown,
                     };
                     let seen = Seen { row: row.as_deref(), newest: pulled.seen, theirs };
@@ -3188,7 +3233,9 @@ impl<'a> Applier<'a> {
                         Ok(merged) => merged,
                         Err(Undecided) => {
                             let (columns, values) = (table.key.clone(), pulled.key.clone());
-                            undecided.push(Lookup { table: table.id, columns, values });
+                            let row = Lookup { table: table.id, columns, values };
+                            let since = followed.get(&table.id).copied().unwrap_or(Since::Stamp(0));
+                            undecided.push(Disputed { row, since });
                             continue;
                         }
                     };
@@ -3211,7 +3258,12 @@ impl<'a> Applier<'a> {
                     columns.iter().for_each(|c| row[*c].clone_from(&cloud[*c]));
                     row
                 }
-                (Local::Insert, _, Some(cloud)) => cloud.to_vec(),
+                (Local::Insert, _, Some(cloud)) => {
+                    if was_pending {
+                        revived.push((table, cloud.to_vec()));
+                    }
+                    cloud.to_vec()
+                }
                 _ => continue,
             };
             if !self.perform(pulled, &action, &target)? {
@@ -3221,6 +3273,7 @@ impl<'a> Applier<'a> {
         if !undecided.is_empty() {
             return Ok(Some(Applied::Undecided(undecided)));
         }
+        self.revive_children(revived, &mut missing)?;
         self.delete(deleted, &mut missing)?;
         self.untangle(&collided)?;
         for pulled in &self.page.rows {
@@ -3233,13 +3286,23 @@ impl<'a> Applier<'a> {
                 self.mark_seen(table, key)?;
             }
         }
-        for (pulled, reason) in &self.page.unfit {
+        for Unfit { row: pulled, why, texts } in &self.page.unfit {
             let table = self.table(pulled.table)?;
             self.forget_aside(table, &pulled.key)?;
             if paging.contains(&table.id) {
                 self.mark_seen(table, &pulled.key)?;
             }
-            self.put_aside(pulled, reason)?;
+            self.put_aside(pulled, why)?;
+            // What is pending here is going to overwrite what nobody here could read.
+            let is_new = !self.were_aside.contains(&ledger_name(table, &pulled.key));
+            if is_new && self.is_pending(table, &pulled.key)? {
+                let local = read_row(self.tx, table, &pulled.key)?;
+                let local = local.map(|row| Value::Text(json_array(&row)));
+                let cloud = Some(Value::Text(texts.clone()));
+                let loss = Loss { column: None, base: None, local, cloud, kept: Side::Local };
+                self.conflicts += 1;
+                log_losses(self.tx, table, &pulled.key, &[loss])?;
+            }
         }
         if !missing.is_empty() {
             return Ok(Some(Applied::Missing(missing)));
@@ -3348,6 +3411,73 @@ impl<'a> Applier<'a> {
             (Some(parked), Some(journal)) => Some(combine(parked, journal)),
             (parked, journal) => parked.or(journal),
         })
+    }
+
+    /// What was deleted here along with rows whose deletion has lost comes back with them, to any depth: a parent without its
+    /// children is what nobody wanted.
+    fn revive_children(
+        &mut self,
+        mut parents: Vec<(&'a Table, Vec<Value>)>,
+        missing: &mut Vec<Lookup>,
+    ) -> Result<()> {
+        while let Some((parent, row)) = parents.pop() {
+            for child in self.tables {
+                for foreign in
+                    child.foreign_keys.iter().filter(|f| f.parent.eq_ignore_ascii_case(&parent.name))
+                {
+                    let referred: Option<Vec<Value>> = foreign
+                        .parent_columns
+                        .iter()
+                        .map(|name| parent.column(name).map(|c| row[c].clone()))
+                        .collect();
+                    let Some(referred) = referred else { continue };
+                    // A key's columns are its own in an entry; of the others there is the base.
+                    let stored = |c: &usize| match child.key.iter().position(|k| k == c) {
+                        Some(part) => format!("j.k{part}"),
+                        None => format!("j.b{}", child.columns[*c].id),
+                    };
+                    let sql = format!(
+                        "SELECT {} FROM {} AS j WHERE j.known AND {} AND NOT EXISTS (SELECT 1 FROM {} AS t WHERE {})",
+                        list(key_columns(child), |k| format!("j.{k}")),
+                        ident(&side_table(JOURNAL, child)),
+                        all(foreign.columns.iter().enumerate(), |(at, c)| format!(
+                            "{} = ?{}",
+                            stored(c),
+                            at + 1
+                        )),
+                        ident(&child.name),
+                        row_is(child, "t", |at| format!("j.k{at}")),
+                    );
+                    for key in query(self.tx, &sql, &referred, |row| values(row, 0, child.key.len()))? {
+                        let mut rows = self.page.rows.iter();
+                        let Some(pulled) = rows.find(|p| p.table == child.id && p.key == key) else {
+                            if !self.page.knows(child.id, &key) {
+                                missing.push(Lookup {
+                                    table: child.id,
+                                    columns: child.key.clone(),
+                                    values: key,
+                                });
+                            }
+                            continue;
+                        };
+                        let Some(row) = &pulled.row else { continue };
+                        match self.insert(child, row) {
+                            Ok(_) => {}
+                            // Something else has taken its place: it stays deleted.
+                            Err(error) if is_refused(&error) => continue,
+                            Err(error) => return Err(error.into()),
+                        }
+                        self.take_pending(child, &key)?;
+                        self.changed += 1;
+                        let cloud = Some(Value::Text(json_array(row)));
+                        let loss = Loss { column: None, base: None, local: None, cloud, kept: Side::Cloud };
+                        log_losses(self.tx, child, &key, &[loss])?;
+                        parents.push((child, row.clone()));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Stores a row as it should be. False: a unique value is in the way.
@@ -3976,7 +4106,7 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions. A renamed
         // column is one that the cloud does not have, whatever is in it.
         let unseen = match missing {
-            _ if !new => Unseen::SinceSeen,
+            _ if !new => Unseen::Gap,
             Missing::Unwatched => Unseen::Ever,
             Missing::IsGap | Missing::IsOurDoing => Unseen::Now,
         };
@@ -4054,9 +4184,12 @@ fn is_without_rowid(tx: &Connection, table: &str) -> Result<bool> {
 
 /// A file of an older version gets the columns that meta.sql gives a new one.
 fn bring_up_to_date(tx: &Connection) -> Result<()> {
-    for (table, column) in
-        [("_tidewater_clock", "ahead"), ("_tidewater_clock", "seen"), ("_tidewater_tables", "followed")]
-    {
+    for (table, column) in [
+        ("_tidewater_clock", "ahead"),
+        ("_tidewater_clock", "seen"),
+        ("_tidewater_tables", "kept_until"),
+        ("_tidewater_tables", "followed"),
+    ] {
         if !has_column(tx, table, column)? {
             tx.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"))?;
             if column == "followed" {
@@ -4074,8 +4207,11 @@ fn has_column(tx: &Connection, table: &str, column: &str) -> Result<bool> {
 }
 
 fn set_clock(tx: &Connection, clock: ServerClock) -> Result<()> {
-    tx.prepare_cached("UPDATE _tidewater_clock SET seen = max(seen, ?1), ahead = ?2")?
-        .execute([clock.now, clock.ahead])?;
+    // A server whose clock was put right stamps by that from then on.
+    tx.prepare_cached(
+        "UPDATE _tidewater_clock SET ahead = ?2, seen = CASE WHEN seen - ?1 > ?3 THEN ?1 ELSE max(seen, ?1) END",
+    )?
+    .execute([clock.now, clock.ahead, ServerClock::NOTABLE_US])?;
     Ok(())
 }
 

@@ -24,8 +24,8 @@ use crate::core::merge::Policies;
 use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, CompareKeeping, DissolveRound, FixCursor,
     GetDiscardable, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables, GrowRound,
-    JournalGrew, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud,
-    RememberCloudTable, RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
+    JournalGrew, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud, RememberCloudTable,
+    RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{BacklogLimits, Notice, Store, StoreError, Unit, Written};

@@ -18,8 +18,8 @@ use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::NoteRound;
 use tidewater_actors::migrations::Migrations;
 use tidewater_actors::sqlite::{
-    Applied, Hit, Kept, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow,
-    ServerClock, Statement, Store, StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn, Written,
+    Applied, Disputed, Hit, Kept, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow,
+    ServerClock, Since, Statement, Store, StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn, Written,
     ledger_name,
 };
 use tidewater_test_support::shell::{python_sqlite, sqlite3_shell};
@@ -2293,7 +2293,8 @@ fn pending_rows_merge() {
     bench.ok("UPDATE t SET a = 10");
     let t = bench.table("t");
     let mut theirs = page(vec![pulled(&t, vec![int(1)], Some(vec![int(1), int(7), int(8)]))]);
-    let disputed = Lookup { table: t.id, columns: vec![0], values: vec![int(1)] };
+    let row = Lookup { table: t.id, columns: vec![0], values: vec![int(1)] };
+    let disputed = Disputed { row, since: Since::Stamp(0) };
     assert_eq!(bench.apply(&theirs), Applied::Undecided(vec![disputed]));
     assert_eq!(bench.all("SELECT * FROM t"), "1|10|1", "nothing is done before it is decided");
     theirs.stamps.insert(ledger_name(&t, &[int(1)]), Some(7));

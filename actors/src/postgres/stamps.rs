@@ -54,8 +54,8 @@ impl Stamps {
 }
 
 impl CloudSession {
-    /// When others changed these rows last (keys in PostgreSQL's text), by position, as far as the feed beyond the cursor
-    /// tells; without a cursor, as far as it tells at all.
+    /// When others changed these rows last (keys in PostgreSQL's text), by position, as far as the feed tells: beyond the cursor,
+    /// or, from its beginning, with later stamps than one.
     ///
     /// # Errors
     /// When the link, or the server, fails.
@@ -64,16 +64,28 @@ impl CloudSession {
         table: &Table,
         cloud_table: &CloudTable,
         keys: &[Vec<String>],
-        cursor: Option<&Cursor>,
+        cursor: &Cursor,
+        since: Since,
         device: &str,
     ) -> Result<Vec<(usize, i64)>> {
         let start = Cursor { xid: "0".to_owned(), ..Cursor::default() };
-        let cursor = cursor.unwrap_or(&start);
+        let (cursor, later_than) = match since {
+            Since::Cursor => (cursor, i64::MIN),
+            Since::Stamp(stamp) => (&start, stamp),
+        };
         let arrays: Vec<Vec<&str>> =
             (0..table.key.len()).map(|part| keys.iter().map(|key| key[part].as_str()).collect()).collect();
         let mut params: Vec<&dyn Param> = arrays.iter().map(|array| array as _).collect();
         params.extend([&cursor.xid as &dyn Param, &cursor.id, &device]);
         let rows = self.query(&cloud::last_changed(table, cloud_table), &params, Phase::Pull).await?;
-        rows.iter().map(|row| Ok((position(row, keys.len())?, row.cell("stamp")?))).collect()
+        let mut changed = vec![];
+        for row in &rows {
+            // Nothing but what followed from this device's own rounds.
+            let Some(stamp) = row.cell::<Option<i64>>("stamp")? else { continue };
+            if stamp > later_than {
+                changed.push((position(row, keys.len())?, stamp));
+            }
+        }
+        Ok(changed)
     }
 }

@@ -21,16 +21,13 @@
 //! - No trigger can make the user's write fail, and each runs on the SQLite of any program (3.24 or newer).
 
 use super::{all, ident, list};
+use crate::core::merge::Entry;
 use crate::core::schema::{Column, Table};
 
 /// The stamp of what is written now, in microseconds since 1970: the wall clock, as far off as the server found it to be, and
 /// later than whatever this file had seen of the cloud. `unixepoch('subsec')` is NULL before SQLite 3.42.
 const NOW: &str = "(SELECT max(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) + ahead, seen + 1) \
                    FROM _tidewater_clock)";
-
-/// The stamp of what may have changed at any time since this file saw the cloud: of two that differ, the cloud's is the newer
-/// one only if somebody has changed it since.
-const LAST_SEEN: &str = "(SELECT seen FROM _tidewater_clock)";
 
 /// The kinds of table that hold keys or entries.
 pub(crate) const JOURNAL: &str = "journal";
@@ -152,10 +149,10 @@ fn literal_default(column: &Column) -> Option<String> {
 pub(crate) enum Unseen {
     /// Just now, in a table that is new.
     Now,
-    /// At any time: nobody has watched yet.
+    /// At any time before anybody watched.
     Ever,
-    /// Perhaps never, perhaps since this file saw the cloud, which may have these rows, whatever the columns that changed.
-    SinceSeen,
+    /// Perhaps never, perhaps while nobody watched: the cloud may have these rows, whatever the columns that changed.
+    Gap,
 }
 
 /// Every present row becomes pending, as if it had been inserted.
@@ -164,14 +161,14 @@ pub(crate) fn journal_everything(table: &Table, unseen: Unseen) -> String {
     let keys = list(key_columns(table), |k| k);
     let own = list(table.key_names(), ident);
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
-    let (epoch, whole) = (EPOCH, u8::from(unseen == Unseen::SinceSeen));
-    let stamp = match unseen {
-        Unseen::Now => NOW,
-        Unseen::Ever => "0",
-        Unseen::SinceSeen => LAST_SEEN,
+    let epoch = EPOCH;
+    let (whole, stamp, seen) = match unseen {
+        Unseen::Now => (0, NOW, 0),
+        Unseen::Ever => (0, "0", Entry::UNMET),
+        Unseen::Gap => (1, "0", 0),
     };
     format!(
-        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, {whole}, {stamp}, {epoch} FROM {} \
+        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch, seen) SELECT {own}, 0, {whole}, {stamp}, {epoch}, {seen} FROM {} \
          WHERE {present} ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
         ident(&table.name),
     )
@@ -181,9 +178,7 @@ pub(crate) fn journal_everything(table: &Table, unseen: Unseen) -> String {
 pub(crate) fn journal_left(table: &Table, own: &str, left: &str) -> String {
     let name = ident(&side_table(JOURNAL, table));
     let keys = list(key_columns(table), |k| k);
-    format!(
-        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, 1, {LAST_SEEN}, {EPOCH} {left}"
-    )
+    format!("INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, 1, 0, {EPOCH} {left}")
 }
 
 /// A column's values become pending, because the cloud has lost them: it has nothing in their place.
@@ -194,7 +189,7 @@ pub(crate) fn journal_column(table: &Table, column: &Column) -> String {
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
     let (id, stored) = (column.id, ident(&column.name));
     format!(
-        "INSERT INTO {name} ({keys}, known, d{id}, stamp, epoch) SELECT {own}, 1, 1, {LAST_SEEN}, {EPOCH} FROM {} \
+        "INSERT INTO {name} ({keys}, known, d{id}, stamp, epoch) SELECT {own}, 1, 1, 0, {EPOCH} FROM {} \
          WHERE {present} AND {stored} IS NOT NULL ON CONFLICT DO UPDATE SET d{id} = 1, b{id} = NULL",
         ident(&table.name),
     )

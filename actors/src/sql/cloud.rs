@@ -328,12 +328,14 @@ fn feed_key(table: &Table, cloud: &CloudTable) -> String {
     format!("ARRAY[{key_text}]")
 }
 
-/// The entries of others, for the rows `ours` (key, seen, ord). Two branches, because an OR would compare every row with every
-/// entry.
+/// The entries of others, for the rows `ours` (key, seen, ord). What followed from this device's own rounds (own_echo.sql) is
+/// somebody's whom it has to hear, and nobody's with whom it is in dispute: it has no stamp. Two branches, because an OR would
+/// compare every row with every entry.
 fn changed_by_others(cloud: &CloudTable, first_parameter: usize) -> String {
     format!(
-        "change AS MATERIALIZED (SELECT key, id, stamp FROM tidewater.changes WHERE tbl = {oid} \
-         AND (xid, id) > (${xid}::text::xid8, ${id}) AND origin IS DISTINCT FROM ${device}) \
+        "change AS MATERIALIZED (SELECT key, id, CASE WHEN origin IS DISTINCT FROM ${device} || '~' THEN stamp END AS stamp \
+         FROM tidewater.changes WHERE tbl = {oid} AND (xid, id) > (${xid}::text::xid8, ${id}) \
+         AND origin IS DISTINCT FROM ${device} AND (key IS NULL OR key IN (SELECT key FROM ours))) \
          SELECT ord, max(id) AS newest, max(stamp) AS stamp FROM ( \
          SELECT ours.ord, change.id, stamp FROM ours JOIN change ON change.key = ours.key WHERE change.id > ours.seen \
          UNION ALL \
@@ -533,28 +535,31 @@ pub(crate) fn feed_body(table: &Table, cloud: &CloudTable) -> String {
     feed_body_of(&cloud.oid.to_string(), &key)
 }
 
-/// The same for a table's number and the texts of its key. What a round says of stamps: `postgres/stamps.rs`.
+/// The same for a table's number and the texts of its key. What a round says of stamps: `postgres/stamps.rs`. The user's columns
+/// may have any name: these are theirs where a variable has the same. Each change of the text is another version of it, which
+/// devices of earlier ones leave as it is.
 pub(crate) fn feed_body_of(oid: &str, key: &str) -> String {
     let key = format!("ARRAY[{key}]");
     let append = |rows: &str| {
         format!(
             "INSERT INTO tidewater.changes (tbl, key, origin, stamp)\n  \
-             SELECT {oid}, touched.key, device, CASE WHEN older IS NULL THEN stamp\n    \
-             ELSE least(coalesce((older ->> array_to_string(touched.key, chr(31)))::bigint, stamp), stamp) END\n  \
+             SELECT {oid}, touched.key, its_device, CASE WHEN its_older IS NULL THEN its_stamp\n    \
+             ELSE least(coalesce((its_older ->> array_to_string(touched.key, chr(31)))::bigint, its_stamp), its_stamp) END\n  \
              FROM ({rows}) AS touched;\n"
         )
     };
     format!(
-        "\nDECLARE\n  device text := nullif(current_setting('tidewater.device', true), '');\n  \
-           stamp bigint := least(nullif(current_setting('tidewater.stamp', true), '')::bigint,\n                        \
+        "\n-- version 2\n#variable_conflict use_column\n\
+         DECLARE\n  its_device text := nullif(current_setting('tidewater.device', true), '');\n  \
+           its_stamp bigint := least(nullif(current_setting('tidewater.stamp', true), '')::bigint,\n                            \
              (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);\n  \
-           older jsonb := nullif(current_setting('tidewater.stamps', true), '')::jsonb;\n\
+           its_older jsonb := nullif(current_setting('tidewater.stamps', true), '')::jsonb;\n\
          BEGIN\n\
          IF TG_OP = 'INSERT' THEN\n  {inserted}\
          ELSIF TG_OP = 'DELETE' THEN\n  {deleted}\
          ELSIF TG_OP = 'UPDATE' THEN\n  {updated}\
          ELSE\n  \
-           INSERT INTO tidewater.changes (tbl, origin, stamp) VALUES ({oid}, device, stamp);\n\
+           INSERT INTO tidewater.changes (tbl, origin, stamp) VALUES ({oid}, its_device, its_stamp);\n\
          END IF;\n\
          RETURN NULL;\n\
          END ",

@@ -23,9 +23,11 @@ CREATE TABLE IF NOT EXISTS _tidewater_tables (
     key            TEXT NOT NULL,                 -- JSON array of the primary key's columns
     snapshot       TEXT NOT NULL DEFAULT 'none',  -- none, paging, done
     snapshot_after TEXT,                          -- JSON: the last key of the last page, in the cloud's text
-    -- 1: this file has seen whatever the cloud had of it at some time, and heard of every change since: what differs without
-    -- a word of the feed was changed here.
-    followed       INTEGER NOT NULL DEFAULT 0
+    -- 1: this file has seen what the cloud had of it, and heard of every change since: what differs without a word of the feed
+    -- beyond the cursor was changed here. 2: so it was until the cloud lost some of it, when its clock showed `kept_until`: what
+    -- differs without a later word of the feed was lost there.
+    followed       INTEGER NOT NULL DEFAULT 0,
+    kept_until     INTEGER NOT NULL DEFAULT 0
 );
 
 CREATE TABLE IF NOT EXISTS _tidewater_columns (
