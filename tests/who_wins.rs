@@ -282,18 +282,21 @@ async fn a_key_may_be_called(name: &str) {
     db.shutdown().await.unwrap();
 }
 
+/// The feed's own words are no reason for a table not to have columns of these names.
 #[actix_rt::test]
-async fn attack_1_a_key_may_be_called_stamp() {
+async fn a_key_may_be_called_stamp() {
     a_key_may_be_called("stamp").await;
 }
 
+/// As above.
 #[actix_rt::test]
-async fn attack_1_a_key_may_be_called_older() {
+async fn a_key_may_be_called_older() {
     a_key_may_be_called("older").await;
 }
 
+/// As above.
 #[actix_rt::test]
-async fn attack_1_a_key_may_be_called_device() {
+async fn a_key_may_be_called_device() {
     a_key_may_be_called("device").await;
 }
 
@@ -321,7 +324,7 @@ async fn beside_a_sleeper() -> (Device, Client) {
 /// As `a_rebuilt_table_keeps_what_was_changed_here_…`, on a device that has everything from its first snapshot, and nothing from
 /// the feed: nobody has told it the server's time. What the feed still has of those rows is older than that.
 #[actix_rt::test]
-async fn attack_2_a_table_is_rebuilt_on_a_device_that_only_took_a_snapshot() {
+async fn a_table_is_rebuilt_on_a_device_that_only_took_a_snapshot() {
     let (a, client) = beside_a_sleeper().await;
     let b = Device::new(a.bench.another(), "newest").await;
     b.bench.proxy.start();
@@ -344,7 +347,7 @@ async fn attack_2_a_table_is_rebuilt_on_a_device_that_only_took_a_snapshot() {
 /// Row 2 is the same before and after the rebuilding. Somebody's edit of it, made before this file last saw the cloud, arrives
 /// there after that.
 #[actix_rt::test]
-async fn attack_3_a_rebuilt_table_overwrites_nobodys_late_edit() {
+async fn a_rebuilt_table_overwrites_nobodys_late_edit() {
     let two = Two::new("newest").await;
     two.b.go_offline().await;
     run(&two.b.db, "UPDATE note SET body = 'of b' WHERE id = 2").await;
@@ -360,7 +363,6 @@ async fn attack_3_a_rebuilt_table_overwrites_nobodys_late_edit() {
     wait_for(&db, "connected", |status| status.sync.state == "idle").await;
     wait_until_flushed(&db).await;
     db.flush().await.unwrap();
-    eprintln!("{}", here(&db, LOST_ONLY));
     assert_eq!(there(&two.client, THEIR_BODIES).await, "ONE,of b,seen");
     db.shutdown().await.unwrap();
     two.b.db.shutdown().await.unwrap();
@@ -380,19 +382,21 @@ async fn an_emptied_table(policy: &str) {
     two.end().await;
 }
 
+/// As above, for the one policy.
 #[actix_rt::test]
-async fn attack_4_an_emptied_table_by_policy_cloud() {
+async fn an_emptied_table_stays_empty_by_policy_cloud() {
     an_emptied_table("cloud").await;
 }
 
+/// And for the other.
 #[actix_rt::test]
-async fn attack_4_an_emptied_table_by_policy_newest() {
+async fn an_emptied_table_stays_empty_after_earlier_edits() {
     an_emptied_table("newest").await;
 }
 
 /// Somebody deletes a row; a file that was rebuilt meanwhile, and did not touch that row, has it still.
 #[actix_rt::test]
-async fn attack_5_a_deletion_is_not_undone_in_silence() {
+async fn a_deletion_is_not_undone_in_silence() {
     let two = Two::new("newest").await;
     let path = two.a.bench.path();
     two.a.db.shutdown().await.unwrap();
@@ -410,7 +414,7 @@ async fn attack_5_a_deletion_is_not_undone_in_silence() {
 
 /// A value of the cloud that does not fit here meets an edit of the same column.
 #[actix_rt::test]
-async fn attack_6_what_does_not_fit_here_is_not_overwritten_in_silence() {
+async fn what_does_not_fit_here_is_not_overwritten_in_silence() {
     const BIG: &str = "1234567890123456789012345.67";
     let bench = Bench::new().await;
     let db = bench.open().await;
@@ -436,7 +440,7 @@ async fn attack_6_what_does_not_fit_here_is_not_overwritten_in_silence() {
 
 /// A file that comes late, and edits one column of an old row before it meets the cloud.
 #[actix_rt::test]
-async fn attack_7_a_late_file_brings_home_only_what_it_edited() {
+async fn a_late_file_brings_home_only_what_it_edited() {
     let two = Two::new("newest").await;
     let late = two.a.bench.another();
     tidewater_test_support::shell::sqlite3_shell(
@@ -455,7 +459,7 @@ async fn attack_7_a_late_file_brings_home_only_what_it_edited() {
 
 /// Two references share a column. Here only the one is changed; there both, and the column that they share.
 #[actix_rt::test]
-async fn attack_8_references_that_share_a_column_stay_whole() {
+async fn references_that_share_a_column_stay_whole() {
     let bench = Bench::new().await;
     let db = bench.open().await;
     run(
@@ -489,7 +493,7 @@ async fn attack_8_references_that_share_a_column_stay_whole() {
 
 /// The same, where the feed still has the rows' history.
 #[actix_rt::test]
-async fn attack_7_a_late_file_beside_a_sleeper_brings_home_only_what_it_edited() {
+async fn a_late_file_beside_a_sleeper_brings_home_only_what_it_edited() {
     let (a, client) = beside_a_sleeper().await;
     let late = a.bench.another();
     tidewater_test_support::shell::sqlite3_shell(
@@ -511,7 +515,7 @@ async fn attack_7_a_late_file_beside_a_sleeper_brings_home_only_what_it_edited()
 /// Somebody rebuilds the cloud's table by copy, drop and rename, while a device is away that has not heard of the last edit. It
 /// has edited nothing itself.
 #[actix_rt::test]
-async fn attack_9_a_table_that_was_rebuilt_in_the_cloud_keeps_what_others_edited() {
+async fn a_table_that_was_rebuilt_in_the_cloud_keeps_what_others_edited() {
     let two = Two::new("newest").await;
     two.b.go_offline().await;
     run(&two.a.db, "UPDATE note SET body = 'of a' WHERE id = 1").await;
@@ -535,7 +539,7 @@ async fn attack_9_a_table_that_was_rebuilt_in_the_cloud_keeps_what_others_edited
 /// The cloud makes something else of what is sent, and somebody's long transaction keeps that from coming home: the next edit
 /// here meets nobody's change but its own echo.
 #[actix_rt::test]
-async fn attack_10_ones_own_echo_wins_nothing_by_policy_cloud() {
+async fn ones_own_echo_wins_nothing_by_policy_cloud() {
     let server = Postgres::start();
     let bench = Bench::on(&server).await;
     let a = Device::new(bench, "cloud").await;
@@ -569,7 +573,7 @@ async fn attack_10_ones_own_echo_wins_nothing_by_policy_cloud() {
 
 /// The feed of the version before this one, in a cloud whose tables belong to somebody else: it still tells of everything.
 #[actix_rt::test]
-async fn attack_11_a_role_without_rights_goes_on_with_the_feed_that_is_there() {
+async fn a_role_without_rights_goes_on_with_the_feed_that_is_there() {
     let bench = Bench::new().await;
     let db = bench.open().await;
     run(&db, NOTE).await;
@@ -580,7 +584,7 @@ async fn attack_11_a_role_without_rights_goes_on_with_the_feed_that_is_there() {
     let admin = bench.cloud.connect_as_admin().await;
     let oid = there(&admin, "SELECT 'note'::regclass::oid").await;
     let user = &bench.cloud.user;
-    // As 83ff268 writes it.
+    // As the first version wrote it.
     let body = format!(
         "\nDECLARE device text := nullif(current_setting('tidewater.device', true), '');\n\
          BEGIN\n\
@@ -621,7 +625,7 @@ async fn attack_11_a_role_without_rights_goes_on_with_the_feed_that_is_there() {
 
 /// An order is deleted here, and its lines with it; somebody edits the order later. It comes back as a whole, or not at all.
 #[actix_rt::test]
-async fn attack_12_what_a_lost_deletion_took_along_comes_back_with_it() {
+async fn what_a_lost_deletion_took_along_comes_back_with_it() {
     let bench = Bench::new().await;
     let db = bench.open().await;
     run(
@@ -653,7 +657,7 @@ async fn attack_12_what_a_lost_deletion_took_along_comes_back_with_it() {
 
 /// The server's clock was a day ahead when this file looked, for a moment. Its earlier edit does not win for that.
 #[actix_rt::test]
-async fn attack_13_a_clock_that_was_wrong_for_a_moment_is_forgotten() {
+async fn a_clock_that_was_wrong_for_a_moment_is_forgotten() {
     let two = Two::new("newest").await;
     // As a page of that moment leaves it.
     tidewater_test_support::shell::sqlite3_shell(
