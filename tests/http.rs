@@ -3,6 +3,7 @@
 //! - [`client`]: requests byte by byte, and what comes back.
 //! - [`routes`]: each route from the start through an outage, and where it listens.
 //! - [`hostile`]: who is refused, and what is bounded.
+//! - [`actions`]: what the verbs do, for whoever has the token and nobody else.
 //! - [`library`]: the same routes in a server of the app's own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
@@ -10,6 +11,8 @@
 mod harness;
 mod process;
 
+#[path = "http/actions.rs"]
+mod actions;
 #[path = "http/client.rs"]
 mod client;
 #[path = "http/hostile.rs"]
