@@ -4,6 +4,7 @@
 //! - [`routes`]: each route from the start through an outage, and where it listens.
 //! - [`hostile`]: who is refused, and what is bounded.
 //! - [`actions`]: what the verbs do, for whoever has the token and nobody else.
+//! - [`page`]: the page in a browser.
 //! - [`library`]: the same routes in a server of the app's own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
@@ -19,6 +20,8 @@ mod client;
 mod hostile;
 #[path = "http/library.rs"]
 mod library;
+#[path = "http/page.rs"]
+mod page;
 #[path = "http/routes.rs"]
 mod routes;
 
