@@ -5,6 +5,7 @@
 //! - [`hostile`]: who is refused, and what is bounded.
 //! - [`actions`]: what the verbs do, for whoever has the token and nobody else.
 //! - [`page`]: the page in a browser.
+//! - [`watching`]: the dashboard and the alerts of `examples/`.
 //! - [`library`]: the same routes in a server of the app's own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
@@ -24,6 +25,8 @@ mod library;
 mod page;
 #[path = "http/routes.rs"]
 mod routes;
+#[path = "http/watching.rs"]
+mod watching;
 
 use std::net::SocketAddr;
 use std::path::Path;
