@@ -66,6 +66,7 @@ const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 pub struct Browser {
     driver: SocketAddr,
     session: String,
+    folder: PathBuf,
     _guard: Guard,
 }
 
@@ -93,8 +94,12 @@ impl Browser {
             "goog:loggingPrefs": { "browser": "ALL" },
             "goog:chromeOptions": { "binary": chromium, "args": flags },
         } } });
-        let mut browser =
-            Browser { driver: (Ipv4Addr::LOCALHOST, port).into(), session: String::new(), _guard: guard };
+        let mut browser = Browser {
+            driver: (Ipv4Addr::LOCALHOST, port).into(),
+            session: String::new(),
+            folder,
+            _guard: guard,
+        };
         let begun = browser.ask("POST", "/session", &asked);
         browser.session = begun["sessionId"].as_str().unwrap_or_else(|| panic!("{begun}")).to_owned();
         browser
@@ -198,8 +203,10 @@ impl Browser {
     /// The error is the browser's.
     fn try_ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, Value> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let answer = exchange(self.driver, method, path, &body)
-            .unwrap_or_else(|error| panic!("the browser's driver, {method} {path} {body}: {error}"));
+        let answer = exchange(self.driver, method, path, &body).unwrap_or_else(|error| {
+            let log = tail(&self.folder.join("driver.log"));
+            panic!("the browser's driver, {method} {path} {body}: {error}\n{log}")
+        });
         let value = answer["value"].clone();
         if value["error"].is_null() { Ok(value) } else { Err(value) }
     }
@@ -242,4 +249,28 @@ fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/bin")]);
     folders.map(|folder| folder.join(name)).find(|program| Path::is_file(program))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page is opened, read, typed into and pressed, and a picture of it is one; nothing is left in the end.
+    #[test]
+    fn a_browser_shows_a_page_and_leaves_nothing_behind() {
+        let browser = Browser::start();
+        let folder = browser.folder.clone();
+        browser.open("data:text/html,<title>t</title><input><button onclick=\"this.textContent=document.querySelector('input').value\">go");
+        assert_eq!(browser.text("button"), "go");
+        browser.enter("input", "gone");
+        browser.press("button");
+        browser.wait_for_text("button", "gone");
+        assert_eq!(browser.script("return document.title"), "t");
+        browser.resize(400, 300);
+        assert_eq!(browser.script("return innerWidth"), 400);
+        assert!(browser.screenshot().starts_with(b"\x89PNG"));
+        assert_eq!(browser.console(), Vec::<String>::new());
+        drop(browser);
+        assert!(!folder.exists(), "{}", folder.display());
+    }
 }
