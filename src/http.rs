@@ -52,6 +52,7 @@ use actix_web::middleware::from_fn;
 use actix_web::web::{self, Data, ReqData, ServiceConfig};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
+use tidewater_actors::messages::Readiness;
 use tokio::sync::Semaphore;
 
 use self::looks::Looks;
@@ -73,6 +74,16 @@ struct Shared {
     closed: bool,
     /// Places for those who follow the events.
     subscribers: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// The reasons, for whoever may see the state; a probe elsewhere is told whether, and not why.
+    fn told(&self, request: &HttpRequest, reasons: &[String]) -> Vec<String> {
+        match self.closed && !guard::has_token(request.headers(), self.token.as_ref()) {
+            true => vec![],
+            false => reasons.to_vec(),
+        }
+    }
 }
 
 /// The routes for an actix-web server of the app's own, without those that change something or show rows. What they are
@@ -152,15 +163,16 @@ struct Health {
     reasons: Vec<String>,
 }
 
-async fn healthz(shared: Data<Shared>) -> HttpResponse {
+async fn healthz(request: HttpRequest, shared: Data<Shared>) -> HttpResponse {
     let summary = shared.looks.fresh().await;
     let healthy = service::healthy(&summary);
-    json(healthy, &Health { healthy, reasons: summary.missing_actors() })
+    let reasons = shared.told(&request, &summary.missing_actors());
+    json(healthy, &Health { healthy, reasons })
 }
 
-async fn readyz(shared: Data<Shared>) -> HttpResponse {
-    let readiness = &shared.looks.fresh().await.readiness;
-    json(readiness.ready, readiness)
+async fn readyz(request: HttpRequest, shared: Data<Shared>) -> HttpResponse {
+    let Readiness { ready, reasons } = &shared.looks.fresh().await.readiness;
+    json(*ready, &Readiness { ready: *ready, reasons: shared.told(&request, reasons) })
 }
 
 async fn status(shared: Data<Shared>) -> HttpResponse {

@@ -20,7 +20,7 @@ use actix_web::web::{Bytes, BytesMut, Data};
 use actix_web::{Error, HttpMessage as _, HttpResponse, mime};
 use futures_util::StreamExt as _;
 
-use super::{Shared, plain};
+use super::{Shared, Token, plain};
 
 /// What no answer goes without: nothing is kept, guessed, framed, or read by another origin.
 const HEADERS: [(HeaderName, HeaderValue); 5] = [
@@ -208,7 +208,7 @@ fn refusal(door: Door, request: &ServiceRequest) -> Option<HttpResponse> {
         Door::State => shared(request).is_none_or(|shared| shared.closed),
         Door::Rows | Door::Action => true,
     };
-    if closed && !has_token(request) {
+    if closed && !has_token(headers, shared(request).and_then(|shared| shared.token.as_ref())) {
         let mut response = refused(
             StatusCode::UNAUTHORIZED,
             "this takes the token, as `Authorization: Bearer …`; it is in the file of http.token_file",
@@ -249,10 +249,9 @@ fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     }
 }
 
-/// Whether the request has the token. Where there is none, nobody has it.
-fn has_token(request: &ServiceRequest) -> bool {
-    let token = shared(request).and_then(|shared| shared.token.as_ref());
-    let given = only(request.headers(), header::AUTHORIZATION).and_then(|given| given.split_once(' '));
+/// Whether these are the headers of somebody who has the token. Where there is none, nobody has it.
+pub(super) fn has_token(headers: &HeaderMap, token: Option<&Token>) -> bool {
+    let given = only(headers, header::AUTHORIZATION).and_then(|given| given.split_once(' '));
     let (Some(token), Some((scheme, given))) = (token, given) else { return false };
     scheme.eq_ignore_ascii_case("Bearer") && token.is(given.trim_matches(' ').as_bytes())
 }

@@ -414,8 +414,15 @@ fn the_token_is_its_owners() {
     assert!(!file.exists());
 }
 
-/// Where others than this machine's may ask, the state takes the token as well; whether the process is well does not, and
-/// nobody listens there without a token.
+/// Where one listens that anybody can reach.
+pub(crate) fn port_of(process: &Process) -> u16 {
+    process.wait_for_line(LISTENS);
+    let lines = process.lines();
+    lines.iter().find_map(|line| line.rsplit_once("0.0.0.0:")?.1.parse().ok()).unwrap()
+}
+
+/// Where others than this machine's may ask, the state takes the token as well; whether the process is well does not, but why
+/// not does, and nobody listens there without a token.
 #[test]
 fn elsewhere_the_state_takes_the_token() {
     let folder = tempfile::tempdir().unwrap();
@@ -426,10 +433,7 @@ fn elsewhere_the_state_takes_the_token() {
     };
     let (mut command, _nobody) = remote();
     let process = Process::ready(&mut command);
-    process.wait_for_line(LISTENS);
-    let lines = process.lines();
-    let port = lines.iter().find_map(|line| line.rsplit_once("0.0.0.0:")?.1.parse().ok()).unwrap();
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let address = SocketAddr::from(([127, 0, 0, 1], port_of(&process)));
     let token = std::fs::read_to_string(folder.path().join("alone.db.token")).unwrap();
     for (path, open) in [
         ("/", true),
@@ -445,6 +449,15 @@ fn elsewhere_the_state_takes_the_token() {
         assert_eq!(get_with(address, token.trim_end(), path).status, 200, "{path}");
     }
     assert_eq!(get(address, "/events").status, 401);
+    process.stop();
+
+    let (mut command, _nobody) = remote();
+    let process = Process::ready(command.env("CLOUD_SQL_REQUIRE_PROXY", "true"));
+    let address = SocketAddr::from(([127, 0, 0, 1], port_of(&process)));
+    let unready = get(address, "/readyz");
+    assert_eq!((unready.status, unready.json()), (503, json!({ "ready": false, "reasons": [] })));
+    let unready = get_with(address, token.trim_end(), "/readyz").json();
+    assert!(unready["reasons"][0].as_str().unwrap().contains("Cloud SQL is required"), "{unready}");
     process.stop();
 
     let (mut command, _nobody) = remote();

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use tidewater_test_support::{Browser, shell, wait};
 
+use crate::actions::port_of;
 use crate::client::{get, get_with};
 use crate::process::{Device, PATIENCE, Process};
 use crate::{alone, serving};
@@ -220,6 +221,20 @@ async fn the_page_goes_through_all_of_it() {
     assert_eq!(sql("SELECT body FROM note WHERE id = 1;").trim_end(), lost.as_str().unwrap());
     device.wait_until_equal(&["note"]).await;
 
+    // A row that is given up, on second thoughts.
+    device.cloud.execute_batch("ALTER TABLE note ADD CONSTRAINT no_nine CHECK (stars <> 9)").await;
+    sql("INSERT INTO note VALUES (5, 'given up', 9);");
+    browser.wait_for_text("#parked-list", "given up");
+    browser.press("#parked-list [data-key^=discard]");
+    browser.wait_for_text("#discard", "the insert of note, id 5");
+    browser.press("#discard-no");
+    assert!(browser.text("#parked-list").contains("given up"));
+    browser.press("#parked-list [data-key^=discard]");
+    browser.press("#discard-yes");
+    browser.wait_for_text("#said", "1 row is given up");
+    browser.wait_for_text("#parked-text", "The cloud refuses no row");
+    assert_eq!(sql("SELECT count(*) FROM note WHERE id = 5;"), "0\n");
+
     // The supervisor goes, and comes back.
     process.stop();
     browser.wait_for_text("#connection", "not reachable");
@@ -243,5 +258,27 @@ async fn the_page_goes_through_all_of_it() {
         .collect();
     assert!(faults.is_empty(), "{faults:#?}");
     drop(browser);
+    process.stop();
+}
+
+/// Where others than this machine's may ask, the page shows nothing before it has the token, does not say how the files here are
+/// called, and then goes on by itself.
+#[test]
+fn elsewhere_the_page_waits_for_the_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut command, _nobody) = alone(folder.path());
+    command.env("TIDEWATER_HTTP__LISTEN", "0.0.0.0:0").env("TIDEWATER_HTTP__ALLOW_REMOTE", "true");
+    let process = Process::ready(&mut command);
+    let port = port_of(&process);
+    let token = std::fs::read_to_string(folder.path().join("alone.db.token")).unwrap();
+    let browser = Browser::start();
+    browser.open(&format!("http://127.0.0.1:{port}/"));
+    browser.wait_for_text("#connection", "takes the token");
+    assert!(!browser.text("body").contains("alone.db") && !browser.text("body").contains("running"));
+    browser.enter("#token", token.trim_end());
+    browser.press("#token-form button");
+    browser.wait_for_text("#connection", "Cloud SQL is unavailable");
+    browser.wait_for_text("#process", "alone.db");
+    browser.wait_for_text("#actors", "running");
     process.stop();
 }
