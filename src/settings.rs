@@ -346,8 +346,13 @@ impl SqliteSettings {
     /// The control socket, beside the file.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
+        self.beside(".sock")
+    }
+
+    /// The file's name with this at its end.
+    fn beside(&self, end: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
-        path.push(".sock");
+        path.push(end);
         path.into()
     }
 }
@@ -454,6 +459,8 @@ pub struct SupervisorSettings {
 pub struct HttpSettings {
     /// Where the process answers; `None`: nowhere. Loopback, unless another address was allowed.
     pub listen: Option<SocketAddr>,
+    /// The file with the token for actions and rows; `None`: there are none over HTTP.
+    pub token_file: Option<PathBuf>,
     /// The names and addresses besides those of loopback by which it may be asked for, in lower case.
     pub hosts: Vec<String>,
     /// Connections at once; at least 1.
@@ -462,6 +469,14 @@ pub struct HttpSettings {
     pub subscribers_max: usize,
     /// The longest that a client may take to ask, and to read nothing of what it is told.
     pub request_timeout: Duration,
+}
+
+impl HttpSettings {
+    /// Whether others than this machine's may ask. Then the state needs the token as well.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.listen.is_some_and(|address| !address.ip().to_canonical().is_loopback())
+    }
 }
 
 /// `[log]`.

@@ -502,3 +502,20 @@ fn bad_settings_of_a_table_are_refused_by_name() {
     let message = Settings::builder().set("tables.notes.direction", "up").build().unwrap_err().to_string();
     assert!(message.contains("tables.notes.direction") && message.contains("the program"), "{message}");
 }
+
+/// The token's file is beside the database, or where somebody wants it; without one, nobody but this machine may ask.
+#[test]
+fn the_token_is_beside_the_database() {
+    let http = |variables: &[(&str, &str)]| with(variables).map(|settings| settings.http.clone());
+    let beside = http(&[("TIDEWATER_DATABASE", "/var/lib/x.db")]).unwrap();
+    assert_eq!(beside.token_file.as_deref(), Some(Path::new("/var/lib/x.db.token")));
+    assert!(!beside.is_remote());
+    let own = http(&[("TIDEWATER_HTTP__TOKEN_FILE", "/run/token")]).unwrap();
+    assert_eq!(own.token_file.as_deref(), Some(Path::new("/run/token")));
+    assert_eq!(http(&[("TIDEWATER_HTTP__TOKEN_FILE", "off")]).unwrap().token_file, None);
+    let remote = [("TIDEWATER_HTTP__LISTEN", "0.0.0.0:80"), ("TIDEWATER_HTTP__ALLOW_REMOTE", "true")];
+    assert!(http(&remote).unwrap().is_remote());
+    let [listen, allowed] = remote;
+    let error = http(&[listen, allowed, ("TIDEWATER_HTTP__TOKEN_FILE", "OFF")]).unwrap_err().to_string();
+    assert!(error.contains("http.token_file") && error.contains("http.listen"), "{error}");
+}
