@@ -29,6 +29,6 @@ check:
 	cargo clippy --workspace --all-targets --features failpoints --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-# A C compiler for the embedded SQLite; PostgreSQL's server programs, the sqlite3 shell and Python for the tests.
+# A C compiler for the embedded SQLite; PostgreSQL's server programs, PgBouncer, the sqlite3 shell, Python and Chromium for the tests.
 setup:
 	@sh tests/setup.sh

@@ -1,5 +1,5 @@
 //! The local data plane beside raw SQLite doing the same work: writes, group commit, reads, and opening. And what a
-//! supervisor costs that has nothing to do (`local/idle.rs`).
+//! supervisor costs that has nothing to do (`local/idle.rs`), and being watched (`local/watched.rs`).
 //!
 //! Every figure stands beside its raw twin's of the same run, in turns; the ratio is what counts, the machine is not.
 //! `make bench` runs it; `cargo bench --bench local -- write` runs the parts whose names contain a word.
@@ -9,6 +9,9 @@
 #[cfg(target_os = "linux")]
 #[path = "local/idle.rs"]
 mod idle;
+#[cfg(feature = "http")]
+#[path = "local/watched.rs"]
+mod watched;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -48,6 +51,8 @@ fn main() {
         ("idle", idle::at_rest),
         #[cfg(target_os = "linux")]
         ("notice", idle::noticing),
+        #[cfg(feature = "http")]
+        ("watched", watched::scraped),
     ];
     for (name, part) in parts {
         if name.contains(&wanted) {

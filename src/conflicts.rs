@@ -58,12 +58,12 @@ impl Database {
     pub async fn restore_conflicts(&self, ids: &[i64]) -> Result<Restored, Error> {
         let mut restored = Restored::default();
         for id in ids.iter().copied() {
-            let statement = match self.readers().restoring(id) {
-                Err(StoreError::Statement(why)) => {
+            let statement = match self.in_background(move |readers, _| readers.restoring(id)).await {
+                Err(Error::Store(StoreError::Statement(why))) => {
                     restored.refused.push((id, why));
                     continue;
                 }
-                statement => statement.map_err(of_reader)?,
+                statement => statement?,
             };
             match self.write([statement]).await {
                 Ok(written) if written.results.iter().all(|done| done.rows_changed == 0) => {

@@ -71,11 +71,13 @@ pub enum Request {
     /// Takes what waits to the cloud; the answer is a [`Synced`].
     Flush {
         /// Whether it is answered at the end, or as soon as it has begun.
+        #[serde(default)]
         wait: bool,
     },
     /// Brings home what others wrote; the answer is a [`Synced`].
     Warm {
         /// As for a flush.
+        #[serde(default)]
         wait: bool,
     },
     /// Tries parked rows again; the answer is a [`Retried`](tidewater_actors::sqlite::Retried).

@@ -876,6 +876,7 @@ impl Plan {
             group_max: settings.sqlite.group_rows_max,
             foreign_poll: settings.sync.foreign_poll,
             backlog: settings.sync.backlog,
+            policies: settings.tables.policies(),
         };
         let (syncer, writer_log) = (children.syncer.clone(), child_log("SqliteWriter"));
         let same_file = readers.clone();
@@ -898,7 +899,7 @@ impl Plan {
                 }
             };
             generation.on_abandoned(store.interrupt());
-            Ok(SqliteWriter::new(store, options, Box::new(syncer.clone()), writer_log.clone()))
+            Ok(SqliteWriter::new(store, options.clone(), Box::new(syncer.clone()), writer_log.clone()))
         });
 
         let parts = SyncParts {

@@ -14,7 +14,7 @@
 //! | [`cli`] | flags, verbs, exit statuses, the status page |
 //! | [`control`] | the Unix socket beside the database, over which a verb reaches the supervisor |
 //! | [`doctor`] | what is wrong with the file, the way to the cloud and the cloud, and what helps |
-//! | `http` | the routes `/healthz`, `/readyz`, `/metrics`, `/status`, `/events`; with the feature `http`, a default one |
+//! | `http` | the page `/`, `/healthz`, `/readyz`, `/metrics`, `/status`, `/events`, and the verbs for whoever has the token; with the feature `http`, a default one |
 //! | [`service`] | what systemd is told, for the binary |
 //! | [`signals`] | SIGINT and SIGTERM, for the binary |
 //! | [`telemetry`] | the log on standard error: the documented look, or JSON |

@@ -24,11 +24,10 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let socket = settings.sqlite.control_socket();
-    let proxy_required = settings.proxy.require;
     // Nobody has opened the file to make tables in it.
     let db = Database::open_with(settings, log.clone(), Wanted::WhenEmpty).await?;
     let control = match ControlServer::bind(socket, log.clone()) {
-        Ok(control) => Some(control.serve(handler(db.clone(), proxy_required))),
+        Ok(control) => Some(control.serve(handler(db.clone()))),
         Err(error) => {
             warn!(log, "⚠️  Verbs such as `status` cannot reach this supervisor: {error}");
             None
@@ -83,38 +82,36 @@ pub async fn run(
     Ok(())
 }
 
-fn handler(db: Database, proxy_required: bool) -> crate::control::Handler {
+fn handler(db: Database) -> crate::control::Handler {
     Rc::new(move |request| {
         let db = db.clone();
-        Box::pin(async move {
-            match request {
-                Request::Status => Response::of(&db.status_summary().await),
-                Request::Config => Response::of(&db.settings().effective()),
-                Request::Check => match db.detect_proxy(true).await {
-                    Ok(detection) => Response::of(&Checked { detection, proxy_required }),
-                    Err(error) => refused(&error),
-                },
-                Request::Reset => done(db.reset().await),
-                Request::Circuit { forced } => done(db.force_circuit(forced).await),
-                Request::Flush { wait } | Request::Warm { wait } => answer(db.sync_counted(wait).await),
-                Request::RetryParked { which } => answer(db.retry_parked(which).await),
-                Request::DiscardParked { ids } => answer(db.discard_parked(ids).await),
-                Request::RestoreConflicts { ids } => answer(db.restore_conflicts(&ids).await),
-                Request::Adopt { how } => answer(db.adopt(how).await),
-                Request::Backup { path, overwrite } => match db.copy_to(path, overwrite).await {
-                    Ok(copied) => Response::of(&copied),
-                    Err(error) => refused(&error),
-                },
-                Request::Doctor => match db.tell_doctor().await {
-                    Ok(told) => Response::of(&told),
-                    Err(error) => refused(&error),
-                },
-            }
-        })
+        Box::pin(async move { obey(&db, request).await })
     })
 }
 
-fn answer(outcome: Result<impl serde::Serialize, Error>) -> Response {
+/// Does what a verb asks for, whichever way it came.
+pub(crate) async fn obey(db: &Database, request: Request) -> Response {
+    match request {
+        Request::Status => Response::of(&db.status_summary().await),
+        Request::Config => Response::of(&db.settings().effective()),
+        Request::Check => {
+            let proxy_required = db.settings().proxy.require;
+            answer(db.detect_proxy(true).await.map(|detection| Checked { detection, proxy_required }))
+        }
+        Request::Reset => done(db.reset().await),
+        Request::Circuit { forced } => done(db.force_circuit(forced).await),
+        Request::Flush { wait } | Request::Warm { wait } => answer(db.sync_counted(wait).await),
+        Request::RetryParked { which } => answer(db.retry_parked(which).await),
+        Request::DiscardParked { ids } => answer(db.discard_parked(ids).await),
+        Request::RestoreConflicts { ids } => answer(db.restore_conflicts(&ids).await),
+        Request::Adopt { how } => answer(db.adopt(how).await),
+        Request::Backup { path, overwrite } => answer(db.copy_to(path, overwrite).await),
+        Request::Doctor => answer(db.tell_doctor().await),
+    }
+}
+
+/// What came of it, as it is told.
+pub(crate) fn answer(outcome: Result<impl serde::Serialize, Error>) -> Response {
     outcome.map_or_else(|error| refused(&error), |value| Response::of(&value))
 }
 

@@ -36,6 +36,9 @@ pub use self::sources::Sources;
 pub use tidewater_actors::core::availability::Environment;
 /// `direction` of `[tables.NAME]`.
 pub use tidewater_actors::core::direction::Direction;
+use tidewater_actors::core::merge::Policies;
+/// `[tables.NAME]`'s `conflicts`.
+pub use tidewater_actors::core::merge::Policy;
 pub use tidewater_actors::postgres::{LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions};
 pub use tidewater_actors::sqlite::{BacklogLimits, UpkeepOptions};
 
@@ -343,8 +346,13 @@ impl SqliteSettings {
     /// The control socket, beside the file.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
+        self.beside(".sock")
+    }
+
+    /// The file's name with this at its end.
+    fn beside(&self, end: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
-        path.push(".sock");
+        path.push(end);
         path.into()
     }
 }
@@ -408,6 +416,12 @@ impl TablesSettings {
         self.named.get(&table.to_ascii_lowercase()).unwrap_or(&self.others)
     }
 
+    /// Who wins in which table.
+    pub(crate) fn policies(&self) -> Policies {
+        let own = |(folded, table): (&String, &TableSettings)| (folded.clone(), table.conflicts);
+        Policies { usual: self.others.conflicts, tables: self.named.iter().map(own).collect() }
+    }
+
     /// The tables that are named.
     pub fn named(&self) -> impl Iterator<Item = &TableSettings> {
         self.named.values()
@@ -426,6 +440,8 @@ pub struct TableSettings {
     pub filter: Option<String>,
     /// Columns that are neither sent nor pulled.
     pub columns_left_out: Vec<String>,
+    /// Who wins where this device and the cloud changed the same.
+    pub conflicts: Policy,
 }
 
 /// `[circuit]`.
@@ -462,6 +478,8 @@ pub struct SupervisorSettings {
 pub struct HttpSettings {
     /// Where the process answers; `None`: nowhere. Loopback, unless another address was allowed.
     pub listen: Option<SocketAddr>,
+    /// The file with the token for actions and rows; `None`: there are none over HTTP.
+    pub token_file: Option<PathBuf>,
     /// The names and addresses besides those of loopback by which it may be asked for, in lower case.
     pub hosts: Vec<String>,
     /// Connections at once; at least 1.
@@ -470,6 +488,14 @@ pub struct HttpSettings {
     pub subscribers_max: usize,
     /// The longest that a client may take to ask, and to read nothing of what it is told.
     pub request_timeout: Duration,
+}
+
+impl HttpSettings {
+    /// Whether others than this machine's may ask. Then the state needs the token as well.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.listen.is_some_and(|address| !address.ip().to_canonical().is_loopback())
+    }
 }
 
 /// `[log]`.

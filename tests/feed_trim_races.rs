@@ -79,7 +79,7 @@ async fn wait_until_trimmed(db: &Database, client: &Client) {
 }
 
 /// A device whose round is about to begin, with an edit of a row that somebody else has changed since it last read, is gone
-/// past by a trim that takes the entry away: the other's change is not overwritten in silence.
+/// past by a trim that takes the entry away: the other's change is not overwritten, and the edit is on record.
 async fn a_round_about_to_begin(bench: &Bench, a: &Database) {
     let other = bench.another();
     let b = device(&other, 30.0).await;
@@ -96,8 +96,8 @@ async fn a_round_about_to_begin(bench: &Bench, a: &Database) {
     wait_until_flushed(&b).await;
     other.wait_until_equal(&b, &["note"]).await;
     let lost = "SELECT group_concat(key || local || cloud || kept) FROM _tidewater_conflicts";
-    assert_eq!(here(&b, lost), "[1]\"edited\"\"theirs\"local");
-    assert_eq!(there(&client, "SELECT body FROM note WHERE id = 1").await, "edited");
+    assert_eq!(here(&b, lost), "[1]\"edited\"\"theirs\"cloud");
+    assert_eq!(there(&client, "SELECT body FROM note WHERE id = 1").await, "theirs");
     b.shutdown().await.unwrap();
 }
 

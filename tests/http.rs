@@ -3,6 +3,9 @@
 //! - [`client`]: requests byte by byte, and what comes back.
 //! - [`routes`]: each route from the start through an outage, and where it listens.
 //! - [`hostile`]: who is refused, and what is bounded.
+//! - [`actions`]: what the verbs do, for whoever has the token and nobody else.
+//! - [`page`]: the page in a browser.
+//! - [`watching`]: the dashboard and the alerts of `examples/`.
 //! - [`library`]: the same routes in a server of the app's own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
@@ -10,14 +13,20 @@
 mod harness;
 mod process;
 
+#[path = "http/actions.rs"]
+mod actions;
 #[path = "http/client.rs"]
 mod client;
 #[path = "http/hostile.rs"]
 mod hostile;
 #[path = "http/library.rs"]
 mod library;
+#[path = "http/page.rs"]
+mod page;
 #[path = "http/routes.rs"]
 mod routes;
+#[path = "http/watching.rs"]
+mod watching;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -139,8 +139,8 @@ async fn a_truncate_arrives_and_pending_rows_survive_it() {
 
     bench.proxy.stop();
     wait_for(&db, "offline", |status| status.sync.state == "offline").await;
-    run(&db, "INSERT INTO note VALUES (9, 'pending');\nUPDATE note SET body = 'edited' WHERE id = 1").await;
     client.batch_execute("TRUNCATE note").await.unwrap();
+    run(&db, "INSERT INTO note VALUES (9, 'pending');\nUPDATE note SET body = 'edited' WHERE id = 1").await;
     bench.proxy.start();
     wait_until_available(&db).await;
     bench.wait_until_equal(&db, &["note"]).await;

@@ -210,8 +210,8 @@ async fn a_conflict_is_told_to_the_cloud_exactly_once() {
 
     bench.proxy.stop();
     wait_for(&db, "offline", |status| status.sync.state == "offline").await;
-    run(&db, "UPDATE note SET body = 'here' WHERE id = 1").await;
     client.batch_execute("UPDATE note SET body = 'there' WHERE id = 1").await.unwrap();
+    run(&db, "UPDATE note SET body = 'here' WHERE id = 1").await;
     bench.proxy.start();
     bench.wait_until_equal(&db, &["note"]).await;
     let told =
@@ -221,8 +221,8 @@ async fn a_conflict_is_told_to_the_cloud_exactly_once() {
     // The round that tells of the second is cut after its COMMIT.
     bench.proxy.stop();
     wait_for(&db, "offline", |status| status.sync.state == "offline").await;
-    run(&db, "UPDATE note SET body = 'here too' WHERE id = 2;\nINSERT INTO note VALUES (3, 'along')").await;
     client.batch_execute("UPDATE note SET body = 'there too' WHERE id = 2").await.unwrap();
+    run(&db, "UPDATE note SET body = 'here too' WHERE id = 2;\nINSERT INTO note VALUES (3, 'along')").await;
     let blocker = bench.cloud.connect().await;
     blocker.batch_execute("BEGIN; LOCK TABLE note IN SHARE MODE").await.unwrap();
     bench.proxy.start();

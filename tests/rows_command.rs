@@ -327,16 +327,17 @@ async fn what_lost_a_conflict_is_brought_back() {
     assert_eq!(says(&device, &["conflicts"]), "no conflicts\n");
     device.proxy.stop();
     device.wait_for_status("offline", |status| status["sync"]["state"] == "offline");
-    shell::sqlite3_shell(
-        device.path(),
-        "UPDATE item SET body = 'here' WHERE z = 1; DELETE FROM item WHERE z = 2; UPDATE item SET body = 'kept' WHERE z = 3;",
-    );
     device
         .cloud
         .execute_batch(
             "UPDATE item SET body = 'there' WHERE z = 1; UPDATE item SET body = 'too' WHERE z = 2; DELETE FROM item WHERE z = 3;",
         )
         .await;
+    // Later than that.
+    shell::sqlite3_shell(
+        device.path(),
+        "UPDATE item SET body = 'here' WHERE z = 1; DELETE FROM item WHERE z = 2; UPDATE item SET body = 'kept' WHERE z = 3;",
+    );
     device.proxy.start();
     device.wait_for_status("three conflicts", |status| status["sync"]["conflicts"] == 3);
     device.wait_until_flushed();

@@ -10,9 +10,9 @@ have_postgres() {
 }
 
 # The system's own Python, where another one comes first, is as good.
-have_prometheus_parser() {
+have_python_module() {
     for python in python3 /usr/bin/python3; do
-        "$python" -c "import prometheus_client" >/dev/null 2>&1 && return
+        "$python" -c "import $1" >/dev/null 2>&1 && return
     done
     return 1
 }
@@ -20,12 +20,15 @@ have_prometheus_parser() {
 missing=""
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 if [ "$for_what" = test ]; then
+    command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
+    command -v chromedriver >/dev/null 2>&1 || missing="$missing chromium-driver"
     # Debian's is where only an administrator's path leads.
     command -v pgbouncer >/dev/null 2>&1 || [ -x /usr/sbin/pgbouncer ] || missing="$missing pgbouncer"
     have_postgres || missing="$missing postgresql"
     command -v sqlite3 >/dev/null 2>&1 || missing="$missing sqlite3"
     command -v python3 >/dev/null 2>&1 || missing="$missing python3"
-    have_prometheus_parser || missing="$missing python3-prometheus-client"
+    have_python_module prometheus_client || missing="$missing python3-prometheus-client"
+    have_python_module yaml || missing="$missing python3-yaml"
 fi
 [ -n "$missing" ] || exit 0
 

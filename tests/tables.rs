@@ -238,11 +238,11 @@ async fn a_table_can_be_taken_out_and_put_back() {
     wait_until_flushed(&a.db).await;
     a.sees_all(&client).await;
     a.bench.wait_until_equal(&a.db, &["note"]).await;
-    // Of rows that nobody watched, this file's word is kept, and the other one is on record.
-    assert_eq!(here(&a.db, ALL), "1:a2 2:b2 3:c 7:new 8:plain");
-    let kept =
-        "SELECT group_concat(cloud) FROM _tidewater_conflicts WHERE kept = 'local' AND cloud = '\"c2\"'";
-    assert_eq!(here(&a.db, kept), "\"c2\"");
+    // Of rows that nobody watched, whoever else has changed one since knows better, and what was here is on record.
+    assert_eq!(here(&a.db, ALL), "1:a2 2:b2 3:c2 7:new 8:plain");
+    let lost =
+        "SELECT group_concat(local) FROM _tidewater_conflicts WHERE kept = 'cloud' AND cloud = '\"c2\"'";
+    assert_eq!(here(&a.db, lost), "\"c\"");
     assert_eq!(a.pending().await, 0);
 }
 

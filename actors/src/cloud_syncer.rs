@@ -31,8 +31,8 @@ use crate::core::rules::TableRules;
 use crate::core::schema::{CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{
-    CloudType, CloudValue, Misfit, Value, alike, as_text_key, computed_there, from_cloud,
-    from_cloud_unchanged, from_text, key_to_cloud, to_cloud, to_text,
+    CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
+    from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
@@ -47,8 +47,8 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Applied, Backlog, Cursor, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
-    Readers, Refusal, RoundRow, StoreError, ledger_name,
+    Applied, Backlog, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part,
+    PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -737,7 +737,7 @@ impl Cycle {
         self.prepare(&session, &link).await?;
         self.retry_mended(&session, &link).await?;
         let (mut link, mut look) = self.fix_cursor(&session, link).await?;
-        self.discard(&session).await?;
+        self.discard(&session, &link).await?;
         let mut upto = None;
         loop {
             self.doing.store(WARMING, Ordering::Relaxed);
@@ -974,18 +974,25 @@ impl Cycle {
     /// `look` is what the feed had a moment ago, if somebody has looked.
     async fn pull_pages(&mut self, session: &CloudSession, link: &mut Link, look: Option<Look>) -> Step<()> {
         let (generation, tables) = self.prepared()?;
-        self.retry_set_aside(session, generation, &tables).await?;
-        self.snapshots(session, generation, &tables).await?;
         let Some(cursor) = link.cursor.clone() else { return Ok(()) };
+        let mut from = Asking { device: link.device.clone(), cursor: cursor.clone() };
+        self.retry_set_aside(session, generation, &tables, &from).await?;
+        let is_compared = self.snapshots(session, generation, &tables, &from).await?;
         let look = match look {
             Some(look) => look,
             None => session.look(&cursor, &link.device).await?,
         };
         look.require_whole()?;
+        let clock = Some(look.clock);
+        if is_compared || look.clock.is_news(link.clock_ahead) {
+            let page = Page { cursor: Some(cursor), clock, ..Page::default() };
+            self.apply(session, generation, &tables, page, &from).await?;
+            link.clock_ahead = look.clock.ahead;
+        }
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
-            let page = Page { cursor: Some(ours.clone()), ..Page::default() };
-            self.apply(session, generation, &tables, page).await?;
+            let page = Page { cursor: Some(ours.clone()), clock, ..Page::default() };
+            self.apply(session, generation, &tables, page, &from).await?;
             link.cursor = Some(ours);
         }
         if !look.news {
@@ -1019,17 +1026,19 @@ impl Cycle {
                     None => drop(emptied.insert(at)),
                 }
             }
-            let mut page = Page { cursor: Some(last.clone()), ..Page::default() };
+            let mut page = Page { cursor: Some(last.clone()), clock, ..Page::default() };
             for (at, keys) in wanted {
                 self.current_rows(session, &tables[at], keys, &mut page).await?;
             }
             for at in &emptied {
                 self.ask(CompareAnew(tables[*at].table.id)).await?;
             }
-            self.apply(session, generation, &tables, page).await?;
+            from.cursor = cursor;
+            self.apply(session, generation, &tables, page, &from).await?;
             session.end_read().await?;
-            link.cursor = Some(last);
-            self.snapshots(session, generation, &tables).await?;
+            link.cursor = Some(last.clone());
+            from.cursor = last;
+            self.snapshots(session, generation, &tables, &from).await?;
             if entries.len() < limit {
                 return Ok(());
             }
@@ -1081,6 +1090,7 @@ impl Cycle {
         generation: u64,
         tables: &[ReadyTable],
         page: Page,
+        from: &Asking,
     ) -> Step<()> {
         let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum();
         if !page.rows.is_empty() {
@@ -1103,8 +1113,10 @@ impl Cycle {
                         );
                     }
                     if aside > 0 {
-                        let first =
-                            page.unfit.first().map_or(String::new(), |(_, why)| format!("; first: {why}"));
+                        let first = page
+                            .unfit
+                            .first()
+                            .map_or(String::new(), |unfit| format!("; first: {}", unfit.why));
                         warn!(
                             self.log,
                             "⚠️  {aside} row(s) of the cloud cannot be stored here yet; tried again with every pull{first}"
@@ -1115,8 +1127,47 @@ impl Cycle {
                 Applied::Missing(lookups) => {
                     self.look_up(session, tables, lookups, Arc::make_mut(&mut page)).await?;
                 }
+                Applied::Undecided(rows) => {
+                    self.ask_stamps(session, tables, &rows, Arc::make_mut(&mut page), from).await?;
+                }
             }
         }
+    }
+
+    /// Asks when others changed the rows that are in dispute, in the same snapshot of the cloud: what is not in the feed yet for
+    /// somebody's long transaction is told as well.
+    async fn ask_stamps(
+        &self,
+        session: &CloudSession,
+        tables: &[ReadyTable],
+        rows: &[Disputed],
+        page: &mut Page,
+        from: &Asking,
+    ) -> Step<()> {
+        for ready in tables {
+            let mut of = rows.iter().filter(|disputed| disputed.row.table == ready.table.id).peekable();
+            let Some(Disputed { since, .. }) = of.peek().copied() else { continue };
+            let (mut names, mut keys) = (vec![], vec![]);
+            for Disputed { row, .. } in of {
+                let name = ledger_name(&ready.table, &row.values);
+                // What the cloud's type cannot even name nobody has changed there.
+                page.stamps.insert(name.clone(), None);
+                if let Some(key) = ready.key_texts(&row.columns, &row.values) {
+                    names.push(name);
+                    keys.push(key);
+                }
+            }
+            if keys.is_empty() {
+                continue;
+            }
+            let Asking { cursor, device } = from;
+            let found =
+                session.last_changed(&ready.table, &ready.cloud, &keys, cursor, *since, device).await?;
+            for (at, stamp) in found {
+                page.stamps.insert(names[at].clone(), Some(stamp));
+            }
+        }
+        Ok(())
     }
 
     /// Fetches rows by what is known of them, each table's by one statement per set of columns. What is not found is absent.
@@ -1151,7 +1202,7 @@ impl Cycle {
         let table = ready.table.id;
         let by_key = columns == ready.table.key;
         let name = |key: &[Value]| ledger_name(&ready.table, key);
-        let rows = page.rows.iter().chain(page.unfit.iter().map(|(row, _)| row));
+        let rows = page.rows.iter().chain(page.unfit.iter().map(|unfit| &unfit.row));
         let keys = rows.map(|row| (row.table, &row.key)).chain(page.hidden.iter().map(|(t, key)| (*t, key)));
         let mut known: HashSet<String> =
             keys.filter(|(of, _)| *of == table).map(|(_, key)| name(key)).collect();
@@ -1159,15 +1210,7 @@ impl Cycle {
         let (texts, asked): (Vec<Vec<String>>, Vec<usize>) = lookups
             .iter()
             .enumerate()
-            .filter_map(|(at, lookup)| {
-                let text = |(c, value): (&usize, &Value)| {
-                    let carried = ready.carried(*c, value).ok().and_then(|v| to_text(&v));
-                    // A key that cannot be kept here as it is was set aside in the cloud's text.
-                    carried.or_else(|| as_text_key(value, &ready.cloud.columns[*c].kind))
-                };
-                let texts: Option<Vec<String>> = columns.iter().zip(&lookup.values).map(text).collect();
-                Some((texts?, at))
-            })
+            .filter_map(|(at, lookup)| Some((ready.key_texts(columns, &lookup.values)?, at)))
             .unzip();
         let (mut new, mut is_hidden) = (vec![false; lookups.len()], vec![false; lookups.len()]);
         let mut missing: Vec<usize> = (0..texts.len()).collect();
@@ -1176,7 +1219,8 @@ impl Cycle {
             for (at, row) in session.fetch(&ready.table, &ready.cloud, columns, &texts).await? {
                 found[at] = true;
                 let pulled = ready.pulled(row, 0);
-                if known.insert(name(&pulled.0.key)) {
+                let key = pulled.as_ref().map_or_else(|unfit| &unfit.row.key, |row| &row.key);
+                if known.insert(name(key)) {
                     new[asked[at]] = true;
                     page.put(pulled);
                 }
@@ -1188,7 +1232,8 @@ impl Cycle {
                     let at = missing[place];
                     found[at] = true;
                     let pulled = ready.pulled(row, 0);
-                    if known.insert(name(&pulled.0.key)) {
+                    let key = pulled.as_ref().map_or_else(|unfit| &unfit.row.key, |row| &row.key);
+                    if known.insert(name(key)) {
                         new[asked[at]] = true;
                         page.put_stranger(pulled);
                     }
@@ -1224,6 +1269,7 @@ impl Cycle {
         session: &CloudSession,
         generation: u64,
         tables: &[ReadyTable],
+        from: &Asking,
     ) -> Step<()> {
         let mut lookups = self.ask(GetSetAside).await?;
         lookups.retain(|lookup| tables.iter().any(|t| t.table.id == lookup.table && t.receives()));
@@ -1234,16 +1280,24 @@ impl Cycle {
         let mut page = Page::default();
         self.look_up(session, tables, lookups, &mut page).await?;
         page.absent.clear();
-        self.apply(session, generation, tables, page).await?;
+        self.apply(session, generation, tables, page, from).await?;
         session.end_read().await?;
         Ok(())
     }
 
-    /// Takes the tables that have not been compared with the cloud yet through it, page by page, in key order.
-    async fn snapshots(&self, session: &CloudSession, generation: u64, tables: &[ReadyTable]) -> Step<()> {
+    /// Takes the tables that have not been compared with the cloud yet through it, page by page, in key order. Answers whether there were any.
+    async fn snapshots(
+        &self,
+        session: &CloudSession,
+        generation: u64,
+        tables: &[ReadyTable],
+        from: &Asking,
+    ) -> Step<bool> {
+        let mut any = false;
         for ready in tables.iter().filter(|ready| ready.receives()) {
             let table = ready.table.id;
             let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
+            any = true;
             if after.is_none() {
                 self.ask(BeginSnapshot(table)).await?;
             }
@@ -1267,7 +1321,7 @@ impl Cycle {
                 let full = found.len() == limit;
                 let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
                 found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
-                self.apply(session, generation, tables, page).await?;
+                self.apply(session, generation, tables, page, from).await?;
                 session.end_read().await?;
                 after = Some(last);
                 if !full {
@@ -1286,11 +1340,11 @@ impl Cycle {
                     keys.into_iter().map(|values| Lookup { table, columns: columns.clone(), values });
                 self.look_up(session, tables, lookups.collect(), &mut page).await?;
                 page.absent.clear();
-                self.apply(session, generation, tables, page).await?;
+                self.apply(session, generation, tables, page, from).await?;
                 session.end_read().await?;
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -1401,7 +1455,9 @@ impl Cycle {
             let mut part = Window::encode(tables, noted, read.rows);
             good = part.refusals.is_empty();
             held.append(&mut part.items);
-            if good && held.len() >= SENT_AT_ONCE * self.noted_at_once() {
+            // In growing statements, so that the server has something to do from the beginning.
+            let parts = sent.len().min(SENT_AT_ONCE);
+            if good && held.len() >= parts * self.noted_at_once() {
                 sent.push(Arc::new(std::mem::take(&mut held)));
                 open.send(sent[sent.len() - 1].clone()).await;
             }
@@ -1506,13 +1562,15 @@ impl Cycle {
                             let row = hit
                                 .row
                                 .map(|cloud| ready.as_written(ready.local_row(cloud), row.as_deref(), base));
-                            Hit { table, key, row, seen: hit.seen }
+                            Hit { table, key, row, seen: hit.seen, stamp: hit.stamp }
                         })
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
                     let left_out = unseen.iter().map(|item| window.items[*item].name.clone()).collect();
+                    self.count_propagated(&window, &left, link.clock_ahead);
+                    // So many small pieces of memory take a while to be let go, and the next round waits for this one.
+                    drop(actix_rt::task::spawn_blocking(move || drop(window)));
                     self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
-                    self.count_propagated(&window, &left);
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
@@ -1566,8 +1624,8 @@ impl Cycle {
     }
 
     /// The rows of a round that the cloud has now, but for those that left it.
-    fn count_propagated(&self, window: &Window, left: &HashSet<usize>) {
-        let now = now_us();
+    fn count_propagated(&self, window: &Window, left: &HashSet<usize>, clock_ahead: i64) {
+        let now = now_us() + clock_ahead;
         for (item, origin) in window.origins.iter().enumerate() {
             // Without a stamp, nobody knows when it was written.
             if origin.stamp > 0 && !left.contains(&item) {
@@ -1581,6 +1639,12 @@ impl Cycle {
             syncer.do_send(RoundSettled);
         }
     }
+}
+
+/// Who asks the feed about rows in dispute, and from where on it does not know them.
+struct Asking {
+    device: String,
+    cursor: Cursor,
 }
 
 /// After so many rows a flush pulls: the check of each round looks at the feed beyond the cursor, our own entries included.
@@ -1734,6 +1798,16 @@ impl ReadyTable {
         if self.finds[column] { key_to_cloud(value, affinity, kind) } else { to_cloud(value, affinity, kind) }
     }
 
+    /// The values of some columns in PostgreSQL's text; nothing where the cloud's type cannot name one.
+    fn key_texts(&self, columns: &[usize], values: &[Value]) -> Option<Vec<String>> {
+        let text = |(c, value): (&usize, &Value)| {
+            let carried = self.carried(*c, value).ok().and_then(|v| to_text(&v));
+            // A key that cannot be kept here as it is was set aside in the cloud's text.
+            carried.or_else(|| as_text_key(value, &self.cloud.columns[*c].kind))
+        };
+        columns.iter().zip(values).map(text).collect()
+    }
+
     /// The columns that may be written otherwise here than in the cloud.
     fn alike(&self) -> Vec<(usize, CloudType)> {
         (0..self.table.columns.len())
@@ -1762,15 +1836,17 @@ impl ReadyTable {
     }
 
     /// A row of the cloud as it will be here, or its key and why it cannot be.
-    fn pulled(&self, row: Vec<CloudValue>, seen: i64) -> (PulledRow, Option<String>) {
+    fn pulled(&self, row: Vec<CloudValue>, seen: i64) -> Result<PulledRow, Unfit> {
         let table = self.table.id;
         let mut unfit = None;
         let row: Vec<Value> = row
             .into_iter()
             .enumerate()
             .map(|(c, value)| {
-                let text = self.table.is_key(c).then(|| to_text(&value)).flatten();
                 let (affinity, kind) = (self.table.columns[c].affinity(), &self.cloud.columns[c].kind);
+                // As it is there, for a key that does not fit, and for the log of what is overwritten unread.
+                let text = self.table.is_key(c) || kind.wire() == Wire::Text && *kind != CloudType::Text;
+                let text = text.then(|| to_text(&value)).flatten();
                 if self.cloud.columns[c].generated {
                     // It never goes back.
                     return from_cloud(value, affinity, kind);
@@ -1783,8 +1859,13 @@ impl ReadyTable {
             })
             .collect();
         let key = self.key_of(&row);
-        let row = unfit.is_none().then_some(row);
-        (PulledRow { table, key, row, seen }, unfit)
+        match unfit {
+            None => Ok(PulledRow { table, key, row: Some(row), seen }),
+            Some(why) => {
+                let texts = json_array(&row);
+                Err(Unfit { row: PulledRow { table, key, row: None, seen }, why, texts })
+            }
+        }
     }
 
     fn stored(&self, column: usize, value: CloudValue) -> Value {
@@ -1831,7 +1912,8 @@ impl ReadyTable {
             .map(|(c, value)| carried(*c, value))
             .collect::<Result<_, _>>()?;
         let name = ledger_name(&self.table, &row.key);
-        Ok(Some(RoundItem { table: at, key, values, op, seen: row.entry.seen, name }))
+        let (seen, stamp) = (row.entry.seen, row.entry.stamp);
+        Ok(Some(RoundItem { table: at, key, values, op, seen, name, stamp }))
     }
 
     fn local_row(&self, row: Vec<CloudValue>) -> Vec<Value> {

@@ -42,6 +42,7 @@ mod isolate;
 mod link;
 mod password;
 mod sending;
+mod stamps;
 mod tls;
 mod trim;
 mod whose;
@@ -62,6 +63,7 @@ use sending::{
     conflict_params, fenced_out, sets,
 };
 pub use sending::{Judged, OpenRound};
+use stamps::{STAMPS, Stamps};
 pub use tls::{TlsMode, TlsOptions, is_this_machine};
 pub use trim::{FeedLimits, Trimmed};
 pub use whose::{LastSeen, Whereabouts};
@@ -72,7 +74,8 @@ use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
 use crate::sql::cloud::{self, Rows};
 use crate::sql::ident;
-use crate::sqlite::Cursor;
+use crate::sqlite::{Cursor, ServerClock, Since};
+use crate::timings::now_us;
 
 type Result<T> = std::result::Result<T, CloudFailure>;
 
@@ -636,6 +639,8 @@ pub struct RoundItem {
     pub seen: i64,
     /// The row's name in the ledger, if it has to leave the round.
     pub name: String,
+    /// When it was changed last, in microseconds since 1970.
+    pub stamp: i64,
 }
 
 /// What a round does to one row.
@@ -682,6 +687,8 @@ pub struct CloudHit {
     pub row: Option<Vec<CloudValue>>,
     /// The newest feed entry that it contains.
     pub seen: i64,
+    /// When others changed it last, as the feed knows it.
+    pub stamp: Option<i64>,
 }
 
 /// A row that PostgreSQL refuses, by item.
@@ -744,6 +751,8 @@ pub struct Look {
     pub news: bool,
     /// The last entry, if any, that only our own rounds lead to.
     pub ours: Option<Cursor>,
+    /// What the server's clock showed.
+    pub clock: ServerClock,
 }
 
 impl Look {
@@ -982,13 +991,22 @@ impl CloudSession {
     /// What the feed has beyond the cursor.
     pub async fn look(&self, cursor: &Cursor, device: &str) -> Result<Look> {
         let sql = include_str!("sql/postgres/look.sql");
+        let asked = now_us();
         let rows = self.query(sql, &[&cursor.xid, &cursor.id, &cursor.tag, &device], Phase::Pull).await?;
+        let answered = now_us();
         let row = rows.first().ok_or_else(|| unexpected("the feed did not answer"))?;
         let ours = match row.cell("at")? {
             Some(xid) => Some(Cursor { xid, id: row.cell("id")?, tag: Some(row.cell("tag")?) }),
             None => None,
         };
-        Ok(Look { there: row.cell("there")?, whole: row.cell("whole")?, news: row.cell("news")?, ours })
+        let clock = ServerClock::read(row.cell("clock")?, asked, answered);
+        Ok(Look {
+            there: row.cell("there")?,
+            whole: row.cell("whole")?,
+            news: row.cell("news")?,
+            ours,
+            clock,
+        })
     }
 
     /// Creates the cloud's tables where they are missing, extends and checks them where they are not, and covers
@@ -1173,7 +1191,7 @@ impl CloudSession {
         if !direction.receives() {
             // Nobody here asks what others change.
             cloud_table.feed = false;
-        } else if let Err(mut refusal) = self.cover(table, &cloud_table).await? {
+        } else if let Err(mut refusal) = self.cover(table, &cloud_table, notes).await? {
             cloud_table.feed = false;
             if refusal.sqlstate.as_deref() == Some("42501") {
                 let on = cloud::qualified(&cloud_table.schema, &table.name);
@@ -1280,16 +1298,30 @@ impl CloudSession {
         &self,
         table: &Table,
         cloud_table: &CloudTable,
+        notes: &mut Vec<String>,
     ) -> Result<std::result::Result<(), CloudFailure>> {
-        let targets = self.uncovered(table, cloud_table).await?;
-        if targets.is_empty() {
-            return Ok(Ok(()));
+        let (targets, is_older) = self.uncovered(table, cloud_table).await?;
+        if !targets.is_empty() {
+            return self.ddl(&cloud::feed(table, cloud_table, &targets)).await;
         }
-        self.ddl(&cloud::feed(table, cloud_table, &targets)).await
+        if is_older {
+            // The triggers stay, and with them what this file knows of the table.
+            let (oid, body) = (cloud_table.oid.to_string(), cloud::feed_body(table, cloud_table));
+            if let Err(refusal) = self.ddl(&cloud::feed_function(&oid, &body)).await? {
+                notes.push(format!(
+                    "table {}: of two changes of the same the one that arrives later counts as the newer, because its feed is of \
+                     an earlier version, and cannot be renewed: {}",
+                    table.name,
+                    said(&refusal)
+                ));
+            }
+        }
+        Ok(Ok(()))
     }
 
-    /// The table and its partitions, as far as the feed's triggers are not all on them as they should be.
-    async fn uncovered(&self, table: &Table, cloud_table: &CloudTable) -> Result<Vec<String>> {
+    /// The table and its partitions, as far as the feed's triggers are not all on them as they should be; and whether they are,
+    /// of an earlier version.
+    async fn uncovered(&self, table: &Table, cloud_table: &CloudTable) -> Result<(Vec<String>, bool)> {
         let events = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
         let names: Vec<String> = events.iter().map(|event| cloud::feed_trigger(event)).collect();
         let rows = self
@@ -1299,13 +1331,15 @@ impl CloudSession {
                 Phase::Setup,
             )
             .await?;
-        let mut uncovered = vec![];
+        let (mut uncovered, mut is_older) = (vec![], false);
         for row in &rows {
-            if row.cell::<i64>("covered")? != 4 {
+            let older: i64 = row.cell("older")?;
+            is_older |= older > 0;
+            if row.cell::<i64>("covered")? + older != 4 {
                 uncovered.push(cloud::qualified(row.cell("schema")?, row.cell("name")?));
             }
         }
-        Ok(uncovered)
+        Ok((uncovered, is_older))
     }
 
     async fn columns(&self, table: &Table) -> Result<HashMap<String, FoundColumn>> {
@@ -1623,7 +1657,7 @@ impl CloudSession {
         members: &[usize],
     ) -> std::result::Result<Vec<CloudHit>, Trouble> {
         let by_table = by_table(items, members.iter().copied().filter(|at| items[*at].op != Op::Insert));
-        let mut touched: BTreeMap<usize, i64> = BTreeMap::new();
+        let mut touched: BTreeMap<usize, Touched> = BTreeMap::new();
         for (table_at, members) in &by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
             let keys =
@@ -1643,7 +1677,7 @@ impl CloudSession {
             }
             for member in absent() {
                 if matches!(items[*member].op, Op::Update(_)) {
-                    touched.insert(*member, 0);
+                    touched.insert(*member, Touched::default());
                 }
             }
         }
@@ -1661,14 +1695,16 @@ impl CloudSession {
         if members.is_empty() {
             return Ok(vec![]);
         }
-        let untold = members.iter().map(|at| (*at, 0)).collect();
+        // Read before the feed is asked: the row contains what the feed had then, and perhaps more.
+        let untold = members.iter().map(|at| (*at, Touched::default())).collect();
         let hits = self.read_hits(frame, items, &untold).await?;
         let by_table = by_table(items, members.iter().copied());
         let touched = self.touched_since(frame, items, &by_table).await?;
-        Ok(hits
-            .into_iter()
-            .map(|hit| CloudHit { seen: touched.get(&hit.item).copied().unwrap_or(0), ..hit })
-            .collect())
+        let told = |hit: CloudHit| {
+            let Touched { newest, stamp } = touched.get(&hit.item).copied().unwrap_or_default();
+            CloudHit { seen: newest, stamp, ..hit }
+        };
+        Ok(hits.into_iter().map(told).collect())
     }
 
     /// The newest feed entry of each row that somebody else changed beyond our cursor and beyond what the row has taken
@@ -1678,7 +1714,7 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         by_table: &BTreeMap<usize, Vec<usize>>,
-    ) -> Result<BTreeMap<usize, i64>> {
+    ) -> Result<BTreeMap<usize, Touched>> {
         let mut touched = BTreeMap::new();
         for (table_at, members) in by_table {
             let (table, cloud_table) = &frame.tables[*table_at];
@@ -1688,7 +1724,8 @@ impl CloudSession {
             let mut params = as_params(&keys);
             params.extend([&seen as &dyn Param, &frame.cursor.xid, &frame.cursor.id, &frame.device]);
             for row in self.query(&cloud::touched(table, cloud_table), &params, Phase::Pull).await? {
-                touched.insert(members[position(&row, members.len())?], row.cell("newest")?);
+                let by_others = Touched { newest: row.cell("newest")?, stamp: row.cell("stamp")? };
+                touched.insert(members[position(&row, members.len())?], by_others);
             }
         }
         Ok(touched)
@@ -1698,10 +1735,15 @@ impl CloudSession {
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
-        touched: &BTreeMap<usize, i64>,
+        touched: &BTreeMap<usize, Touched>,
     ) -> Result<Vec<CloudHit>> {
-        let mut hits: Vec<CloudHit> =
-            touched.iter().map(|(item, seen)| CloudHit { item: *item, row: None, seen: *seen }).collect();
+        let hit = |(item, touched): (&usize, &Touched)| CloudHit {
+            item: *item,
+            row: None,
+            seen: touched.newest,
+            stamp: touched.stamp,
+        };
+        let mut hits: Vec<CloudHit> = touched.iter().map(hit).collect();
         for (table_at, (table, cloud_table)) in frame.tables.iter().enumerate() {
             let members: Vec<usize> =
                 (0..hits.len()).filter(|at| items[hits[*at].item].table == table_at).collect();
@@ -1737,6 +1779,18 @@ impl CloudSession {
         let mut already_there = vec![];
         let mut make_room = asides(frame, items, order);
         make_room.extend(rings.iter().flat_map(|ring| ring.asides(frame, items, order)));
+        let known = self.attempt(self.client.statement(STAMPS)).await?;
+        // Ahead of the statement whose rows they are, and in the same breath.
+        let stamped = async |members: &[usize], sql: &str, params: &[&dyn Param]| {
+            let statement = self.attempt(self.client.statement(sql)).await?;
+            let stamps = Stamps::of(members.iter().map(|at| &items[*at]));
+            let params_of_stamps = stamps.params();
+            let both = futures_util::future::join(
+                self.client.ask(&known, &params_of_stamps),
+                self.client.ask(&statement, params),
+            );
+            self.attempt(async { both.await.1 }).await
+        };
         for aside in make_room {
             let (table, cloud_table) = aside.table;
             let keys = arrays(
@@ -1746,7 +1800,7 @@ impl CloudSession {
                 aside.members.len(),
             );
             let params = as_params(&keys);
-            let changed = self.attempt(self.client.carry_out(&aside.sql, &params)).await?.changed;
+            let changed = stamped(&aside.members, &aside.sql, &params).await?.changed;
             // What a trigger made of them now is no change any more when their values come.
             taken.stored_otherwise |= aside.in_ring && changed > 0;
             if cloud_table.feed {
@@ -1756,7 +1810,7 @@ impl CloudSession {
         for set in sets(frame, items, order) {
             let arrays = set.arrays();
             let params = as_params(&arrays);
-            let answer = self.attempt(self.client.carry_out(&set.sql, &params)).await?;
+            let answer = stamped(set.members, &set.sql, &params).await?;
             set.judge(&answer, &mut taken, &mut already_there)?;
         }
         taken.hits = self.already_there(frame, items, &already_there).await?;
@@ -1832,6 +1886,13 @@ fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeM
 /// Whether a refusal (restrict, foreign key, unique, exclusion) may be another row's doing.
 pub fn needs_others(sqlstate: &str) -> bool {
     matches!(sqlstate, "23001" | "23503" | "23505" | "23P01")
+}
+
+/// What the feed says of a row that others changed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Touched {
+    newest: i64,
+    stamp: Option<i64>,
 }
 
 /// What taking a set of items came to.

@@ -54,14 +54,14 @@ use rusqlite::{
 };
 
 use crate::core::direction::Direction;
-use crate::core::merge::{Entry, Local, Loss, Merged, Side, merge};
+use crate::core::merge::{Entry, Local, Loss, Merged, Policies, Seen, Side, Theirs, Undecided, merge};
 use crate::core::rules::TableRules;
 use crate::core::schema::{COLUMNS_MAX, Column, ForeignKey, Table, Unique};
 use crate::core::value::{CloudType, Value, alike, json_array};
 use crate::messages::NoteRound;
 use crate::migrations::MigrationError;
 use crate::sql::capture::{
-    self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, entry_columns, key_columns, side_table,
+    self, ASIDE, FLIGHT, JOURNAL, PARKED, SEEN, Unseen, entry_columns, key_columns, side_table,
 };
 use crate::sql::cloud::is_same_default;
 use crate::sql::{all, ident, list};
@@ -479,6 +479,8 @@ pub struct Hit {
     pub row: Option<Vec<Value>>,
     /// The newest feed entry that this row contains.
     pub seen: i64,
+    /// When others changed it last, as the feed knows it.
+    pub stamp: Option<i64>,
 }
 
 /// The position in the cloud's change feed up to which everything has been applied.
@@ -523,32 +525,78 @@ pub struct Page {
     /// Rows that the cloud may only hide: they stay here as they are.
     pub hidden: Vec<(i64, Vec<Value>)>,
     /// Rows with a value that cannot be kept here as it is, without their contents, and why. They are set aside.
-    pub unfit: Vec<(PulledRow, String)>,
+    pub unfit: Vec<Unfit>,
     /// Rows of the page, by table and key, that do not come home: they leave this file, unless something is pending in them.
     pub strangers: Vec<(i64, Vec<Value>)>,
+    /// Of rows in dispute, by their names ([`ledger_name`]): when others changed them last, if the feed knows of it.
+    pub stamps: HashMap<String, Option<i64>>,
+    /// What the server's clock showed before the rows were read.
+    pub clock: Option<ServerClock>,
+}
+
+/// The server's clock, as this machine saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ServerClock {
+    /// What it showed, in microseconds since 1970.
+    pub now: i64,
+    /// How far it was ahead of this machine's, in microseconds; 0 as long as that may be the way of the answer.
+    pub ahead: i64,
+}
+
+impl ServerClock {
+    /// Less than this may be the way of the answer.
+    const NOTABLE_US: i64 = 1_000_000;
+
+    /// The year 9999.
+    const LATEST_US: i64 = 253_370_764_800_000_000;
+
+    /// From what the server said, between these two moments of this machine's clock.
+    pub fn read(now: i64, asked: i64, answered: i64) -> Self {
+        // A clock that shows no time that there could be is none to go by.
+        let now = if (0..Self::LATEST_US).contains(&now) { now } else { answered };
+        let ahead = now.saturating_sub(asked.midpoint(answered));
+        Self { now, ahead: if ahead.unsigned_abs() < Self::NOTABLE_US.unsigned_abs() { 0 } else { ahead } }
+    }
+
+    /// Whether a file that takes the clock to be so far ahead has to be told otherwise.
+    pub fn is_news(self, known_ahead: i64) -> bool {
+        self.ahead.abs_diff(known_ahead) >= Self::NOTABLE_US.unsigned_abs()
+    }
 }
 
 impl Page {
     /// Takes a row: to be stored, or, with a reason, to be set aside.
-    pub fn put(&mut self, (pulled, unfit): (PulledRow, Option<String>)) {
-        match unfit {
-            None => self.rows.push(pulled),
-            Some(why) => self.unfit.push((pulled, why)),
+    pub fn put(&mut self, row: std::result::Result<PulledRow, Unfit>) {
+        match row {
+            Ok(pulled) => self.rows.push(pulled),
+            Err(unfit) => self.unfit.push(unfit),
         }
     }
 
     /// Takes a row that does not come home.
-    pub fn put_stranger(&mut self, pulled: (PulledRow, Option<String>)) {
-        self.strangers.push((pulled.0.table, pulled.0.key.clone()));
+    pub fn put_stranger(&mut self, pulled: std::result::Result<PulledRow, Unfit>) {
+        let row = pulled.as_ref().unwrap_or_else(|unfit| &unfit.row);
+        self.strangers.push((row.table, row.key.clone()));
         self.put(pulled);
     }
 
     /// Whether a row is on it already, whatever becomes of it.
     pub fn knows(&self, table: i64, key: &[Value]) -> bool {
-        let mut rows = self.rows.iter().chain(self.unfit.iter().map(|(row, _)| row));
+        let mut rows = self.rows.iter().chain(self.unfit.iter().map(|unfit| &unfit.row));
         rows.any(|row| row.table == table && row.key == key)
             || self.hidden.iter().any(|(hidden, hidden_key)| *hidden == table && hidden_key == key)
     }
+}
+
+/// A row with a value that cannot be kept here as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unfit {
+    /// The row, without its contents.
+    pub row: PulledRow,
+    /// Why.
+    pub why: String,
+    /// Its contents as a JSON array, in PostgreSQL's text where they do not fit.
+    pub texts: String,
 }
 
 /// Rows to fetch from the cloud by the values of some columns.
@@ -576,6 +624,26 @@ pub enum Applied {
     },
     /// Nothing was done: foreign keys need these rows in the same page.
     Missing(Vec<Lookup>),
+    /// Nothing was done: who wins in these rows depends on when others changed them.
+    Undecided(Vec<Disputed>),
+}
+
+/// A row of which both sides may have changed the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Disputed {
+    /// The row.
+    pub row: Lookup,
+    /// The changes of it that count.
+    pub since: Since,
+}
+
+/// Which changes of a row this file does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Since {
+    /// Those beyond its cursor.
+    Cursor,
+    /// All that the feed tells of, with a later stamp than this.
+    Stamp(i64),
 }
 
 /// What this file remembers of the link to the cloud.
@@ -595,6 +663,8 @@ pub struct Link {
     pub witness: Option<Witness>,
     /// The feed's position, once the first sync has fixed it.
     pub cursor: Option<Cursor>,
+    /// How far the server's clock was ahead of this machine's, in microseconds.
+    pub clock_ahead: i64,
     /// The last round that took effect.
     pub last_round: Option<String>,
     /// How many did.
@@ -649,6 +719,7 @@ pub struct Store {
     /// What has been said is not said again.
     told: HashSet<String>,
     gauge: Gauge,
+    policies: Policies,
 }
 
 /// Keeps other supervisors away from the file for as long as it lives.
@@ -768,9 +839,11 @@ impl Store {
             untold: vec![],
             told: HashSet::new(),
             gauge: Gauge::default(),
+            policies: Policies::default(),
         };
         let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
         tx.execute_batch(include_str!("sql/sqlite/meta.sql")).map_err(explain)?;
+        bring_up_to_date(&tx).map_err(name)?;
         let device = uuid::Uuid::new_v4().to_string();
         tx.execute("INSERT OR IGNORE INTO _tidewater_meta VALUES ('format', 1), ('device', ?1)", [device])
             .map_err(explain)?;
@@ -787,6 +860,11 @@ impl Store {
     /// From now on, a write that would add to a backlog of this size is refused.
     pub fn limit_backlog(&mut self, limits: BacklogLimits) {
         self.gauge.set(limits);
+    }
+
+    /// From now on, these decide who wins where both sides touched the same. Until then, the newest does.
+    pub fn decide_by(&mut self, policies: Policies) {
+        self.policies = policies;
     }
 
     /// After anything that may have taken entries from the journals.
@@ -943,7 +1021,8 @@ impl Store {
             return Ok(());
         }
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (tables, notices) = track(&tx, Missing::IsGap)?;
+        let missing = if self.schema_version < 0 { Missing::Unwatched } else { Missing::IsGap };
+        let (tables, notices) = track(&tx, missing)?;
         let version = schema_version(&tx)?;
         commit(tx)?;
         self.remember(tables, version);
@@ -1136,9 +1215,18 @@ impl Store {
                 continue;
             }
             let local = read_row(&tx, table, &hit.key)?;
-            // Columns that only the cloud changed come with the feed entry that made this a hit.
-            let Merged { entry, losses, .. } =
-                merge(table, entry, local.as_deref(), hit.row.as_deref(), hit.seen);
+            // What the cloud has changed, or wins, comes with the feed entry that made this a hit. Where there is none, nobody
+            // tells of others' changes, and nothing of them would ever come.
+            let theirs = hit.stamp.map_or(Theirs::Before, Theirs::At);
+            let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
+            let policy = self.policies.of(table);
+            let Ok(Merged { entry, losses, .. }) =
+                merge(table, policy, entry.clone(), local.as_deref(), seen)
+            else {
+                // It has been asked.
+                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
+                continue;
+            };
             match entry {
                 Some(entry) => put_entry(&tx, table, JOURNAL, &hit.key, &entry)?,
                 None => parked::forget_refusal(&tx, table, &hit.key)?,
@@ -1294,16 +1382,19 @@ impl Store {
         let mut applier = Applier {
             tx: &tx,
             tables: &self.tables,
+            policies: &self.policies,
             page,
             changed: 0,
             conflicts: 0,
             aside: 0,
             were_aside: HashSet::new(),
         };
-        let missing = applier.run()?;
+        if let Some(not_yet) = applier.run()? {
+            return Ok(not_yet);
+        }
         let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
-        if !missing.is_empty() {
-            return Ok(Applied::Missing(missing));
+        if let Some(clock) = page.clock {
+            set_clock(&tx, clock)?;
         }
         if let Some(cursor) = &page.cursor {
             set_cursor(&tx, cursor)?;
@@ -1370,9 +1461,12 @@ impl Store {
         };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
+        let keeps = history::keeps_leftovers(&tx, table)?;
+        // What is pending on top of a row that the cloud had and does not show any more is for the merge.
         let in_side = |kind: &str| {
             let keys = all(table.key_names().iter().enumerate(), |(at, k)| side_key("s", at, "t", k));
-            format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys})", ident(&side_table(kind, table)))
+            let new = if matches!(kind, JOURNAL | PARKED) && !keeps { " AND NOT s.known" } else { "" };
+            format!("NOT EXISTS (SELECT 1 FROM {} AS s WHERE {keys}{new})", ident(&side_table(kind, table)))
         };
         let own = list(table.key_names(), |k| format!("t.{}", ident(k)));
         let left = format!(
@@ -1381,7 +1475,7 @@ impl Store {
             all(table.key_names(), |k| format!("t.{} IS NOT NULL", ident(k))),
             all([SEEN, JOURNAL, FLIGHT, PARKED], in_side),
         );
-        if history::keeps_leftovers(&tx, table)? {
+        if keeps {
             // Whether they were deleted there or never came there, nobody can tell: they are not lost.
             tx.execute(&capture::journal_left(table, &own, &left), [])?;
         }
@@ -1389,7 +1483,7 @@ impl Store {
         let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
         if keys.is_empty() {
             let known = tx.execute(
-                "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL \
+                "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL, followed = 1 \
                  WHERE id = ?1 AND snapshot = 'paging'",
                 [table.id],
             )?;
@@ -1448,6 +1542,7 @@ impl Store {
             timeline: meta(conn, "timeline")?,
             witness: meta::<String>(conn, "witness")?.and_then(|text| serde_json::from_str(&text).ok()),
             cursor,
+            clock_ahead: conn.query_row("SELECT ahead FROM _tidewater_clock", [], |row| row.get(0))?,
             last_round: meta(conn, "last_round")?,
             round_number: meta(conn, "round_number")?.unwrap_or(0),
         })
@@ -1464,7 +1559,10 @@ impl Store {
     /// The feed's history is not the one any more that the cursor belongs to: every table is compared anew.
     pub fn forget_cursor(&mut self) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0",
+            [],
+        )?;
         tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag')", [])?;
         commit(tx)?;
         Ok(())
@@ -1496,7 +1594,7 @@ impl Store {
         if let (Some(tracked), Some(now)) = (tracked, &now) {
             match &before {
                 Some(before) if before.oid != now.oid => {
-                    tx.execute(&capture::journal_everything(tracked, true), [])?;
+                    tx.execute(&capture::journal_everything(tracked, Unseen::Gap), [])?;
                 }
                 Some(before) => {
                     for c in tracked.data_columns() {
@@ -1519,7 +1617,7 @@ impl Store {
         set_meta(&tx, &key, trace)?;
         if !same_trace {
             tx.execute(
-                "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+                "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0 WHERE id = ?1",
                 [table],
             )?;
         }
@@ -1527,11 +1625,11 @@ impl Store {
         Ok(())
     }
 
-    /// Compares one table with the cloud anew.
+    /// Compares one table with the cloud anew: it was emptied there, which the cursor passes.
     pub fn compare_anew(&mut self, table: i64) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute(
-            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0 WHERE id = ?1",
             [table],
         )?;
         commit(tx)
@@ -1546,11 +1644,16 @@ impl Store {
             merge_back(&tx, table)?;
             // What is not sent follows the cloud as it is now.
             if resend && table.rule.direction.sends() {
-                tx.execute(&capture::journal_everything(table, true), [])?;
+                tx.execute(&capture::journal_everything(table, Unseen::Gap), [])?;
             }
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        tx.execute("UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL", [])?;
+        // What the cloud lost, nobody has changed there, unless the feed tells of it since.
+        tx.execute(
+            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, \
+             kept_until = (SELECT seen FROM _tidewater_clock), followed = CASE WHEN followed AND ?1 THEN 2 ELSE 0 END",
+            [resend],
+        )?;
         tx.execute(
             "DELETE FROM _tidewater_meta \
              WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag', 'last_round', 'round_number', 'witness')",
@@ -3082,6 +3185,7 @@ fn read_row(conn: &Connection, table: &Table, key: &[Value]) -> Result<Option<Ve
 struct Applier<'a> {
     tx: &'a Connection,
     tables: &'a [Table],
+    policies: &'a Policies,
     page: &'a Page,
     changed: u64,
     conflicts: u64,
@@ -3092,8 +3196,23 @@ struct Applier<'a> {
 }
 
 impl<'a> Applier<'a> {
-    /// Answers with what is missing before the page can hold under foreign keys.
-    fn run(&mut self) -> Result<Vec<Lookup>> {
+    /// Answers with what is missing before the page can hold under foreign keys, or be decided.
+    fn run(&mut self) -> Result<Option<Applied>> {
+        let followed: HashMap<i64, Since> = query(
+            self.tx,
+            "SELECT id, followed, kept_until FROM _tidewater_tables WHERE followed <> 0",
+            &[],
+            |row| {
+                let since = match row.get(1)? {
+                    2 => Since::Stamp(row.get(2)?),
+                    _ => Since::Cursor,
+                };
+                Ok((row.get(0)?, since))
+            },
+        )?
+        .into_iter()
+        .collect();
+        let mut undecided = vec![];
         let paging: HashSet<i64> =
             query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
                 row.get(0)
@@ -3103,6 +3222,7 @@ impl<'a> Applier<'a> {
         let mut missing: Vec<Lookup> = vec![];
         let mut collided = vec![];
         let mut deleted = vec![];
+        let mut revived = vec![];
         let tables = self.tables;
         for pulled in &self.page.rows {
             let table =
@@ -3118,6 +3238,7 @@ impl<'a> Applier<'a> {
                 self.take_pending(table, &pulled.key)?
             };
             let row = self.as_written_here(pulled, local.as_deref(), pending.as_ref());
+            let was_pending = pending.is_some();
             let action = match pending {
                 None => match (&local, &row) {
                     (Some(local), Some(cloud)) => differing(table, local, cloud),
@@ -3126,7 +3247,23 @@ impl<'a> Applier<'a> {
                     (None, None) => Local::Keep,
                 },
                 Some(entry) => {
-                    let merged = merge(table, entry, local.as_deref(), row.as_deref(), pulled.seen);
+                    let theirs = match self.page.stamps.get(&ledger_name(table, &pulled.key)) {
+                        None => Theirs::Unasked,
+                        Some(Some(stamp)) => Theirs::At(*stamp),
+                        Some(None) if followed.contains_key(&table.id) => Theirs::Before,
+                        Some(None) => Theirs::Unknown,
+                    };
+                    let seen = Seen { row: row.as_deref(), newest: pulled.seen, theirs };
+                    let merged = match merge(table, self.policies.of(table), entry, local.as_deref(), seen) {
+                        Ok(merged) => merged,
+                        Err(Undecided) => {
+                            let (columns, values) = (table.key.clone(), pulled.key.clone());
+                            let row = Lookup { table: table.id, columns, values };
+                            let since = followed.get(&table.id).copied().unwrap_or(Since::Stamp(0));
+                            undecided.push(Disputed { row, since });
+                            continue;
+                        }
+                    };
                     match merged.entry {
                         Some(entry) => put_entry(self.tx, table, JOURNAL, &pulled.key, &entry)?,
                         None => parked::forget_refusal(self.tx, table, &pulled.key)?,
@@ -3146,13 +3283,22 @@ impl<'a> Applier<'a> {
                     columns.iter().for_each(|c| row[*c].clone_from(&cloud[*c]));
                     row
                 }
-                (Local::Insert, _, Some(cloud)) => cloud.to_vec(),
+                (Local::Insert, _, Some(cloud)) => {
+                    if was_pending {
+                        revived.push((table, cloud.to_vec()));
+                    }
+                    cloud.to_vec()
+                }
                 _ => continue,
             };
             if !self.perform(pulled, &action, &target)? {
                 collided.push((pulled, target));
             }
         }
+        if !undecided.is_empty() {
+            return Ok(Some(Applied::Undecided(undecided)));
+        }
+        self.revive_children(revived, &mut missing)?;
         self.delete(deleted, &mut missing)?;
         self.untangle(&collided)?;
         for pulled in &self.page.rows {
@@ -3165,18 +3311,29 @@ impl<'a> Applier<'a> {
                 self.mark_seen(table, key)?;
             }
         }
-        for (pulled, reason) in &self.page.unfit {
+        for Unfit { row: pulled, why, texts } in &self.page.unfit {
             let table = self.table(pulled.table)?;
             self.forget_aside(table, &pulled.key)?;
             if paging.contains(&table.id) {
                 self.mark_seen(table, &pulled.key)?;
             }
-            self.put_aside(pulled, reason)?;
+            self.put_aside(pulled, why)?;
+            // What is pending here is going to overwrite what nobody here could read.
+            let is_new = !self.were_aside.contains(&ledger_name(table, &pulled.key));
+            if is_new && self.is_pending(table, &pulled.key)? {
+                let local = read_row(self.tx, table, &pulled.key)?;
+                let local = local.map(|row| Value::Text(json_array(&row)));
+                let cloud = Some(Value::Text(texts.clone()));
+                let loss = Loss { column: None, base: None, local, cloud, kept: Side::Local };
+                self.conflicts += 1;
+                log_losses(self.tx, table, &pulled.key, &[loss])?;
+            }
         }
-        if missing.is_empty() {
-            self.retry_parked()?;
+        if !missing.is_empty() {
+            return Ok(Some(Applied::Missing(missing)));
         }
-        Ok(missing)
+        self.retry_parked()?;
+        Ok(None)
     }
 
     /// The snapshot has shown this row.
@@ -3282,6 +3439,73 @@ impl<'a> Applier<'a> {
             (Some(parked), Some(journal)) => Some(combine(parked, journal)),
             (parked, journal) => parked.or(journal),
         })
+    }
+
+    /// What was deleted here along with rows whose deletion has lost comes back with them, to any depth: a parent without its
+    /// children is what nobody wanted.
+    fn revive_children(
+        &mut self,
+        mut parents: Vec<(&'a Table, Vec<Value>)>,
+        missing: &mut Vec<Lookup>,
+    ) -> Result<()> {
+        while let Some((parent, row)) = parents.pop() {
+            for child in self.tables {
+                for foreign in
+                    child.foreign_keys.iter().filter(|f| f.parent.eq_ignore_ascii_case(&parent.name))
+                {
+                    let referred: Option<Vec<Value>> = foreign
+                        .parent_columns
+                        .iter()
+                        .map(|name| parent.column(name).map(|c| row[c].clone()))
+                        .collect();
+                    let Some(referred) = referred else { continue };
+                    // A key's columns are its own in an entry; of the others there is the base.
+                    let stored = |c: &usize| match child.key.iter().position(|k| k == c) {
+                        Some(part) => format!("j.k{part}"),
+                        None => format!("j.b{}", child.columns[*c].id),
+                    };
+                    let sql = format!(
+                        "SELECT {} FROM {} AS j WHERE j.known AND {} AND NOT EXISTS (SELECT 1 FROM {} AS t WHERE {})",
+                        list(key_columns(child), |k| format!("j.{k}")),
+                        ident(&side_table(JOURNAL, child)),
+                        all(foreign.columns.iter().enumerate(), |(at, c)| format!(
+                            "{} = ?{}",
+                            stored(c),
+                            at + 1
+                        )),
+                        ident(&child.name),
+                        row_is(child, "t", |at| format!("j.k{at}")),
+                    );
+                    for key in query(self.tx, &sql, &referred, |row| values(row, 0, child.key.len()))? {
+                        let mut rows = self.page.rows.iter();
+                        let Some(pulled) = rows.find(|p| p.table == child.id && p.key == key) else {
+                            if !self.page.knows(child.id, &key) {
+                                missing.push(Lookup {
+                                    table: child.id,
+                                    columns: child.key.clone(),
+                                    values: key,
+                                });
+                            }
+                            continue;
+                        };
+                        let Some(row) = &pulled.row else { continue };
+                        match self.insert(child, row) {
+                            Ok(_) => {}
+                            // Something else has taken its place: it stays deleted.
+                            Err(error) if is_refused(&error) => continue,
+                            Err(error) => return Err(error.into()),
+                        }
+                        self.take_pending(child, &key)?;
+                        self.changed += 1;
+                        let cloud = Some(Value::Text(json_array(row)));
+                        let loss = Loss { column: None, base: None, local: None, cloud, kept: Side::Cloud };
+                        log_losses(self.tx, child, &key, &[loss])?;
+                        parents.push((child, row.clone()));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Stores a row as it should be. False: a unique value is in the way.
@@ -3612,6 +3836,8 @@ fn differing(table: &Table, local: &[Value], cloud: &[Value]) -> Local {
 /// What it means that a table is without its triggers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
+    /// Rows may have changed unseen, and nobody was there to see when a new table came.
+    Unwatched,
     /// Rows may have changed unseen.
     IsGap,
     /// Nothing: they were taken off within this transaction, and no row changed since.
@@ -3926,7 +4152,12 @@ fn equip(tx: &Connection, table: &mut Table, missing: Missing) -> Result<Vec<Not
         // Rows that were there before, and whatever happened while nobody looked: all of it is compared with the
         // cloud, row by row. Rows that are missing here come back; they are never guessed to be deletions. A renamed
         // column is one that the cloud does not have, whatever is in it.
-        tx.execute(&capture::journal_everything(table, !new), [])?;
+        let unseen = match missing {
+            _ if !new => Unseen::Gap,
+            Missing::Unwatched => Unseen::Ever,
+            Missing::IsGap | Missing::IsOurDoing => Unseen::Now,
+        };
+        tx.execute(&capture::journal_everything(table, unseen), [])?;
         tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL WHERE id = ?1",
             [table.id],
@@ -3998,10 +4229,42 @@ fn is_without_rowid(tx: &Connection, table: &str) -> Result<bool> {
     Ok(tx.prepare_cached(sql)?.query_row([table], |row| row.get(0))?)
 }
 
+/// A file of an older version gets the columns that meta.sql gives a new one.
+fn bring_up_to_date(tx: &Connection) -> Result<()> {
+    for (table, column) in [
+        ("_tidewater_clock", "ahead"),
+        ("_tidewater_clock", "seen"),
+        ("_tidewater_tables", "kept_until"),
+        ("_tidewater_tables", "followed"),
+    ] {
+        if !has_column(tx, table, column)? {
+            tx.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"))?;
+            if column == "followed" {
+                // What it was compared with, it has followed.
+                tx.execute("UPDATE _tidewater_tables SET followed = 1 WHERE snapshot = 'done'", [])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn has_column(tx: &Connection, table: &str, column: &str) -> Result<bool> {
+    let sql = "SELECT 1 FROM pragma_table_info(?1) WHERE name = ?2";
+    Ok(tx.prepare_cached(sql)?.exists([table, column])?)
+}
+
+fn set_clock(tx: &Connection, clock: ServerClock) -> Result<()> {
+    // A server whose clock was put right stamps by that from then on.
+    tx.prepare_cached(
+        "UPDATE _tidewater_clock SET ahead = ?2, seen = CASE WHEN seen - ?1 > ?3 THEN ?1 ELSE max(seen, ?1) END",
+    )?
+    .execute([clock.now, clock.ahead, ServerClock::NOTABLE_US])?;
+    Ok(())
+}
+
 /// Rounds of older versions had no steps.
 fn number_steps(tx: &Connection, table: &Table) -> Result<()> {
-    let sql = "SELECT 1 FROM pragma_table_info(?1) WHERE name = 'step'";
-    if !tx.prepare_cached(sql)?.exists([side_table(FLIGHT, table)])? {
+    if !has_column(tx, &side_table(FLIGHT, table), "step")? {
         tx.execute_batch(&capture::add_steps(table))?;
     }
     Ok(())

@@ -20,6 +20,7 @@ use actix::prelude::*;
 use slog::{Logger, debug, error, info, warn};
 use tokio::sync::oneshot;
 
+use crate::core::merge::Policies;
 use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, CompareKeeping, DissolveRound, FixCursor,
     GetDiscardable, GetLink, GetNames, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables,
@@ -31,7 +32,7 @@ use crate::sqlite::{BacklogLimits, Notice, Store, StoreError, Unit, Written};
 use crate::supervision::{Context, Handle, is_stale};
 
 /// How the writer works.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct WriterOptions {
     /// The most messages that wait in the mailbox, besides one of each sender: what bounds the writes is the facade.
     pub queue_max: usize,
@@ -41,6 +42,8 @@ pub struct WriterOptions {
     pub foreign_poll: Duration,
     /// The most that may wait for the cloud.
     pub backlog: BacklogLimits,
+    /// Who wins where a row was changed here and in the cloud.
+    pub policies: Policies,
 }
 
 /// The actor.
@@ -81,6 +84,7 @@ impl SqliteWriter {
     /// A writer for a store that is open.
     pub fn new(mut store: Store, options: WriterOptions, grew: Box<dyn Hint>, log: Logger) -> Self {
         store.limit_backlog(options.backlog);
+        store.decide_by(options.policies.clone());
         Self {
             store,
             options,

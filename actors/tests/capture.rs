@@ -18,8 +18,9 @@ use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::NoteRound;
 use tidewater_actors::migrations::Migrations;
 use tidewater_actors::sqlite::{
-    Applied, Hit, Kept, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow, Statement,
-    Store, StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn, Written,
+    Applied, Disputed, Hit, Kept, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow,
+    ServerClock, Since, Statement, Store, StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn, Written,
+    ledger_name,
 };
 use tidewater_test_support::shell::{python_sqlite, sqlite3_shell};
 
@@ -367,6 +368,7 @@ fn done(applied: &Applied) -> (u64, u64, u64) {
     match applied {
         Applied::Done { changed, conflicts, aside } => (*changed, *conflicts, *aside),
         Applied::Missing(lookups) => panic!("missing {lookups:?}"),
+        Applied::Undecided(rows) => panic!("undecided {rows:?}"),
     }
 }
 
@@ -2290,21 +2292,67 @@ fn pending_rows_merge() {
     bench.check();
     bench.ok("UPDATE t SET a = 10");
     let t = bench.table("t");
-    assert_eq!(
-        done(&bench.apply(&page(vec![pulled(&t, vec![int(1)], Some(vec![int(1), int(7), int(8)]))]))),
-        (1, 1, 0)
-    );
+    let mut theirs = page(vec![pulled(&t, vec![int(1)], Some(vec![int(1), int(7), int(8)]))]);
+    let row = Lookup { table: t.id, columns: vec![0], values: vec![int(1)] };
+    let disputed = Disputed { row, since: Since::Stamp(0) };
+    assert_eq!(bench.apply(&theirs), Applied::Undecided(vec![disputed]));
+    assert_eq!(bench.all("SELECT * FROM t"), "1|10|1", "nothing is done before it is decided");
+    theirs.stamps.insert(ledger_name(&t, &[int(1)]), Some(7));
+    assert_eq!(done(&bench.apply(&theirs)), (1, 1, 0));
     assert_eq!(bench.all("SELECT * FROM t"), "1|10|8");
     assert_eq!(bench.all("SELECT column, local, cloud, kept FROM _tidewater_conflicts"), "a|10|7|local");
     let noted = bench.note(10).unwrap();
     let rounds = bench.readers.read_round(&noted).unwrap();
     assert_eq!(rounds[0][0].entry.base[1], int(7));
     // The same by a hit within the round.
-    let hit = Hit { table: t.id, key: vec![int(1)], row: Some(vec![int(1), int(9), int(8)]), seen: 5 };
+    let row = Some(vec![int(1), int(9), int(8)]);
+    let hit = Hit { table: t.id, key: vec![int(1)], row, seen: 5, stamp: Some(8) };
     let (generation, _) = bench.store().tables().unwrap();
     let id = bench.flying();
     bench.store().acknowledge(&id, &[hit], generation, &[]).unwrap();
     assert_eq!(bench.counts().0, 1);
+    // Of a newer one nothing is left to be sent; its value comes with the feed.
+    bench.note(10).unwrap();
+    let row = Some(vec![int(1), int(11), int(8)]);
+    let hit = Hit { table: t.id, key: vec![int(1)], row, seen: 6, stamp: Some(i64::MAX) };
+    let id = bench.flying();
+    bench.store().acknowledge(&id, &[hit], generation, &[]).unwrap();
+    assert_eq!(bench.counts().0, 0);
+    assert_eq!(
+        bench.all("SELECT local, cloud, kept FROM _tidewater_conflicts ORDER BY id DESC LIMIT 1"),
+        "10|11|cloud"
+    );
+    theirs.rows[0].row = Some(vec![int(1), int(11), int(8)]);
+    assert_eq!(done(&bench.apply(&theirs)), (1, 0, 0));
+    assert_eq!(bench.all("SELECT * FROM t"), "1|11|8");
+}
+
+/// A stamp is the wall clock, as far off as the server found it to be, and later than whatever had been seen of the cloud, also
+/// when somebody sets the clock back; a server whose own clock was wrong is not held to it.
+#[test]
+fn stamps_follow_the_clock_of_the_server() {
+    const DAY: i64 = 86_400_000_000;
+    let mut bench = Bench::new("CREATE TABLE t (id INTEGER PRIMARY KEY, a)");
+    let stamp = |bench: &mut Bench, id: i64| {
+        bench.ok(&format!("INSERT INTO t VALUES ({id}, 0)"));
+        bench.all(&format!("SELECT stamp FROM _tidewater_journal_1 WHERE k0 = {id}")).parse::<i64>().unwrap()
+    };
+    let now = tidewater_actors::timings::now_us();
+    assert!((now - DAY..now + DAY).contains(&stamp(&mut bench, 1)));
+    // This machine's clock is ten days behind.
+    let clock = ServerClock::read(now + 10 * DAY, now, now + 2_000);
+    assert!(clock.is_news(0));
+    bench.apply(&Page { clock: Some(clock), ..Page::default() });
+    assert!((now + 9 * DAY..now + 11 * DAY).contains(&stamp(&mut bench, 2)));
+    // It is set right, and shows less than what was seen.
+    let clock = ServerClock::read(now + 10 * DAY, now + 10 * DAY, now + 10 * DAY + 40_000);
+    assert_eq!(clock.ahead, 0, "that may be the way of the answer");
+    bench.apply(&Page { clock: Some(clock), ..Page::default() });
+    assert_eq!(stamp(&mut bench, 3), now + 10 * DAY + 1);
+    // It was the server's that was wrong.
+    let clock = ServerClock::read(now + 20_000, now, now + 40_000);
+    bench.apply(&Page { clock: Some(clock), ..Page::default() });
+    assert!((now - DAY..now + DAY).contains(&stamp(&mut bench, 4)));
 }
 
 /// A delete from the cloud takes neither a pending child nor anything that the child needs, in whatever order it comes.
@@ -2344,8 +2392,11 @@ fn a_snapshot() {
     assert_eq!(done(&bench.apply(&first)), (0, 0, 0));
     bench.reopen();
     assert_eq!(bench.store().snapshot_position(t.id).unwrap(), Some(Some(vec!["1".into()])));
-    assert_eq!(bench.store().snapshot_leftovers(t.id, 10).unwrap(), [[int(2)]]);
-    assert_eq!(done(&bench.apply(&page(vec![pulled(&t, vec![int(2)], None)]))), (1, 0, 0));
+    // What is pending on top of a row that the cloud had is asked for as well, and decided.
+    assert_eq!(bench.store().snapshot_leftovers(t.id, 10).unwrap(), [[int(2)], [int(3)]]);
+    let mut gone = page(vec![pulled(&t, vec![int(2)], None), pulled(&t, vec![int(3)], None)]);
+    gone.stamps.insert(ledger_name(&t, &[int(3)]), Some(1));
+    assert_eq!(done(&bench.apply(&gone)), (1, 1, 0));
     assert_eq!(bench.store().snapshot_leftovers(t.id, 10).unwrap(), Vec::<Vec<Value>>::new());
     assert_eq!(bench.store().snapshot_position(t.id).unwrap(), None);
     assert_eq!(bench.all("SELECT id FROM t"), "1 3");

@@ -126,7 +126,7 @@ impl Device {
         let at = self.tables.iter().position(|(t, _)| t.name == table).unwrap();
         let key: Vec<CloudValue> = self.tables[at].0.key.iter().map(|c| values[*c].clone()).collect();
         let name = format!("{table}:{key:?}");
-        RoundItem { table: at, key, values: values.to_vec(), op, seen: 0, name }
+        RoundItem { table: at, key, values: values.to_vec(), op, seen: 0, name, stamp: 0 }
     }
 
     fn insert(&self, table: &str, values: &[CloudValue]) -> RoundItem {

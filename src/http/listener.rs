@@ -16,7 +16,7 @@ use actix_web::{App, HttpServer, web};
 use slog::{Logger, debug, info, warn};
 use socket2::SockRef;
 
-use super::{configure, guard, nothing_here};
+use super::{Hint, Token, guard, nothing_here, routes};
 use crate::database::Database;
 
 /// Connections that wait for a place.
@@ -44,8 +44,26 @@ pub(crate) struct Listener {
 impl Listener {
     /// Listens where the settings say; nowhere, after a line in the log, where that cannot be done.
     pub(crate) fn start(db: &Database, log: &Logger) -> Option<Self> {
-        let address = db.settings().http.listen?;
-        match Self::listen(db, address) {
+        let http = &db.settings().http;
+        let address = http.listen?;
+        let token = match http.token_file.as_deref().map(Token::in_file).transpose() {
+            Ok(token) => token,
+            Err(error) if http.is_remote() => {
+                warn!(
+                    log,
+                    "⚠️  No HTTP on {address} (http.listen), which takes a token (http.token_file): {error}"
+                );
+                return None;
+            }
+            Err(error) => {
+                warn!(
+                    log,
+                    "⚠️  HTTP without actions and rows, which take a token (http.token_file): {error}"
+                );
+                None
+            }
+        };
+        match Self::listen(db, address, token) {
             Ok((listener, listens)) => {
                 db.answers_on(listens);
                 if address.port() == 0 {
@@ -66,12 +84,19 @@ impl Listener {
         }
     }
 
-    fn listen(db: &Database, address: SocketAddr) -> io::Result<(Self, SocketAddr)> {
+    fn listen(db: &Database, address: SocketAddr, token: Option<Token>) -> io::Result<(Self, SocketAddr)> {
         let http = &db.settings().http;
         let unread = http.request_timeout;
-        let routes = configure(db);
+        let hint = match http.token_file.as_deref() {
+            _ if token.is_none() => Hint::NoActions,
+            // Everybody sees the page, and nobody from elsewhere needs to know how the files here are called.
+            _ if http.is_remote() => Hint::TheFile,
+            Some(file) => Hint::File(file),
+            None => Hint::NoActions,
+        };
+        let routes = routes(db, token, http.is_remote(), hint);
         let app = move || {
-            let otherwise = web::route().to(nothing_here).wrap(from_fn(guard::guard));
+            let otherwise = web::route().to(nothing_here).wrap(from_fn(guard::open));
             App::new().configure(routes.clone()).default_service(otherwise)
         };
         let server = HttpServer::new(app)

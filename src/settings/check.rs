@@ -253,10 +253,10 @@ fn bad(key: &str, value: &Value, origin: String, allowed: &str) -> SettingsError
 
 impl Sections {
     pub(super) fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+        let sqlite = SqliteSettings::read(reader)?;
         Ok(Self {
             proxy: ProxySettings::read(reader)?,
             cloud: CloudSettings::read(reader)?,
-            sqlite: SqliteSettings::read(reader)?,
             sync: SyncSettings {
                 // A round is held in memory and in one transaction on either side: hence the upper bounds.
                 window_rows_max: reader.count("sync.window_rows_max", 1, 100_000)?,
@@ -288,7 +288,8 @@ impl Sections {
                 shutdown: reader.seconds("supervisor.shutdown_s", SHORTEST_S, HOUR_S)?,
                 environment: reader.environment()?,
             },
-            http: HttpSettings::read(reader)?,
+            http: HttpSettings::read(reader, &sqlite)?,
+            sqlite,
             log: LogSettings {
                 format: reader.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)])?,
                 level: reader.word(
@@ -376,7 +377,7 @@ fn parse_host(text: &str, port: u16) -> Option<Host> {
 }
 
 impl HttpSettings {
-    fn read(reader: &Reader<'_>) -> Result<Self, SettingsError> {
+    fn read(reader: &Reader<'_>, sqlite: &SqliteSettings) -> Result<Self, SettingsError> {
         let remote = reader.boolean("http.allow_remote")?;
         let listen = reader.parse(
             "http.listen",
@@ -393,13 +394,27 @@ impl HttpSettings {
                 }
             },
         )?;
-        Ok(Self {
+        let key = "http.token_file";
+        let allowed = "the path of a file, or off where http.listen is a loopback address";
+        let token_file = match reader.text(key, allowed)? {
+            None => Some(sqlite.beside(".token")),
+            Some((text, _)) if text.eq_ignore_ascii_case("off") => None,
+            Some((path, _)) => Some(path.into()),
+        };
+        let settings = Self {
             listen,
+            token_file,
             hosts: read_hosts(reader)?,
             connections_max: reader.count("http.connections_max", 1, 10_000)?,
             subscribers_max: reader.count("http.subscribers_max", 0, 10_000)?,
             request_timeout: reader.seconds("http.request_timeout_s", SHORTEST_S, HOUR_S)?,
-        })
+        };
+        if settings.is_remote() && settings.token_file.is_none() {
+            // Nobody could prove that he may ask.
+            let (value, origin) = reader.find(key)?;
+            return Err(bad(key, &value, origin, allowed));
+        }
+        Ok(settings)
     }
 }
 

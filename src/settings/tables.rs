@@ -11,7 +11,7 @@ use tidewater_actors::core::rules::{TableRule, TableRules};
 
 use super::check::Reader;
 use super::sources::Layer;
-use super::{Direction, SettingsError, TableSettings, TablesSettings};
+use super::{Direction, Policy, SettingsError, TableSettings, TablesSettings};
 
 /// The section.
 pub(super) const SECTION: &str = "tables";
@@ -127,6 +127,7 @@ impl TableSettings {
     fn read(reader: &Reader<'_>, name: &str) -> Result<Self, SettingsError> {
         let directions =
             [Direction::Both, Direction::Push, Direction::Pull, Direction::None].map(|it| (it.word(), it));
+        let policies = [Policy::Newest, Policy::Local, Policy::Cloud].map(|it| (it.word(), it));
         Ok(Self {
             name: name.to_owned(),
             direction: reader.word(&full_key(name, "direction"), &directions)?,
@@ -135,6 +136,7 @@ impl TableSettings {
                 .map(|(text, _)| text)
                 .filter(|text| !text.trim().is_empty()),
             columns_left_out: reader.names(&full_key(name, "columns_left_out"), "the names of columns")?,
+            conflicts: reader.word(&full_key(name, "conflicts"), &policies)?,
         })
     }
 }

@@ -70,6 +70,27 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
     ask(address, "GET", path, "")
 }
 
+/// A request for rows, with the token.
+pub(crate) fn get_with(address: SocketAddr, token: &str, path: &str) -> Answer {
+    ask(address, "GET", path, &format!("Authorization: Bearer {token}\r\n"))
+}
+
+/// An action, as the page asks for it.
+pub(crate) fn post(address: SocketAddr, token: &str, path: &str, body: &str) -> Answer {
+    let headers = format!(
+        "Origin: http://{address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    );
+    post_with(address, path, &headers, body)
+}
+
+/// An action with headers of its own (each with its line end).
+pub(crate) fn post_with(address: SocketAddr, path: &str, headers: &str, body: &str) -> Answer {
+    let length = body.len();
+    let request =
+        format!("POST {path} HTTP/1.1\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+    exchange(address, request.as_bytes()).unwrap_or_else(|| panic!("no answer to POST {path}"))
+}
+
 /// A subscriber of `/events`.
 pub(crate) struct Events {
     reader: BufReader<TcpStream>,

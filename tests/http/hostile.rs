@@ -11,7 +11,7 @@ use crate::client::{Events, answer_of, ask, connect, exchange, get};
 use crate::process::{Device, PATIENCE, Process};
 use crate::{alone, serving};
 
-const ROUTES: [&str; 6] = ["/healthz", "/readyz", "/metrics", "/status", "/events", "/elsewhere"];
+const ROUTES: [&str; 7] = ["/", "/healthz", "/readyz", "/metrics", "/status", "/events", "/elsewhere"];
 
 /// A web page that makes a browser ask, by a name of its own that leads here, is refused on every route; so is who names
 /// nobody, or two.

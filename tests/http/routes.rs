@@ -160,14 +160,14 @@ async fn health_names_an_actor_that_is_stuck() {
     process.kill();
 }
 
-/// The Python that has Prometheus' own parsers: the system's, where another one comes first.
-fn python() -> Command {
-    let has_parser = |python: &str| {
-        let import = "import prometheus_client.parser, prometheus_client.openmetrics.parser";
-        Command::new(python).args(["-c", import]).output().is_ok_and(|it| it.status.success())
+/// The Python that has a module: the system's, where another one comes first.
+pub(crate) fn python_with(module: &str, package: &str) -> Command {
+    let has_it = |python: &str| {
+        let import = format!("import {module}");
+        Command::new(python).args(["-c", &import]).output().is_ok_and(|it| it.status.success())
     };
-    let found = ["python3", "/usr/bin/python3"].into_iter().find(|python| has_parser(python));
-    Command::new(found.expect("Prometheus' parsers are missing: `apt-get install python3-prometheus-client`"))
+    let found = ["python3", "/usr/bin/python3"].into_iter().find(|python| has_it(python));
+    Command::new(found.unwrap_or_else(|| panic!("Python's {module} is missing: `apt-get install {package}`")))
 }
 
 /// What a parser of Prometheus' makes of a page: by family, its type, help and samples.
@@ -180,7 +180,8 @@ fn parsed(body: &str, parser: &str) -> Value {
          print(json.dumps({{f.name: [f.type, f.documentation, [[s.name, s.labels, s.value] for s in f.samples]]\n\
          for f in parse(open(sys.argv[1]).read())}}))"
     );
-    let done = output(python().args(["-c", &script]).arg(&file));
+    let mut python = python_with("prometheus_client.openmetrics.parser", "python3-prometheus-client");
+    let done = output(python.args(["-c", &script]).arg(&file));
     assert!(done.status.success(), "{}\n{body}", String::from_utf8_lossy(&done.stderr));
     serde_json::from_slice(&done.stdout).unwrap()
 }

@@ -182,7 +182,7 @@ async fn strike_pairs(count: u64) {
 /// Two deaths at about the same time, of two actors or of one and its successor: the same holds.
 #[actix_rt::test]
 async fn two_panics_at_any_two_points_cost_nothing() {
-    strike_pairs(number("TIDEWATER_HISTORIES", 12)).await;
+    strike_pairs(number("TIDEWATER_HISTORIES", 8)).await;
 }
 
 /// Every pair of points there is.
@@ -270,7 +270,7 @@ async fn strike_at_random(count: u64) {
 /// the same, and nothing of the dead is left.
 #[actix_rt::test]
 async fn many_random_panics_leave_nothing_behind() {
-    strike_at_random(number("TIDEWATER_PANICS", 150)).await;
+    strike_at_random(number("TIDEWATER_PANICS", 90)).await;
 }
 
 /// The same for as long as it takes.

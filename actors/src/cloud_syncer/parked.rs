@@ -8,7 +8,7 @@ use actix::prelude::*;
 use slog::{info, warn};
 use tokio::sync::oneshot;
 
-use super::{CloudSyncer, Cycle, ReadyTable, Step};
+use super::{Asking, CloudSyncer, Cycle, ReadyTable, Step};
 use crate::core::sync::Event;
 use crate::messages::{DiscardParked, Discarded, GetDiscardable, ParkRows, RetryMended, SyncError};
 use crate::postgres::CloudSession;
@@ -111,10 +111,11 @@ impl Cycle {
     }
 
     /// Gives up the parked rows that somebody asked for: each becomes what it is in the cloud, as a pull of its key.
-    pub(super) async fn discard(&self, session: &CloudSession) -> Step<()> {
+    pub(super) async fn discard(&self, session: &CloudSession, link: &Link) -> Step<()> {
         let (generation, tables) = self.prepared()?;
+        let from = Asking { device: link.device.clone(), cursor: link.cursor.clone().unwrap_or_default() };
         for (ids, answer) in self.discards.take() {
-            let discarded = self.discard_these(session, generation, &tables, &ids).await;
+            let discarded = self.discard_these(session, generation, &tables, &ids, &from).await;
             match discarded {
                 // Who waited may have gone.
                 Ok(discarded) => drop(answer.send(Ok(discarded))),
@@ -133,6 +134,7 @@ impl Cycle {
         generation: u64,
         tables: &[ReadyTable],
         ids: &[i64],
+        from: &Asking,
     ) -> Step<Discarded> {
         let mut found = self.ask(GetDiscardable(ids.to_vec())).await?;
         let synced: HashSet<i64> = tables.iter().map(|ready| ready.table.id).collect();
@@ -165,7 +167,7 @@ impl Cycle {
                 page.discarded.push((table, values));
             }
             page.absent.clear();
-            self.apply(session, generation, tables, page).await?;
+            self.apply(session, generation, tables, page, from).await?;
             session.end_read().await?;
             // Who was edited in between is tried again instead.
             let after = self.ask(GetDiscardable(ids.clone())).await?;

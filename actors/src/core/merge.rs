@@ -7,8 +7,16 @@
 //! - M2: whatever else is overwritten, here now or there by the next flush, is a [`Loss`] with both values (P4).
 //! - M3: what is still pending afterwards has the cloud's row as its base, so that the same change of the cloud
 //!   is never reported twice.
+//! - M4: where both sides touched the same, the table's [`Policy`] decides, from nothing but the two stamps. What nobody has
+//!   watched here (a table that was rebuilt, a file that meets the cloud for the first time) counts as older than whatever
+//!   others changed since.
 //!
-//! The policy is "last to arrive": where both sides touched a column, the local value stays and is sent.
+//! A stamp is a hybrid logical clock in microseconds since 1970 (Kulkarni et al., 2014, with its counter in the low digits): the wall
+//! clock, lifted above every stamp that this file has seen, so that what was written with a change before one's eyes is newer
+//! than that change, whatever the clocks say. In the cloud it is cut at the server's clock: nobody is ahead of the moment in
+//! which it arrives.
+
+use std::collections::BTreeMap;
 
 use super::schema::Table;
 use super::value::{Value, json_array};
@@ -24,7 +32,7 @@ pub struct Entry {
     pub stamp: i64,
     /// The flush epoch in which the row became dirty; receipts compare it.
     pub epoch: i64,
-    /// The newest entry of the cloud's feed for this row that this file has already taken into account.
+    /// The newest entry of the cloud's feed for this row that this file has already taken into account; or [`Entry::UNMET`].
     pub seen: i64,
     /// By column index: changed here.
     pub dirty: Vec<bool>,
@@ -100,6 +108,99 @@ pub enum Side {
     Cloud,
 }
 
+/// Who wins where both sides touched the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// The larger stamp; the cloud's of two that are equal.
+    #[default]
+    Newest,
+    /// This file's.
+    Local,
+    /// The cloud's.
+    Cloud,
+}
+
+/// What is known of the moment in which others changed the cloud's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Theirs {
+    /// The newest stamp of their changes.
+    At(i64),
+    /// No other device, and no plain SQL, has changed it since this file saw it: what differs was changed here, or by the cloud
+    /// in answer to what this device sent.
+    Before,
+    /// There is no telling: the cloud's row counts.
+    Unknown,
+    /// Nobody has asked yet.
+    Unasked,
+}
+
+/// The row is in dispute, and nobody has asked for the stamp of the cloud's change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Undecided;
+
+/// The policies of a file's tables.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policies {
+    /// Of tables that have none of their own.
+    pub usual: Policy,
+    /// By the table's name, in lower case.
+    pub tables: BTreeMap<String, Policy>,
+}
+
+impl Policies {
+    /// The policy of a table; its name is compared as SQLite does.
+    pub fn of(&self, table: &Table) -> Policy {
+        self.tables.get(&table.name.to_ascii_lowercase()).copied().unwrap_or(self.usual)
+    }
+}
+
+impl Policy {
+    /// The word in the settings.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Newest => "newest",
+            Self::Local => "local",
+            Self::Cloud => "cloud",
+        }
+    }
+}
+
+/// Who wins in one row.
+#[derive(Debug, Clone, Copy)]
+struct Decision {
+    policy: Policy,
+    ours: i64,
+    theirs: Theirs,
+}
+
+impl Decision {
+    /// Where what was changed here was changed at the entry's stamp.
+    fn of_edit(self) -> Result<Side, Undecided> {
+        self.by_stamps(|theirs| self.ours > theirs)
+    }
+
+    /// Where it was changed at some time, if at all: whoever has changed it since this file saw it knows better.
+    fn of_unseen(self) -> Result<Side, Undecided> {
+        self.by_stamps(|_| false)
+    }
+
+    fn by_stamps(self, is_ours_newer: impl Fn(i64) -> bool) -> Result<Side, Undecided> {
+        let is_ours = match (self.policy, self.theirs) {
+            (Policy::Local, _) => true,
+            (_, Theirs::Unasked) => return Err(Undecided),
+            (_, Theirs::Before) => true,
+            (Policy::Cloud, _) | (_, Theirs::Unknown) => false,
+            (Policy::Newest, Theirs::At(theirs)) => is_ours_newer(theirs),
+        };
+        Ok(if is_ours { Side::Local } else { Side::Cloud })
+    }
+
+    /// Whether nobody has changed the row in the cloud since this file saw it.
+    fn is_unchanged_there(self) -> bool {
+        self.theirs == Theirs::Before
+    }
+}
+
 /// The outcome of a merge.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Merged {
@@ -107,117 +208,213 @@ pub struct Merged {
     pub entry: Option<Entry>,
     /// What happens to the local row.
     pub local: Local,
-    /// What the cloud loses with the next flush.
+    /// What is lost: here now, or in the cloud with the next flush.
     pub losses: Vec<Loss>,
 }
 
-/// Merges the cloud's row into a pending one. `seen` is the newest feed entry that the cloud's row contains.
+/// The cloud's row, as it meets a pending one.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The row, or none where it is deleted.
+    pub row: Option<&'a [Value]>,
+    /// The newest feed entry that it contains.
+    pub newest: i64,
+    /// When others changed it.
+    pub theirs: Theirs,
+}
+
+/// Merges the cloud's row into a pending one.
+///
+/// # Errors
+/// [`Undecided`], where the outcome depends on a stamp that nobody has asked for.
 pub fn merge(
     table: &Table,
+    policy: Policy,
     mut entry: Entry,
     local: Option<&[Value]>,
-    cloud: Option<&[Value]>,
-    seen: i64,
-) -> Merged {
-    entry.seen = entry.seen.max(seen);
-    match (local, cloud) {
-        (Some(local), Some(cloud)) => merge_rows(table, entry, local, cloud),
+    cloud: Seen<'_>,
+) -> Result<Merged, Undecided> {
+    let decision = Decision { policy, ours: entry.stamp, theirs: cloud.theirs };
+    // As a whole: with less than that nobody could bring it back.
+    let whole = |row: &[Value]| Some(Value::Text(json_array(row)));
+    let loss = |local, cloud, kept| Loss { column: None, base: None, local, cloud, kept };
+    let newest = cloud.newest;
+    let mut merged = match (local, cloud.row) {
+        (Some(local), Some(cloud)) => merge_rows(table, entry, local, cloud, decision)?,
         (Some(local), None) if entry.known => match change(table, &entry, Some(local)) {
-            Change::Update(dirty) => {
-                // Deleted there, edited here: the edit comes back as an insert, the deletion is on record.
-                let losses = columns(&dirty)
-                    .map(|c| Loss {
-                        column: Some(c),
-                        base: entry.dirty[c].then(|| entry.base[c].clone()),
-                        local: Some(local[c].clone()),
-                        cloud: None,
-                        kept: Side::Local,
-                    })
-                    .collect();
-                entry.known = false;
-                Merged { entry: Some(entry), local: Local::Keep, losses }
-            }
+            Change::Update(dirty) => match decision.of_edit()? {
+                Side::Local => {
+                    // Deleted there, edited here: the edit comes back as an insert, the deletion is on record.
+                    let losses = columns(&dirty)
+                        .map(|c| Loss {
+                            column: Some(c),
+                            base: entry.dirty[c].then(|| entry.base[c].clone()),
+                            local: Some(local[c].clone()),
+                            cloud: None,
+                            kept: Side::Local,
+                        })
+                        .collect();
+                    entry.known = false;
+                    Merged { entry: Some(entry), local: Local::Keep, losses }
+                }
+                Side::Cloud => {
+                    let losses = vec![loss(whole(local), None, Side::Cloud)];
+                    Merged { entry: None, local: Local::Delete, losses }
+                }
+            },
             _ => Merged { entry: None, local: Local::Delete, losses: vec![] },
         },
+        (Some(local), None) if entry.whole => {
+            // The cloud had it perhaps. Only somebody's deletion says that it did: what is missing is not guessed to be one.
+            let is_wanted = matches!(cloud.theirs, Theirs::Before | Theirs::Unknown)
+                || (if entry.dirty.contains(&true) { decision.of_edit()? } else { decision.of_unseen()? })
+                    == Side::Local;
+            if is_wanted {
+                let is_deleted = matches!(cloud.theirs, Theirs::At(_));
+                let losses = if is_deleted { vec![loss(whole(local), None, Side::Local)] } else { vec![] };
+                Merged { entry: Some(entry), local: Local::Keep, losses }
+            } else {
+                Merged {
+                    entry: None,
+                    local: Local::Delete,
+                    losses: vec![loss(whole(local), None, Side::Cloud)],
+                }
+            }
+        }
         (Some(_), None) => Merged { entry: Some(entry), local: Local::Keep, losses: vec![] },
         (None, Some(cloud)) if entry.known => {
             let touched = |c: usize| !(entry.dirty[c] && entry.base[c].identical(&cloud[c]));
-            // As a whole: with less than that nobody could bring it back.
-            let whole = || Some(Value::Text(json_array(cloud)));
-            let loss = || Loss { column: None, base: None, local: None, cloud: whole(), kept: Side::Local };
-            let losses = if table.data_columns().any(touched) { vec![loss()] } else { vec![] };
+            let is_disputed = table.data_columns().any(touched);
+            if is_disputed && decision.of_edit()? == Side::Cloud {
+                let losses = vec![loss(None, whole(cloud), Side::Cloud)];
+                return Ok(Merged { entry: None, local: Local::Insert, losses });
+            }
+            let losses = if is_disputed { vec![loss(None, whole(cloud), Side::Local)] } else { vec![] };
             entry.rebase_all(table, cloud);
             Merged { entry: Some(entry), local: Local::Keep, losses }
         }
         // Deleted here before it was known whether the cloud had it; the cloud has it, and that it was deleted is on
         // record.
         (None, Some(cloud)) => {
-            let row = Value::Text(json_array(cloud));
-            let loss = Loss { column: None, base: None, local: None, cloud: Some(row), kept: Side::Cloud };
-            Merged { entry: None, local: Local::Insert, losses: vec![loss] }
+            let losses = vec![loss(None, whole(cloud), Side::Cloud)];
+            Merged { entry: None, local: Local::Insert, losses }
         }
         (None, None) => Merged { entry: None, local: Local::Keep, losses: vec![] },
+    };
+    if let Some(entry) = &mut merged.entry {
+        entry.seen = entry.seen.max(newest);
     }
+    Ok(merged)
 }
 
-fn merge_rows(table: &Table, mut entry: Entry, local: &[Value], cloud: &[Value]) -> Merged {
-    let mut losses = vec![];
-    let mut follow = vec![];
-    let refers_anew = half_changed_references(table, &entry, local);
+/// What became of a column that differs, since both sides had the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Only the cloud changed it.
+    Follow,
+    /// Only this file changed it.
+    Ours,
+    /// Both did.
+    Disputed,
+    /// Nobody has watched it here: this file changed it at some time, unless others did.
+    Unseen,
+}
+
+fn merge_rows(
+    table: &Table,
+    mut entry: Entry,
+    local: &[Value],
+    cloud: &[Value],
+    decision: Decision,
+) -> Result<Merged, Undecided> {
+    let is_unseen = entry.is_unseen();
+    let fate = |c: usize| {
+        let base = ((entry.known || is_unseen) && entry.dirty[c]).then(|| &entry.base[c]);
+        let is_changed_here = !entry.known || entry.dirty[c] || entry.whole;
+        match base {
+            None if is_unseen => Fate::Unseen,
+            Some(base) if base.identical(&local[c]) => {
+                if is_unseen {
+                    Fate::Unseen
+                } else {
+                    Fate::Follow
+                }
+            }
+            _ if !is_changed_here => Fate::Follow,
+            Some(base) if base.identical(&cloud[c]) => Fate::Ours,
+            _ => Fate::Disputed,
+        }
+    };
+    let differs = |c: &usize| !local[*c].identical(&cloud[*c]);
+    let fates: BTreeMap<usize, Fate> = table.data_columns().filter(differs).map(|c| (c, fate(c))).collect();
+    // By column that differs: whether what is here stays.
+    let mut stays = BTreeMap::new();
+    for (c, fate) in &fates {
+        stays.insert(
+            *c,
+            match fate {
+                Fate::Follow => false,
+                Fate::Ours => true,
+                Fate::Disputed => decision.of_edit()? == Side::Local,
+                Fate::Unseen => decision.of_unseen()? == Side::Local,
+            },
+        );
+    }
+    // A reference of which a part would stay and a part follow is one side's as a whole. What this moves, it moves to the
+    // winner's side, and so it ends.
+    while let Some(key) = table.foreign_keys.iter().find(|key| {
+        let mut of = key.columns.iter().filter_map(|c| stays.get(c));
+        of.next().is_some_and(|first| of.any(|other| other != first))
+    }) {
+        let is_ours = decision.of_edit()? == Side::Local;
+        for c in &key.columns {
+            stays.entry(*c).and_modify(|stays| *stays = is_ours);
+        }
+    }
+    let (mut losses, mut follow) = (vec![], vec![]);
     for c in table.data_columns() {
-        let beside = refers_anew.contains(&c);
-        if beside && entry.known && !entry.whole && !local[c].identical(&cloud[c]) {
-            let base = Some(local[c].clone());
-            let (local, cloud_value) = (base.clone(), Some(cloud[c].clone()));
-            losses.push(Loss { column: Some(c), base, local, cloud: cloud_value, kept: Side::Local });
-            entry.dirty[c] = true;
+        let Some(fate) = fates.get(&c) else {
+            entry.dirty[c] = false;
+            continue;
+        };
+        let base = match fate {
+            Fate::Follow => Some(local[c].clone()),
+            _ => ((entry.known || is_unseen) && entry.dirty[c]).then(|| entry.base[c].clone()),
+        };
+        let is_lost = match (fate, stays[&c]) {
+            (Fate::Disputed, _) | (Fate::Follow, true) | (Fate::Ours, false) => true,
+            // That what was here when this file saw it last is still there is no loss.
+            (Fate::Unseen, stays) => !stays || !decision.is_unchanged_there(),
+            (Fate::Follow, false) | (Fate::Ours, true) => false,
+        };
+        if is_lost {
+            let kept = if stays[&c] { Side::Local } else { Side::Cloud };
+            let (local, cloud) = (Some(local[c].clone()), Some(cloud[c].clone()));
+            losses.push(Loss { column: Some(c), base, local, cloud, kept });
+        }
+        entry.dirty[c] = stays[&c];
+        if stays[&c] {
             entry.base[c] = cloud[c].clone();
-            continue;
-        }
-        let ours = !entry.known || entry.dirty[c] || entry.whole;
-        let base = (entry.known && entry.dirty[c]).then(|| entry.base[c].clone());
-        let unchanged_here = base.as_ref().is_some_and(|base| base.identical(&local[c]));
-        let unchanged_there = base.as_ref().is_some_and(|base| base.identical(&cloud[c]));
-        entry.dirty[c] = false;
-        if local[c].identical(&cloud[c]) {
-            continue;
-        }
-        if !ours || unchanged_here {
+        } else {
             follow.push(c);
-            continue;
         }
-        if !unchanged_there {
-            losses.push(Loss {
-                column: Some(c),
-                base,
-                local: Some(local[c].clone()),
-                cloud: Some(cloud[c].clone()),
-                kept: Side::Local,
-            });
-        }
-        entry.dirty[c] = true;
-        entry.base[c] = cloud[c].clone();
     }
     entry.known = true;
     entry.whole = false;
     let pending = entry.dirty.contains(&true);
     let local = if follow.is_empty() { Local::Keep } else { Local::Set(follow) };
-    Merged { entry: pending.then_some(entry), local, losses }
-}
-
-/// The columns that did not change here beside others of the same reference that did.
-fn half_changed_references(table: &Table, entry: &Entry, local: &[Value]) -> Vec<usize> {
-    let changed = |c: &usize| entry.dirty[*c] && !entry.base[*c].identical(&local[*c]);
-    table
-        .foreign_keys
-        .iter()
-        .filter(|key| key.columns.iter().any(changed))
-        .flat_map(|key| key.columns.iter().copied())
-        .filter(|c| !changed(c))
-        .collect()
+    Ok(Merged { entry: pending.then_some(entry), local, losses })
 }
 
 impl Entry {
+    /// What `seen` is of a row that was there before anybody watched, until it has met the cloud's.
+    pub const UNMET: i64 = -1;
+
+    /// Whether columns that are not dirty may have been changed at any time.
+    fn is_unseen(&self) -> bool {
+        !self.known && (self.whole || self.seen == Self::UNMET)
+    }
+
     /// Every data column is dirty, on top of the cloud's row.
     fn rebase_all(&mut self, table: &Table, cloud: &[Value]) {
         for c in table.data_columns() {
@@ -260,6 +457,31 @@ mod tests {
         vec![Value::Integer(7), Value::Integer(a), Value::Integer(b)]
     }
 
+    /// Who wins is settled beforehand: in a dispute this side does.
+    fn won_by(
+        winner: Side,
+        table: &Table,
+        entry: Entry,
+        local: Option<&[Value]>,
+        cloud: Option<&[Value]>,
+    ) -> Merged {
+        let theirs = match winner {
+            Side::Local => Theirs::Before,
+            Side::Cloud => Theirs::Unknown,
+        };
+        merge(table, Policy::Newest, entry, local, Seen { row: cloud, newest: 5, theirs }).unwrap()
+    }
+
+    /// This file wins.
+    fn ours(table: &Table, entry: Entry, local: Option<&[Value]>, cloud: Option<&[Value]>) -> Merged {
+        won_by(Side::Local, table, entry, local, cloud)
+    }
+
+    /// The cloud wins.
+    fn theirs(table: &Table, entry: Entry, local: Option<&[Value]>, cloud: Option<&[Value]>) -> Merged {
+        won_by(Side::Cloud, table, entry, local, cloud)
+    }
+
     /// An entry whose dirty columns are those with a base.
     fn entry(known: bool, bases: [Option<i64>; 2]) -> Entry {
         let base = bases.map(|b| b.map_or(Value::Null, Value::Integer));
@@ -277,7 +499,7 @@ mod tests {
     /// Edits of different columns both survive, and nothing is lost.
     #[test]
     fn edits_of_different_columns_both_survive() {
-        let merged = merge(&table(), entry(true, [Some(1), None]), Some(&row(10, 2)), Some(&row(1, 20)), 5);
+        let merged = ours(&table(), entry(true, [Some(1), None]), Some(&row(10, 2)), Some(&row(1, 20)));
         assert_eq!(merged.local, Local::Set(vec![2]));
         assert_eq!(merged.losses, vec![]);
         let left = merged.entry.unwrap();
@@ -297,24 +519,24 @@ mod tests {
             on_update: "CASCADE".into(),
         }];
         let cloud = vec![Value::Integer(7), Value::Null, Value::Null];
-        let merged = merge(&table, entry(true, [Some(1), None]), Some(&row(10, 2)), Some(&cloud), 5);
+        let merged = ours(&table, entry(true, [Some(1), None]), Some(&row(10, 2)), Some(&cloud));
         assert_eq!(merged.local, Local::Keep);
         assert_eq!(merged.losses.iter().map(|loss| loss.column).collect::<Vec<_>>(), [Some(1), Some(2)]);
         let left = merged.entry.unwrap();
         assert_eq!(change(&table, &left, Some(&row(10, 2))), Change::Update(vec![false, true, true]));
-        assert_eq!(merge(&table, left, Some(&row(10, 2)), Some(&cloud), 5).losses, vec![]);
+        assert_eq!(ours(&table, left, Some(&row(10, 2)), Some(&cloud)).losses, vec![]);
         // Where nothing of it was changed here, it follows.
-        let untouched = merge(&table, entry(true, [Some(10), None]), Some(&row(10, 2)), Some(&cloud), 5);
+        let untouched = ours(&table, entry(true, [Some(10), None]), Some(&row(10, 2)), Some(&cloud));
         assert_eq!((untouched.entry, untouched.local), (None, Local::Set(vec![1, 2])));
     }
 
     /// The same column on both sides: ours is sent, theirs is on record, and the next look reports nothing.
     #[test]
     fn a_conflict_is_reported_once() {
-        let merged = merge(&table(), entry(true, [Some(1), None]), Some(&row(10, 2)), Some(&row(11, 2)), 5);
+        let merged = ours(&table(), entry(true, [Some(1), None]), Some(&row(10, 2)), Some(&row(11, 2)));
         assert_eq!(merged.losses.len(), 1);
         assert_eq!(merged.losses[0].cloud, Some(Value::Integer(11)));
-        let again = merge(&table(), merged.entry.unwrap(), Some(&row(10, 2)), Some(&row(11, 2)), 5);
+        let again = ours(&table(), merged.entry.unwrap(), Some(&row(10, 2)), Some(&row(11, 2)));
         assert_eq!(again.losses, vec![]);
         assert!(again.entry.is_some());
     }
@@ -322,21 +544,78 @@ mod tests {
     /// Two inserts of the same row are no conflict.
     #[test]
     fn equal_inserts_dissolve() {
-        let merged = merge(&table(), entry(false, [None, None]), Some(&row(1, 2)), Some(&row(1, 2)), 5);
+        let merged = ours(&table(), entry(false, [None, None]), Some(&row(1, 2)), Some(&row(1, 2)));
         assert_eq!(merged, Merged { entry: None, local: Local::Keep, losses: vec![] });
     }
 
     /// An edit against a deletion comes back as an insert; an entry without an edit gives way to it.
     #[test]
     fn an_edit_outlives_a_deletion() {
-        let merged = merge(&table(), entry(true, [Some(1), None]), Some(&row(10, 2)), None, 5);
+        let merged = ours(&table(), entry(true, [Some(1), None]), Some(&row(10, 2)), None);
         assert!(!merged.entry.unwrap().known);
         assert_eq!(merged.losses.len(), 1);
-        let merged = merge(&table(), entry(true, [Some(1), None]), Some(&row(1, 2)), None, 5);
+        let merged = ours(&table(), entry(true, [Some(1), None]), Some(&row(1, 2)), None);
         assert_eq!(merged, Merged { entry: None, local: Local::Delete, losses: vec![] });
     }
 
-    /// M1 to M3 over every small case: two values per place, every dirty set, presence on either side.
+    /// The same column on both sides, and the cloud's is newer: it comes here, and what was here is on record. Edits of
+    /// other columns stay.
+    #[test]
+    fn what_the_cloud_wins_comes_here_and_ours_is_on_record() {
+        let merged = theirs(&table(), entry(true, [Some(1), Some(2)]), Some(&row(10, 20)), Some(&row(11, 2)));
+        assert_eq!(merged.local, Local::Set(vec![1]));
+        assert_eq!((&merged.losses[..], merged.losses[0].kept), (&merged.losses[..1], Side::Cloud));
+        assert_eq!(merged.losses[0].local, Some(Value::Integer(10)));
+        assert_eq!(merged.entry.unwrap().dirty, [false, false, true]);
+        // A deletion there takes the whole row along, a deletion here brings it back.
+        let gone = theirs(&table(), entry(true, [Some(1), None]), Some(&row(10, 2)), None);
+        assert_eq!((gone.entry, gone.local, gone.losses.len()), (None, Local::Delete, 1));
+        let back = theirs(&table(), entry(true, [Some(1), Some(2)]), None, Some(&row(11, 2)));
+        assert_eq!((back.entry, back.local, back.losses.len()), (None, Local::Insert, 1));
+    }
+
+    /// A reference that both sides changed in part goes over to the cloud's as a whole.
+    #[test]
+    fn a_lost_reference_is_lost_as_a_whole() {
+        let mut table = table();
+        table.foreign_keys = vec![ForeignKey {
+            columns: vec![1, 2],
+            parent: "p".into(),
+            parent_columns: vec!["a".into(), "b".into()],
+            on_delete: "NO ACTION".into(),
+            on_update: "NO ACTION".into(),
+        }];
+        // Here the first was changed, there the second.
+        let merged = theirs(&table, entry(true, [Some(1), None]), Some(&row(10, 2)), Some(&row(1, 20)));
+        assert_eq!((merged.entry, merged.local), (None, Local::Set(vec![1, 2])));
+        assert_eq!(merged.losses.iter().map(|loss| loss.column).collect::<Vec<_>>(), [Some(1)]);
+    }
+
+    /// The larger stamp wins, the cloud's of two that are equal; the other policies ask no clock; and without an answer
+    /// nothing is decided, unless there is nothing to decide.
+    #[test]
+    fn the_policy_decides_by_the_stamps_alone() {
+        let decided = |policy, at| {
+            let seen = Seen { row: Some(&row(11, 2)), newest: 5, theirs: at };
+            merge(
+                &table(),
+                policy,
+                Entry { stamp: 100, ..entry(true, [Some(1), None]) },
+                Some(&row(10, 2)),
+                seen,
+            )
+            .map(|merged| merged.losses[0].kept)
+        };
+        assert_eq!(decided(Policy::Newest, Theirs::At(99)), Ok(Side::Local));
+        assert_eq!(decided(Policy::Newest, Theirs::At(100)), Ok(Side::Cloud));
+        assert_eq!(decided(Policy::Newest, Theirs::Before), Ok(Side::Local));
+        assert_eq!(decided(Policy::Newest, Theirs::Unknown), Ok(Side::Cloud));
+        assert_eq!(decided(Policy::Newest, Theirs::Unasked), Err(Undecided));
+        assert_eq!(decided(Policy::Local, Theirs::At(101)), Ok(Side::Local));
+        assert_eq!(decided(Policy::Cloud, Theirs::At(99)), Ok(Side::Cloud));
+    }
+
+    /// M1 to M4 over every small case: two values per place, every dirty set, presence on either side, either winner.
     #[test]
     fn the_invariants_hold_in_every_small_case() {
         let table = table();
@@ -345,50 +624,77 @@ mod tests {
         let rows: Vec<Option<Vec<Value>>> = std::iter::once(None)
             .chain(values.iter().flat_map(|a| values.map(|b| Some(row(*a, b)))))
             .collect();
-        for known in [false, true] {
+        for (known, winner) in [false, true].into_iter().flat_map(|k| [(k, Side::Local), (k, Side::Cloud)]) {
             for (a, b) in bases.iter().flat_map(|a| bases.map(|b| (*a, b))) {
-                for (local, cloud) in rows.iter().flat_map(|l| rows.iter().map(move |c| (l, c))) {
-                    let entry = entry(known, [a, b]);
-                    let case = format!("{entry:?} local {local:?} cloud {cloud:?}");
-                    let merged = merge(&table, entry.clone(), local.as_deref(), cloud.as_deref(), 9);
-                    let after = match (&merged.local, local, cloud) {
-                        (Local::Keep, local, _) => local.clone(),
-                        (Local::Set(columns), Some(local), Some(cloud)) => {
-                            let mut row = local.clone();
-                            columns.iter().for_each(|c| row[*c] = cloud[*c].clone());
-                            Some(row)
+                for whole in [false, !known] {
+                    for (local, cloud) in rows.iter().flat_map(|l| rows.iter().map(move |c| (l, c))) {
+                        let entry = Entry { whole, ..entry(known, [a, b]) };
+                        let case = format!("{entry:?} local {local:?} cloud {cloud:?} {winner:?}");
+                        let merged =
+                            won_by(winner, &table, entry.clone(), local.as_deref(), cloud.as_deref());
+                        let after = match (&merged.local, local, cloud) {
+                            (Local::Keep, local, _) => local.clone(),
+                            (Local::Set(columns), Some(local), Some(cloud)) => {
+                                let mut row = local.clone();
+                                columns.iter().for_each(|c| row[*c] = cloud[*c].clone());
+                                Some(row)
+                            }
+                            (Local::Delete, ..) => None,
+                            (Local::Insert, _, cloud) => cloud.clone(),
+                            (Local::Set(_), ..) => panic!("sets columns of no row: {case}"),
+                        };
+                        // What the next flush makes of the cloud is what is here: nothing differs in silence.
+                        let sent = merged.entry.as_ref().map(|e| change(&table, e, after.as_deref()));
+                        let there = match (sent, &after) {
+                            (Some(Change::Insert | Change::Delete), after) => after.clone(),
+                            (Some(Change::Update(set)), Some(after)) => {
+                                let mut row = cloud.clone().expect("an update of a row that is there");
+                                columns(&set).for_each(|c| row[c] = after[c].clone());
+                                Some(row)
+                            }
+                            _ => cloud.clone(),
+                        };
+                        assert_eq!(there, after, "{case}");
+                        // M3: the same look again reports nothing new.
+                        if let Some(entry) = merged.entry {
+                            let again = won_by(winner, &table, entry, after.as_deref(), cloud.as_deref());
+                            let deleted_there = cloud.is_none();
+                            assert!(again.losses.is_empty() || deleted_there && !known, "{case}");
                         }
-                        (Local::Delete, ..) => None,
-                        (Local::Insert, _, cloud) => cloud.clone(),
-                        (Local::Set(_), ..) => panic!("sets columns of no row: {case}"),
-                    };
-                    // What the next flush makes of the cloud is what is here: nothing differs in silence.
-                    let sent = merged.entry.as_ref().map(|e| change(&table, e, after.as_deref()));
-                    let there = match (sent, &after) {
-                        (Some(Change::Insert | Change::Delete), after) => after.clone(),
-                        (Some(Change::Update(set)), Some(after)) => {
-                            let mut row = cloud.clone().expect("an update of a row that is there");
-                            columns(&set).for_each(|c| row[c] = after[c].clone());
-                            Some(row)
-                        }
-                        _ => cloud.clone(),
-                    };
-                    assert_eq!(there, after, "{case}");
-                    // M3: the same look again reports nothing new.
-                    if let Some(entry) = merged.entry {
-                        let again = merge(&table, entry, after.as_deref(), cloud.as_deref(), 9);
-                        let deleted_there = cloud.is_none();
-                        assert!(again.losses.is_empty() || deleted_there && !known, "{case}");
-                    }
-                    // M2: a cloud value that goes was either nobody's edit or is on record.
-                    if let (Some(cloud), true) = (cloud, known) {
+                        // M2: a value that goes, there or here, was either nobody's edit or is on record.
                         for (c, base) in [(1, a), (2, b)] {
-                            let goes = there.as_ref().is_none_or(|there| there[c] != cloud[c]);
-                            let edited_there = base.is_none_or(|base| cloud[c] != Value::Integer(base));
-                            let on_record =
-                                merged.losses.iter().any(|loss| loss.column.is_none_or(|at| at == c));
-                            assert!(!(goes && edited_there) || on_record, "{case}");
+                            let goes = |side: &Option<Vec<Value>>, kept: &Option<Vec<Value>>| {
+                                side.as_ref()
+                                    .is_some_and(|row| kept.as_ref().is_none_or(|kept| kept[c] != row[c]))
+                            };
+                            let edited = |side: &Option<Vec<Value>>| {
+                                let same = |row: &Vec<Value>| {
+                                    base.is_some_and(|base| row[c] == Value::Integer(base))
+                                };
+                                !side.as_ref().is_some_and(same)
+                            };
+                            let on_record = |kept| {
+                                merged
+                                    .losses
+                                    .iter()
+                                    .any(|l| l.column.is_none_or(|at| at == c) && l.kept == kept)
+                            };
+                            let lost_there = known && goes(cloud, &there) && edited(cloud);
+                            assert!(!lost_there || on_record(Side::Local), "{case}");
+                            let lost_here =
+                                (!known || base.is_some()) && goes(local, &after) && edited(local);
+                            assert!(!lost_here || on_record(Side::Cloud), "{case}");
                         }
+                        // M4: one winner, and only where there is something to win.
+                        let is_undecidable = !known && local.is_none();
+                        assert!(
+                            is_undecidable || merged.losses.iter().all(|loss| loss.kept == winner),
+                            "{case}"
+                        );
+                        let unasked = Seen { row: cloud.as_deref(), newest: 5, theirs: Theirs::Unasked };
+                        let asks = merge(&table, Policy::Newest, entry, local.as_deref(), unasked).is_err();
+                        let has_lost = !is_undecidable && !merged.losses.is_empty();
+                        assert!(asks == has_lost || asks && whole, "{case}");
                     }
                 }
             }

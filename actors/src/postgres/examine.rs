@@ -284,7 +284,7 @@ impl CloudSession {
             found.get(&column.name).map_or_else(|| unknown.clone(), |found| found.column.clone())
         };
         let as_found = self.as_found(table, oid, table.columns.iter().map(column).collect());
-        Ok(self.uncovered(table, &as_found).await?.is_empty())
+        Ok(self.uncovered(table, &as_found).await?.0.is_empty())
     }
 
     /// How its columns differ from those here, where that stands in the way of a row.

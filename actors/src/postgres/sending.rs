@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open_round ─▶ BEGIN, fence
-//! send       ─▶ locks, check, rows         for each part of the round, while the server is at work on those before it
+//! send       ─▶ locks, check, stamps and rows   for each part of the round, while the server is at work on those before it
 //! judge      ─▶ constraints, echo, conflicts;  ◀─ every answer       ─▶ `conclude`: COMMIT, or whatever it takes
 //! ```
 //!
@@ -64,6 +64,7 @@ struct Part {
 enum Piece {
     Lock(usize),
     Touched(usize),
+    Stamps(std::ops::Range<usize>),
     Set(std::ops::Range<usize>),
 }
 
@@ -101,10 +102,13 @@ impl Part {
         let tables = 0..self.known.len();
         let locks = tables.clone().map(|at| (self.known(frame, at).lock(), Step::Rows, Piece::Lock(at)));
         let checks = tables.map(|at| (self.known(frame, at).touched(), Step::Ours, Piece::Touched(at)));
-        let sets = self
-            .sets()
-            .into_iter()
-            .map(|range| (self.set(frame, range.clone()).sql, Step::Rows, Piece::Set(range)));
+        let sets = self.sets().into_iter().flat_map(|range| {
+            let sql = self.set(frame, range.clone()).sql;
+            [
+                (STAMPS.to_owned(), Step::Ours, Piece::Stamps(range.clone())),
+                (sql, Step::Rows, Piece::Set(range)),
+            ]
+        });
         locks.chain(checks).chain(sets).collect()
     }
 }
@@ -117,7 +121,7 @@ impl CloudSession {
     pub async fn open_round<'s>(&'s self, frame: RoundFrame<'s>) -> Result<OpenRound<'s>> {
         let begin = begin(&self.client, frame)?;
         let fence = Fence::of(frame)?;
-        let prepared = [FENCE, ECHO, CONFLICTS].map(|sql| self.client.statement(sql));
+        let prepared = [FENCE, ECHO, CONFLICTS, STAMPS].map(|sql| self.client.statement(sql));
         let prepared = self
             .bounded(async {
                 futures_util::future::try_join_all(prepared).await.map_err(self.failed(Phase::Setup))
@@ -206,6 +210,11 @@ impl<'s> OpenRound<'s> {
                         params.push(&frame.device);
                         session.client.ask(&statement, &params).await
                     }
+                    Piece::Stamps(range) => {
+                        let members = part.order[range].iter();
+                        let stamps = Stamps::of(members.map(|at| &part.items[*at]));
+                        session.client.ask(&statement, &stamps.params()).await
+                    }
                     Piece::Set(range) => {
                         let arrays = part.set(frame, range).arrays();
                         session.client.ask(&statement, &as_params(&arrays)).await
@@ -287,11 +296,12 @@ impl<'s> OpenRound<'s> {
                 in_the_way |= !answers.next().unwrap_or_default().rows.is_empty();
             }
             for range in part.sets() {
-                if left == 0 {
+                if left < 2 {
                     break 'parts;
                 }
-                left -= 1;
-                let answer = answers.next().unwrap_or_default();
+                left -= 2;
+                // Behind that of its stamps.
+                let answer = answers.nth(1).unwrap_or_default();
                 if !in_the_way {
                     part.set(frame, range).judge(&answer, &mut taken, &mut already_there)?;
                 }
@@ -481,7 +491,7 @@ impl<'a> Known<'a> {
 pub(super) struct Set<'a> {
     table: &'a (Table, CloudTable),
     items: &'a [RoundItem],
-    members: &'a [usize],
+    pub(super) members: &'a [usize],
     columns: Vec<usize>,
     pub(super) sql: String,
     granted: bool,

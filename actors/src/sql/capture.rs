@@ -21,10 +21,13 @@
 //! - No trigger can make the user's write fail, and each runs on the SQLite of any program (3.24 or newer).
 
 use super::{all, ident, list};
+use crate::core::merge::Entry;
 use crate::core::schema::{Column, Table};
 
-/// The wall clock in microseconds since 1970. `unixepoch('subsec')` is NULL before SQLite 3.42.
-const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)";
+/// The stamp of what is written now, in microseconds since 1970: the wall clock, as far off as the server found it to be, and
+/// later than whatever this file had seen of the cloud. `unixepoch('subsec')` is NULL before SQLite 3.42.
+const NOW: &str = "(SELECT max(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) + ahead, seen + 1) \
+                   FROM _tidewater_clock)";
 
 /// The kinds of table that hold keys or entries.
 pub(crate) const JOURNAL: &str = "journal";
@@ -141,16 +144,31 @@ fn literal_default(column: &Column) -> Option<String> {
     text.chars().all(|c| c.is_alphanumeric() || c == '_').then(|| quoted(text))
 }
 
-/// Every present row becomes pending, as if it had just been inserted. With `known_perhaps`, the cloud may have these
-/// rows, whatever the columns that changed unseen.
-pub(crate) fn journal_everything(table: &Table, known_perhaps: bool) -> String {
+/// When rows were written that nobody has seen coming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unseen {
+    /// Just now, in a table that is new.
+    Now,
+    /// At any time before anybody watched.
+    Ever,
+    /// Perhaps never, perhaps while nobody watched: the cloud may have these rows, whatever the columns that changed.
+    Gap,
+}
+
+/// Every present row becomes pending, as if it had been inserted.
+pub(crate) fn journal_everything(table: &Table, unseen: Unseen) -> String {
     let name = ident(&side_table(JOURNAL, table));
     let keys = list(key_columns(table), |k| k);
     let own = list(table.key_names(), ident);
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
-    let (epoch, whole) = (EPOCH, u8::from(known_perhaps));
+    let epoch = EPOCH;
+    let (whole, stamp, seen) = match unseen {
+        Unseen::Now => (0, NOW, 0),
+        Unseen::Ever => (0, "0", Entry::UNMET),
+        Unseen::Gap => (1, "0", 0),
+    };
     format!(
-        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, {whole}, {NOW}, {epoch} FROM {} \
+        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch, seen) SELECT {own}, 0, {whole}, {stamp}, {epoch}, {seen} FROM {} \
          WHERE {present} ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
         ident(&table.name),
     )
@@ -160,9 +178,7 @@ pub(crate) fn journal_everything(table: &Table, known_perhaps: bool) -> String {
 pub(crate) fn journal_left(table: &Table, own: &str, left: &str) -> String {
     let name = ident(&side_table(JOURNAL, table));
     let keys = list(key_columns(table), |k| k);
-    format!(
-        "INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, 1, {NOW}, {EPOCH} {left}"
-    )
+    format!("INSERT INTO {name} ({keys}, known, whole, stamp, epoch) SELECT {own}, 0, 1, 0, {EPOCH} {left}")
 }
 
 /// A column's values become pending, because the cloud has lost them: it has nothing in their place.
@@ -173,7 +189,7 @@ pub(crate) fn journal_column(table: &Table, column: &Column) -> String {
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
     let (id, stored) = (column.id, ident(&column.name));
     format!(
-        "INSERT INTO {name} ({keys}, known, d{id}, stamp, epoch) SELECT {own}, 1, 1, {NOW}, {EPOCH} FROM {} \
+        "INSERT INTO {name} ({keys}, known, d{id}, stamp, epoch) SELECT {own}, 1, 1, 0, {EPOCH} FROM {} \
          WHERE {present} AND {stored} IS NOT NULL ON CONFLICT DO UPDATE SET d{id} = 1, b{id} = NULL",
         ident(&table.name),
     )

@@ -292,34 +292,59 @@ pub(crate) fn lock(table: &Table, cloud: &CloudTable) -> String {
     )
 }
 
-/// Whether somebody else's feed entries beyond our cursor touch these rows: their positions, and the newest such
-/// entry. Parameters: the key's columns; then what each row has already taken into account, the cursor's
+/// Whether somebody else's feed entries beyond our cursor touch these rows: their positions, the newest such entry, and the
+/// newest stamp. Parameters: the key's columns; then what each row has already taken into account, the cursor's
 /// transaction id and entry id, and our device. Its own statement, after the locks: it must see what
 /// was committed before them.
 pub(crate) fn touched(table: &Table, cloud: &CloudTable) -> String {
     let keys = table.key.len();
-    // As the feed's trigger writes it: with the column's own scale, where a number has one.
+    format!(
+        "WITH {sent}, seen AS (SELECT seen, ord FROM unnest(${seen}::int8[]) WITH ORDINALITY AS raw(seen, ord)), \
+         ours AS MATERIALIZED (SELECT {key} AS key, seen, sent.ord FROM sent JOIN seen ON seen.ord = sent.ord), {by_others}",
+        sent = sent(cloud, &table.key, false, 1),
+        seen = keys + 1,
+        key = feed_key(table, cloud),
+        by_others = changed_by_others(cloud, keys + 2),
+    )
+}
+
+/// The newest stamps of these rows' changes by others, by position. Parameters: the key's columns as text; then as for
+/// [`touched`] from the cursor on.
+pub(crate) fn last_changed(table: &Table, cloud: &CloudTable) -> String {
+    format!(
+        "WITH {sent}, ours AS MATERIALIZED (SELECT {key} AS key, 0::int8 AS seen, ord FROM sent), {by_others}",
+        sent = sent(cloud, &table.key, true, 1),
+        key = feed_key(table, cloud),
+        by_others = changed_by_others(cloud, table.key.len() + 1),
+    )
+}
+
+/// A sent key as the feed's trigger writes it: with the column's own scale, where a number has one.
+fn feed_key(table: &Table, cloud: &CloudTable) -> String {
     let key_text = list(table.key.iter().enumerate(), |(at, c)| match &cloud.columns[*c].kind {
         kind @ CloudType::Numeric(_) => format!("sent.c{at}::{}::text", kind.sql()),
         kind => text_of(kind, &format!("sent.c{at}")),
     });
-    // Two branches, because an OR would compare every row with every entry.
+    format!("ARRAY[{key_text}]")
+}
+
+/// The entries of others, for the rows `ours` (key, seen, ord). What followed from this device's own rounds (own_echo.sql) is
+/// somebody's whom it has to hear, and nobody's with whom it is in dispute: it has no stamp. Two branches, because an OR would
+/// compare every row with every entry.
+fn changed_by_others(cloud: &CloudTable, first_parameter: usize) -> String {
     format!(
-        "WITH {sent}, seen AS (SELECT seen, ord FROM unnest(${seen}::int8[]) WITH ORDINALITY AS raw(seen, ord)), \
-         ours AS MATERIALIZED (SELECT ARRAY[{key_text}] AS key, seen, sent.ord FROM sent JOIN seen ON seen.ord = sent.ord), \
-         change AS MATERIALIZED (SELECT key, id FROM tidewater.changes WHERE tbl = {oid} \
-         AND (xid, id) > (${xid}::text::xid8, ${id}) AND origin IS DISTINCT FROM ${device}) \
-         SELECT ord, max(id) AS newest FROM ( \
-         SELECT ours.ord, change.id FROM ours JOIN change ON change.key = ours.key WHERE change.id > ours.seen \
+        "change AS MATERIALIZED (SELECT key, id, CASE WHEN origin IS DISTINCT FROM ${device} || '~' THEN stamp END AS stamp \
+         FROM tidewater.changes WHERE tbl = {oid} AND (xid, id) > (${xid}::text::xid8, ${id}) \
+         AND origin IS DISTINCT FROM ${device} AND (key IS NULL OR key IN (SELECT key FROM ours))) \
+         SELECT ord, max(id) AS newest, max(stamp) AS stamp FROM ( \
+         SELECT ours.ord, change.id, stamp FROM ours JOIN change ON change.key = ours.key WHERE change.id > ours.seen \
          UNION ALL \
-         SELECT ours.ord, whole.id FROM ours JOIN (SELECT max(id) AS id FROM change WHERE key IS NULL) AS whole \
-         ON whole.id > ours.seen) AS hit GROUP BY ord",
-        sent = sent(cloud, &table.key, false, 1),
-        seen = keys + 1,
-        xid = keys + 2,
-        id = keys + 3,
-        device = keys + 4,
+         SELECT ours.ord, whole.id, stamp FROM ours JOIN (SELECT max(id) AS id, max(stamp) AS stamp FROM change \
+         WHERE key IS NULL) AS whole ON whole.id > ours.seen) AS hit GROUP BY ord",
         oid = cloud.oid,
+        xid = first_parameter,
+        id = first_parameter + 1,
+        device = first_parameter + 2,
     )
 }
 
@@ -531,24 +556,37 @@ pub(crate) fn feed_body(table: &Table, cloud: &CloudTable) -> String {
     feed_body_of(&cloud.oid.to_string(), &key)
 }
 
-/// The same for a table's number and the texts of its key.
+/// The same for a table's number and the texts of its key. What a round says of stamps: `postgres/stamps.rs`. The user's columns
+/// may have any name: these are theirs where a variable has the same. Each change of the text is another version of it, which
+/// devices of earlier ones leave as it is.
 pub(crate) fn feed_body_of(oid: &str, key: &str) -> String {
     let key = format!("ARRAY[{key}]");
+    let append = |rows: &str| {
+        format!(
+            "INSERT INTO tidewater.changes (tbl, key, origin, stamp)\n  \
+             SELECT {oid}, touched.key, its_device, CASE WHEN its_older IS NULL THEN its_stamp\n    \
+             ELSE least(coalesce((its_older ->> array_to_string(touched.key, chr(31)))::bigint, its_stamp), its_stamp) END\n  \
+             FROM ({rows}) AS touched;\n"
+        )
+    };
     format!(
-        "\nDECLARE device text := nullif(current_setting('tidewater.device', true), '');\n\
+        "\n-- version 2\n#variable_conflict use_column\n\
+         DECLARE\n  its_device text := nullif(current_setting('tidewater.device', true), '');\n  \
+           its_stamp bigint := least(nullif(current_setting('tidewater.stamp', true), '')::bigint,\n                            \
+             (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);\n  \
+           its_older jsonb := nullif(current_setting('tidewater.stamps', true), '')::jsonb;\n\
          BEGIN\n\
-         IF TG_OP = 'INSERT' THEN\n  \
-           INSERT INTO tidewater.changes (tbl, key, origin) SELECT {oid}, {key}, device FROM new_rows;\n\
-         ELSIF TG_OP = 'DELETE' THEN\n  \
-           INSERT INTO tidewater.changes (tbl, key, origin) SELECT {oid}, {key}, device FROM old_rows;\n\
-         ELSIF TG_OP = 'UPDATE' THEN\n  \
-           INSERT INTO tidewater.changes (tbl, key, origin)\n  \
-           SELECT {oid}, touched.key, device FROM (SELECT {key} AS key FROM new_rows UNION SELECT {key} FROM old_rows) AS touched;\n\
+         IF TG_OP = 'INSERT' THEN\n  {inserted}\
+         ELSIF TG_OP = 'DELETE' THEN\n  {deleted}\
+         ELSIF TG_OP = 'UPDATE' THEN\n  {updated}\
          ELSE\n  \
-           INSERT INTO tidewater.changes (tbl, origin) VALUES ({oid}, device);\n\
+           INSERT INTO tidewater.changes (tbl, origin, stamp) VALUES ({oid}, its_device, its_stamp);\n\
          END IF;\n\
          RETURN NULL;\n\
-         END "
+         END ",
+        inserted = append(&format!("SELECT {key} AS key FROM new_rows")),
+        deleted = append(&format!("SELECT {key} AS key FROM old_rows")),
+        updated = append(&format!("SELECT {key} AS key FROM new_rows UNION SELECT {key} FROM old_rows")),
     )
 }
 

@@ -73,7 +73,9 @@ impl Readers {
             let mut backlog = measured(conn)?;
             for table in journals(conn)? {
                 // Without a stamp, nobody knows since when it waits.
-                let sql = format!("SELECT min(stamp) FROM {table} WHERE stamp > 0");
+                let sql = format!(
+                    "SELECT min(stamp) - (SELECT ahead FROM _tidewater_clock) FROM {table} WHERE stamp > 0"
+                );
                 let oldest: Option<i64> = conn.prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
                 backlog.oldest_us = match (backlog.oldest_us, oldest) {
                     (Some(a), Some(b)) => Some(a.min(b)),

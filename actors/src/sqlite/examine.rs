@@ -325,7 +325,8 @@ fn look_at_entries(conn: &Connection, table: &Table, is_flying: bool, ours: &mut
     ours.in_flight += flight;
     ours.parked += amount(PARKED)?;
     for kind in [JOURNAL, FLIGHT] {
-        let sql = format!("SELECT min(stamp) FROM {}", ident(&side_table(kind, table)));
+        // Without a stamp, nobody knows since when it waits.
+        let sql = format!("SELECT min(stamp) FROM {} WHERE stamp > 0", ident(&side_table(kind, table)));
         let oldest: Option<i64> = conn.query_row(&sql, [], |row| row.get(0))?;
         // What is not sent waits for nothing.
         let oldest = oldest.filter(|_| table.rule.direction.sends());

@@ -62,6 +62,9 @@ impl Store {
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
         forget_seen(&tx, &self.tables)?;
+        tx.execute("UPDATE _tidewater_tables SET followed = 0", [])?;
+        // Another server, another clock.
+        tx.execute("UPDATE _tidewater_clock SET seen = 0, ahead = 0", [])?;
         tx.execute(
             "DELETE FROM _tidewater_meta WHERE key IN ('last_round', 'round_number') \
              OR key GLOB 'trace_*' OR key GLOB 'made_*'",
@@ -118,7 +121,7 @@ pub(super) fn forget_seen(conn: &Connection, tables: &[Table]) -> Result<()> {
     for table in tables {
         for kind in [JOURNAL, FLIGHT, PARKED] {
             let name = ident(&side_table(kind, table));
-            conn.execute(&format!("UPDATE {name} SET seen = 0 WHERE seen <> 0"), [])?;
+            conn.execute(&format!("UPDATE {name} SET seen = 0 WHERE seen > 0"), [])?;
         }
     }
     Ok(())

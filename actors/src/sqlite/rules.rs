@@ -4,6 +4,7 @@
 //! the settings ─▶ `rules` in _tidewater_meta, once per start ─▶ every `Table` that is described
 //! `rule_N`, under which a table was tracked last ≠ the one now:
 //!   nothing came home, and now it does ─▶ compared with the cloud anew
+//!   nothing comes home any more ─▶ the feed is not followed from here on
 //!   it is this file's alone ─▶ no triggers; what waits goes on waiting, and flies no more
 //!   it was this file's alone ─▶ without triggers it has a gap, like any other table that was not watched
 //!   other rows come home ─▶ compared with the cloud anew
@@ -68,6 +69,14 @@ pub(super) fn settle(tx: &Connection, table: &Table) -> Result<Option<Notice>> {
         return Ok(None);
     }
     set_meta(tx, &key, serde_json::to_string(now).map_err(|error| in_words(&error))?)?;
+    if before.direction.receives() && !now.direction.receives() {
+        // From here on the feed is not followed. When the table is compared again, it is asked what others did since.
+        tx.execute(
+            "UPDATE _tidewater_tables SET kept_until = CASE followed WHEN 1 THEN (SELECT seen FROM _tidewater_clock) \
+             ELSE kept_until END, followed = CASE WHEN followed THEN 2 ELSE 0 END WHERE id = ?1",
+            [table.id],
+        )?;
+    }
     if now.direction.receives() && (!before.direction.receives() || before.filter != now.filter) {
         compare(tx, table)?;
     }
@@ -133,9 +142,9 @@ pub(super) fn without_strangers<'p>(
         }
     }
     let leaves = |row: &PulledRow| leaving.contains(&(row.table, json_array(&row.key)));
-    let (gone, unfit) = std::mem::take(&mut page.unfit).into_iter().partition(|(row, _)| leaves(row));
+    let (gone, unfit) = std::mem::take(&mut page.unfit).into_iter().partition(|unfit| leaves(&unfit.row));
     page.unfit = unfit;
-    page.rows.extend(Vec::into_iter(gone).map(|(row, _)| row));
+    page.rows.extend(Vec::into_iter(gone).map(|unfit: Unfit| unfit.row));
     for row in page.rows.iter_mut().filter(|row| leaves(row)) {
         row.row = None;
     }

@@ -4,6 +4,7 @@
 //! - [`pgbouncer`]: a throwaway connection pooler in front of it.
 //! - [`fault_proxy`]: a stand-in for the Cloud SQL Auth Proxy that can be broken on purpose.
 //! - [`hostile`]: a server that speaks PostgreSQL's protocol, and means harm.
+//! - [`browser`]: Chromium, by its driver.
 //! - [`shell`]: foreign writers, SQLite's own shell and Python's `sqlite3`.
 //! - [`shop`]: a shop's schema and as much of its data as wanted, the same for the same seed.
 //! - [`music`], [`messages`], [`ledger`]: the same for other apps, as data for the shop's generator.
@@ -18,6 +19,7 @@
 
 pub mod any_schema;
 pub mod bench;
+pub mod browser;
 pub mod compare;
 pub mod fault_proxy;
 pub mod hostile;
@@ -33,6 +35,7 @@ pub mod wait;
 
 mod port;
 
+pub use browser::Browser;
 pub use fault_proxy::{FaultProxy, Message, Mode, Stats, Trigger};
 pub use hostile::HostileServer;
 pub use pgbouncer::PgBouncer;

@@ -5,10 +5,14 @@ CREATE TABLE IF NOT EXISTS _tidewater_meta (
     value
 ) WITHOUT ROWID;
 
--- The flush epoch: counts the rounds that were noted. Triggers stamp it into entries, receipts compare it.
+-- The flush epoch: counts the rounds that were noted. Triggers stamp it into entries, receipts compare it. And what makes
+-- stamps of different devices comparable: how far the server's clock is ahead of this machine's, and what it showed when this
+-- file last saw the cloud.
 CREATE TABLE IF NOT EXISTS _tidewater_clock (
     one   INTEGER PRIMARY KEY CHECK (one = 1),
-    epoch INTEGER NOT NULL
+    epoch INTEGER NOT NULL,
+    ahead INTEGER NOT NULL DEFAULT 0,             -- microseconds
+    seen  INTEGER NOT NULL DEFAULT 0              -- microseconds since 1970
 );
 INSERT OR IGNORE INTO _tidewater_clock (one, epoch) VALUES (1, 1);
 
@@ -18,7 +22,12 @@ CREATE TABLE IF NOT EXISTS _tidewater_tables (
     name           TEXT NOT NULL UNIQUE COLLATE NOCASE,
     key            TEXT NOT NULL,                 -- JSON array of the primary key's columns
     snapshot       TEXT NOT NULL DEFAULT 'none',  -- none, paging, done
-    snapshot_after TEXT                           -- JSON: the last key of the last page, in the cloud's text
+    snapshot_after TEXT,                          -- JSON: the last key of the last page, in the cloud's text
+    -- 1: this file has seen what the cloud had of it, and heard of every change since: what differs without a word of the feed
+    -- beyond the cursor was changed here. 2: so it was until the cloud lost some of it, when its clock showed `kept_until`: what
+    -- differs without a later word of the feed was lost there.
+    followed       INTEGER NOT NULL DEFAULT 0,
+    kept_until     INTEGER NOT NULL DEFAULT 0
 );
 
 CREATE TABLE IF NOT EXISTS _tidewater_columns (

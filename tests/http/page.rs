@@ -1,0 +1,284 @@
+//! The page: its headers, and what a person sees of it in a browser.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use serde_json::Value;
+use tidewater_test_support::{Browser, shell, wait};
+
+use crate::actions::port_of;
+use crate::client::{get, get_with};
+use crate::process::{Device, PATIENCE, Process};
+use crate::{alone, serving};
+
+/// What would be HTML if anybody took it for that.
+const HOSTILE: &str = "<img src=x onerror=\"document.title=1\"><script>document.title=1</script>";
+
+/// More than a double holds.
+const LARGE: &str = "9007199254740993";
+
+/// The page may run its own script and use its own style, ask the server that it came from, and nothing else; nobody may frame
+/// it.
+#[test]
+fn the_page_is_kept_to_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut command, _nobody) = alone(folder.path());
+    let (process, address) = serving(&mut command);
+    let page = get(address, "/");
+    assert_eq!(
+        (page.status, page.header("Content-Type")),
+        (200, Some("text/html; charset=utf-8")),
+        "{page:?}"
+    );
+    for (name, value) in [
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+        ("Cache-Control", "no-store"),
+    ] {
+        assert_eq!(page.header(name), Some(value), "{page:?}");
+    }
+    let policy = page.header("Content-Security-Policy").unwrap();
+    let directives: Vec<&str> = policy.split("; ").collect();
+    for directive in [
+        "default-src 'none'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    ] {
+        assert!(directives.contains(&directive), "{directive}: {policy}");
+    }
+    for kind in ["script-src 'sha256-", "style-src 'sha256-"] {
+        assert!(directives.iter().any(|it| it.starts_with(kind) && it.ends_with('\'')), "{kind}: {policy}");
+    }
+    assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+    assert!(!page.body.contains("{{"));
+    process.stop();
+}
+
+/// An address of this process's own, so that a supervisor comes back where it was.
+fn own_address() -> SocketAddr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    SocketAddr::from(([127, a.max(1), b, c.clamp(1, 254)], 8433))
+}
+
+/// A supervisor on that address.
+fn start(command: &mut Command, address: SocketAddr) -> Process {
+    let process = Process::ready(command.env("TIDEWATER_HTTP__LISTEN", address.to_string()));
+    wait::until_blocking("it answers", PATIENCE, || match std::net::TcpStream::connect(address) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    });
+    process
+}
+
+/// What anybody can see is named, has its heading and enough contrast, and fits; what is wrong, as texts.
+const FAULTS: &str = r#"
+const faults = [];
+const nameOf = it => (it.getAttribute("aria-label") ?? it.getAttribute("aria-labelledby")?.split(" ")
+    .map(id => document.getElementById(id)?.textContent ?? "").join(" ") ?? [...(it.labels ?? [])].map(l => l.textContent).join(" "))
+    || it.textContent;
+const one = selector => { if (document.querySelectorAll(selector).length !== 1) faults.push(`not one ${selector}`); };
+one("h1"); one("main"); one("body > header"); one("html[lang]");
+let level = 0;
+for (const it of document.querySelectorAll("h1, h2, h3, h4")) {
+    if (it.closest("dialog")) continue;
+    const now = Number(it.tagName[1]);
+    if (now > level + 1) faults.push(`${it.tagName} after H${level}: ${it.textContent}`);
+    level = now;
+}
+for (const it of document.querySelectorAll("button, input, section, article, dialog, table, svg[role=img]")) {
+    if (it.checkVisibility() && !nameOf(it)?.trim()) faults.push(`no name: ${it.outerHTML.slice(0, 80)}`);
+}
+for (const it of document.querySelectorAll("th")) if (!it.scope) faults.push(`no scope: ${it.textContent}`);
+const rgb = text => (text.match(/[\d.]+/g) ?? []).map(Number);
+const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, at) => sum + c * [.2126, .7152, .0722][at], 0);
+const behind = it => { for (; it; it = it.parentElement) { const c = rgb(getComputedStyle(it).backgroundColor); if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
+for (const it of document.querySelectorAll("body *")) {
+    const own = [...it.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !it.checkVisibility() || it.closest(".hidden, script, style")) continue;
+    const style = getComputedStyle(it);
+    const [a, b] = [light(rgb(it.closest("svg") ? style.fill : style.color)), light(behind(it.closest("svg")?.parentElement ?? it))];
+    const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (contrast < 4.5) faults.push(`contrast ${contrast.toFixed(1)}: ${it.textContent.trim().slice(0, 40)}`);
+}
+for (const it of document.querySelectorAll("button, input, summary")) {
+    if (it.checkVisibility() && it.getBoundingClientRect().height < 44) faults.push(`low: ${it.textContent}`);
+}
+if (document.documentElement.scrollWidth > innerWidth) faults.push(`wider than ${innerWidth}: ${document.documentElement.scrollWidth}`);
+return faults;
+"#;
+
+/// Looks at the page in light and dark, wide and narrow.
+fn assert_readable(browser: &Browser) {
+    for (width, height, scheme) in
+        [(1200, 1700, "light"), (1200, 1700, "dark"), (360, 3000, "light"), (320, 3000, "dark")]
+    {
+        browser.resize(width, height);
+        browser.prefer(scheme);
+        browser.wait_until(
+            "the pictures fit",
+            "return document.querySelector('#timeline').viewBox.baseVal.width <= innerWidth",
+        );
+        assert_eq!(browser.script(FAULTS), Value::Array(vec![]), "{width} {scheme}");
+        let picture = browser.screenshot();
+        assert!(picture.starts_with(b"\x89PNG") && picture.len() > 10_000, "{} bytes", picture.len());
+        // For people: what this test has seen.
+        if let Some(folder) = std::env::var_os("TIDEWATER_SCREENSHOTS") {
+            let name = format!("page-{width}-{scheme}.png");
+            std::fs::write(std::path::Path::new(&folder).join(name), picture).unwrap();
+        }
+    }
+    browser.resize(1200, 900);
+    browser.prefer("light");
+}
+
+/// From a start without a cloud through a backlog, the recovery, a row that is refused and a value that loses, each mended by a
+/// button, and past a restart of the supervisor: the page says how it is, runs nothing that came out of a row, and can be read
+/// by everybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_goes_through_all_of_it() {
+    let device = Device::new().await;
+    let sql = |sql: &str| shell::sqlite3_shell(device.path(), sql);
+    sql("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT, stars INTEGER);");
+    let address = own_address();
+    let process = start(&mut device.command(), address);
+    let token = std::fs::read_to_string(device.folder.path().join("shop.db.token")).unwrap();
+    let browser = Browser::start();
+    browser.open(&format!("http://{address}/"));
+
+    // The start, without a cloud.
+    browser.wait_for_text("#connection", "Cloud SQL is unavailable");
+    browser.wait_for_text("#cloud", "Proxy not running on");
+    browser.wait_for_text("#sync", "offline");
+    browser.wait_for_text("#process", "ready");
+    browser.wait_for_text("#actors", "CloudSyncer ● running 0 0");
+
+    // A backlog, and the recovery.
+    sql("INSERT INTO note VALUES (1, 'base', 3), (2, 'untouched', 5), (3, 'another', 1);");
+    browser.wait_for_text("#pending", "Pending: 3");
+    device.proxy.start();
+    browser.wait_for_text("#connection", "Cloud SQL is available");
+    browser.wait_for_text("#pending", "Pending: 0");
+    browser.wait_for_text("#flushed", "Flushed: 3");
+    browser.wait_for_text("#circuit", "closed");
+    device.wait_until_equal(&["note"]).await;
+
+    // A row that is refused, and a value that loses.
+    device.cloud.execute_batch("ALTER TABLE note ADD CONSTRAINT five_at_most CHECK (stars <= 5)").await;
+    sql(&format!("INSERT INTO note VALUES (4, '{}', {LARGE});", HOSTILE.replace('\'', "''")));
+    browser.wait_for_text("#parked-title", "Parked rows (1)");
+    device.proxy.stop();
+    browser.wait_for_text("#connection", "Cloud SQL is unavailable");
+    sql("UPDATE note SET body = 'here' WHERE id = 1;");
+    device.cloud.execute_batch("UPDATE note SET body = 'there' WHERE id = 1").await;
+    device.proxy.start();
+    browser.wait_for_text("#conflicts-title", "Conflicts (1)");
+    browser.wait_for_text("#pending", "Pending: 0");
+
+    // Neither is shown without the token, and no button does anything.
+    assert_eq!(browser.text("#parked-list") + &browser.text("#conflicts-list"), "");
+    browser.press("#flush");
+    browser.wait_for_text("#said", "This takes the token");
+    browser.enter("#token", "a-word-that-is-long-enough-and-wrong");
+    browser.press("#token-form button");
+    browser.wait_for_text("#token-state", "That is not the token");
+    assert!(browser.text("#token-hint").contains("shop.db.token"));
+    browser.enter("#token", token.trim_end());
+    browser.press("#token-form button");
+    browser.wait_for_text("#token-state", "The token is used");
+
+    // Whatever a row holds is text, to the last digit.
+    browser.wait_for_text("#parked-list", HOSTILE);
+    browser.wait_for_text("#parked-list", LARGE);
+    browser.wait_for_text("#parked-list", "five_at_most");
+    browser.wait_for_text("#conflicts-list", "there");
+    assert_eq!(browser.script("return document.querySelectorAll('main img, main script').length"), 0);
+    assert!(browser.script("return document.title").as_str().unwrap().starts_with("Tidewater: available"));
+    assert_readable(&browser);
+
+    // A retry that is refused again, one that is not, and what lost brought back.
+    browser.press("#parked-list [data-key^=retry]");
+    browser.wait_for_text("#said", "1 row waits to be sent again");
+    browser.wait_for_text("#parked-list", "refused 2 times");
+    device.cloud.execute_batch("ALTER TABLE note DROP CONSTRAINT five_at_most").await;
+    browser.press("#check");
+    browser.wait_for_text("#said", "available: ");
+    // It may have gone by itself: the cloud's table is another one now.
+    if get_with(address, token.trim_end(), "/parked").json()["total"] == 1 {
+        browser.script("document.querySelector('#parked-list [data-key^=retry]')?.click()");
+    }
+    browser.wait_for_text("#parked-title", "Parked rows (0)");
+    browser.wait_for_text("#parked-text", "The cloud refuses no row");
+    let conflict = get_with(address, token.trim_end(), "/conflicts").json()["rows"][0].clone();
+    let lost = if conflict["kept"] == "cloud" { &conflict["local"] } else { &conflict["cloud"] };
+    browser.press("#conflicts-list [data-key^=restore]");
+    browser.wait_for_text("#said", "1 value is restored");
+    assert_eq!(sql("SELECT body FROM note WHERE id = 1;").trim_end(), lost.as_str().unwrap());
+    device.wait_until_equal(&["note"]).await;
+
+    // A row that is given up, on second thoughts.
+    device.cloud.execute_batch("ALTER TABLE note ADD CONSTRAINT no_nine CHECK (stars <> 9)").await;
+    sql("INSERT INTO note VALUES (5, 'given up', 9);");
+    browser.wait_for_text("#parked-list", "given up");
+    browser.press("#parked-list [data-key^=discard]");
+    browser.wait_for_text("#discard", "the insert of note, id 5");
+    browser.press("#discard-no");
+    assert!(browser.text("#parked-list").contains("given up"));
+    browser.press("#parked-list [data-key^=discard]");
+    browser.press("#discard-yes");
+    browser.wait_for_text("#said", "1 row is given up");
+    browser.wait_for_text("#parked-text", "The cloud refuses no row");
+    assert_eq!(sql("SELECT count(*) FROM note WHERE id = 5;"), "0\n");
+
+    // The supervisor goes, and comes back.
+    process.stop();
+    browser.wait_for_text("#connection", "not reachable");
+    browser.press("#flush");
+    browser.wait_for_text("#said", "did not answer");
+    let process = start(&mut device.command(), address);
+    browser.wait_for_text("#connection", "Cloud SQL is available");
+    browser.press("#flush");
+    browser.wait_for_text("#said", "The flush has begun");
+    browser.press("details summary");
+    let changes = browser.text("#changes");
+    for word in ["available", "unavailable", "not reachable"] {
+        assert!(changes.contains(word), "{changes}");
+    }
+
+    // That nobody answered is said by the browser as well; anything else would be a fault of the page.
+    let console: Vec<_> = browser.console();
+    let faults: Vec<_> = console
+        .iter()
+        .filter(|line| !line.contains("net::ERR_") && !line.contains("401 (Unauthorized)"))
+        .collect();
+    assert!(faults.is_empty(), "{faults:#?}");
+    drop(browser);
+    process.stop();
+}
+
+/// Where others than this machine's may ask, the page shows nothing before it has the token, does not say how the files here are
+/// called, and then goes on by itself.
+#[test]
+fn elsewhere_the_page_waits_for_the_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut command, _nobody) = alone(folder.path());
+    command.env("TIDEWATER_HTTP__LISTEN", "0.0.0.0:0").env("TIDEWATER_HTTP__ALLOW_REMOTE", "true");
+    let process = Process::ready(&mut command);
+    let port = port_of(&process);
+    let token = std::fs::read_to_string(folder.path().join("alone.db.token")).unwrap();
+    let browser = Browser::start();
+    browser.open(&format!("http://127.0.0.1:{port}/"));
+    browser.wait_for_text("#connection", "takes the token");
+    assert!(!browser.text("body").contains("alone.db") && !browser.text("body").contains("running"));
+    browser.enter("#token", token.trim_end());
+    browser.press("#token-form button");
+    browser.wait_for_text("#connection", "Cloud SQL is unavailable");
+    browser.wait_for_text("#process", "alone.db");
+    browser.wait_for_text("#actors", "running");
+    process.stop();
+}
