@@ -910,6 +910,7 @@ impl Plan {
             readers,
             rules,
             wanted,
+            failed_filters: Arc::default(),
             said: Arc::default(),
             not_synced: Arc::default(),
             timings,

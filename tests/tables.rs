@@ -685,3 +685,99 @@ CREATE TABLE line (id INTEGER PRIMARY KEY, note INTEGER NOT NULL REFERENCES note
     assert_eq!(here(&a.db, ALL), "");
     assert_eq!(here(&a.db, "SELECT count(*) FROM line"), "1");
 }
+
+/// A new row whose key the cloud has already, in a row that does not come here, is parked: nobody meant to change that row.
+#[actix_rt::test]
+async fn a_new_row_does_not_overwrite_one_that_does_not_come_here() {
+    for (key, value) in [("tables.note.where", "mood = 'glad'"), ("tables.note.direction", "push")] {
+        let mut b = Device::new(Bench::new().await, TABLES, &[]).await;
+        let client = b.bench.cloud.connect().await;
+        run(&b.db, "INSERT INTO note VALUES (1, 'a', 'glad'), (2, 'b', 'sad')").await;
+        wait_until_flushed(&b.db).await;
+        let mut a = Device::new(b.bench.another(), TABLES, &[(key, value)]).await;
+        a.sees_all(&client).await;
+        run(&a.db, "INSERT INTO note VALUES (2, 'mine', 'glad'), (3, 'c', 'glad')").await;
+        wait_for(&a.db, "it is parked", |status| status.sync.parked == 1).await;
+        wait_until_there(&a.db, &client, ALL_THERE, "1:a 2:b 3:c").await;
+        assert_eq!(here(&a.db, "SELECT body FROM note WHERE id = 2"), "mine");
+        b.sees_all(&client).await;
+        assert_eq!(here(&b.db, ALL), "1:a 2:b 3:c");
+    }
+}
+
+/// A condition over which PostgreSQL fails on some row concerns its table alone, and goes on when the row is mended.
+#[actix_rt::test]
+async fn a_condition_that_fails_on_a_row_stops_its_table_alone() {
+    let mut b = Device::new(Bench::new().await, TABLES, &[]).await;
+    let client = b.bench.cloud.connect().await;
+    run(&b.db, "INSERT INTO note VALUES (1, '5', 'glad'), (2, '7', 'sad')").await;
+    wait_until_flushed(&b.db).await;
+    let set = [
+        ("tables.note.where", "body::int > 5"),
+        ("sync.pull_interval_s", "0.3"),
+        ("proxy.retry_delay_s", "0.5"),
+        ("proxy.max_retry_delay_s", "1"),
+    ];
+    let mut a = Device::new(b.bench.another(), TABLES, &set).await;
+    a.sees_all(&client).await;
+    assert_eq!(here(&a.db, ALL), "2:7");
+    client.batch_execute("INSERT INTO note VALUES (3, 'many', 'glad')").await.unwrap();
+    wait_for(&a.db, "it is said", |_| a.bench.log.count("tables.note.where fails on a row") == 1).await;
+    // Everything else goes on, both ways.
+    a.sees_all(&client).await;
+    run(&a.db, "INSERT INTO beat VALUES (7)").await;
+    wait_until_there(&a.db, &client, "SELECT count(*) FROM beat WHERE id = 7", "1").await;
+    client.batch_execute("UPDATE note SET body = '9' WHERE id = 3").await.unwrap();
+    wait_until_here(&a.db, ALL, "2:7 3:9").await;
+    b.sees_all(&client).await;
+}
+
+/// A parent that leaves the condition while a child of it waits is nobody's to send again: what others made of it stays.
+#[actix_rt::test]
+async fn a_parent_that_leaves_under_a_waiting_child_is_not_set_back() {
+    let sql = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT, mood TEXT);
+CREATE TABLE beat (id INTEGER PRIMARY KEY);
+CREATE TABLE line (id INTEGER PRIMARY KEY, note INTEGER NOT NULL REFERENCES note (id) ON DELETE CASCADE)";
+    let b = Device::new(Bench::new().await, sql, &[]).await;
+    let client = b.bench.cloud.connect().await;
+    run(&b.db, "INSERT INTO note VALUES (1, 'a', 'glad')").await;
+    wait_until_flushed(&b.db).await;
+    let mut a = Device::new(b.bench.another(), sql, &[("tables.note.where", "mood = 'glad'")]).await;
+    a.sees_all(&client).await;
+    a.bench.proxy.stop();
+    wait_for(&a.db, "offline", |status| status.sync.state == "offline").await;
+    run(&a.db, "INSERT INTO line VALUES (11, 1)").await;
+    client.batch_execute("UPDATE note SET mood = 'sad', body = 'theirs' WHERE id = 1").await.unwrap();
+    a.bench.proxy.start();
+    wait_until_there(&a.db, &client, "SELECT count(*) FROM line", "1").await;
+    a.sees_all(&client).await;
+    assert_eq!(there(&client, ALL_THERE).await, "1:theirs");
+}
+
+/// Whoever waits for what was written later, to another table, is not told of what is never sent.
+#[actix_rt::test]
+async fn an_edit_that_stays_here_concerns_nobody_later() {
+    let a = Device::new(Bench::new().await, TABLES, &[("tables.note.direction", "pull")]).await;
+    run(&a.db, "INSERT INTO note VALUES (1, 'mine', 'glad')").await;
+    let client = a.bench.cloud.connect().await;
+    run(&a.db, "INSERT INTO beat VALUES (7)").await;
+    wait_until_there(&a.db, &client, "SELECT to_regclass('beat') IS NOT NULL", "true").await;
+    wait_until_there(&a.db, &client, "SELECT count(*) FROM beat", "1").await;
+    let other = run(&a.db, "INSERT INTO beat VALUES (8)").await;
+    a.db.synced(&other).await.unwrap();
+}
+
+/// What a row that goes had in the columns that are left out is nowhere else: it is on record.
+#[actix_rt::test]
+async fn what_is_left_out_is_on_record_when_its_row_goes() {
+    let set = [("tables.note.columns_left_out", "mood")];
+    let mut a = Device::new(Bench::new().await, TABLES, &set).await;
+    let client = a.bench.cloud.connect().await;
+    run(&a.db, "INSERT INTO note VALUES (1, 'a', 'glad'), (2, 'b', NULL)").await;
+    wait_until_flushed(&a.db).await;
+    client.batch_execute("DELETE FROM note").await.unwrap();
+    a.sees_all(&client).await;
+    assert_eq!(here(&a.db, ALL), "");
+    let log = "SELECT group_concat(key || column || local || kept) FROM _tidewater_conflicts";
+    assert_eq!(here(&a.db, log), "[1]mood\"glad\"cloud");
+}

@@ -94,6 +94,8 @@ pub struct SyncParts {
     pub rules: Arc<TableRules>,
     /// Which of the cloud's tables this file is given, as soon as it has those that its app gives it.
     pub wanted: Arc<OnceLock<Wanted>>,
+    /// The tables whose `where` failed on a row, by id: until when they are left alone, how long that is, and why.
+    pub failed_filters: Arc<Mutex<HashMap<i64, (Instant, Duration, String)>>>,
     /// What has been said once and need not be said again.
     pub said: Arc<Mutex<HashSet<String>>>,
     /// The tables whose rows wait for something that a person has to do, by id, with what that is.
@@ -903,6 +905,15 @@ impl Cycle {
                 Prepared::NotYet(_) => None,
             };
             self.ask(RememberCloudTable { table: table.id, trace, made }).await?;
+            let failed = self.failed_filter(table.id);
+            let prepared = match failed {
+                Some(reason) if matches!(prepared, Prepared::Ready(_)) => {
+                    // The feed is read past it meanwhile.
+                    self.ask(CompareAnew(table.id)).await?;
+                    Prepared::NotYet(reason)
+                }
+                _ => prepared,
+            };
             match prepared {
                 Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud, finds }),
                 Prepared::NotYet(reason) => {
@@ -1054,7 +1065,8 @@ impl Cycle {
         page: &mut Page,
     ) -> Step<()> {
         let (texts, seen): (Vec<Vec<String>>, Vec<i64>) = keys.into_iter().unzip();
-        let found = session.fetch(&ready.table, &ready.cloud, &ready.table.key, &texts).await?;
+        let found = session.fetch(&ready.table, &ready.cloud, &ready.table.key, &texts).await;
+        let found = self.or_blame_filter(ready, found)?;
         let mut present = HashSet::new();
         for (at, row) in found {
             present.insert(at);
@@ -1216,7 +1228,8 @@ impl Cycle {
         let mut missing: Vec<usize> = (0..texts.len()).collect();
         if !texts.is_empty() {
             let mut found = vec![false; texts.len()];
-            for (at, row) in session.fetch(&ready.table, &ready.cloud, columns, &texts).await? {
+            let rows = session.fetch(&ready.table, &ready.cloud, columns, &texts).await;
+            for (at, row) in self.or_blame_filter(ready, rows)? {
                 found[at] = true;
                 let pulled = ready.pulled(row, 0);
                 let key = pulled.as_ref().map_or_else(|unfit| &unfit.row.key, |row| &row.key);
@@ -1311,7 +1324,8 @@ impl Cycle {
                         after.as_deref(),
                         i64::try_from(limit).unwrap_or(i64::MAX),
                     )
-                    .await?;
+                    .await;
+                let found = self.or_blame_filter(ready, found)?;
                 let Some(last) = found.last() else {
                     session.end_read().await?;
                     break;

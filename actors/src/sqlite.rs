@@ -528,6 +528,8 @@ pub struct Page {
     pub unfit: Vec<Unfit>,
     /// Rows of the page, by table and key, that do not come home: they leave this file, unless something is pending in them.
     pub strangers: Vec<(i64, Vec<Value>)>,
+    /// Those of them that nothing is pending in, by their names ([`ledger_name`]).
+    pub leaving: HashSet<String>,
     /// Of rows in dispute, by their names ([`ledger_name`]): when others changed them last, if the feed knows of it.
     pub stamps: HashMap<String, Option<i64>>,
     /// What the server's clock showed before the rows were read.
@@ -1220,13 +1222,26 @@ impl Store {
             let theirs = hit.stamp.map_or(Theirs::Before, Theirs::At);
             let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
             let policy = self.policies.of(table);
-            let Ok(Merged { entry, losses, .. }) =
+            let Ok(Merged { entry: left, losses, .. }) =
                 merge(table, policy, entry.clone(), local.as_deref(), seen)
             else {
                 // It has been asked.
                 put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
                 continue;
             };
+            let is_own_insert = !entry.known && !entry.whole;
+            if is_own_insert && !losses.is_empty() && rules::keeps_strangers_away(table) {
+                // A row that this file could not know of: nobody meant to change that.
+                let message = "the cloud has another row under this key, which does not come here".to_owned();
+                let values = local.as_deref().map(|row| json_array(row));
+                let (id, key) = (table.id, hit.key.clone());
+                let refusal = Refusal { table: id, key, sqlstate: None, message, constraint: None, values };
+                let parkings = meta::<i64>(&tx, "parkings")?.unwrap_or(0) + 1;
+                set_meta(&tx, "parkings", parkings)?;
+                park_entry(&tx, table, &entry, &refusal, parkings, None)?;
+                continue;
+            }
+            let entry = left;
             match entry {
                 Some(entry) => put_entry(&tx, table, JOURNAL, &hit.key, &entry)?,
                 None => parked::forget_refusal(&tx, table, &hit.key)?,
@@ -1324,24 +1339,8 @@ impl Store {
             parkings += 1;
             let Some(table) = self.tables.iter().find(|table| table.id == refusal.table) else { continue };
             let Some(entry) = take_entry(&tx, table, FLIGHT, &refusal.key)? else { continue };
-            put_entry(&tx, table, PARKED, &refusal.key, &entry)?;
-            let sql = format!(
-                "UPDATE {} SET sqlstate = ?1, message = ?2, \"constraint\" = ?3, row_values = ?4, \
-                 parked_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), parking = ?5 WHERE {}",
-                ident(&side_table(PARKED, table)),
-                key_is(table, 6)
-            );
-            let mut values: Vec<Value> = vec![
-                refusal.sqlstate.clone().into(),
-                refusal.message.clone().into(),
-                refusal.constraint.clone().into(),
-                refusal.values.clone().into(),
-                parkings.into(),
-            ];
-            values.extend(refusal.key.iter().cloned());
-            tx.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
             let shape = shapes.get(&table.id).map(String::as_str);
-            if parked::note_refusal(&tx, refusal, parkings, shape)? {
+            if park_entry(&tx, table, &entry, refusal, parkings, shape)? {
                 fresh.push(at);
             }
         }
@@ -1881,8 +1880,11 @@ impl Readers {
             let mut outstanding = Outstanding::default();
             for id in ids {
                 let any = |kind: &str, which: &str| {
-                    let sql =
-                        format!("SELECT 1 FROM _tidewater_{kind}_{id} WHERE epoch <= ?1 {which} LIMIT 1");
+                    // What is never sent concerns whoever has just written it, and nobody later.
+                    let up_to = if rules::sends(conn, id)? { "<=" } else { "=" };
+                    let sql = format!(
+                        "SELECT 1 FROM _tidewater_{kind}_{id} WHERE epoch {up_to} ?1 {which} LIMIT 1"
+                    );
                     conn.prepare_cached(&sql)?.exists([mark.epoch])
                 };
                 if any(JOURNAL, "")? || any(FLIGHT, "")? {
@@ -2562,6 +2564,34 @@ fn put_entry(conn: &Connection, table: &Table, kind: &str, key: &[Value], entry:
     );
     conn.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
     Ok(())
+}
+
+/// Parks an entry that is in none of the tables. Whether that is news.
+fn park_entry(
+    conn: &Connection,
+    table: &Table,
+    entry: &Entry,
+    refusal: &Refusal,
+    parking: i64,
+    shape: Option<&str>,
+) -> Result<bool> {
+    put_entry(conn, table, PARKED, &refusal.key, entry)?;
+    let sql = format!(
+        "UPDATE {} SET sqlstate = ?1, message = ?2, \"constraint\" = ?3, row_values = ?4, \
+         parked_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), parking = ?5 WHERE {}",
+        ident(&side_table(PARKED, table)),
+        key_is(table, 6)
+    );
+    let mut values: Vec<Value> = vec![
+        refusal.sqlstate.clone().into(),
+        refusal.message.clone().into(),
+        refusal.constraint.clone().into(),
+        refusal.values.clone().into(),
+        parking.into(),
+    ];
+    values.extend(refusal.key.iter().cloned());
+    conn.prepare_cached(&sql)?.execute(params_from_iter(&values))?;
+    parked::note_refusal(conn, refusal, parking, shape)
 }
 
 /// One entry from an older and a fresher one for the same row: the older base, the union of the columns.
@@ -3559,6 +3589,7 @@ impl<'a> Applier<'a> {
         }
         for (pulled, _) in rows {
             let table = self.table(pulled.table)?;
+            self.log_left_out(table, &pulled.key)?;
             let sql = format!("DELETE FROM {} AS t WHERE {}", ident(&table.name), row_is(table, "t", param));
             self.tx.prepare_cached(&sql)?.execute(params_from_iter(&pulled.key))?;
             self.changed += 1;
@@ -3668,7 +3699,11 @@ impl<'a> Applier<'a> {
                     }
                     let in_page = self.page.rows.iter().any(|p| p.table == child.id && p.key == child_key);
                     if self.is_pending(child, &child_key)? {
-                        self.resurrect(parent, key, local)?;
+                        // A row that only does not come here any more, or whose child is never sent, is nobody's to send again.
+                        let name = ledger_name(parent, key);
+                        if child.rule.direction.sends() && !self.page.leaving.contains(&name) {
+                            self.resurrect(parent, key, local)?;
+                        }
                         return Ok(false);
                     }
                     let lookup = Lookup { table: child.id, columns: child.key.clone(), values: child_key };
@@ -3797,6 +3832,7 @@ impl<'a> Applier<'a> {
             match lookup {
                 Some(lookup) if !self.page.absent.contains(&lookup) => missing.push(lookup),
                 _ => {
+                    self.log_left_out(table, &pulled.key)?;
                     let sql = format!(
                         "DELETE FROM {} AS t WHERE {}",
                         ident(&table.name),
@@ -4197,7 +4233,9 @@ fn forget_columns(tx: &Connection, table: &Table) -> Result<bool> {
         )?;
     }
     let came = table.columns.iter().any(|c| !remembered.iter().any(|(_, name)| *name == c.name));
-    Ok(!gone.is_empty() && came)
+    let is_left_out = |name: &String| table.rule.left_out.iter().any(|left| left.eq_ignore_ascii_case(name));
+    let is_really_gone = remembered.iter().any(|(_, name)| !is_here(name) && !is_left_out(name));
+    Ok(is_really_gone && came)
 }
 
 /// Rows that went while nobody watched take their pending edits with them: only what the triggers saw being deleted is

@@ -78,6 +78,33 @@ impl Cycle {
         Ok(())
     }
 
+    /// What a query with a table's condition was answered with. Where PostgreSQL fails over the condition, or takes too long over
+    /// it, that table is left alone for a while, and the others go on with the next cycle.
+    pub(super) fn or_blame_filter<T>(
+        &self,
+        ready: &ReadyTable,
+        answer: std::result::Result<T, CloudFailure>,
+    ) -> std::result::Result<T, CloudFailure> {
+        let Err(failure) = &answer else { return answer };
+        let is_its_own = |sqlstate: &str| {
+            ["22", "42", "P0"].iter().any(|class| sqlstate.starts_with(class)) || sqlstate == "57014"
+        };
+        if ready.table.rule.filter.is_some() && failure.sqlstate.as_deref().is_some_and(is_its_own) {
+            let mut failed = self.parts.failed_filters.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = failed.get(&ready.table.id).map(|(until, wait, _)| (*until, *wait));
+            let (until, wait) = again(last, &self.options.pace);
+            let why = format!("tables.{}.where fails on a row: {}", ready.table.name, failure.detail);
+            failed.insert(ready.table.id, (until, wait, why));
+        }
+        answer
+    }
+
+    /// Why a table is left alone for now.
+    pub(super) fn failed_filter(&self, table: i64) -> Option<String> {
+        let failed = self.parts.failed_filters.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.get(&table).filter(|(until, ..)| Instant::now() < *until).map(|(.., why)| why.clone())
+    }
+
     /// The tables that are not this file's alone. Says once what is set for a table that is not there.
     pub(super) fn in_both(&self, mut tables: Vec<Table>) -> Vec<Table> {
         let is_here = |name: &str| tables.iter().any(|table| table.name.eq_ignore_ascii_case(name));

@@ -118,6 +118,11 @@ pub(super) fn sends(conn: &Connection, id: i64) -> rusqlite::Result<bool> {
     Ok(rule.direction.sends())
 }
 
+/// Whether the cloud may have rows of the table, and keep them, that this file never sees.
+pub(super) fn keeps_strangers_away(table: &Table) -> bool {
+    table.rule.filter.is_some() || !table.rule.direction.receives()
+}
+
 /// The page as it is to be applied: a row that does not come home is as good as deleted there, unless something is pending in
 /// it. That is merged with the row and sent first.
 pub(super) fn without_strangers<'p>(
@@ -140,6 +145,10 @@ pub(super) fn without_strangers<'p>(
         if !pending {
             leaving.insert((id, json_array(&key)));
         }
+    }
+    for (id, key) in &leaving {
+        let table = tables.iter().find(|table| table.id == *id).ok_or(StoreError::SchemaChanged)?;
+        page.leaving.insert(format!("{}{key}", table.name));
     }
     let leaves = |row: &PulledRow| leaving.contains(&(row.table, json_array(&row.key)));
     let (gone, unfit) = std::mem::take(&mut page.unfit).into_iter().partition(|unfit| leaves(&unfit.row));
@@ -166,6 +175,21 @@ impl Applier<'_> {
         );
         let mut rows = query(self.tx, &sql, key, |row| values(row, 0, names.len()))?;
         Ok(rows.pop().unwrap_or_default())
+    }
+
+    /// What a row that goes had in the columns that are left out is nowhere else: it goes on record.
+    pub(super) fn log_left_out(&self, table: &Table, key: &[Value]) -> Result<()> {
+        for (name, value) in table.rule.left_out.iter().zip(self.left_out(table, key)?) {
+            if value != Value::Null {
+                self.tx
+                    .prepare_cached(
+                        "INSERT INTO _tidewater_conflicts (table_name, key, column, local, kept) \
+                         VALUES (?1, ?2, ?3, ?4, 'cloud')",
+                    )?
+                    .execute(params![table.name, json_array(key), name, value.to_json().to_string()])?;
+            }
+        }
+        Ok(())
     }
 
     /// Inserts a row, with what it had in the columns that are left out, if it had anything.
