@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | `/` | a page for people, which lives on the other routes |
 //! | `/healthz` | 200 while every actor answers, otherwise 503 and which one does not; nothing that a cloud could change |
-//! | `/readyz` | 200 or 503, with the reasons: [`Readiness`](crate::Readiness) |
+//! | `/readyz` | 200 or 503, with the reasons: [`Readiness`] |
 //! | `/metrics` | OpenMetrics, or Prometheus' older text, as the `Accept` header prefers |
 //! | `/status` | what `run_supervisor status --json` prints |
 //! | `/events` | server-sent events, see below |

@@ -77,6 +77,16 @@ pub struct SyncOptions {
     pub proxy_required: bool,
 }
 
+/// A condition over which PostgreSQL failed.
+#[derive(Debug, Clone)]
+pub struct FailedFilter {
+    /// Until then its table is left alone.
+    until: Instant,
+    /// How long that is.
+    wait: Duration,
+    why: String,
+}
+
 /// What the syncer works with. All of it outlives the actor.
 #[derive(Debug, Clone)]
 pub struct SyncParts {
@@ -94,8 +104,8 @@ pub struct SyncParts {
     pub rules: Arc<TableRules>,
     /// Which of the cloud's tables this file is given, as soon as it has those that its app gives it.
     pub wanted: Arc<OnceLock<Wanted>>,
-    /// The tables whose `where` failed on a row, by id: until when they are left alone, how long that is, and why.
-    pub failed_filters: Arc<Mutex<HashMap<i64, (Instant, Duration, String)>>>,
+    /// The tables whose `where` failed on a row, by id.
+    pub failed_filters: Arc<Mutex<HashMap<i64, FailedFilter>>>,
     /// What has been said once and need not be said again.
     pub said: Arc<Mutex<HashSet<String>>>,
     /// The tables whose rows wait for something that a person has to do, by id, with what that is.

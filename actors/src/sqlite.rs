@@ -1233,7 +1233,7 @@ impl Store {
             if is_own_insert && !losses.is_empty() && rules::keeps_strangers_away(table) {
                 // A row that this file could not know of: nobody meant to change that.
                 let message = "the cloud has another row under this key, which does not come here".to_owned();
-                let values = local.as_deref().map(|row| json_array(row));
+                let values = local.as_deref().map(json_array);
                 let (id, key) = (table.id, hit.key.clone());
                 let refusal = Refusal { table: id, key, sqlstate: None, message, constraint: None, values };
                 let parkings = meta::<i64>(&tx, "parkings")?.unwrap_or(0) + 1;

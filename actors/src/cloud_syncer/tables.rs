@@ -91,10 +91,10 @@ impl Cycle {
         };
         if ready.table.rule.filter.is_some() && failure.sqlstate.as_deref().is_some_and(is_its_own) {
             let mut failed = self.parts.failed_filters.lock().unwrap_or_else(PoisonError::into_inner);
-            let last = failed.get(&ready.table.id).map(|(until, wait, _)| (*until, *wait));
+            let last = failed.get(&ready.table.id).map(|last| (last.until, last.wait));
             let (until, wait) = again(last, &self.options.pace);
             let why = format!("tables.{}.where fails on a row: {}", ready.table.name, failure.detail);
-            failed.insert(ready.table.id, (until, wait, why));
+            failed.insert(ready.table.id, FailedFilter { until, wait, why });
         }
         answer
     }
@@ -102,7 +102,7 @@ impl Cycle {
     /// Why a table is left alone for now.
     pub(super) fn failed_filter(&self, table: i64) -> Option<String> {
         let failed = self.parts.failed_filters.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.get(&table).filter(|(until, ..)| Instant::now() < *until).map(|(.., why)| why.clone())
+        failed.get(&table).filter(|failed| Instant::now() < failed.until).map(|failed| failed.why.clone())
     }
 
     /// The tables that are not this file's alone. Says once what is set for a table that is not there.
