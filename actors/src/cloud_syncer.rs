@@ -47,7 +47,7 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Applied, Backlog, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part,
+    Applied, Backlog, Counts, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part,
     PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
@@ -138,8 +138,7 @@ pub struct CloudSyncer {
     trouble: Option<String>,
     /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
     adopting: Option<Option<AvailabilityChanged>>,
-    /// What waited when somebody asked last, when that was, and how long it took to see.
-    backlog: BacklogLook,
+    looks: Looks,
     /// Whether it is known that the cloud announces what other devices commit.
     announced: bool,
     /// Why the cloud is away; nothing as long as nobody has looked, and while it is there.
@@ -273,7 +272,7 @@ impl CloudSyncer {
             cycles_begun: 0,
             trouble: None,
             adopting: None,
-            backlog: BacklogLook::default(),
+            looks: Looks::default(),
             announced: false,
             offline: None,
             log,
@@ -478,25 +477,55 @@ impl CloudSyncer {
     }
 }
 
-/// What waits: bytes and age as of a moment ago, looked at so seldom that this takes a twentieth of the time at most.
-#[derive(Debug, Clone, Default)]
-struct BacklogLook(Arc<Mutex<Option<(Instant, Duration, Backlog)>>>);
+/// What a look at the file found. One that takes long, because so much waits, is made so seldom that all of them take a fiftieth
+/// of the time at most, however many ask.
+#[derive(Debug)]
+struct Looked<T>(Arc<Mutex<Option<(Instant, Duration, T)>>>);
 
-impl BacklogLook {
-    fn report(&self, readers: &Readers, entries: u64) -> BacklogReport {
+/// A look that takes less is made whenever somebody asks.
+const QUICK_LOOK: Duration = Duration::from_millis(20);
+
+impl<T> Default for Looked<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> Clone for Looked<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T: Clone> Looked<T> {
+    fn at(&self, look: impl FnOnce() -> T) -> T {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, took, found)) = &*last
+            && *took >= QUICK_LOOK
+            && when.elapsed() < *took * 50
+        {
+            return found.clone();
+        }
+        let began = Instant::now();
+        let found = look();
+        *last = Some((Instant::now(), began.elapsed(), found.clone()));
+        found
+    }
+}
+
+/// The numbers that are in the file, as of a moment ago.
+#[derive(Debug, Clone, Default)]
+struct Looks {
+    counts: Looked<Counts>,
+    backlog: Looked<Backlog>,
+}
+
+impl Looks {
+    fn backlog(&self, readers: &Readers, entries: u64) -> BacklogReport {
         if entries == 0 {
             return BacklogReport::default();
         }
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let backlog = match *known {
-            Some((at, took, backlog)) if at.elapsed() < took * 20 => backlog,
-            _ => {
-                let began = Instant::now();
-                let backlog = readers.backlog().unwrap_or_default();
-                *known = Some((Instant::now(), began.elapsed(), backlog));
-                backlog
-            }
-        };
+        let backlog = self.backlog.at(|| readers.backlog().unwrap_or_default());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let age = |stamp: i64| {
             now.saturating_sub(Duration::from_micros(u64::try_from(stamp).unwrap_or(0))).as_secs_f64()
@@ -506,8 +535,8 @@ impl BacklogLook {
 }
 
 /// Adds the numbers that are in the file.
-fn counted(report: SyncReport, readers: &Readers, backlog: &BacklogLook) -> SyncReport {
-    let counts = readers.counts().unwrap_or_default();
+fn counted(report: SyncReport, readers: &Readers, looks: &Looks) -> SyncReport {
+    let counts = looks.counts.at(|| readers.counts().unwrap_or_default());
     let total = |name| readers.total(name).unwrap_or_default();
     SyncReport {
         pending: counts.pending,
@@ -515,7 +544,7 @@ fn counted(report: SyncReport, readers: &Readers, backlog: &BacklogLook) -> Sync
         conflicts: counts.conflicts,
         rows_flushed: total("rows_flushed"),
         rows_warmed: total("rows_warmed"),
-        backlog: backlog.report(readers, counts.pending),
+        backlog: looks.backlog(readers, counts.pending),
         ..report
     }
 }
@@ -676,11 +705,11 @@ impl Handler<GetSyncReport> for CloudSyncer {
     type Result = ResponseFuture<SyncReport>;
 
     fn handle(&mut self, _: GetSyncReport, _: &mut Self::Context) -> Self::Result {
-        let (report, readers, backlog) = (self.report(), self.parts.readers.clone(), self.backlog.clone());
+        let (report, readers, looks) = (self.report(), self.parts.readers.clone(), self.looks.clone());
         Box::pin(async move {
             let known = report.clone();
             // Counting a long journal takes a while, and this thread is the watcher's and the breaker's, too.
-            let counting = actix_rt::task::spawn_blocking(move || counted(report, &readers, &backlog));
+            let counting = actix_rt::task::spawn_blocking(move || counted(report, &readers, &looks));
             counting.await.unwrap_or(known)
         })
     }
