@@ -3280,8 +3280,11 @@ impl<'a> Applier<'a> {
                     let theirs = match self.page.stamps.get(&ledger_name(table, &pulled.key)) {
                         None => Theirs::Unasked,
                         Some(Some(stamp)) => Theirs::At(*stamp),
-                        Some(None) if followed.contains_key(&table.id) => Theirs::Before,
-                        Some(None) => Theirs::Unknown,
+                        Some(None) => match followed.get(&table.id) {
+                            Some(Since::Cursor) => Theirs::Before,
+                            Some(Since::Stamp(_)) => Theirs::Untold,
+                            None => Theirs::Unknown,
+                        },
                     };
                     let seen = Seen { row: row.as_deref(), newest: pulled.seen, theirs };
                     let merged = match merge(table, self.policies.of(table), entry, local.as_deref(), seen) {

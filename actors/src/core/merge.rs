@@ -128,6 +128,9 @@ pub enum Theirs {
     /// No other device, and no plain SQL, has changed it since this file saw it: what differs was changed here, or by the cloud
     /// in answer to what this device sent.
     Before,
+    /// Nobody is known to have changed it since this file saw it, some time ago: what is here counts, and what it replaces is on
+    /// record.
+    Untold,
     /// There is no telling: the cloud's row counts.
     Unknown,
     /// Nobody has asked yet.
@@ -188,7 +191,7 @@ impl Decision {
         let is_ours = match (self.policy, self.theirs) {
             (Policy::Local, _) => true,
             (_, Theirs::Unasked) => return Err(Undecided),
-            (_, Theirs::Before) => true,
+            (_, Theirs::Before | Theirs::Untold) => true,
             (Policy::Cloud, _) | (_, Theirs::Unknown) => false,
             (Policy::Newest, Theirs::At(theirs)) => is_ours_newer(theirs),
         };
@@ -266,7 +269,7 @@ pub fn merge(
         },
         (Some(local), None) if entry.whole => {
             // The cloud had it perhaps. Only somebody's deletion says that it did: what is missing is not guessed to be one.
-            let is_wanted = matches!(cloud.theirs, Theirs::Before | Theirs::Unknown)
+            let is_wanted = matches!(cloud.theirs, Theirs::Before | Theirs::Untold | Theirs::Unknown)
                 || (if entry.dirty.contains(&true) { decision.of_edit()? } else { decision.of_unseen()? })
                     == Side::Local;
             if is_wanted {
@@ -591,6 +594,24 @@ mod tests {
         assert_eq!(merged.losses.iter().map(|loss| loss.column).collect::<Vec<_>>(), [Some(1)]);
     }
 
+    /// What nobody watched replaces the cloud's in silence only where it is certain that nobody has changed that.
+    #[test]
+    fn what_was_not_watched_replaces_only_what_was_seen_in_silence() {
+        let merged = |theirs| {
+            let entry = Entry { whole: true, ..entry(false, [None, None]) };
+            let seen = Seen { row: Some(&row(11, 2)), newest: 5, theirs };
+            merge(&table(), Policy::Newest, entry, Some(&row(10, 2)), seen).unwrap()
+        };
+        let kept = |theirs| merged(theirs).losses.iter().map(|loss| loss.kept).collect::<Vec<_>>();
+        assert_eq!(kept(Theirs::Before), []);
+        assert_eq!(kept(Theirs::Untold), [Side::Local]);
+        assert_eq!(kept(Theirs::Unknown), [Side::Cloud]);
+        // Whoever has changed it since knows better, whenever that was.
+        assert_eq!(kept(Theirs::At(-1)), [Side::Cloud]);
+        assert_eq!(merged(Theirs::Untold).local, Local::Keep);
+        assert!(merged(Theirs::Untold).entry.is_some());
+    }
+
     /// The larger stamp wins, the cloud's of two that are equal; the other policies ask no clock; and without an answer
     /// nothing is decided, unless there is nothing to decide.
     #[test]
@@ -609,6 +630,7 @@ mod tests {
         assert_eq!(decided(Policy::Newest, Theirs::At(99)), Ok(Side::Local));
         assert_eq!(decided(Policy::Newest, Theirs::At(100)), Ok(Side::Cloud));
         assert_eq!(decided(Policy::Newest, Theirs::Before), Ok(Side::Local));
+        assert_eq!(decided(Policy::Newest, Theirs::Untold), Ok(Side::Local));
         assert_eq!(decided(Policy::Newest, Theirs::Unknown), Ok(Side::Cloud));
         assert_eq!(decided(Policy::Newest, Theirs::Unasked), Err(Undecided));
         assert_eq!(decided(Policy::Local, Theirs::At(101)), Ok(Side::Local));
