@@ -29,13 +29,13 @@ async fn what_is_sent_behind_a_begin_that_was_cancelled_takes_no_effect() {
         .unwrap();
     bench.proxy.stop();
     harness::wait_for(&db, "offline", |status| status.sync.state == "offline").await;
+    client.batch_execute("UPDATE note SET v = 'there' WHERE id = 1").await.unwrap();
     run(
         &db,
         "INSERT INTO note VALUES (4, 'four');\nUPDATE note SET v = 'deux' WHERE id = 2;\nDELETE FROM note WHERE id = 3;\n\
          UPDATE note SET v = 'here' WHERE id = 1;\nINSERT INTO day VALUES (2, '2024-03-01')",
     )
     .await;
-    client.batch_execute("UPDATE note SET v = 'there' WHERE id = 1").await.unwrap();
     // Three rounds do not begin.
     fail::cfg("cloud.begin", "3*return->off").unwrap();
     bench.proxy.start();

@@ -25,8 +25,9 @@ use crate::core::merge::Entry;
 use crate::core::schema::{Column, Table};
 
 /// The stamp of what is written now, in microseconds since 1970: the wall clock, as far off as the server found it to be, and
-/// later than whatever this file had seen of the cloud. `unixepoch('subsec')` is NULL before SQLite 3.42.
-const NOW: &str = "(SELECT max(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) + ahead, seen + 1) \
+/// later than whatever this file had seen of the cloud. SQLite's clock shows whole milliseconds: the next one is taken, or what
+/// is written after something would be earlier than that. `unixepoch('subsec')` is NULL before SQLite 3.42.
+const NOW: &str = "(SELECT max(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) + 1000 + ahead, seen + 1) \
                    FROM _tidewater_clock)";
 
 /// The kinds of table that hold keys or entries.
