@@ -510,11 +510,11 @@ async fn histories(first: u64, count: u64, by_unique: bool) {
 /// Random schemas and histories; `TIDEWATER_SEED` names one, `TIDEWATER_HISTORIES` how many.
 #[actix_rt::test]
 async fn whatever_the_schema_the_cloud_holds_what_the_file_holds() {
-    histories(number("TIDEWATER_SEED", 1), number("TIDEWATER_HISTORIES", 120), false).await;
+    histories(number("TIDEWATER_SEED", 1), number("TIDEWATER_HISTORIES", 80), false).await;
 }
 
 /// The same where foreign keys refer to unique constraints as well, which the cloud checks row by row.
 #[actix_rt::test]
 async fn the_same_where_rows_refer_to_unique_values() {
-    histories(number("TIDEWATER_SEED", 1), number("TIDEWATER_HISTORIES", 40), true).await;
+    histories(number("TIDEWATER_SEED", 1), number("TIDEWATER_HISTORIES", 30), true).await;
 }
