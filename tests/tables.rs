@@ -781,3 +781,31 @@ async fn what_is_left_out_is_on_record_when_its_row_goes() {
     let log = "SELECT group_concat(key || column || local || kept) FROM _tidewater_conflicts";
     assert_eq!(here(&a.db, log), "[1]mood\"glad\"cloud");
 }
+
+/// A row whose deletion here has lost comes back, also where what was deleted with it stands in a table that cannot be synced.
+#[actix_rt::test]
+async fn a_parent_comes_back_when_its_child_s_table_cannot_be_synced() {
+    let sql = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT, mood TEXT);
+CREATE TABLE beat (id INTEGER PRIMARY KEY);
+CREATE TABLE line (id INTEGER PRIMARY KEY, note INTEGER NOT NULL REFERENCES note (id) ON DELETE CASCADE)";
+    let mut a = Device::new(Bench::new().await, sql, &[]).await;
+    let client = a.bench.cloud.connect().await;
+    run(&a.db, "INSERT INTO note VALUES (1, 'a', NULL);\nINSERT INTO line VALUES (7, 1)").await;
+    wait_until_flushed(&a.db).await;
+    client
+        .batch_execute(
+            "ALTER TABLE line DROP CONSTRAINT line_note_fkey; ALTER TABLE line ADD owed int NOT NULL DEFAULT 0;
+             ALTER TABLE line ALTER owed DROP DEFAULT",
+        )
+        .await
+        .unwrap();
+    a.sees_all(&client).await;
+    a.bench.proxy.stop();
+    wait_for(&a.db, "offline", |status| status.sync.state == "offline").await;
+    run(&a.db, "DELETE FROM note WHERE id = 1").await;
+    client.batch_execute("UPDATE note SET body = 'later' WHERE id = 1").await.unwrap();
+    a.bench.proxy.start();
+    wait_until_here(&a.db, ALL, "1:later").await;
+    a.sees_all(&client).await;
+    assert_eq!(there(&client, ALL_THERE).await, "1:later");
+}

@@ -3512,12 +3512,11 @@ impl<'a> Applier<'a> {
                     for key in query(self.tx, &sql, &referred, |row| values(row, 0, child.key.len()))? {
                         let mut rows = self.page.rows.iter();
                         let Some(pulled) = rows.find(|p| p.table == child.id && p.key == key) else {
-                            if !self.page.knows(child.id, &key) {
-                                missing.push(Lookup {
-                                    table: child.id,
-                                    columns: child.key.clone(),
-                                    values: key,
-                                });
+                            let is_known = self.page.knows(child.id, &key);
+                            let lookup = Lookup { table: child.id, columns: child.key.clone(), values: key };
+                            // Its table may be one that is not synced, so that nobody can say what became of it.
+                            if !is_known && !self.page.absent.contains(&lookup) {
+                                missing.push(lookup);
                             }
                             continue;
                         };
