@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use slog::{Logger, debug, error, info, warn};
@@ -35,11 +35,10 @@ use crate::core::value::{
     from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
-    DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
-    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
-    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
-    WaitSynced,
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
+    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
+    JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
+    Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
 };
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
@@ -47,19 +46,21 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Applied, Backlog, Counts, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page,
-    Part, PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
+    Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
+    Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
 use crate::timings::{Timings, now_us};
 
 mod history;
+mod looks;
 mod parked;
 mod tables;
 mod trim;
 
 use history::{Evidence, evidence};
+use looks::{Looks, counted};
 use parked::Discards;
 
 /// How the syncer works.
@@ -338,6 +339,10 @@ impl CloudSyncer {
         // After trouble the next cycle settles, and looks at the cloud's tables, anew.
         self.memory = if ended.is_ok() { memory } else { Memory::default() };
         self.say(&ended);
+        if ended.is_ok() {
+            // Who looks after a flush sees what it did, not what was counted before.
+            self.looks = Looks::default();
+        }
         if !self.announced && self.parts.cloud.as_ref().is_some_and(Cloud::announces) {
             self.announced = true;
             debug!(
@@ -474,78 +479,6 @@ impl CloudSyncer {
             State::Working => "warming",
         };
         SyncReport { state: state.to_owned(), detail: self.trouble.clone(), ..SyncReport::default() }
-    }
-}
-
-/// What a look at the file found. One that takes long, because so much waits, is made so seldom that all of them take a fiftieth
-/// of the time at most, however many ask.
-#[derive(Debug)]
-struct Looked<T>(Arc<Mutex<Option<(Instant, Duration, T)>>>);
-
-/// A look that takes less is made whenever somebody asks.
-const QUICK_LOOK: Duration = Duration::from_millis(20);
-
-impl<T> Default for Looked<T> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<T> Clone for Looked<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T: Clone> Looked<T> {
-    fn at(&self, look: impl FnOnce() -> T) -> T {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((when, took, found)) = &*last
-            && *took >= QUICK_LOOK
-            && when.elapsed() < *took * 50
-        {
-            return found.clone();
-        }
-        let began = Instant::now();
-        let found = look();
-        *last = Some((Instant::now(), began.elapsed(), found.clone()));
-        found
-    }
-}
-
-/// The numbers that are in the file, as of a moment ago.
-#[derive(Debug, Clone, Default)]
-struct Looks {
-    counts: Looked<Counts>,
-    backlog: Looked<Backlog>,
-}
-
-impl Looks {
-    fn backlog(&self, readers: &Readers, entries: u64) -> BacklogReport {
-        if entries == 0 {
-            return BacklogReport::default();
-        }
-        let backlog = self.backlog.at(|| readers.backlog().unwrap_or_default());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let age = |stamp: i64| {
-            now.saturating_sub(Duration::from_micros(u64::try_from(stamp).unwrap_or(0))).as_secs_f64()
-        };
-        BacklogReport { entries, bytes: backlog.bytes, oldest_age_s: backlog.oldest_us.map(age) }
-    }
-}
-
-/// Adds the numbers that are in the file.
-fn counted(report: SyncReport, readers: &Readers, looks: &Looks) -> SyncReport {
-    let counts = looks.counts.at(|| readers.counts().unwrap_or_default());
-    let total = |name| readers.total(name).unwrap_or_default();
-    SyncReport {
-        pending: counts.pending,
-        parked: counts.parked,
-        conflicts: counts.conflicts,
-        rows_flushed: total("rows_flushed"),
-        rows_warmed: total("rows_warmed"),
-        backlog: looks.backlog(readers, counts.pending),
-        ..report
     }
 }
 
