@@ -391,6 +391,18 @@ pub enum CloudValue {
     Bytes(Vec<u8>),
 }
 
+impl CloudValue {
+    /// The bytes that the value takes, about.
+    pub fn size(&self) -> usize {
+        match self {
+            CloudValue::Null | CloudValue::Bool(_) => 1,
+            CloudValue::Int(_) | CloudValue::Float(_) => 8,
+            CloudValue::Text(text) => text.len(),
+            CloudValue::Bytes(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// A value that the cloud's column cannot carry unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{found} cannot be carried unchanged by a column of type {wanted}")]
