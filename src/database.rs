@@ -525,14 +525,23 @@ impl Database {
                 actor.state = "silent".to_owned();
             }
         }
+        let unasked = || ProxyReport {
+            detail: match actors.iter().find(|actor| actor.name == "ProxyWatcher") {
+                Some(actor) if actor.state == "silent" => "the watcher does not answer".to_owned(),
+                _ => "the watcher is being restarted".to_owned(),
+            },
+            ..self.inner.unasked.clone()
+        };
+        let sync = sync.ok().and_then(Result::ok).unwrap_or_default();
+        let replaced = self.inner.readers.same_file().err().map(|error| error.to_string());
         let status = StatusSummary {
-            proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(|| self.inner.unasked.clone()),
+            proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(unasked),
             circuit: circuit.ok().and_then(Result::ok).unwrap_or_default(),
-            sync: sync.ok().and_then(Result::ok).unwrap_or_default(),
             sqlite: SqliteReport {
-                problem: self.inner.readers.same_file().err().map(|error| error.to_string()),
+                problem: replaced.or_else(|| sync.uncounted.clone()),
                 ..self.inner.sqlite.clone()
             },
+            sync,
             http: HttpReport { listen: self.inner.http.get().map(ToString::to_string) },
             actors,
             ..StatusSummary::default()
@@ -750,7 +759,6 @@ impl Plan {
             endpoint: self.settings.proxy.endpoint(),
             environment: self.settings.supervisor.environment.to_string(),
             proxy_required: self.settings.proxy.require,
-            detail: "the watcher is being restarted".to_owned(),
             ..ProxyReport::default()
         };
         let log = self.log.clone();

@@ -341,7 +341,7 @@ impl CloudSyncer {
         self.say(&ended);
         if ended.is_ok() {
             // Who looks after a flush sees what it did, not what was counted before.
-            self.looks = Looks::default();
+            self.looks.outdate();
         }
         if !self.announced && self.parts.cloud.as_ref().is_some_and(Cloud::announces) {
             self.announced = true;
@@ -638,13 +638,7 @@ impl Handler<GetSyncReport> for CloudSyncer {
     type Result = ResponseFuture<SyncReport>;
 
     fn handle(&mut self, _: GetSyncReport, _: &mut Self::Context) -> Self::Result {
-        let (report, readers, looks) = (self.report(), self.parts.readers.clone(), self.looks.clone());
-        Box::pin(async move {
-            let known = report.clone();
-            // Counting a long journal takes a while, and this thread is the watcher's and the breaker's, too.
-            let counting = actix_rt::task::spawn_blocking(move || counted(report, &readers, &looks));
-            counting.await.unwrap_or(known)
-        })
+        Box::pin(counted(self.report(), self.parts.readers.clone(), self.looks.clone()))
     }
 }
 
