@@ -180,7 +180,7 @@ fn status_line(summary: &StatusSummary) -> String {
         ProxyStatus::Available => vec!["cloud available".to_owned()],
         ProxyStatus::Unavailable | ProxyStatus::Unknown => vec![explained("SQLite only", &proxy.detail)],
     };
-    if sync.pending > 0 || parts == ["cloud available"] {
+    if sync.pending > 0 || (parts == ["cloud available"] && !sync.state.is_empty()) {
         parts.push(format!("{} pending", sync.pending));
     }
     if sync.parked > 0 {

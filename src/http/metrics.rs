@@ -101,23 +101,19 @@ impl Collector for Scrape {
             .encode_info(&version)?;
         page.yes_no("ready", "Whether the process can do its job, as /readyz says", readiness.ready)?;
 
-        let available = proxy.status == ProxyStatus::Available;
-        page.yes_no(
-            "cloud_available",
-            "Whether PostgreSQL answers through the proxy, and is ours",
-            available,
-        )?;
         page.yes_no("cloud_required", "Whether the cloud has to be available", proxy.proxy_required)?;
         let status = proxy.status.to_string();
         let statuses = ["available", "unavailable", "unknown"];
         page.state("proxy_status", "What is known of the proxy", "status", &statuses, &status)?;
-        page.yes_no(
-            "proxy_checks_paused",
-            "Whether the checks are paused until something listens",
-            proxy.paused,
-        )?;
-        let failures = i64::from(proxy.consecutive_failures);
-        page.gauge("proxy_consecutive_failures", "Failed checks in a row", None, &failures)?;
+        if actors.iter().any(|actor| actor.name == "ProxyWatcher" && actor.state == "running") {
+            let available = proxy.status == ProxyStatus::Available;
+            let help = "Whether PostgreSQL answers through the proxy, and is ours";
+            page.yes_no("cloud_available", help, available)?;
+            let help = "Whether the checks are paused until something listens";
+            page.yes_no("proxy_checks_paused", help, proxy.paused)?;
+            let failures = i64::from(proxy.consecutive_failures);
+            page.gauge("proxy_consecutive_failures", "Failed checks in a row", None, &failures)?;
+        }
         if let Some(at) = proxy.last_success {
             let help = "When PostgreSQL last answered, since 1970";
             page.gauge("proxy_last_success_timestamp", help, Some(&Unit::Seconds), &at)?;

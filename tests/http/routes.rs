@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tidewater_test_support::{shell, wait};
+use tidewater_test_support::{Browser, shell, wait};
 
 use crate::client::{Answer, Events, ask, get};
 use crate::process::{Device, PATIENCE, Process, message, output};
@@ -157,6 +157,17 @@ async fn health_names_an_actor_that_is_stuck() {
         None,
         "nobody knows, and a zero would be wrong"
     );
+    let page = String::from_utf8(output(device.command().arg("status")).stdout).unwrap();
+    assert!(page.contains("sync     -\n") && !page.contains("pending"), "{page}");
+    // The page in a browser does not say so either, and says what it is that does not answer.
+    let browser = Browser::start();
+    browser.open(&format!("http://{address}/"));
+    browser.wait_for_text("#actors", "CloudSyncer ✕ silent");
+    browser.wait_for_text("#sync", "nobody answers");
+    browser.wait_for_text("#parked-title", "Parked rows (–)");
+    browser.wait_for_text("#conflicts-title", "Conflicts (–)");
+    assert!(browser.script("return document.title").as_str().unwrap().ends_with(", – pending"));
+    assert!(browser.text("#pending").contains("Pending: –"), "{}", browser.text("#pending"));
     process.kill();
 }
 
