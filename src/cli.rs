@@ -248,7 +248,14 @@ fn render_status_at(status: &Value, now: Duration) -> String {
             ],
         );
         let oldest = sync["backlog"]["oldest_age_s"].as_f64();
-        page.row("", &[oldest.map(|age| format!("the oldest has waited for {}", in_words(age)))]);
+        let bytes = sync["backlog"]["bytes"].as_u64().filter(|bytes| *bytes > 0);
+        page.row(
+            "",
+            &[
+                oldest.map(|age| format!("the oldest has waited for {}", in_words(age))),
+                bytes.map(|bytes| format!("{bytes} bytes of journal")),
+            ],
+        );
     }
 
     let required = proxy["proxy_required"].as_bool().unwrap_or(false).then(|| "required".to_owned());
@@ -432,7 +439,7 @@ mod tests {
 not ready CloudSyncer is restarting
 sync     offline  12 pending  0 parked  1 conflicts
          340 rows flushed  7 rows warmed
-         the oldest has waited for 5 min
+         the oldest has waited for 5 min  480 bytes of journal
 proxy    unavailable  127.0.0.1:5432  development
          Proxy not running on 127.0.0.1:5432
          5 failures in a row, checks are paused until something listens

@@ -134,6 +134,8 @@ impl Collector for Scrape {
             page.state("sync_state", "What the sync does", "state", &states, &sync.state)?;
             let pending = "Rows that the cloud has not seen, parked ones excluded";
             page.gauge("journal_pending_entries", pending, None, &gauged(sync.pending))?;
+            let help = "What the entries of these rows take in the file, besides the rows themselves";
+            page.gauge("journal_pending", help, Some(&Unit::Bytes), &gauged(sync.backlog.bytes))?;
             if let Some(age) = sync.backlog.oldest_age_s.or((sync.pending == 0).then_some(0.0)) {
                 let help = "How long the row that has waited longest waits";
                 page.gauge("journal_oldest_age", help, Some(&Unit::Seconds), &age)?;
@@ -149,6 +151,7 @@ impl Collector for Scrape {
         page.by_actor("actor_running", help, MetricType::Gauge, actors, |actor| {
             u64::from(actor.state == "running")
         })?;
+        page.actor_states("actor_state", "What the actor does", actors)?;
         let help = "How often the actor was restarted";
         page.by_actor("actor_restarts", help, MetricType::Counter, actors, |actor| actor.restarts.into())?;
         let help = "How often the actor panicked";
@@ -200,6 +203,18 @@ impl Page<'_> {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for state in states {
             metric.encode_family(&[(label, *state)])?.encode_gauge(&i64::from(*state == now))?;
+        }
+        Ok(())
+    }
+
+    /// The same for each actor.
+    fn actor_states(&mut self, name: &str, help: &str, actors: &[ActorReport]) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for actor in actors {
+            for state in ["running", "silent", "restarting", "ended"] {
+                let labels = [("actor", actor.name.as_str()), ("state", state)];
+                metric.encode_family(&labels)?.encode_gauge(&i64::from(state == actor.state))?;
+            }
         }
         Ok(())
     }
