@@ -19,6 +19,7 @@
 //! | `/metrics` | OpenMetrics, or Prometheus' older text, as the `Accept` header prefers |
 //! | `/status` | what `run_supervisor status --json` prints |
 //! | `/events` | server-sent events, see below |
+//! | `/proof` | to `?nonce=…`, what only somebody can say who knows the token: HMAC-SHA256 of `tidewater token …`; the page asks for it before it sends the token |
 //! | `/parked`, `/conflicts` | with the token: what `parked --json` and `conflicts --json` print; `?table=`, `limit=`, `after=` and `before=` |
 //! | `POST` `/check`, `/reset`, `/flush`, `/warm` | with the token: what the verbs do; the body is `{}`, or `{"wait":true}` for the last two |
 //! | `POST` `/parked/retry` | with the token; `{"which":"all"}`, `{"which":{"table":"note"}}` or `{"which":{"ids":[3]}}` |
@@ -146,6 +147,7 @@ fn routes(
             return;
         }
         config
+            .service(web::resource("/proof").wrap(from_fn(guard::open)).to(actions::proof))
             .service(web::resource("/parked").wrap(from_fn(guard::rows)).to(actions::parked))
             .service(web::resource("/conflicts").wrap(from_fn(guard::rows)).to(actions::conflicts));
         for (path, verb) in actions::ROUTES {

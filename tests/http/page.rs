@@ -1,7 +1,11 @@
 //! The page: its headers, and what a person sees of it in a browser.
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 use tidewater_test_support::{Browser, shell, wait};
@@ -68,11 +72,66 @@ fn own_address() -> SocketAddr {
 /// A supervisor on that address.
 fn start(command: &mut Command, address: SocketAddr) -> Process {
     let process = Process::ready(command.env("TIDEWATER_HTTP__LISTEN", address.to_string()));
-    wait::until_blocking("it answers", PATIENCE, || match std::net::TcpStream::connect(address) {
+    wait::until_blocking("it answers", PATIENCE, || match TcpStream::connect(address) {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     });
     process
+}
+
+/// Somebody else on a supervisor's address, who says that everything takes the token and knows none.
+struct Impostor {
+    address: SocketAddr,
+    over: Arc<AtomicBool>,
+    listening: std::thread::JoinHandle<Vec<String>>,
+}
+
+impl Impostor {
+    fn listen(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let over = Arc::<AtomicBool>::default();
+        let ended = over.clone();
+        let listening = std::thread::spawn(move || {
+            let mut heads = vec![];
+            for stream in listener.incoming() {
+                if ended.load(Ordering::SeqCst) {
+                    break;
+                }
+                let mut stream = stream.unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+                let mut head = vec![];
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                    head.push(byte[0]);
+                }
+                // A browser opens connections that it may need later.
+                if head.is_empty() {
+                    continue;
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let (status, body) = match head.starts_with("GET /proof?") {
+                    true => ("200 OK", format!("{{\"proof\":\"{}\"}}", "0".repeat(64))),
+                    false => ("401 Unauthorized", "the token, please".to_owned()),
+                };
+                let length = body.len();
+                // Whoever has gone is not answered.
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                );
+                heads.push(head);
+            }
+            heads
+        });
+        Self { address, over, listening }
+    }
+
+    /// What it was asked.
+    fn stop(self) -> Vec<String> {
+        self.over.store(true, Ordering::SeqCst);
+        let _wakes = TcpStream::connect(self.address).unwrap();
+        self.listening.join().unwrap()
+    }
 }
 
 /// What anybody can see is named, has its heading and enough contrast, and fits; what is wrong, as texts.
@@ -272,8 +331,23 @@ async fn the_page_goes_through_all_of_it() {
     browser.wait_for_text("#connection", "not reachable");
     browser.press("#flush");
     browser.wait_for_text("#said", "did not answer");
+
+    // Whoever takes its port meanwhile, and asks for the token, is not given it.
+    let impostor = Impostor::listen(address);
+    browser.wait_for_text("#token-state", "It was not sent");
+    browser.wait_for_text("#connection", "takes the token");
+    let asked = impostor.stop();
+    assert!(asked.iter().any(|head| head.starts_with("GET /events ")), "{asked:#?}");
+    assert!(asked.iter().any(|head| head.starts_with("GET /proof?nonce=")), "{asked:#?}");
+    for head in &asked {
+        assert!(!head.to_lowercase().contains("authorization") && !head.contains(token.trim_end()), "{head}");
+    }
+
     let process = start(&mut device.command(), address);
+    browser.enter("#token", token.trim_end());
+    browser.press("#token-form button");
     browser.wait_for_text("#connection", "Cloud SQL is available");
+    browser.wait_for_text("#token-state", "The token is used");
     browser.press("#flush");
     browser.wait_for_text("#said", "The flush has begun");
     browser.press("details summary");
