@@ -115,7 +115,8 @@ impl Database {
 
     /// The rows that went to the cloud, and those that came from it, since the file was made.
     async fn totals(&self) -> Result<[u64; 2], Error> {
-        self.in_background(|readers, _| Ok([readers.total("rows_flushed")?, readers.total("rows_warmed")?])).await
+        self.in_background(|readers, _| Ok([readers.total("rows_flushed")?, readers.total("rows_warmed")?]))
+            .await
     }
 }
 

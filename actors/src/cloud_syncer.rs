@@ -40,6 +40,7 @@ use crate::messages::{
     JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
     Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
 };
+use crate::past::Remembered;
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
     RoundItem, RoundOutcome, Standing, needs_others,
@@ -113,6 +114,8 @@ pub struct SyncParts {
     pub not_synced: Arc<Mutex<HashMap<i64, String>>>,
     /// Where the durations are counted.
     pub timings: Arc<Timings>,
+    /// Where it is noted how much waited, and went.
+    pub past: Arc<Remembered>,
 }
 
 /// The actor.
@@ -257,6 +260,7 @@ impl CloudSyncer {
     /// A syncer that waits for the cloud.
     pub fn new(parts: SyncParts, options: SyncOptions, log: Logger) -> Self {
         Self {
+            looks: Looks::new(parts.past.clone()),
             parts,
             options,
             machine: Syncing::new(options.pace),
@@ -273,7 +277,6 @@ impl CloudSyncer {
             cycles_begun: 0,
             trouble: None,
             adopting: None,
-            looks: Looks::default(),
             announced: false,
             offline: None,
             log,
@@ -379,6 +382,10 @@ impl CloudSyncer {
         self.advance(Event::Ended { cycle, outcome }, ctx);
         self.settle_receipts();
         self.refuse();
+        let came_to_something = outcome == Outcome::News || !self.parts.past.is_settled();
+        if came_to_something && matches!(self.machine.state(), State::Idle) {
+            self.remember();
+        }
     }
 
     /// One line when trouble begins and one when it ends; nothing while it lasts.
@@ -470,6 +477,12 @@ impl CloudSyncer {
     }
 
     /// What is known without the file.
+    /// Looks at the numbers for those who look only later. It happens where something happens anyway: an idle machine is left
+    /// alone.
+    fn remember(&self) {
+        actix_rt::spawn(counted(self.report(), self.parts.readers.clone(), self.looks.clone()));
+    }
+
     fn report(&self) -> SyncReport {
         let state = match self.machine.state() {
             State::Offline => "offline",
@@ -554,6 +567,9 @@ impl Handler<JournalGrew> for CloudSyncer {
 
     fn handle(&mut self, _: JournalGrew, ctx: &mut Self::Context) {
         self.advance(Event::Grew, ctx);
+        if self.parts.past.wants_rows() {
+            self.remember();
+        }
     }
 }
 

@@ -121,12 +121,15 @@ const NONCE_CHARS: std::ops::RangeInclusive<usize> = 32..=128;
 /// Shows whoever is about to send the token that it is known here already: somebody else may have taken the port.
 pub(super) async fn proof(request: HttpRequest, shared: Data<Shared>) -> HttpResponse {
     let nonce = Query::<ProofQuery>::from_query(request.query_string()).map(|query| query.into_inner().nonce);
-    let nonce = nonce.ok().filter(|it| {
-        NONCE_CHARS.contains(&it.len()) && it.bytes().all(|byte| byte.is_ascii_hexdigit())
-    });
+    let nonce = nonce
+        .ok()
+        .filter(|it| NONCE_CHARS.contains(&it.len()) && it.bytes().all(|byte| byte.is_ascii_hexdigit()));
     let Some(nonce) = nonce else {
         let (least, most) = (NONCE_CHARS.start(), NONCE_CHARS.end());
-        return plain(StatusCode::BAD_REQUEST, &format!("a nonce of {least} to {most} hexadecimal digits is needed"));
+        return plain(
+            StatusCode::BAD_REQUEST,
+            &format!("a nonce of {least} to {most} hexadecimal digits is needed"),
+        );
     };
     match shared.token.as_ref().and_then(|token| token.proof(&nonce)) {
         Some(proof) => pretty(StatusCode::OK, &json!({ "proof": proof })),

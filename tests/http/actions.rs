@@ -259,7 +259,14 @@ fn the_token_is_proven_without_being_told() {
     assert_eq!(proof(&one).len(), 64);
     assert_eq!(proof(&one), proof(&one));
     assert_ne!(proof(&one), proof(&other));
-    for query in ["", "?nonce=", "?nonce=0", "?nonce=zz", &format!("?nonce={}", "0".repeat(129)), &format!("?nonce={one}&x=1")] {
+    for query in [
+        "",
+        "?nonce=",
+        "?nonce=0",
+        "?nonce=zz",
+        &format!("?nonce={}", "0".repeat(129)),
+        &format!("?nonce={one}&x=1"),
+    ] {
         assert_eq!(get(address, &format!("/proof{query}")).status, 400, "{query}");
     }
     let request = format!("GET /proof?nonce={one} HTTP/1.1\r\nHost: evil.example\r\n\r\n");
@@ -478,6 +485,7 @@ fn elsewhere_the_state_takes_the_token() {
         ("/readyz", true),
         ("/status", false),
         ("/metrics", false),
+        ("/history", false),
         ("/parked", false),
     ] {
         let answer = get(address, path);

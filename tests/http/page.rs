@@ -11,7 +11,7 @@ use serde_json::Value;
 use tidewater_test_support::{Browser, shell, wait};
 
 use crate::actions::port_of;
-use crate::client::{get, get_with};
+use crate::client::{Events, get, get_with};
 use crate::process::{Device, PATIENCE, Process};
 use crate::{alone, serving};
 
@@ -253,7 +253,7 @@ async fn the_page_goes_through_all_of_it() {
 
     // Whatever a row holds is text, to the last digit.
     browser.wait_for_text("#parked-list", HOSTILE);
-    browser.wait_for_text("#parked-list", LARGE);
+    browser.wait_for_text("#parked-list", &format!("stars {LARGE} integer"));
     browser.wait_for_text("#parked-list", "five_at_most");
     browser.wait_for_text("#conflicts-list", "there");
     assert_eq!(browser.script("return document.querySelectorAll('main img, main script').length"), 0);
@@ -326,6 +326,22 @@ async fn the_page_goes_through_all_of_it() {
     browser.wait_for_text("#parked-text", "The cloud refuses no row");
     assert_eq!(sql("SELECT count(*) FROM note WHERE id = 5;"), "0\n");
 
+    browser.press("#reset");
+    browser.wait_for_text("#said", "Failures and waits are forgotten");
+    process.wait_for_line("🔄 Proxy detector reset");
+    browser.press("#warm");
+    browser.wait_for_text("#said", "The warm-up has begun");
+
+    // What passed before the page was opened is there as well, and the token stays with its tab.
+    browser.open(&format!("http://{address}/"));
+    browser.wait_for_text("#token-state", "The token is used");
+    // Until everything has its height, a button is elsewhere a moment later.
+    browser.wait_for_text("#cloud", "PostgreSQL answers");
+    browser.wait_for_text("#flushed", "(+");
+    browser.press("details summary");
+    browser.wait_for_text("#changes", "▲ unavailable");
+    assert!(!browser.text("#flushed").contains("(+0)"), "{}", browser.text("#flushed"));
+
     // The supervisor goes, and comes back.
     process.stop();
     browser.wait_for_text("#connection", "not reachable");
@@ -350,9 +366,8 @@ async fn the_page_goes_through_all_of_it() {
     browser.wait_for_text("#token-state", "The token is used");
     browser.press("#flush");
     browser.wait_for_text("#said", "The flush has begun");
-    browser.press("details summary");
     let changes = browser.text("#changes");
-    for word in ["available", "unavailable", "not reachable"] {
+    for word in ["● available", "▲ unavailable", "not reachable"] {
         assert!(changes.contains(word), "{changes}");
     }
 
@@ -363,6 +378,110 @@ async fn the_page_goes_through_all_of_it() {
         .filter(|line| !line.contains("net::ERR_") && !line.contains("401 (Unauthorized)"))
         .collect();
     assert!(faults.is_empty(), "{faults:#?}");
+    drop(browser);
+    process.stop();
+}
+
+/// A tab that nobody sees holds no place among those who follow, and one that has none asks now and then. Nobody has watched
+/// what passed while the machine slept.
+#[test]
+fn a_page_that_follows_nothing_shows_how_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut command, _nobody) = alone(folder.path());
+    let (process, address) = serving(command.env("TIDEWATER_HTTP__SUBSCRIBERS_MAX", "1"));
+    let browser = Browser::start();
+    browser.open(&format!("http://{address}/"));
+    browser.wait_for_text("#connection", "Connected. Cloud SQL is unavailable.");
+    browser.wait_for_text("#cloud", "Proxy not running on");
+    browser.press("details summary");
+    browser.script("const now = Date.now; Date.now = () => now() + 3_600_000;");
+    browser.wait_for_text("#changes", "not watched");
+    let refused = || Events::try_follow(address, "/events").err();
+    assert!(refused().is_some_and(|line| line.contains("503")), "the page has the only place");
+
+    let show = |hidden: bool| {
+        browser.script(&format!(
+            "Object.defineProperty(document, 'hidden', {{ value: {hidden}, configurable: true }}); \
+             document.dispatchEvent(new Event('visibilitychange'));"
+        ));
+    };
+    show(true);
+    let held = wait::until_blocking("the place is free", PATIENCE, || Events::try_follow(address, "/events"));
+    show(false);
+    browser.wait_for_text("#connection", "this page asks every 2 s instead");
+    let sql = "CREATE TABLE note (id INTEGER PRIMARY KEY); INSERT INTO note VALUES (1), (2);";
+    shell::sqlite3_shell(folder.path().join("alone.db"), sql);
+    browser.wait_for_text("#pending", "Pending: 2");
+    drop(held);
+    browser.wait_for_text("#connection", "Connected. Cloud SQL is unavailable.");
+    wait::until_blocking("the page follows again", PATIENCE, || {
+        refused().ok_or_else(|| "the place is free".to_owned()).map(drop)
+    });
+    drop(browser);
+    process.stop();
+}
+
+/// A form on a page of another origin reaches the supervisor, as every form does, and changes nothing; a script there reads nothing.
+#[test]
+fn no_other_page_acts_on_ones_behalf() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut command, _nobody) = alone(folder.path());
+    let (process, address) = serving(&mut command);
+    let browser = Browser::start();
+    browser.open(&format!(
+        "data:text/html,<form method=post action=http://{address}/reset><button>go</button></form>"
+    ));
+    browser.press("button");
+    browser.wait_for_text("body", "pages of another origin may not ask for this");
+    browser.open("data:text/html,<p>nothing yet");
+    browser.script(&format!(
+        "fetch('http://{address}/status').then(it => it.text(), () => 'refused')\
+         .then(text => {{ document.querySelector('p').textContent = text; }});"
+    ));
+    browser.wait_for_text("p", "refused");
+    drop(browser);
+    let lines = process.stop();
+    assert!(!lines.iter().any(|line| line.contains("Proxy detector reset")), "{lines:#?}");
+}
+
+/// However many rows are parked, each can be reached; and on a phone the answer to a button is on the screen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_row_can_be_reached_and_the_answer_seen() {
+    let device = Device::new().await;
+    let sql = |sql: &str| shell::sqlite3_shell(device.path(), sql);
+    sql("CREATE TABLE note (id INTEGER PRIMARY KEY, stars);");
+    device.proxy.start();
+    let (process, address) = serving(&mut device.command());
+    device.wait_until_equal(&["note"]).await;
+    device.cloud.execute_batch("ALTER TABLE note ADD CONSTRAINT none CHECK (id < 0)").await;
+    sql(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 53) INSERT INTO note SELECT i, i FROM n;",
+    );
+    device.wait_for_status("all are parked", |status| status["sync"]["parked"] == 53);
+    let token = std::fs::read_to_string(device.folder.path().join("shop.db.token")).unwrap();
+    let browser = Browser::start();
+    browser.open(&format!("http://{address}/"));
+    browser.enter("#token", token.trim_end());
+    browser.press("#token-form button");
+    browser.wait_for_text("#parked-text", "Here are 1 to 50 of 53.");
+    let keys = || {
+        browser.script(
+            "return [...document.querySelectorAll('#parked-list h3')].map(it => it.textContent).join()",
+        )
+    };
+    let first = keys();
+    browser.press("#parked-more");
+    browser.wait_for_text("#parked-text", "Here are 51 to 53 of 53.");
+    assert_eq!(keys().as_str().unwrap().matches("No. ").count(), 3);
+    assert!(browser.script("return document.querySelector('#parked-more').hidden").as_bool().unwrap());
+    browser.resize(360, 640);
+    browser.press("#parked-list article:last-child [data-key^=retry]");
+    browser.wait_for_text("#said", "1 row waits to be sent again");
+    let seen = "const it = document.querySelector('#said').getBoundingClientRect(); return it.top >= 0 && it.bottom <= innerHeight";
+    assert_eq!(browser.script(seen), true);
+    browser.press("#parked-first");
+    browser.wait_for_text("#parked-text", "Here are 1 to 50 of 53.");
+    assert_eq!(keys(), first);
     drop(browser);
     process.stop();
 }

@@ -84,6 +84,39 @@ async fn every_route_follows_the_cloud() {
     assert!(events.next().is_none(), "whoever follows sees the end");
 }
 
+/// An outage and what waited in it are told after it has passed, also when nobody had looked: `/history` looks at nothing itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_passed_is_told_to_whoever_looks_only_now() {
+    let device = Device::new().await;
+    device.proxy.start();
+    let (process, address) = serving(&mut device.command());
+    let sql = |sql: &str| shell::sqlite3_shell(device.path(), sql);
+    sql("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO note (body) VALUES ('a');");
+    device.wait_until_equal(&["note"]).await;
+    let points = |answer: &Answer| -> Vec<(u64, u64)> {
+        let rows = answer.json()["rows"].as_array().unwrap().clone();
+        rows.iter()
+            .map(|it| (it["pending"].as_u64().unwrap(), it["rows_flushed"].as_u64().unwrap()))
+            .collect()
+    };
+    wait_for(address, "/history", "a row went", |answer| points(answer).last() == Some(&(0, 1)));
+    device.proxy.stop();
+    process.wait_for_line("Proxy not running on");
+    sql("INSERT INTO note (body) VALUES ('b'), ('c');");
+    wait_for(address, "/history", "two rows wait", |answer| points(answer).last() == Some(&(2, 1)));
+    device.proxy.start();
+    device.wait_until_equal(&["note"]).await;
+    let told =
+        wait_for(address, "/history", "three rows went", |answer| points(answer).last() == Some(&(0, 3)));
+    let availability = told.json()["availability"].as_array().unwrap().clone();
+    let statuses: Vec<_> = availability.iter().map(|it| it["status"].as_str().unwrap()).collect();
+    assert!(statuses.ends_with(&["available", "unavailable", "available"]), "{statuses:?}");
+    assert!(availability[statuses.len() - 2]["reason"].is_string(), "{availability:#?}");
+    let times: Vec<u64> = availability.iter().map(|it| it["at"].as_u64().unwrap()).collect();
+    assert!(times.is_sorted() && times.last() <= told.json()["now"].as_u64().as_ref(), "{told:?}");
+    process.stop();
+}
+
 /// `/status` is what `status --json` prints, byte by byte, and says where it listens; so does the page of `status`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_is_what_the_command_prints() {
@@ -139,7 +172,9 @@ async fn what_cannot_be_counted_is_not_told_as_nothing() {
     let device = Device::new().await;
     let (process, address) = serving(&mut device.command());
     let sql = |sql: &str| shell::sqlite3_shell(device.path(), sql);
-    sql("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO note (body) VALUES ('a'), ('b');");
+    sql(
+        "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO note (body) VALUES ('a'), ('b');",
+    );
     wait_for(address, "/status", "two rows wait", |answer| answer.json()["sync"]["pending"] == 2);
     assert_eq!(get(address, "/readyz").status, 200);
     let page = "SELECT max(rootpage) FROM sqlite_schema WHERE name LIKE '\\_tidewater\\_journal\\_%' ESCAPE '\\' AND type = 'table';";
@@ -151,12 +186,21 @@ async fn what_cannot_be_counted_is_not_told_as_nothing() {
         if folded.trim() == "0|0|0" { Ok(()) } else { Err(folded) }
     });
     let file = std::fs::File::options().write(true).open(device.path()).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xff; usize::try_from(size).unwrap()], (page - 1) * size).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(
+        &file,
+        &vec![0xff; usize::try_from(size).unwrap()],
+        (page - 1) * size,
+    )
+    .unwrap();
     sql("PRAGMA user_version = 7;");
     let red = wait_for(address, "/readyz", "it is not ready", |answer| answer.status == 503);
     assert!(red.body.contains("the SQLite file is damaged"), "{red:?}");
     let status = get(address, "/status").json();
-    assert_eq!((&status["sync"]["state"], &status["sync"]["pending"]), (&json!("offline"), &json!(2)), "{status:#}");
+    assert_eq!(
+        (&status["sync"]["state"], &status["sync"]["pending"]),
+        (&json!("offline"), &json!(2)),
+        "{status:#}"
+    );
     assert!(status["sync"]["detail"].as_str().unwrap().contains("damaged"), "{status:#}");
     let metrics = get(address, "/metrics");
     assert_eq!(metrics.metric("tidewater_journal_pending_entries"), Some(2.0));

@@ -12,7 +12,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::core::past::Rows;
 use crate::messages::{BacklogReport, SyncReport};
+use crate::past::Remembered;
 use crate::sqlite::{Backlog, Counts, Readers, StoreError};
 
 /// A look that takes less is made whenever somebody asks.
@@ -95,9 +97,15 @@ pub(super) struct Looks {
     known: Arc<Mutex<Known>>,
     /// One at a time: the syncer has few connections for reading, and needs them itself.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// Where each look is noted.
+    past: Arc<Remembered>,
 }
 
 impl Looks {
+    pub(super) fn new(past: Arc<Remembered>) -> Self {
+        Self { past, ..Self::default() }
+    }
+
     /// Who looks from now on sees what a cycle did, not what was counted before.
     pub(super) fn outdate(&self) {
         self.known().outdated = Some(Instant::now());
@@ -127,6 +135,12 @@ impl Looks {
             Ok((totals, numbers)) => {
                 known.totals = Some(totals);
                 if let Some(numbers) = numbers {
+                    self.past.note_rows(Rows {
+                        pending: numbers.counts.pending,
+                        rows_flushed: totals.flushed,
+                        rows_warmed: totals.warmed,
+                        ..Rows::default()
+                    });
                     known.look = Some(Look { began, took: began.elapsed(), numbers });
                 }
                 known.failed = None;
@@ -143,7 +157,8 @@ impl Looks {
         let uncounted = known.failed.as_ref().filter(lasts).map(ToString::to_string);
         let (Some(look), Some(totals)) = (&known.look, known.totals) else {
             let why = known.failed.as_ref().map(ToString::to_string);
-            let detail = Some(why.unwrap_or_else(|| "what waits in the file is still being counted".to_owned()));
+            let detail =
+                Some(why.unwrap_or_else(|| "what waits in the file is still being counted".to_owned()));
             return SyncReport { state: String::new(), detail, uncounted, ..SyncReport::default() };
         };
         let Numbers { counts, backlog } = &look.numbers;
@@ -274,7 +289,8 @@ mod tests {
         let looks = Looks::default();
         learn(&looks, 3, Duration::ZERO);
         let turn = looks.turn.clone().lock_owned().await;
-        let answers = futures_util::future::join_all((0..4).map(|_| counted(idle(), readers.clone(), looks.clone())));
+        let answers =
+            futures_util::future::join_all((0..4).map(|_| counted(idle(), readers.clone(), looks.clone())));
         for answer in answers.await {
             assert_eq!((&*answer.state, answer.pending, answer.uncounted), ("idle", 3, None));
         }
