@@ -519,6 +519,8 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
         match changed.status {
             ProxyStatus::Available if self.parts.cloud.is_some() => {
                 self.offline = None;
+                // How much has come to wait, before it goes.
+                self.remember();
                 self.advance(Event::Available, ctx);
             }
             // Not checked yet: whoever asks waits for what the first check says.
