@@ -1437,7 +1437,8 @@ impl Cycle {
         window: &Window,
         items: impl Iterator<Item = usize>,
     ) -> Step<Vec<Option<RoundRow>>> {
-        let wanted: Vec<_> = items.map(|item| &window.origins[item]).map(|it| (it.table, it.key.clone())).collect();
+        let wanted: Vec<_> =
+            items.map(|item| &window.origins[item]).map(|it| (it.table, it.key.clone())).collect();
         if wanted.is_empty() {
             return Ok(vec![]);
         }
@@ -1588,7 +1589,8 @@ impl Cycle {
                         .map(|(hit, sent)| {
                             let Origin { table, key, .. } = &window.origins[hit.item];
                             let ready = &tables[window.items[hit.item].table];
-                            let row = hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
+                            let row =
+                                hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
                             Hit { table: *table, key: key.clone(), row, seen: hit.seen, stamp: hit.stamp }
                         })
                         .collect();
@@ -1774,12 +1776,7 @@ struct Window {
 
 impl Window {
     /// A row of more bytes than `row_bytes_max` is refused here: no device would take it from the cloud again.
-    fn encode(
-        tables: &[ReadyTable],
-        noted: &Noted,
-        rows: Vec<Vec<RoundRow>>,
-        row_bytes_max: usize,
-    ) -> Self {
+    fn encode(tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>, row_bytes_max: usize) -> Self {
         let mut window = Self { items: vec![], origins: vec![], refusals: vec![] };
         for (table, rows) in noted.tables.iter().zip(rows) {
             let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
@@ -1789,7 +1786,9 @@ impl Window {
                     window.refusals.push(Refusal {
                         table: table.id,
                         sqlstate: None,
-                        message: format!("the row has {bytes} bytes, more than cloud.message_bytes_max allows"),
+                        message: format!(
+                            "the row has {bytes} bytes, more than cloud.message_bytes_max allows"
+                        ),
                         constraint: None,
                         // Nobody reads that much.
                         values: None,
@@ -1871,7 +1870,8 @@ impl ReadyTable {
             if local.is_some_and(|local| local[c].identical(&cloud[c])) {
                 continue;
             }
-            let known = [local.map(|local| &local[c]), (entry.known && entry.dirty[c]).then(|| &entry.base[c])];
+            let known =
+                [local.map(|local| &local[c]), (entry.known && entry.dirty[c]).then(|| &entry.base[c])];
             if let Some(known) = known.into_iter().flatten().find(|known| alike(&kind, known, &cloud[c])) {
                 cloud[c].clone_from(known);
             }
