@@ -227,20 +227,36 @@ fn render_status_at(status: &Value, now: Duration) -> String {
     for reason in status["readiness"]["reasons"].as_array().into_iter().flatten() {
         page.row("not ready", &[reason.as_str().map(on_one_line)]);
     }
-    page.row(
-        "sync",
-        &[word(sync, "state"), counted(sync, "pending"), counted(sync, "parked"), counted(sync, "conflicts")],
-    );
-    page.row(
-        "",
-        &[
-            amount(sync, "rows_flushed").map(|n| format!("{n} rows flushed")),
-            amount(sync, "rows_warmed").map(|n| format!("{n} rows warmed")),
-        ],
-    );
-
-    let oldest = sync["backlog"]["oldest_age_s"].as_f64();
-    page.row("", &[oldest.map(|age| format!("the oldest has waited for {}", in_words(age)))]);
+    if sync["state"] == "" {
+        // Nobody has answered, or counted: its numbers mean nothing.
+        page.row("sync", &[Some("-".to_owned()), word(sync, "detail")]);
+    } else {
+        page.row(
+            "sync",
+            &[
+                word(sync, "state"),
+                counted(sync, "pending"),
+                counted(sync, "parked"),
+                counted(sync, "conflicts"),
+            ],
+        );
+        page.row(
+            "",
+            &[
+                amount(sync, "rows_flushed").map(|n| format!("{n} rows flushed")),
+                amount(sync, "rows_warmed").map(|n| format!("{n} rows warmed")),
+            ],
+        );
+        let oldest = sync["backlog"]["oldest_age_s"].as_f64();
+        let bytes = sync["backlog"]["bytes"].as_u64().filter(|bytes| *bytes > 0);
+        page.row(
+            "",
+            &[
+                oldest.map(|age| format!("the oldest has waited for {}", in_words(age))),
+                bytes.map(|bytes| format!("{bytes} bytes of journal")),
+            ],
+        );
+    }
 
     let required = proxy["proxy_required"].as_bool().unwrap_or(false).then(|| "required".to_owned());
     page.row(
@@ -255,7 +271,8 @@ fn render_status_at(status: &Value, now: Duration) -> String {
     };
     page.row("", &[ago("last_check", "last check"), ago("last_success", "last success")]);
 
-    page.row("circuit", &[word(circuit, "state"), word(circuit, "reason")]);
+    let state = word(circuit, "state").map(|state| if state.is_empty() { "-".to_owned() } else { state });
+    page.row("circuit", &[state, word(circuit, "reason")]);
     let journal = word(sqlite, "journal_mode").map(|mode| format!("{mode} mode"));
     page.row("sqlite", &[word(sqlite, "path"), journal]);
     page.row("http", &[word(&status["http"], "listen")]);
@@ -422,7 +439,7 @@ mod tests {
 not ready CloudSyncer is restarting
 sync     offline  12 pending  0 parked  1 conflicts
          340 rows flushed  7 rows warmed
-         the oldest has waited for 5 min
+         the oldest has waited for 5 min  480 bytes of journal
 proxy    unavailable  127.0.0.1:5432  development
          Proxy not running on 127.0.0.1:5432
          5 failures in a row, checks are paused until something listens
@@ -433,6 +450,19 @@ actors   proxy_watcher     running
          cloud_syncer      restarting  2 restarts
 ";
         assert_eq!(page, expected);
+    }
+
+    /// Who does not answer has no numbers, and above all no zeros.
+    #[test]
+    fn who_does_not_answer_is_not_said_to_have_nothing() {
+        let mut status = offline();
+        status["sync"] = serde_json::to_value(tidewater_actors::messages::SyncReport::default()).unwrap();
+        status["circuit"]["state"] = "".into();
+        let page = render_status_at(&status, Duration::from_secs(1_000_000_095));
+        assert!(page.contains("sync     -\nproxy") && page.contains("circuit  -  not_running\n"), "{page}");
+        status["sync"]["detail"] = "the rows are still being counted".into();
+        let page = render_status_at(&status, Duration::from_secs(1_000_000_095));
+        assert!(page.contains("sync     -  the rows are still being counted\nproxy"), "{page}");
     }
 
     /// An actor that panicked says how often, where and with which text, and who waits for it is counted; the others say

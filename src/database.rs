@@ -30,6 +30,7 @@ use tidewater_actors::messages::{
     ResetDetector, SqliteReport, StatusSummary, Stored, Subscribe, SyncNow, WaitSynced, Write,
 };
 use tidewater_actors::migrations::Migrations;
+use tidewater_actors::past::Remembered;
 use tidewater_actors::postgres::{Cloud, CloudOptions, FeedLimits, TlsMode, is_this_machine};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
@@ -106,6 +107,8 @@ struct Inner {
     given_up: watch::Receiver<Option<GaveUp>>,
     availability: watch::Receiver<AvailabilityChanged>,
     timings: Arc<Timings>,
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only HTTP tells it"))]
+    past: Arc<Remembered>,
     /// Where it answers over HTTP, once it does.
     http: OnceLock<SocketAddr>,
     shutdown: Duration,
@@ -187,8 +190,8 @@ impl std::fmt::Debug for Subscribers {
     }
 }
 
-/// Hears of the cloud for those who are no actors.
-struct Announcer(watch::Sender<AvailabilityChanged>);
+/// Hears of the cloud for those who are no actors, and for those who look only later.
+struct Announcer(watch::Sender<AvailabilityChanged>, Arc<Remembered>);
 
 impl Actor for Announcer {
     type Context = Context<Self>;
@@ -198,6 +201,7 @@ impl Handler<AvailabilityChanged> for Announcer {
     type Result = ();
 
     fn handle(&mut self, changed: AvailabilityChanged, _: &mut Self::Context) {
+        self.1.note_change(changed);
         self.0.send_replace(changed);
     }
 }
@@ -211,6 +215,7 @@ struct Plan {
     cloud: Option<Cloud>,
     gate: Gate,
     timings: Arc<Timings>,
+    past: Arc<Remembered>,
     wanted: Arc<OnceLock<Wanted>>,
     log: Logger,
 }
@@ -525,14 +530,23 @@ impl Database {
                 actor.state = "silent".to_owned();
             }
         }
+        let unasked = || ProxyReport {
+            detail: match actors.iter().find(|actor| actor.name == "ProxyWatcher") {
+                Some(actor) if actor.state == "silent" => "the watcher does not answer".to_owned(),
+                _ => "the watcher is being restarted".to_owned(),
+            },
+            ..self.inner.unasked.clone()
+        };
+        let sync = sync.ok().and_then(Result::ok).unwrap_or_default();
+        let replaced = self.inner.readers.same_file().err().map(|error| error.to_string());
         let status = StatusSummary {
-            proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(|| self.inner.unasked.clone()),
+            proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(unasked),
             circuit: circuit.ok().and_then(Result::ok).unwrap_or_default(),
-            sync: sync.ok().and_then(Result::ok).unwrap_or_default(),
             sqlite: SqliteReport {
-                problem: self.inner.readers.same_file().err().map(|error| error.to_string()),
+                problem: replaced.or_else(|| sync.uncounted.clone()),
                 ..self.inner.sqlite.clone()
             },
+            sync,
             http: HttpReport { listen: self.inner.http.get().map(ToString::to_string) },
             actors,
             ..StatusSummary::default()
@@ -612,6 +626,12 @@ impl Database {
     #[cfg(feature = "http")]
     pub(crate) fn timings(&self) -> &Timings {
         &self.inner.timings
+    }
+
+    /// What has passed since it was opened, of a day at most.
+    #[cfg(feature = "http")]
+    pub(crate) fn past(&self) -> &Remembered {
+        &self.inner.past
     }
 
     /// From now on the status says where it answers over HTTP.
@@ -722,6 +742,7 @@ impl Plan {
             cloud: cloud_options.map(Cloud::new).transpose().map_err(|error| bad(&error))?,
             gate,
             timings: Arc::default(),
+            past: Arc::default(),
             wanted: Arc::default(),
             settings,
             log,
@@ -750,16 +771,16 @@ impl Plan {
             endpoint: self.settings.proxy.endpoint(),
             environment: self.settings.supervisor.environment.to_string(),
             proxy_required: self.settings.proxy.require,
-            detail: "the watcher is being restarted".to_owned(),
             ..ProxyReport::default()
         };
         let log = self.log.clone();
-        let timings = self.timings.clone();
+        let (timings, past) = (self.timings.clone(), self.past.clone());
         let unheard = AvailabilityChanged { epoch: 0, status: ProxyStatus::Unknown, class: None };
         let (heard, availability) = watch::channel(unheard);
         let (children, supervisor) = self.children(store, own_readers.clone());
         // Before there is a watcher, which has to know it.
-        children.subscribers.add(Announcer(heard).start().recipient());
+        past.note_change(unheard);
+        children.subscribers.add(Announcer(heard, past.clone()).start().recipient());
         let supervision = match supervisor.launch().await {
             Ok(supervision) => supervision,
             Err(error) => {
@@ -787,6 +808,7 @@ impl Plan {
             given_up,
             availability,
             timings,
+            past,
             http: OnceLock::new(),
             shutdown,
             settings,
@@ -831,6 +853,7 @@ impl Plan {
             cloud,
             gate,
             timings,
+            past,
             wanted,
             log,
         } = self;
@@ -914,6 +937,7 @@ impl Plan {
             said: Arc::default(),
             not_synced: Arc::default(),
             timings,
+            past,
         };
         let options = SyncOptions {
             window_rows_max: settings.sync.window_rows_max,

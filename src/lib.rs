@@ -56,6 +56,6 @@ pub use tidewater_actors::messages::{
 pub use tidewater_actors::migrations::{MigrationError, Migrations};
 pub use tidewater_actors::sqlite::{
     Conflict, ConflictPage, Copied, IntegrityReport, Orphans, ParkedPage, ParkedRow, PendingAfter,
-    PendingPage, PendingRow, Retried, RowError, Statement, StatementResult, StoreError, Which,
+    PendingPage, PendingRow, Restores, Retried, RowError, Statement, StatementResult, StoreError, Which,
 };
 pub use tidewater_actors::supervision;

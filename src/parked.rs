@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tidewater_actors::messages::{DiscardParked, Discarded, GetSyncReport, RetryParked, SyncError, SyncSoon};
+use tidewater_actors::messages::{DiscardParked, Discarded, RetryParked, SyncError, SyncSoon};
 use tidewater_actors::sqlite::{
     ParkedPage, ParkedRow, PendingAfter, PendingPage, Readers, Retried, StoreError, StoreOptions, Which,
 };
@@ -95,20 +95,28 @@ impl Database {
 
     /// One cycle, and what it came to.
     pub(crate) async fn sync_counted(&self, wait: bool) -> Result<Synced, Error> {
-        let before = self.syncer()?.ask(GetSyncReport).await?;
+        let before = self.totals().await?;
         if wait {
             self.flush().await?;
         } else {
             self.sync_soon().await?;
         }
-        let after = self.syncer()?.ask(GetSyncReport).await?;
+        let after = self.totals().await?;
+        // What cannot be counted is an error, and not a file in which nothing waits.
+        let counts = self.in_background(|readers, _| readers.counts()).await?;
         Ok(Synced {
             done: wait,
-            rows_flushed: after.rows_flushed.saturating_sub(before.rows_flushed),
-            rows_warmed: after.rows_warmed.saturating_sub(before.rows_warmed),
-            pending: after.pending,
-            parked: after.parked,
+            rows_flushed: after[0].saturating_sub(before[0]),
+            rows_warmed: after[1].saturating_sub(before[1]),
+            pending: counts.pending,
+            parked: counts.parked,
         })
+    }
+
+    /// The rows that went to the cloud, and those that came from it, since the file was made.
+    async fn totals(&self) -> Result<[u64; 2], Error> {
+        self.in_background(|readers, _| Ok([readers.total("rows_flushed")?, readers.total("rows_warmed")?]))
+            .await
     }
 }
 

@@ -364,6 +364,14 @@ async fn what_lost_a_conflict_is_brought_back() {
     );
     assert_eq!(says(&device, &["conflicts", "show", &n]), expected);
     assert_eq!(json(&device, &["conflicts", "show", &number(1)])["cloud"], "there");
+    // What lost, and so what restoring does, is told apart: a value, a row, and a deletion, which takes a whole row along.
+    for (z, restores) in [(1, "value"), (2, "row"), (3, "deletion")] {
+        assert_eq!(json(&device, &["conflicts", "show", &number(z)])["restores"], restores);
+        let warns = says(&device, &["conflicts", "show", &number(z)]).contains("deletes the whole row");
+        assert_eq!(warns, restores == "deletion");
+    }
+    let names = serde_json::json!(["z", "a", "body", "data", "x"]);
+    assert_eq!(json(&device, &["conflicts", "show", &n])["columns"], names);
 
     let restored = json(&device, &["conflicts", "restore", &number(1), &number(2), &number(3)]);
     assert_eq!(restored["refused"], serde_json::json!([]));

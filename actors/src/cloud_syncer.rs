@@ -41,6 +41,7 @@ use crate::messages::{
     JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
     Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
 };
+use crate::past::Remembered;
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
     RoundItem, RoundOutcome, Standing, needs_others,
@@ -114,6 +115,8 @@ pub struct SyncParts {
     pub not_synced: Arc<Mutex<HashMap<i64, String>>>,
     /// Where the durations are counted.
     pub timings: Arc<Timings>,
+    /// Where it is noted how much waited, and went.
+    pub past: Arc<Remembered>,
 }
 
 /// The actor.
@@ -258,6 +261,7 @@ impl CloudSyncer {
     /// A syncer that waits for the cloud.
     pub fn new(parts: SyncParts, options: SyncOptions, log: Logger) -> Self {
         Self {
+            looks: Looks::new(parts.past.clone()),
             parts,
             options,
             machine: Syncing::new(options.pace),
@@ -274,7 +278,6 @@ impl CloudSyncer {
             cycles_begun: 0,
             trouble: None,
             adopting: None,
-            looks: Looks::default(),
             announced: false,
             offline: None,
             log,
@@ -343,7 +346,7 @@ impl CloudSyncer {
         self.say(&ended);
         if ended.is_ok() {
             // Who looks after a flush sees what it did, not what was counted before.
-            self.looks = Looks::default();
+            self.looks.outdate();
         }
         if !self.announced && self.parts.cloud.as_ref().is_some_and(Cloud::announces) {
             self.announced = true;
@@ -381,6 +384,10 @@ impl CloudSyncer {
         self.advance(Event::Ended { cycle, outcome }, ctx);
         self.settle_receipts();
         self.refuse();
+        let came_to_something = outcome == Outcome::News || !self.parts.past.is_settled();
+        if came_to_something && matches!(self.machine.state(), State::Idle) {
+            self.remember();
+        }
     }
 
     /// One line when trouble begins and one when it ends; nothing while it lasts.
@@ -472,6 +479,12 @@ impl CloudSyncer {
     }
 
     /// What is known without the file.
+    /// Looks at the numbers for those who look only later. It happens where something happens anyway: an idle machine is left
+    /// alone.
+    fn remember(&self) {
+        actix_rt::spawn(counted(self.report(), self.parts.readers.clone(), self.looks.clone()));
+    }
+
     fn report(&self) -> SyncReport {
         let state = match self.machine.state() {
             State::Offline => "offline",
@@ -506,6 +519,8 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
         match changed.status {
             ProxyStatus::Available if self.parts.cloud.is_some() => {
                 self.offline = None;
+                // How much has come to wait, before it goes.
+                self.remember();
                 self.advance(Event::Available, ctx);
             }
             // Not checked yet: whoever asks waits for what the first check says.
@@ -556,6 +571,9 @@ impl Handler<JournalGrew> for CloudSyncer {
 
     fn handle(&mut self, _: JournalGrew, ctx: &mut Self::Context) {
         self.advance(Event::Grew, ctx);
+        if self.parts.past.wants_rows() {
+            self.remember();
+        }
     }
 }
 
@@ -640,13 +658,7 @@ impl Handler<GetSyncReport> for CloudSyncer {
     type Result = ResponseFuture<SyncReport>;
 
     fn handle(&mut self, _: GetSyncReport, _: &mut Self::Context) -> Self::Result {
-        let (report, readers, looks) = (self.report(), self.parts.readers.clone(), self.looks.clone());
-        Box::pin(async move {
-            let known = report.clone();
-            // Counting a long journal takes a while, and this thread is the watcher's and the breaker's, too.
-            let counting = actix_rt::task::spawn_blocking(move || counted(report, &readers, &looks));
-            counting.await.unwrap_or(known)
-        })
+        Box::pin(counted(self.report(), self.parts.readers.clone(), self.looks.clone()))
     }
 }
 

@@ -574,12 +574,13 @@ pub struct GetSyncReport;
 // `status --json`
 // ---------------------------------------------------------------------------------------------------------
 
-/// The syncer's part of `status --json`.
+/// The syncer's part of `status --json`. A count that takes longer than a second is answered with the last one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct SyncReport {
-    /// `offline`, `blocked`, `warming`, `flushing` or `idle`.
+    /// `offline`, `blocked`, `warming`, `flushing` or `idle`; empty as long as nobody has answered, or counted. No number means
+    /// anything then.
     pub state: String,
-    /// Why, where it is blocked or the last cycle failed.
+    /// Why, where it is blocked or the last cycle failed; or why nothing is known.
     pub detail: Option<String>,
     /// Rows that the cloud has not seen, parked ones excluded.
     pub pending: u64,
@@ -594,6 +595,9 @@ pub struct SyncReport {
     /// What waits.
     #[serde(default)]
     pub backlog: BacklogReport,
+    /// Why the file cannot be counted any more: the numbers are those of the last time that it could.
+    #[serde(default)]
+    pub uncounted: Option<String>,
 }
 
 /// What waits for the cloud, in the syncer's part.
@@ -614,7 +618,7 @@ pub struct SqliteReport {
     pub path: String,
     /// `wal`.
     pub journal_mode: String,
-    /// Why nothing can be written to it, where that is known without trying.
+    /// Why nothing can be written to it, or why it cannot be counted, where that is known without trying.
     #[serde(default)]
     pub problem: Option<String>,
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use tidewater_actors::sqlite::{Conflict, ConflictPage};
+use tidewater_actors::sqlite::{Conflict, ConflictPage, Restores};
 
 use super::rows::{
     LONG_WAIT, Outcome, answered, bounded, call, failed, key, line, minutes, more, plain, put_field,
@@ -149,5 +149,8 @@ fn render_one(conflict: &Conflict) -> String {
     }
     field("when", &minutes(&conflict.at));
     field("restore", &format!("run_supervisor conflicts restore {}", conflict.id));
+    if conflict.restores == Restores::Deletion {
+        field("", "deletes the whole row, here and in the cloud, and what goes along with it");
+    }
     text
 }
