@@ -12,6 +12,7 @@ pub mod failure;
 pub mod from_cloud;
 pub mod isolation;
 pub mod merge;
+pub mod progress;
 pub mod restart;
 pub mod rules;
 pub mod schema;
