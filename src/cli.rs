@@ -2,7 +2,7 @@
 //!
 //! Parts: [`Cli`] and [`Verb`] (clap), [`Cli::settings`] (flags are the strongest layer), [`Exit`] (every exit
 //! status), [`render_status`] (a page of text from the JSON of a running supervisor), `rows.rs` (the verbs that take rows to
-//! the cloud, or list them), `adopt.rs` (the verb that says which cloud), `config.rs` (the settings), `cloud_sql.rs` (what an
+//! the cloud, or list them), `backup.rs`, `adopt.rs` (the verb that says which cloud), `config.rs` (the settings), `cloud_sql.rs` (what an
 //! administrator runs), `install.rs` (what a shell and `man` want to know).
 
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ use tidewater_actors::messages::Forced;
 use crate::settings::{Settings, SettingsError, Sources};
 
 mod adopt;
+mod backup;
 mod cloud_sql;
 mod config;
 mod conflicts;
@@ -26,6 +27,7 @@ mod install;
 mod rows;
 
 pub use adopt::{AdoptArgs, render as render_adoption};
+pub use backup::BackupArgs;
 pub use cloud_sql::CloudSqlArgs;
 pub use config::{ConfigArgs, ConfigPage};
 pub use conflicts::{ConflictsArgs, ConflictsList, ConflictsVerb};
@@ -120,20 +122,7 @@ pub enum Verb {
     #[command(flatten)]
     Install(InstallVerb),
     /// Copy the database to a file, complete or not at all, while it is in use
-    #[command(after_help = "Examples:\n  run_supervisor backup /var/backups/notes.db\n  \
-                            run_supervisor backup --overwrite latest.db\n\n--json prints {path, bytes}.\n\
-                            Exit status: 0 the copy is complete, 1 there is none, 2 usage, 3 not running.")]
-    Backup {
-        /// The file; it must not be there
-        #[arg(value_name = "FILE")]
-        path: PathBuf,
-        /// Replace the file if it is there
-        #[arg(long)]
-        overwrite: bool,
-        /// How to print
-        #[command(flatten)]
-        output: Output,
-    },
+    Backup(BackupArgs),
 }
 
 /// `status`.

@@ -621,6 +621,7 @@ impl Database {
             sync: sync.ok().and_then(Result::ok).unwrap_or_default(),
             sqlite: SqliteReport {
                 problem: self.inner.readers.same_file().err().map(|error| error.to_string()),
+                copying: self.inner.readers.copying(),
                 ..self.inner.sqlite.clone()
             },
             http: HttpReport { listen: self.inner.http.get().map(ToString::to_string) },
@@ -833,6 +834,7 @@ impl Plan {
             path: self.store.path.display().to_string(),
             journal_mode: "wal".to_owned(),
             problem: None,
+            copying: None,
         };
         let shutdown = self.settings.supervisor.shutdown;
         let (settings, live) = (self.settings.clone(), self.live.clone());

@@ -32,8 +32,8 @@ use crate::core::sync::Pace;
 use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Applied, BacklogLimits, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, MadeTables, Mark, Names,
-    Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
+    Applied, BacklogLimits, Copying, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, MadeTables, Mark,
+    Names, Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -643,6 +643,9 @@ pub struct SqliteReport {
     /// Why nothing can be written to it, where that is known without trying.
     #[serde(default)]
     pub problem: Option<String>,
+    /// How far the copy is that is being made of it.
+    #[serde(default)]
+    pub copying: Option<Copying>,
 }
 
 /// The HTTP side's part.

@@ -18,13 +18,10 @@ use tidewater::control::{Checked, ControlClient, Request};
 use tidewater::doctor::{Doctor, Step, size};
 use tidewater::service::ServiceManager;
 use tidewater::settings::{Settings, Sources};
-use tidewater::{Copied, Error, Reloading, signals, telemetry};
+use tidewater::{Error, Reloading, signals, telemetry};
 
 /// A verb asks actors; one that is stuck is reported, not waited for.
 const WAIT: Duration = Duration::from_secs(10);
-
-/// A copy takes as long as its disk does; who does not want to wait ends the verb, and the copy with it.
-const BACKUP_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Between two looks of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -103,16 +100,7 @@ fn obey(settings: &Settings, verb: &Verb) -> Exit {
                 Ok((text, if at_home { Exit::Success } else { Exit::Failed }))
             })
         }
-        Verb::Backup { path, overwrite, output } => match std::path::absolute(path) {
-            Ok(path) => {
-                let request = Request::Backup { path, overwrite: *overwrite };
-                ask(settings, &request, BACKUP_WAIT, output, |answer| {
-                    let Copied { path, bytes } = Copied::deserialize(answer)?;
-                    good(format!("{bytes} bytes are in {}\n", on_one_line(&path.display().to_string())))
-                })
-            }
-            Err(error) => complain(&format!("{}: {error}", path.display()), Exit::Failed),
-        },
+        Verb::Backup(args) => tell(args.run(settings)),
     }
 }
 

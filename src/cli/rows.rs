@@ -257,34 +257,46 @@ fn sync(settings: &Settings, SyncArgs { wait, output }: &SyncArgs, flush: bool) 
     answered(&done, output, text)
 }
 
-/// Waits for the answer, and shows on a terminal how far it has come.
+/// Waits for the end of a flush or a warm-up, and shows on a terminal how far it has come.
 fn accompanied(settings: &Settings, request: &Request) -> Result<Synced, (Exit, String)> {
-    let bar = bar();
+    let flushing = matches!(request, Request::Flush { .. });
+    let mut begun: Option<u64> = None;
+    watched(settings, request, &bar(), move |bar, status| {
+        let sync = &status["sync"];
+        let amount = |key: &str| sync[key].as_u64().unwrap_or(0);
+        let (moved, left) = match flushing {
+            true => (amount("rows_flushed"), amount("pending")),
+            // How many rows the cloud has is known, about, where a table is compared for the first time.
+            false => (amount("rows_warmed"), sync["progress"]["rows_left"].as_u64().unwrap_or(0)),
+        };
+        let before = *begun.get_or_insert(moved);
+        advance(bar, moved.saturating_sub(before), left);
+        bar.set_message(sync["state"].as_str().unwrap_or_default().to_owned());
+    })
+}
+
+/// Waits for the answer of something that takes long. Meanwhile, on a terminal, the status is looked at, and shown.
+pub(super) fn watched<T: DeserializeOwned + Send>(
+    settings: &Settings,
+    request: &Request,
+    bar: &ProgressBar,
+    mut show: impl FnMut(&ProgressBar, &Value),
+) -> Result<T, (Exit, String)> {
     thread::scope(|scope| {
         let (answer, answered) = mpsc::channel();
         scope.spawn(move || {
             // The other end waits for exactly this.
             let _ = answer.send(call(settings, request, LONG_WAIT));
         });
-        let mut begun: Option<u64> = None;
         let answer = loop {
             match answered.recv_timeout(LOOK) {
                 Ok(answer) => break answer,
                 Err(RecvTimeoutError::Timeout) if bar.is_hidden() => {}
                 Err(RecvTimeoutError::Timeout) => {
                     // A look that fails is one that is not shown.
-                    let Ok(status) = call::<Value>(settings, &Request::Status, WAIT) else { continue };
-                    let sync = &status["sync"];
-                    let amount = |key: &str| sync[key].as_u64().unwrap_or(0);
-                    let flushing = matches!(request, Request::Flush { .. });
-                    let (moved, left) = match flushing {
-                        true => (amount("rows_flushed"), amount("pending")),
-                        // How many rows the cloud has is known, about, where a table is compared for the first time.
-                        false => (amount("rows_warmed"), sync["progress"]["rows_left"].as_u64().unwrap_or(0)),
-                    };
-                    let before = *begun.get_or_insert(moved);
-                    advance(&bar, moved.saturating_sub(before), left);
-                    bar.set_message(sync["state"].as_str().unwrap_or_default().to_owned());
+                    if let Ok(status) = call::<Value>(settings, &Request::Status, WAIT) {
+                        show(bar, &status);
+                    }
                 }
                 Err(RecvTimeoutError::Disconnected) => break Err(failed("the verb failed")),
             }

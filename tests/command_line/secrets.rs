@@ -49,12 +49,9 @@ fn surroundings(process: u32, folder: &Path) -> Vec<(String, Vec<u8>)> {
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_password_is_in_no_output_that_there_is() {
-    for (way, format, is_right) in [
-        ("variable", "text", true),
-        ("file", "json", true),
-        ("command", "text", true),
-        ("variable", "json", false),
-    ] {
+    for (way, format, is_right) in
+        [("command", "text", true), ("file", "json", true), ("variable", "text", false)]
+    {
         let device = Device::new().await;
         let secret = if is_right { device.cloud.password.clone() } else { "hunter2-is-it-not".to_owned() };
         shell::sqlite3_shell(
@@ -93,7 +90,8 @@ async fn the_password_is_in_no_output_that_there_is() {
         let state = if is_right { "idle" } else { "blocked" };
         device.wait_for_status(state, |status| status["sync"]["state"] == state);
         for (words, _) in verbs::verbs() {
-            for json in [false, true] {
+            // What is printed as JSON is the same whatever the password came from.
+            for json in [false, true].into_iter().take(if way == "variable" { 2 } else { 1 }) {
                 let mut verb = command();
                 verb.args(&words).args(json.then_some("--json"));
                 tell(format!("{words:?}"), output(&mut verb));

@@ -87,7 +87,8 @@ fn pages_in_colour_and_without() {
     let run = |arguments: &[&str]| {
         let mut command = command(folder.path());
         command.env("CLOUD_SQL_PROXY_PORT", nobody.port().to_string()).env("TIDEWATER_DATABASE", "notes.db");
-        command.args(arguments);
+        // No second check comes in between.
+        command.env("CLOUD_SQL_RETRY_DELAY", "600").args(arguments);
         command
     };
     shell::sqlite3_shell(
@@ -114,12 +115,34 @@ fn pages_in_colour_and_without() {
         assert!(piped.lines().all(|line| line.chars().count() <= 80), "{piped}");
         settle(&coloured)
     };
-    insta::assert_snapshot!(see(&["status"]), @"");
-    insta::assert_snapshot!(see(&["pending"]), @"");
-    insta::assert_snapshot!(see(&["parked"]), @"");
-    insta::assert_snapshot!(see(&["conflicts"]), @"");
-    insta::assert_snapshot!(see(&["check"]), @"");
-    insta::assert_snapshot!(see(&["config", "sync.pull_interval_s", "proxy.port"]), @"");
+    insta::assert_snapshot!(see(&["status"]), @r#"
+    sync     ⟨yellow⟩offline⟨/⟩  2 pending  0 parked  0 conflicts
+             0 rows flushed  0 rows warmed
+    proxy    ⟨yellow⟩unavailable⟨/⟩  127.0.0.1:PORT  development
+             Proxy not running on 127.0.0.1:PORT
+             1 failure, retry delay 10 min
+             last check A MOMENT ago
+    circuit  ⟨yellow⟩open⟨/⟩  not_running
+    sqlite   notes.db  wal mode
+    actors   ProxyWatcher      ⟨green⟩running⟨/⟩
+             CircuitBreaker    ⟨green⟩running⟨/⟩
+             SqliteWriter      ⟨green⟩running⟨/⟩
+             CloudSyncer       ⟨green⟩running⟨/⟩
+    "#);
+    insta::assert_snapshot!(see(&["pending"]), @r#"
+    2 rows wait to be sent
+    insert note id=1
+    insert note id=2
+    "#);
+    insta::assert_snapshot!(see(&["parked"]), @"nothing is parked");
+    insta::assert_snapshot!(see(&["conflicts"]), @"no conflicts");
+    insta::assert_snapshot!(see(&["check"]), @"unavailable: Proxy not running on 127.0.0.1:PORT");
+    insta::assert_snapshot!(see(&["config", "sync.pull_interval_s", "proxy.port"]), @r#"
+    ⟨bold⟩proxy.port = PORT⟨/⟩
+        CLOUD_SQL_PROXY_PORT; a whole number from 1 to 65535
+    sync.pull_interval_s = 10
+        the built-in default; seconds from 0.001 to 86400
+    "#);
     process.stop();
 }
 
@@ -127,7 +150,31 @@ fn pages_in_colour_and_without() {
 #[test]
 fn help_on_a_terminal() {
     let told = readable(&said(&on_terminal(command(std::path::Path::new("/")).args(["flush", "--help"]))).0);
-    insta::assert_snapshot!(told, @"");
+    insta::assert_snapshot!(told, @r#"
+    Take what waits to the cloud now
+
+    ⟨title⟩Usage:⟨/⟩ ⟨bold⟩run_supervisor flush⟨/⟩ [OPTIONS]
+
+    ⟨title⟩Options:⟨/⟩
+          ⟨bold⟩--config⟨/⟩ <FILE>        A TOML file with settings, over the built-in ones
+                                 and under the environment
+          ⟨bold⟩--wait⟨/⟩                 Wait until it is done; with a bar on a terminal
+          ⟨bold⟩--database⟨/⟩ <FILE>      The SQLite file [TIDEWATER_DATABASE, default
+                                 tidewater.db]
+          ⟨bold⟩--json⟨/⟩                 As JSON
+          ⟨bold⟩--migrations⟨/⟩ <DIR>     A folder of numbered .sql files to apply at the
+                                 start [TIDEWATER_SQLITE__MIGRATIONS, default none]
+          ⟨bold⟩--log-format⟨/⟩ <FORMAT>  How the log looks [possible values: text, json]
+      ⟨bold⟩-h⟨/⟩, ⟨bold⟩--help⟨/⟩                 Print help
+
+    Examples:
+      run_supervisor flush
+      run_supervisor flush --wait && echo everything is in the cloud
+      run_supervisor warm --wait --json | jq .rows_warmed
+
+    --json prints {done, rows_flushed, rows_warmed, pending, parked}.
+    Exit status: 0 begun, or with --wait done, 1 failed, 2 usage, 3 not running.
+    "#);
 }
 
 /// The log of a start on a terminal: the levels are in colour, the words are the documented ones.
@@ -135,7 +182,6 @@ fn help_on_a_terminal() {
 fn the_log_in_colour() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = command(folder.path());
-    // It begins, and ends at once, because its migrations are not there.
     run.env("CLOUD_SQL_PROXY_PORT", "1").env("CLOUD_SQL_REQUIRE_PROXY", "true");
     let script = folder.path().join("once.sh");
     let binary = env!("CARGO_BIN_EXE_run_supervisor");
@@ -155,7 +201,52 @@ fn the_log_in_colour() {
     let told = readable(&said(&on_terminal(&shell)).0);
     let lines: Vec<&str> =
         told.lines().map(|line| line.split_once(" | ").map_or(line, |(_, rest)| rest)).collect();
-    insta::assert_snapshot!(lines.join("\n"), @"");
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+    INFO | 🔍 Cloud SQL Proxy Detector initialized
+    ⟨yellow⟩WARNING⟨/⟩ | ℹ️  Proxy not running on 127.0.0.1:1
+    ⟨yellow⟩WARNING⟨/⟩ |    Using SQLite-only mode (Cloud SQL unavailable)
+    INFO | ✅ SQLite initialized (WAL mode enabled)
+    INFO | ✅ Hybrid sync initialized
+    INFO | ✅ Stopped
+    "#);
+}
+
+/// A copy shows how far it is on a terminal, in bytes, and nothing of that anywhere else; what it says at the end is the same.
+#[test]
+fn a_copy_shows_how_far_it_is() {
+    let (folder, nobody) =
+        (tempfile::tempdir().unwrap(), FaultProxy::reserve("127.0.0.1:1".parse().unwrap()));
+    let run = |arguments: &[&str]| {
+        let mut command = command(folder.path());
+        command.env("CLOUD_SQL_PROXY_PORT", nobody.port().to_string()).env("TIDEWATER_DATABASE", "notes.db");
+        command.args(arguments);
+        command
+    };
+    // Enough pages for some looks: the writer's disk is left to itself between two batches of them.
+    shell::sqlite3_shell(
+        folder.path().join("notes.db"),
+        "CREATE TABLE note (id INTEGER PRIMARY KEY, body BLOB);
+         WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 60)
+         INSERT INTO note SELECT i, zeroblob(4000000) FROM n;",
+    );
+    let process = Process::ready(&mut run(&[]));
+    wait::until_blocking("it answers", PATIENCE, || {
+        let told = output(&mut run(&["status"]));
+        told.status.success().then_some(()).ok_or_else(|| format!("{told:?}"))
+    });
+    let seen = said(&on_terminal(&run(&["backup", "one.db"]))).0;
+    assert!(
+        seen.contains("copying ")
+            && seen.contains("MiB of ")
+            && seen.contains("/s, ")
+            && seen.contains(" left"),
+        "{seen:?}"
+    );
+    let last = seen.trim_end().rsplit(['\r', '\n']).next().unwrap();
+    assert!(last.contains(" bytes are in ") && last.ends_with("one.db"), "{seen:?}");
+    let piped = said(&output(&mut run(&["backup", "two.db"])));
+    assert!(piped.0.ends_with("two.db\n") && piped.0.lines().count() == 1 && piped.1.is_empty(), "{piped:?}");
+    process.stop();
 }
 
 /// A flush that takes its time: on a terminal a bar with the rate and an estimate, gone at the end; into a file nothing but the

@@ -172,10 +172,7 @@ mod tests {
         assert_eq!(course.progress(at(30)).to_string(), "comparing note: 120000 rows, 4000/s");
         course.expect(380_000);
         let said = course.progress(at(30)).to_string();
-        assert_eq!(
-            said,
-            "comparing note: 120000 rows, 4000/s, some 95 s for about 380000 more"
-        );
+        assert_eq!(said, "comparing note: 120000 rows, 4000/s, some 95 s for about 380000 more");
         course.advance(1000, at(31));
         assert_eq!(course.progress(at(31)).rows_left, Some(379_000));
         // More than was expected is no reason to fall below nothing.
