@@ -271,8 +271,11 @@ async fn a_bar_has_rate_and_estimate() {
     device.proxy.start();
     let process = Process::ready(device.command().env("TIDEWATER_SYNC__WINDOW_ROWS_MAX", "20"));
     device.wait_for_status("it flushes", |status| status["sync"]["state"] == "flushing");
-    let mut flush = device.command();
-    let seen = on_terminal(flush.args(["flush", "--wait"]));
+    device.wait_for_status("a round is done", |status| {
+        let progress = &status["sync"]["progress"];
+        progress["work"] == "flush" && progress["rows"].as_u64() > Some(0)
+    });
+    let seen = on_terminal(device.command().args(["flush", "--wait"]));
     let text = said(&seen).0;
     assert_eq!(seen.status.code(), Some(0), "{text}");
     assert!(
@@ -283,5 +286,40 @@ async fn a_bar_has_rate_and_estimate() {
         "{text:?}"
     );
     assert!(text.contains("rows went to the cloud; 0 pending, 0 parked"), "{text:?}");
+    process.stop();
+}
+
+/// A first sync that takes its time: how many rows there are is known, about, because the cloud has counted them; so the bar has
+/// an estimate, and `status` says how far it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_sync_has_rate_and_estimate() {
+    let device = Device::new().await;
+    device
+        .cloud
+        .execute_batch(
+            "CREATE TABLE note (id bigint PRIMARY KEY, body text);
+             INSERT INTO note SELECT n, 'body' FROM generate_series(1, 300) AS n; ANALYZE note;",
+        )
+        .await;
+    shell::sqlite3_shell(device.path(), "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);");
+    device.proxy.start();
+    let mut run = device.command();
+    // Each row costs the server a moment.
+    run.env("TIDEWATER_TABLES__NOTE__WHERE", "pg_sleep(0.01)::text = ''")
+        .env("TIDEWATER_SYNC__PAGE_ROWS_MAX", "20");
+    let process = Process::ready(&mut run);
+    device.wait_for_status("it is under way", |status| {
+        let progress = &status["sync"]["progress"];
+        let (rows, left) = (progress["rows"].as_u64(), progress["rows_left"].as_u64());
+        (&progress["work"], &progress["table"]) == (&"first_sync".into(), &"note".into())
+            && rows.zip(left).is_some_and(|(rows, left)| rows > 0 && rows + left == 300)
+    });
+    let page = said(&output(device.command().arg("status"))).0;
+    assert!(page.contains("comparing note: ") || page.contains(" 300 rows warmed"), "{page}");
+    let seen = on_terminal(device.command().args(["warm", "--wait"]));
+    let text = said(&seen).0;
+    assert_eq!(seen.status.code(), Some(0), "{text}");
+    assert!(text.contains("warming") && text.contains("/s, ") && text.contains(" left"), "{text:?}");
+    device.wait_until_equal(&["note"]).await;
     process.stop();
 }
