@@ -31,7 +31,7 @@ finish() {
     rm -rf "$folder"
 }
 start() {
-    $as "$bin/postgres" -D "$folder/data" -p "$port" -k "$folder" -c listen_addresses=127.0.0.1 -c fsync=off \
+    $as "$bin/postgres" -D "$folder/data" -p "$port" -k "$folder" -c listen_addresses="$1" -c fsync=off \
         -c log_min_messages=fatal &
     server=$!
     until $as "$bin/pg_isready" -q -h "$folder" -p "$port"; do
@@ -44,9 +44,12 @@ trap 'exit 0' INT TERM
 
 cd "$folder"
 $as "$bin/initdb" -D "$folder/data" -U postgres --auth=trust --no-sync -E UTF8 >/dev/null
-start
+# Not to be seen before the role is there: a login that is refused is not tried again for long.
+start ""
 $as "$bin/psql" -q -h "$folder" -p "$port" -U postgres -c "CREATE ROLE tour LOGIN PASSWORD 'tour'" \
     -c "CREATE DATABASE tour OWNER tour"
+stop
+start 127.0.0.1
 while :; do
     echo "PostgreSQL listens on 127.0.0.1:$port (database, role and password: tour). Ctrl-C stops it."
     trap stop INT
@@ -56,5 +59,5 @@ while :; do
     stop
     echo "It is stopped. Enter starts it again with its data; Ctrl-C removes it."
     read -r _ || exit 0
-    start
+    start 127.0.0.1
 done
