@@ -192,7 +192,7 @@ mod tests {
 
     /// Another value for a key: for each kind of value that there is, one that is allowed and not the built-in one.
     fn another(it: &Effective) -> String {
-        let candidates = [it.value.parse().map_or(7, |n: i64| n + 1).to_string()].into_iter().chain(
+        let mut candidates = [it.value.parse().map_or(7, |n: i64| n + 1).to_string()].into_iter().chain(
             [
                 "true",
                 "false",
@@ -212,7 +212,7 @@ mod tests {
         );
         let builds =
             |value: &String| *value != it.value && Settings::builder().set(&it.key, value).build().is_ok();
-        candidates.filter(builds).next().unwrap_or_default()
+        candidates.find(builds).unwrap_or_default()
     }
 
     /// Each key that there is, changed by itself: it is either taken, and then in what holds from now on, or it waits, and

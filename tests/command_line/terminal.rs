@@ -226,7 +226,7 @@ fn a_copy_shows_how_far_it_is() {
     shell::sqlite3_shell(
         folder.path().join("notes.db"),
         "CREATE TABLE note (id INTEGER PRIMARY KEY, body BLOB);
-         WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 60)
+         WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 40)
          INSERT INTO note SELECT i, zeroblob(4000000) FROM n;",
     );
     let process = Process::ready(&mut run(&[]));
@@ -298,7 +298,7 @@ async fn a_first_sync_has_rate_and_estimate() {
         .cloud
         .execute_batch(
             "CREATE TABLE note (id bigint PRIMARY KEY, body text);
-             INSERT INTO note SELECT n, 'body' FROM generate_series(1, 300) AS n; ANALYZE note;",
+             INSERT INTO note SELECT n, 'body' FROM generate_series(1, 100) AS n; ANALYZE note;",
         )
         .await;
     shell::sqlite3_shell(device.path(), "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);");
@@ -306,16 +306,16 @@ async fn a_first_sync_has_rate_and_estimate() {
     let mut run = device.command();
     // Each row costs the server a moment.
     run.env("TIDEWATER_TABLES__NOTE__WHERE", "pg_sleep(0.01)::text = ''")
-        .env("TIDEWATER_SYNC__PAGE_ROWS_MAX", "20");
+        .env("TIDEWATER_SYNC__PAGE_ROWS_MAX", "10");
     let process = Process::ready(&mut run);
     device.wait_for_status("it is under way", |status| {
         let progress = &status["sync"]["progress"];
         let (rows, left) = (progress["rows"].as_u64(), progress["rows_left"].as_u64());
         (&progress["work"], &progress["table"]) == (&"first_sync".into(), &"note".into())
-            && rows.zip(left).is_some_and(|(rows, left)| rows > 0 && rows + left == 300)
+            && rows.zip(left).is_some_and(|(rows, left)| rows > 0 && rows + left == 100)
     });
     let page = said(&output(device.command().arg("status"))).0;
-    assert!(page.contains("comparing note: ") || page.contains(" 300 rows warmed"), "{page}");
+    assert!(page.contains("comparing note: ") || page.contains(" 100 rows warmed"), "{page}");
     let seen = on_terminal(device.command().args(["warm", "--wait"]));
     let text = said(&seen).0;
     assert_eq!(seen.status.code(), Some(0), "{text}");
