@@ -285,7 +285,8 @@ async fn a_bar_has_rate_and_estimate() {
             && text.contains(" left"),
         "{text:?}"
     );
-    assert!(text.contains("rows went to the cloud; 0 pending, 0 parked"), "{text:?}");
+    let last = text.trim_end().rsplit(['\r', '\n']).next().unwrap();
+    assert!(last.contains("rows went to the cloud; 0 pending, 0 parked"), "{text:?}");
     process.stop();
 }
 
