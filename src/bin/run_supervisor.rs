@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use slog::Logger;
@@ -205,7 +205,10 @@ fn config(settings: &Settings, args: &ConfigArgs) -> Exit {
 
 /// Looks at everything, with a sign of life on a terminal.
 fn doctor(settings: Settings, output: &Output) -> Exit {
-    let bar = ProgressBar::new_spinner();
+    // How long the look through the file takes, nobody knows before it is over.
+    let style = ProgressStyle::with_template("{spinner} {msg}, for {elapsed} so far");
+    let bar =
+        ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
     // Drawn on standard error, and only on a terminal.
     bar.enable_steady_tick(Duration::from_millis(100));
     let sign = bar.clone();

@@ -269,3 +269,36 @@ fn the_readme_names_every_verb() {
     known.sort_unstable();
     assert_eq!(named, known);
 }
+
+/// The examples that the README says to run end by themselves, with what they are about in their log.
+#[test]
+fn the_examples_of_the_readme_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = FaultProxy::reserve("127.0.0.1:1".parse().unwrap());
+    let says = [
+        ("embed -- notes.db", "1 notes in the file, 1 row(s) pending"),
+        ("supervised", "1 restart, 1 panic"),
+    ];
+    let named: Vec<&str> =
+        README.split('`').filter_map(|code| code.strip_prefix("cargo run --example ")).collect();
+    assert_eq!(named, says.map(|(command, _)| command), "no step of this test covers these");
+    for (command, says) in says {
+        let (name, arguments) = command.split_once(" -- ").unwrap_or((command, ""));
+        let binary =
+            Path::new(env!("CARGO_BIN_EXE_run_supervisor")).parent().unwrap().join("examples").join(name);
+        if !binary.exists() {
+            #[allow(clippy::print_stderr, reason = "so that nobody takes this for a run")]
+            {
+                eprintln!(
+                    "{name} is not built here: cargo builds the examples when it is not told which tests to build"
+                );
+            }
+            continue;
+        }
+        let mut example = crate::process::command_of(&binary, folder.path());
+        example.args(arguments.split_whitespace()).env("CLOUD_SQL_PROXY_PORT", nobody.port().to_string());
+        let told = output(&mut example);
+        let (_, log) = said(&told);
+        assert!(told.status.success() && log.contains(says), "{command}: {log}");
+    }
+}
