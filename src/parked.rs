@@ -124,6 +124,24 @@ impl Database {
 #[derive(Debug)]
 pub struct LocalFile(Readers);
 
+/// That it is there, and that this user may read it: SQLite would only say that it cannot be opened, and that late. It is not
+/// opened for that, because closing it again would take the locks away that this process may have on it.
+pub(crate) fn require_readable(path: &Path) -> Result<(), StoreError> {
+    let unusable = |reason: String, remedy: &str| StoreError::Open {
+        path: path.display().to_string(),
+        reason,
+        remedy: remedy.into(),
+    };
+    if !path.exists() {
+        let remedy = "name the file with --database or TIDEWATER_DATABASE";
+        return Err(unusable("there is no such file".into(), remedy));
+    }
+    rustix::fs::access(path, rustix::fs::Access::READ_OK).map_err(|error| {
+        let remedy = "give this user the right to read it, or ask as the user that the supervisor runs as";
+        unusable(std::io::Error::from(error).to_string(), remedy)
+    })
+}
+
 impl LocalFile {
     /// The file of these settings.
     ///
@@ -136,10 +154,7 @@ impl LocalFile {
             reason: reason.into(),
             remedy: remedy.into(),
         };
-        if !Path::new(&sqlite.path).exists() {
-            let remedy = "name the file with --database or TIDEWATER_DATABASE";
-            return Err(broken("there is no such file", remedy).into());
-        }
+        require_readable(&sqlite.path)?;
         let readers = Readers::open(&StoreOptions {
             path: sqlite.path.clone(),
             busy_timeout: sqlite.busy_timeout,

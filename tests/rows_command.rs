@@ -6,7 +6,7 @@ mod process;
 
 use std::process::Output;
 
-use process::{Device, Process, command, output};
+use process::{Device, command, output};
 use serde_json::Value;
 use tidewater_test_support::shell;
 
@@ -272,42 +272,6 @@ async fn a_day_with_refused_rows() {
     update customer id=1  name, age
     update purchase id=4  word
     "#);
-}
-
-/// On a terminal a bar shows how far `flush --wait` has come, and is gone when it ends.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_terminal_sees_how_far_the_flush_has_come() {
-    let device = Device::new().await;
-    device
-        .cloud
-        .execute_batch(
-            "CREATE TABLE note (id bigint PRIMARY KEY, body text);
-             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$;
-             CREATE TRIGGER slow BEFORE INSERT ON note FOR EACH ROW EXECUTE FUNCTION slow();",
-        )
-        .await;
-    shell::sqlite3_shell(
-        device.path(),
-        "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);
-         WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 300)
-         INSERT INTO note SELECT i, 'body' FROM n;",
-    );
-    device.proxy.start();
-    let process = Process::ready(device.command().env("TIDEWATER_SYNC__WINDOW_ROWS_MAX", "20"));
-    device.wait_for_status("it flushes", |status| status["sync"]["state"] == "flushing");
-    let binary = env!("CARGO_BIN_EXE_run_supervisor");
-    let script = format!(
-        "import os, pty\nos.environ.update(TERM='xterm', COLUMNS='80')\n\
-         raise SystemExit(os.waitstatus_to_exitcode(pty.spawn(['{binary}', 'flush', '--wait'])))"
-    );
-    let mut terminal = std::process::Command::new("python3");
-    let seen = output(terminal.args(["-c", &script]).env("TIDEWATER_DATABASE", device.path()));
-    let text = String::from_utf8(seen.stdout).unwrap();
-    assert_eq!(seen.status.code(), Some(0), "{text}");
-    assert!(text.contains("flushing") && text.contains(" rows, "), "{text:?}");
-    let last = text.trim_end().rsplit(['\r', '\n']).next().unwrap();
-    assert!(last.contains("rows went to the cloud; 0 pending, 0 parked"), "{text:?}");
-    process.stop();
 }
 
 /// A day with conflicts: an edit against an edit, a deletion against an edit and the other way round. What lost is listed, looked

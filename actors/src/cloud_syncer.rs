@@ -57,13 +57,16 @@ use crate::timings::{Timings, now_us};
 
 mod history;
 mod looks;
+mod pace;
 mod parked;
 mod tables;
+mod told;
 mod trim;
 
 use history::{Evidence, evidence};
 use looks::{Looks, counted};
 use parked::Discards;
+use told::Told;
 
 /// How the syncer works.
 #[derive(Debug, Clone, Copy)]
@@ -129,6 +132,7 @@ pub struct CloudSyncer {
     windows: Portion,
     pages: Portion,
     doing: Arc<AtomicU8>,
+    told: Told,
     running: Option<SpawnHandle>,
     timer: Option<SpawnHandle>,
     /// Who waits for the end of a cycle, with the number of the first one that counts.
@@ -269,6 +273,7 @@ impl CloudSyncer {
             windows: Portion::new(options.window_rows_max.min(FIRST_WINDOW)),
             pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
             doing: Arc::default(),
+            told: Told::default(),
             running: None,
             timer: None,
             asked: vec![],
@@ -314,6 +319,7 @@ impl CloudSyncer {
             windows: self.windows.clone(),
             pages: self.pages.clone(),
             doing: self.doing.clone(),
+            told: self.told.clone(),
             discards: self.discards.clone(),
             untold: Cell::new(None),
             syncer: ctx.address().downgrade(),
@@ -493,7 +499,13 @@ impl CloudSyncer {
             State::Working if self.doing.load(Ordering::Relaxed) == FLUSHING => "flushing",
             State::Working => "warming",
         };
-        SyncReport { state: state.to_owned(), detail: self.trouble.clone(), ..SyncReport::default() }
+        let progress = self.running.as_ref().and_then(|_| self.told.progress());
+        SyncReport {
+            state: state.to_owned(),
+            detail: self.trouble.clone(),
+            progress,
+            ..SyncReport::default()
+        }
     }
 }
 
@@ -691,6 +703,7 @@ struct Cycle {
     windows: Portion,
     pages: Portion,
     doing: Arc<AtomicU8>,
+    told: Told,
     discards: Discards,
     /// How many rows were parked and not told of, once the first ones were.
     untold: Cell<Option<usize>>,
@@ -707,6 +720,7 @@ impl Cycle {
         };
         fail::fail_point!("syncer.permitted");
         let ended = self.steps().await;
+        self.told.end(&self.log);
         self.tell_parked();
         match &ended {
             Ok(()) => permit.finish(Ok(())),
@@ -1300,6 +1314,7 @@ impl Cycle {
             let table = ready.table.id;
             let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
             any = true;
+            self.tell_first_sync(ready);
             if after.is_none() {
                 self.ask(BeginSnapshot(table)).await?;
             }
@@ -1321,10 +1336,11 @@ impl Cycle {
                 };
                 let last: Vec<String> =
                     ready.table.key.iter().map(|c| to_text(&last[*c]).unwrap_or_default()).collect();
-                let full = found.len() == limit;
+                let (rows, full) = (found.len(), found.len() == limit);
                 let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
                 found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
                 self.apply(session, generation, tables, page, from).await?;
+                self.tell_page(session, ready, rows, full).await?;
                 session.end_read().await?;
                 after = Some(last);
                 if !full {
@@ -1346,6 +1362,7 @@ impl Cycle {
                 self.apply(session, generation, tables, page, from).await?;
                 session.end_read().await?;
             }
+            self.told.end(&self.log);
         }
         Ok(any)
     }
@@ -1391,6 +1408,8 @@ impl Cycle {
             } else if self.windows.rows() > FIRST_PORTION {
                 self.windows.halve();
             }
+            self.tell_flush();
+            self.tell_round(carried.rows).await;
             // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
             if carried.rows < window || carried.then != Then::GoOn || carried.parked {
                 self.tell_receipts();

@@ -8,6 +8,7 @@
 //! app          ── Write, Migrate ─▶ SqliteWriter ── JournalGrew (a hint) ─▶ CloudSyncer
 //! CloudSyncer  ── NoteRound, Acknowledge, PutBack, Park, ApplyPage … ─▶ SqliteWriter
 //! app          ── Flush, Warm ─▶ CloudSyncer
+//! app          ── SetTimes ─▶ ProxyWatcher; SetPace ─▶ CloudSyncer; SetRules ─▶ SqliteWriter      (settings read again)
 //! ```
 //!
 //! Commands are imperative, facts are in the past tense. Messages are hints (P6): each may be lost at the cost
@@ -21,14 +22,18 @@ use actix::prelude::*;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::core::availability::Times;
 use crate::core::failure::FailureClass;
 use crate::core::from_cloud::NewTable;
+use crate::core::merge::Policies;
+use crate::core::progress::Progress;
 use crate::core::schema::Table;
+use crate::core::sync::Pace;
 use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Applied, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, MadeTables, Mark, Names, Noted, Page,
-    Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
+    Applied, BacklogLimits, Copying, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, MadeTables, Mark,
+    Names, Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -99,6 +104,26 @@ pub struct Detection {
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct ResetDetector;
+
+/// From now on, other times hold.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct SetTimes(pub Times);
+
+/// From now on, the syncer waits for other times. While it waits for nothing but the next look, it looks soon.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct SetPace(pub Pace);
+
+/// From now on, so much may wait for the cloud, and these decide who wins.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "()")]
+pub struct SetRules {
+    /// The most that may wait.
+    pub backlog: BacklogLimits,
+    /// Who wins where a row was changed here and in the cloud.
+    pub policies: Policies,
+}
 
 /// A guarded cloud call ended. Sent by the permit of the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Message)]
@@ -598,6 +623,9 @@ pub struct SyncReport {
     /// Why the file cannot be counted any more: the numbers are those of the last time that it could.
     #[serde(default)]
     pub uncounted: Option<String>,
+    /// How far the work is that is under way, where it comes in many parts.
+    #[serde(default)]
+    pub progress: Option<Progress>,
 }
 
 /// What waits for the cloud, in the syncer's part.
@@ -621,6 +649,9 @@ pub struct SqliteReport {
     /// Why nothing can be written to it, or why it cannot be counted, where that is known without trying.
     #[serde(default)]
     pub problem: Option<String>,
+    /// How far the copy is that is being made of it.
+    #[serde(default)]
+    pub copying: Option<Copying>,
 }
 
 /// The HTTP side's part.

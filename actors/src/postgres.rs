@@ -1513,6 +1513,13 @@ impl CloudSession {
         rows.iter().map(|row| decode(row, cloud_table)).collect()
     }
 
+    /// How many rows a table has, about; none where nobody knows without counting.
+    pub async fn rows_about(&self, oid: u32) -> Result<Option<u64>> {
+        let rows = self.query(include_str!("sql/postgres/rows_about.sql"), &[&oid], Phase::Pull).await?;
+        let found = rows.first().map(|row| row.cell::<i64>("rows")).transpose()?;
+        Ok(found.and_then(|rows| u64::try_from(rows).ok()))
+    }
+
     // -----------------------------------------------------------------------------------------------------
     // Rounds
     // -----------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ pub use self::background::{Cancel, Canceller};
 use self::backlog::Gauge;
 pub use self::backlog::{Backlog, BacklogLimits};
 pub use self::conflicts::{Conflict, ConflictPage, Restores};
-pub use self::copy::{Copied, IntegrityReport, Orphans};
+pub use self::copy::{Copied, Copying, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::from_cloud::{MadeTables, Names};
 pub use self::growing::{Grown, InFlight, Part, Rest};
@@ -1724,6 +1724,7 @@ pub struct Readers {
     /// For a connection beside the pool.
     options: Arc<StoreOptions>,
     place: Arc<Place>,
+    copying: Arc<copy::CopyingNow>,
 }
 
 impl Readers {
@@ -1750,7 +1751,12 @@ impl Readers {
             .connection_timeout(busy.max(Duration::from_secs(1)))
             .build(manager)
             .map_err(|error| StoreError::Io(error.to_string()))?;
-        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))), options: Arc::new(options.clone()), place })
+        Ok(Self {
+            pool: Arc::new(RwLock::new(Some(pool))),
+            options: Arc::new(options.clone()),
+            place,
+            copying: Arc::default(),
+        })
     }
 
     /// Whether the file that is open is still the one that its name stands for.

@@ -25,6 +25,8 @@ pub enum Event {
     Heard,
     /// Somebody asked for a cycle.
     Asked,
+    /// From now on other times hold.
+    Paced(Pace),
     /// The wait that was asked for is over.
     Woke {
         /// The wait's number.
@@ -76,7 +78,7 @@ pub enum Effect {
 }
 
 /// The times that the machine keeps.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
     /// From a new entry to the cycle that carries it: what comes within it goes along.
     pub debounce: Duration,
@@ -188,6 +190,11 @@ impl Syncing {
                 self.soon()
             }
             Event::Grew => self.soon(),
+            Event::Paced(pace) => {
+                self.pace = pace;
+                // The look that is under way, or that comes now, is followed by a wait of the new length.
+                if self.running.is_some() { vec![] } else { self.soon() }
+            }
             Event::Asked if self.available => self.start_or_remember(),
             Event::Asked => vec![],
             Event::Woke { wait } if wait == self.waits && self.available && self.running.is_none() => {
@@ -333,6 +340,28 @@ mod tests {
         }
         assert_eq!((waits[0], waits[29]), (PACE.poll_interval, PACE.poll_interval));
         assert_eq!((waits[30], waits[31]), (PACE.pull_interval, PACE.pull_interval));
+    }
+
+    /// Another pull interval holds from now on: a syncer that only waits looks soon, and then at the new interval; one that
+    /// works finishes first; the wait after a failure stays as long as it was, and nobody who is offline is woken.
+    #[test]
+    fn another_pace_holds_from_now_on() {
+        let faster = Pace { pull_interval: Duration::from_secs(2), ..PACE };
+        let mut machine = Syncing::new(PACE);
+        assert_eq!(machine.advance(Event::Paced(PACE)), vec![], "offline");
+        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        assert_eq!(machine.advance(Event::Paced(faster)), vec![], "it works");
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).unwrap();
+        assert_eq!(after, faster.pull_interval);
+        let (wait, after) = wake(&machine.advance(Event::Paced(PACE))).unwrap();
+        assert_eq!(after, PACE.debounce);
+        let cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).unwrap();
+        assert_eq!(after, PACE.pull_interval);
+        let cycle = started(&machine.advance(Event::Asked)).unwrap();
+        let refused = Outcome::Failed(FailureClass::Credentials);
+        machine.advance(Event::Ended { cycle, outcome: refused });
+        assert_eq!(machine.advance(Event::Paced(faster)), vec![], "a failure's wait");
     }
 
     /// Entries that come during a cycle are carried by the next one, at once.
