@@ -23,9 +23,17 @@ const AUDIT: &str = "
 
 const TWICE: &str = "SELECT count(*) FROM (SELECT FROM audit GROUP BY id HAVING count(*) > 1) AS twice";
 
+/// By plain SQL, after the moment to which the cloud will be set back.
+const THEIRS_TO_BE_LOST: &str =
+    "INSERT INTO note VALUES (3, 'theirs, lost'); UPDATE note SET body = 'ours, edited by them' WHERE id = 1";
+
+const REPLACED: &str = "SELECT coalesce(group_concat(concat, ';'), '') FROM (SELECT key || ' ' || coalesce(local, '-') || ' ' || \
+                        coalesce(cloud, '-') || ' ' || kept AS concat FROM _tidewater_conflicts ORDER BY id)";
+
 /// The lines of which each situation has one.
-const LINES: [&str; 6] = [
+const LINES: [&str; 7] = [
     "was set back (",
+    "has deleted this device",
     "was set back or copied",
     "failed over or was recovered",
     "Sync is blocked",
@@ -231,7 +239,7 @@ async fn a_failover_without_proof_costs_a_comparison_and_no_row() {
     let (mut bench, db) = synced(&server).await;
     let standby = server.copy(CopyOf::Standby);
     standby.stop();
-    bench.cloud.execute_batch("INSERT INTO note VALUES (3, 'theirs, lost')").await;
+    bench.cloud.execute_batch(THEIRS_TO_BE_LOST).await;
     bench.wait_until_equal(&db, &["note"]).await;
     db.shutdown().await.unwrap();
     let file = rusqlite::Connection::open(bench.path()).unwrap();
@@ -243,11 +251,73 @@ async fn a_failover_without_proof_costs_a_comparison_and_no_row() {
     bench.proxy.stop();
     lead_to(&mut bench, &standby);
     let db = bench.open().await;
-    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 theirs, lost"]).await;
+    assert_whole(&bench, &db, &["1 ours, edited by them", "2 theirs", "3 theirs, lost"]).await;
     assert_one_line(&bench.log, "and may have lost changes");
+    // What the cloud had instead is on record.
+    assert_eq!(harness::here(&db, REPLACED), "[1] \"ours, edited by them\" \"ours\" local");
     // From then on, what is deleted there is deleted here.
     bench.cloud.execute_batch("DELETE FROM note WHERE id = 3").await;
-    assert_whole(&bench, &db, &["1 ours", "2 theirs"]).await;
+    assert_whole(&bench, &db, &["1 ours, edited by them", "2 theirs"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// The feed does not know the entry any more up to which this file has read it, and was not trimmed: the cloud was set back, and
+/// nothing but that tells of it. What was read since is in the file, and goes back.
+#[actix_rt::test]
+async fn a_feed_that_begins_anew_gets_everything_again() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let witness = meta(&db, "witness");
+    let earlier = server.copy(CopyOf::Snapshot);
+    bench.cloud.execute_batch(THEIRS_TO_BE_LOST).await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    db.shutdown().await.unwrap();
+    // As if this had been read a moment ago.
+    let file = rusqlite::Connection::open(bench.path()).unwrap();
+    file.execute("UPDATE _tidewater_meta SET value = ?1 WHERE key = 'witness'", [witness]).unwrap();
+    drop(file);
+    server.stop();
+    earlier.start_again();
+    bench.proxy.stop();
+    lead_to(&mut bench, &earlier);
+    let db = bench.open().await;
+    assert_whole(&bench, &db, &["1 ours, edited by them", "2 theirs", "3 theirs, lost"]).await;
+    assert_one_line(&bench.log, "change feed begins anew");
+    assert_eq!(harness::here(&db, REPLACED), "[1] \"ours, edited by them\" \"ours\" local");
+    bench
+        .cloud
+        .execute_batch("DELETE FROM note WHERE id = 3; UPDATE note SET body = 'on' WHERE id = 1")
+        .await;
+    assert_whole(&bench, &db, &["1 on", "2 theirs"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// A feed that was trimmed just up to where this file has read it lacks the same entry, and nothing is lost: what was deleted
+/// since stays deleted.
+#[actix_rt::test]
+async fn a_feed_that_was_trimmed_up_to_the_cursor_is_no_loss() {
+    let bench = Bench::new().await;
+    let db = bench.open().await;
+    bench.proxy.start();
+    run(&db, NOTE).await;
+    run(&db, "INSERT INTO note VALUES (1, 'ours'), (2, 'theirs')").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    bench.cloud.execute_batch("UPDATE note SET body = 'edited' WHERE id = 1").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    proven(&bench, &db).await;
+    let (xid, id) = (meta(&db, "cursor_xid"), meta(&db, "cursor_id"));
+    db.shutdown().await.unwrap();
+    let trimmed = format!(
+        "DELETE FROM note WHERE id = 2; DELETE FROM tidewater.changes WHERE id <= {id}; \
+         UPDATE tidewater.feed SET trimmed_xid = '{xid}', trimmed_id = {id}"
+    );
+    bench.cloud.execute_batch(&trimmed).await;
+    let db = bench.open().await;
+    wait_for(&db, "the deletion is here", |_| bodies(&db) == ["1 edited"]).await;
+    assert_whole_there(&bench, &db, &["1 edited"]).await;
+    assert_eq!(there(&bench.cloud.connect().await, "SELECT count(*) FROM note").await, "1");
+    assert_eq!(bench.log.count("change feed begins anew"), 0, "{:#?}", bench.log.all());
+    assert_eq!(bench.log.count("does not reach back"), 1, "{:#?}", bench.log.all());
     db.shutdown().await.unwrap();
 }
 
@@ -271,6 +341,107 @@ async fn a_cloud_that_is_recovered_gets_everything_again() {
         assert_one_line(&bench.log, "The cloud was set back (");
         db.shutdown().await.unwrap();
     }
+}
+
+/// After a cloud was set back, several files bring back what it lost. The youngest value of each row is everywhere in the end,
+/// whichever of them comes first: a file that was away for longer has older ones. That holds, too, for what a file had sent when it
+/// was cut off, before it could read anything more.
+#[actix_rt::test]
+async fn the_youngest_file_brings_back_each_row_whoever_comes_first() {
+    for (order, is_cut_off) in [(&[0, 1][..], true), (&[1, 0], false), (&[], true)] {
+        let server = Postgres::start();
+        let (bench, one) = synced(&server).await;
+        let second = bench.another();
+        let mut two = second.open().await;
+        run(&two, NOTE).await;
+        second.proxy.start();
+        second.wait_until_equal(&two, &["note"]).await;
+        let earlier = server.copy(CopyOf::Snapshot);
+        run(&one, "UPDATE note SET body = 'old' WHERE id = 1").await;
+        write(&one, 3, "old").await;
+        second.wait_until_equal(&two, &["note"]).await;
+        read_all(&one).await;
+        proven(&bench, &one).await;
+        cut(&bench, &one).await;
+        // The first device never hears of these.
+        run(&two, "UPDATE note SET body = 'young' WHERE id IN (1, 3)").await;
+        write(&two, 4, "young").await;
+        read_all(&two).await;
+        proven(&second, &two).await;
+        cut(&second, &two).await;
+        if is_cut_off {
+            two.shutdown().await.unwrap();
+            let last = harness::here(&one, "SELECT known FROM _tidewater_clock");
+            let file = rusqlite::Connection::open(second.path()).unwrap();
+            let as_if = format!(
+                "INSERT INTO _tidewater_sent_1 (k0, at) SELECT id, known FROM note, _tidewater_clock WHERE body = 'young'; \
+                 UPDATE _tidewater_clock SET known = {last} - 1"
+            );
+            file.execute_batch(&as_if).unwrap();
+            drop(file);
+            two = second.open().await;
+        }
+        server.stop();
+        earlier.start_again();
+        let mut devices = [(bench, one), (second, two)];
+        for at in order {
+            let (bench, db) = &mut devices[*at];
+            lead_to(bench, &earlier);
+            wait_for(db, "connected", |status| status.sync.state != "offline").await;
+            wait_for(db, "nothing is pending", |status| status.sync.pending == 0).await;
+            bench.wait_until_equal(db, &["note"]).await;
+        }
+        if order.is_empty() {
+            devices.iter_mut().for_each(|(bench, _)| lead_to(bench, &earlier));
+        }
+        for (bench, db) in &devices {
+            assert_whole(bench, db, &["1 young", "2 theirs", "3 young", "4 young"]).await;
+            assert_one_line(&bench.log, "The cloud was set back (");
+        }
+        for (_, db) in devices {
+            db.shutdown().await.unwrap();
+        }
+    }
+}
+
+/// Waits until this file knows that it has all that the cloud has.
+async fn read_all(db: &Database) {
+    harness::wait_until_here(db, "SELECT count(*) FROM _tidewater_sent_1", "0").await;
+}
+
+/// Somebody deletes a device from the ledger, as one does with those that are gone, and it was not gone. Nothing is lost there, so
+/// nothing is sent again, and what others deleted meanwhile stays deleted; what waited is sent, once.
+#[actix_rt::test]
+async fn a_device_that_was_deleted_from_the_ledger_goes_on_as_a_new_one() {
+    let server = Postgres::start();
+    let (bench, db) = synced(&server).await;
+    let device = meta(&db, "device");
+    cut(&bench, &db).await;
+    run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
+    bench
+        .cloud
+        .execute_batch(&format!(
+            "DELETE FROM tidewater.devices WHERE id = '{device}'; DELETE FROM note WHERE id = 1; \
+             UPDATE note SET body = 'edited' WHERE id = 2"
+        ))
+        .await;
+    bench.proxy.start();
+    wait_for(&db, "the deletion is here", |_| bodies(&db) == ["2 edited", "3 meanwhile"]).await;
+    assert_whole(&bench, &db, &["2 edited", "3 meanwhile"]).await;
+    assert_one_line(&bench.log, "has deleted this device");
+    assert_ne!(meta(&db, "device"), device);
+    // While it is connected, and the trim had taken what held the feed for it, too.
+    let device = meta(&db, "device");
+    let struck = format!(
+        "DELETE FROM tidewater.devices WHERE id = '{device}'; DELETE FROM tidewater.cursors WHERE device = '{device}'; \
+         DELETE FROM note WHERE id = 2"
+    );
+    bench.cloud.execute_batch(&struck).await;
+    write(&db, 4, "and on").await;
+    assert_whole(&bench, &db, &["3 meanwhile", "4 and on"]).await;
+    assert_eq!(bench.log.count("has deleted this device"), 2, "{:#?}", bench.log.all());
+    assert_eq!(harness::here(&db, REPLACED), "");
+    db.shutdown().await.unwrap();
 }
 
 /// A device that only reads has no rounds: the witness alone tells it that the cloud was set back.

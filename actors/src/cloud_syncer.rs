@@ -35,10 +35,11 @@ use crate::core::value::{
     from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
-    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
-    JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
-    Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, CompareKeeping,
+    DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
+    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
+    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
+    WaitSynced,
 };
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
@@ -46,8 +47,8 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
-    Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
+    Anew, Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part,
+    PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -59,7 +60,7 @@ mod parked;
 mod tables;
 mod trim;
 
-use history::{Evidence, evidence};
+use history::Evidence;
 use looks::{Looks, counted};
 use parked::Discards;
 
@@ -792,17 +793,23 @@ impl Cycle {
         }
         // Before the settling, which writes over it: a crash in between must find it again.
         let seen = session.last_seen(&link.device).await?;
-        let found = evidence(&link, seen);
+        let found = self.look_for_evidence(session, &link, seen).await?;
+        let is_new_device = matches!(found, Evidence::Lost | Evidence::Struck);
         if found == Evidence::Lost {
             self.start_over_behind(seen.map_or(0, |seen| seen.number), link.round_number).await?;
+        } else if found == Evidence::Struck {
+            self.go_on_unknown().await?;
+        }
+        if is_new_device {
             (link, _) = self.ask(GetLink).await?;
-        } else if known && link.timeline.is_some_and(|before| before != home.timeline) {
+        }
+        if found != Evidence::Lost && known && link.timeline.is_some_and(|before| before != home.timeline) {
             self.passed_on(&link, &home, found).await?;
         }
         if known && (link.timeline, link.database.as_ref()) != (Some(home.timeline), Some(&home.database)) {
             self.ask(RememberCloud { home }).await?;
         }
-        let in_flight = if found == Evidence::Lost { None } else { in_flight };
+        let in_flight = if is_new_device { None } else { in_flight };
         let id = uuid::Uuid::new_v4().to_string();
         let ledger = session.settle(&link.device, &id, link.cursor.as_ref()).await?;
         let flying = in_flight.map(|(id, _)| id);
@@ -826,7 +833,7 @@ impl Cycle {
                     link.round_number,
                     ledger.number
                 );
-                self.ask(StartOver { resend: false }).await?;
+                self.ask(StartOver(Anew::Follow)).await?;
             }
             (link, _) = self.ask(GetLink).await?;
             session.settle(&link.device, &id, link.cursor.as_ref()).await?;
@@ -917,16 +924,21 @@ impl Cycle {
             if look.there && look.whole {
                 return Ok((link, Some(look)));
             }
-            if look.whole {
-                warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
+            if look.whole && !look.ends_at_cursor {
+                warn!(
+                    self.log,
+                    "⚠️  The cloud's change feed begins anew, so that it was set back: everything here is compared with it, and \
+                     what it lacks is sent again"
+                );
+                self.ask(CompareKeeping).await?;
             } else {
                 warn!(
                     self.log,
                     "⚠️  The cloud's change feed does not reach back to when this device was last there: every table is \
                      compared with it"
                 );
+                self.ask(FixCursor(None)).await?;
             }
-            self.ask(FixCursor(None)).await?;
         }
         fail::fail_point!("syncer.registers");
         // In the cloud first: from here on the feed is kept for this device.
@@ -968,13 +980,14 @@ impl Cycle {
         look.require_whole()?;
         let clock = Some(look.clock);
         if is_compared || look.clock.is_news(link.clock_ahead) {
-            let page = Page { cursor: Some(cursor), clock, ..Page::default() };
+            let is_last = !look.news && look.ours.is_none();
+            let page = Page { cursor: Some(cursor), clock, is_last, ..Page::default() };
             self.apply(session, generation, &tables, page, &from).await?;
             link.clock_ahead = look.clock.ahead;
         }
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
-            let page = Page { cursor: Some(ours.clone()), clock, ..Page::default() };
+            let page = Page { cursor: Some(ours.clone()), clock, is_last: !look.news, ..Page::default() };
             self.apply(session, generation, &tables, page, &from).await?;
             link.cursor = Some(ours);
         }
@@ -1009,7 +1022,8 @@ impl Cycle {
                     None => drop(emptied.insert(at)),
                 }
             }
-            let mut page = Page { cursor: Some(last.clone()), clock, ..Page::default() };
+            let is_last = entries.len() < limit;
+            let mut page = Page { cursor: Some(last.clone()), clock, is_last, ..Page::default() };
             for (at, keys) in wanted {
                 self.current_rows(session, &tables[at], keys, &mut page).await?;
             }

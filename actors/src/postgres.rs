@@ -747,6 +747,8 @@ pub struct Look {
     pub there: bool,
     /// Whether nothing beyond the cursor was trimmed.
     pub whole: bool,
+    /// Whether the entry that the cursor stands on was the last that was trimmed.
+    pub ends_at_cursor: bool,
     /// Whether others changed something.
     pub news: bool,
     /// The last entry, if any, that only our own rounds lead to.
@@ -1003,6 +1005,7 @@ impl CloudSession {
         Ok(Look {
             there: row.cell("there")?,
             whole: row.cell("whole")?,
+            ends_at_cursor: row.cell("trimmed")?,
             news: row.cell("news")?,
             ours,
             clock,

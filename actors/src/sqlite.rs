@@ -75,7 +75,7 @@ pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::from_cloud::{MadeTables, Names};
 pub use self::growing::{Grown, InFlight, Part, Rest};
-pub use self::history::{Home, Witness};
+pub use self::history::{Anew, Home, Witness};
 pub use self::parked::{
     Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
 };
@@ -534,6 +534,8 @@ pub struct Page {
     pub stamps: HashMap<String, Option<i64>>,
     /// What the server's clock showed before the rows were read.
     pub clock: Option<ServerClock>,
+    /// Whether the page ends a pull: with it this file has everything that others had committed when that clock was read.
+    pub is_last: bool,
 }
 
 /// The server's clock, as this machine saw it.
@@ -1219,7 +1221,8 @@ impl Store {
             let local = read_row(&tx, table, &hit.key)?;
             // What the cloud has changed, or wins, comes with the feed entry that made this a hit. Where there is none, nobody
             // tells of others' changes, and nothing of them would ever come.
-            let theirs = hit.stamp.map_or(Theirs::Before, Theirs::At);
+            let kept_until = kept_until(&tx, table)?;
+            let theirs = hit.stamp.map_or(Theirs::Before, |stamp| Theirs::of(stamp, &entry, kept_until));
             let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
             let policy = self.policies.of(table);
             let Ok(Merged { entry: left, losses, .. }) =
@@ -1269,6 +1272,7 @@ impl Store {
         parked::forget_refusals_in_flight(&tx, &self.tables)?;
         let mut flushed = 0;
         for table in &self.tables {
+            history::note_sent(&tx, table)?;
             flushed += tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
         if flushed > 0 {
@@ -1394,6 +1398,9 @@ impl Store {
         let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
         if let Some(clock) = page.clock {
             set_clock(&tx, clock)?;
+            if page.is_last {
+                history::has_everything(&tx, &self.tables, clock)?;
+            }
         }
         if let Some(cursor) = &page.cursor {
             set_cursor(&tx, cursor)?;
@@ -1562,7 +1569,7 @@ impl Store {
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0",
             [],
         )?;
-        tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag')", [])?;
+        history::forget_cursor(&tx)?;
         commit(tx)?;
         Ok(())
     }
@@ -1634,31 +1641,26 @@ impl Store {
         commit(tx)
     }
 
-    /// History changed under this file. It starts over as a new device: every table is compared with the cloud
-    /// anew. With `resend`, everything here counts as pending again, because the cloud lost what it had
-    /// acknowledged. Nothing is deleted by this itself.
-    pub fn start_over(&mut self, resend: bool) -> Result<()> {
+    /// History changed under this file. It goes on as a new device.
+    pub fn start_over(&mut self, how: Anew) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in &self.tables {
             merge_back(&tx, table)?;
-            // What is not sent follows the cloud as it is now.
-            if resend && table.rule.direction.sends() {
-                tx.execute(&capture::journal_everything(table, Unseen::Gap), [])?;
-            }
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        // What the cloud lost, nobody has changed there, unless the feed tells of it since.
-        tx.execute(
-            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, \
-             kept_until = (SELECT seen FROM _tidewater_clock), followed = CASE WHEN followed AND ?1 THEN 2 ELSE 0 END",
-            [resend],
-        )?;
-        tx.execute(
-            "DELETE FROM _tidewater_meta \
-             WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag', 'last_round', 'round_number', 'witness')",
-            [],
-        )?;
-        history::forget_seen(&tx, &self.tables)?;
+        tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('last_round', 'round_number', 'witness')", [])?;
+        match how {
+            Anew::SendAgain => history::send_again(&tx, &self.tables)?,
+            Anew::Follow => {
+                tx.execute(
+                    "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0",
+                    [],
+                )?;
+                history::forget_cursor(&tx)?;
+                history::forget_seen(&tx, &self.tables)?;
+            }
+            Anew::ReadOn => {}
+        }
         set_meta(&tx, "device", uuid::Uuid::new_v4().to_string())?;
         commit(tx)?;
         Ok(())
@@ -3228,20 +3230,20 @@ struct Applier<'a> {
 impl<'a> Applier<'a> {
     /// Answers with what is missing before the page can hold under foreign keys, or be decided.
     fn run(&mut self) -> Result<Option<Applied>> {
-        let followed: HashMap<i64, Since> = query(
-            self.tx,
-            "SELECT id, followed, kept_until FROM _tidewater_tables WHERE followed <> 0",
-            &[],
-            |row| {
-                let since = match row.get(1)? {
-                    2 => Since::Stamp(row.get(2)?),
-                    _ => Since::Cursor,
-                };
-                Ok((row.get(0)?, since))
-            },
-        )?
-        .into_iter()
-        .collect();
+        let mut followed: HashMap<i64, Since> = HashMap::new();
+        let mut kept_until: HashMap<i64, i64> = HashMap::new();
+        for (id, state, until) in
+            query(self.tx, "SELECT id, followed, kept_until FROM _tidewater_tables", &[], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })?
+        {
+            kept_until.insert(id, until);
+            match state {
+                0 => None,
+                2 => followed.insert(id, Since::Stamp(until)),
+                _ => followed.insert(id, Since::Cursor),
+            };
+        }
         let mut undecided = vec![];
         let paging: HashSet<i64> =
             query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
@@ -3279,7 +3281,10 @@ impl<'a> Applier<'a> {
                 Some(entry) => {
                     let theirs = match self.page.stamps.get(&ledger_name(table, &pulled.key)) {
                         None => Theirs::Unasked,
-                        Some(Some(stamp)) => Theirs::At(*stamp),
+                        Some(Some(stamp)) => {
+                            let kept_until = kept_until.get(&table.id).copied().unwrap_or(0);
+                            Theirs::of(*stamp, &entry, kept_until)
+                        }
                         Some(None) => match followed.get(&table.id) {
                             Some(Since::Cursor) => Theirs::Before,
                             Some(Since::Stamp(_)) => Theirs::Untold,
@@ -4274,11 +4279,15 @@ fn bring_up_to_date(tx: &Connection) -> Result<()> {
     for (table, column) in [
         ("_tidewater_clock", "ahead"),
         ("_tidewater_clock", "seen"),
+        ("_tidewater_clock", "known"),
         ("_tidewater_tables", "kept_until"),
         ("_tidewater_tables", "followed"),
     ] {
         if !has_column(tx, table, column)? {
             tx.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"))?;
+            if column == "known" {
+                tx.execute("UPDATE _tidewater_clock SET known = seen", [])?;
+            }
             if column == "followed" {
                 // What it was compared with, it has followed.
                 tx.execute("UPDATE _tidewater_tables SET followed = 1 WHERE snapshot = 'done'", [])?;
@@ -4302,8 +4311,15 @@ fn set_clock(tx: &Connection, clock: ServerClock) -> Result<()> {
     Ok(())
 }
 
-/// Rounds of older versions had no steps.
+/// Up to when, by the cloud's clock, this file had what was in the cloud before that lost some of it; 0 where it never did.
+fn kept_until(tx: &Connection, table: &Table) -> Result<i64> {
+    let sql = "SELECT kept_until FROM _tidewater_tables WHERE id = ?1";
+    Ok(tx.prepare_cached(sql)?.query_row([table.id], |row| row.get(0))?)
+}
+
+/// Rounds of older versions had no steps, and what they sent was not remembered.
 fn number_steps(tx: &Connection, table: &Table) -> Result<()> {
+    tx.execute_batch(&capture::create_sent(table))?;
     if !has_column(tx, &side_table(FLIGHT, table), "step")? {
         tx.execute_batch(&capture::add_steps(table))?;
     }

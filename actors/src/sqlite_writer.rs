@@ -303,5 +303,5 @@ store_calls! {
         Some(cursor) => store.fix_cursor(cursor),
         None => store.forget_cursor(),
     };
-    StartOver => (), |store, m| store.start_over(m.resend);
+    StartOver => (), |store, m| store.start_over(m.0);
 }
