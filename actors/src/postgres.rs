@@ -1622,7 +1622,12 @@ impl CloudSession {
                     })
             })
         };
-        Ok(rows.iter().any(|row| !is_sent(row.get(0), &row.get::<_, Vec<String>>(1))))
+        for row in &rows {
+            if !is_sent(row.cell(0)?, &row.cell::<Vec<String>>(1)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Locks and examines the given items and carries out those that nobody else touched, rows of the rings aside first.

@@ -394,8 +394,8 @@ pub(super) fn as_prepared<'f, 'i>(
 /// What the answer about the echo says: whether the round caused more than it sent.
 pub(super) fn caused_more(answer: &[Row]) -> Result<bool> {
     let row = answer.first().ok_or_else(|| unexpected("no word about the echo"))?;
-    match row.get::<_, i64>("altered") {
-        0 => Ok(row.get::<_, i64>("marked") > 0),
+    match row.cell::<i64>("altered")? {
+        0 => Ok(row.cell::<i64>("marked")? > 0),
         _ => Err(CloudFailure::new(
             FailureClass::Transient,
             "the columns of a table have changed since it was prepared",
