@@ -995,6 +995,8 @@ impl Cycle {
             return Ok(());
         }
         self.memory.news = true;
+        // Tables of which the feed names keys that PostgreSQL cannot read as such.
+        let mut unreadable = HashSet::new();
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
@@ -1015,18 +1017,35 @@ impl Cycle {
                     continue;
                 }
                 match &entry.key {
-                    Some(key) => {
+                    Some(key) if tables[at].has_key_like(key) && !unreadable.contains(&at) => {
                         let newest = wanted.entry(at).or_default().entry(key.clone()).or_default();
                         *newest = (*newest).max(entry.cursor.id);
                     }
-                    None => drop(emptied.insert(at)),
+                    // The whole table; or one of its rows, by the key of before it got another one, or by somebody's nonsense.
+                    _ => drop(emptied.insert(at)),
                 }
             }
             let is_last = entries.len() < limit;
             let mut page = Page { cursor: Some(last.clone()), clock, is_last, ..Page::default() };
+            let mut failed = None;
             for (at, keys) in wanted {
-                self.current_rows(session, &tables[at], keys, &mut page).await?;
+                let read = self.current_rows(session, &tables[at], keys, &mut page).await;
+                if let Err(Trouble::Cloud(failure)) = &read
+                    && failure.is_about_a_value()
+                    && tables[at].table.rule.filter.is_none()
+                    && unreadable.insert(at)
+                {
+                    failed = Some(at);
+                    break;
+                }
+                read?;
             }
+            if failed.is_some() {
+                // Once more, without these keys.
+                session.end_read().await?;
+                continue;
+            }
+            unreadable.clear();
             for at in &emptied {
                 self.ask(CompareAnew(tables[*at].table.id)).await?;
             }
@@ -1924,7 +1943,15 @@ impl ReadyTable {
         self.table.key.iter().map(|c| row[*c].clone()).collect()
     }
 
+    /// Whether this may be one of the table's keys.
+    fn has_key_like(&self, text: &[String]) -> bool {
+        text.len() == self.table.key.len()
+    }
+
     fn local_key(&self, text: &[String]) -> Option<Vec<Value>> {
+        if !self.has_key_like(text) {
+            return None;
+        }
         let parts = self.table.key.iter().zip(text);
         parts
             .map(|(c, text)| {

@@ -1610,6 +1610,7 @@ impl CloudSession {
             items.iter().any(|item| {
                 let (table, cloud_table) = &frame.tables[item.table];
                 cloud_table.oid == oid
+                    && table.key.len() == key.len()
                     && table.key.iter().zip(key).zip(&item.key).all(|((c, text), part)| {
                         let (affinity, kind) = (table.columns[*c].affinity(), &cloud_table.columns[*c].kind);
                         from_text(text, kind).is_some_and(|found| {
