@@ -24,7 +24,8 @@ use tidewater_actors::core::failure::{CloudFailure, FailureClass};
 use tidewater_actors::postgres::{
     Cloud, CloudOptions, LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions,
 };
-use tidewater_test_support::{Database, FaultProxy, Postgres, wait};
+use tidewater_test_support::hostile::{Talk, error};
+use tidewater_test_support::{Database, FaultProxy, HostileServer, Postgres, wait};
 
 use FailureClass::{Credentials, NotOurs};
 
@@ -773,6 +774,41 @@ async fn a_refused_password_is_not_shown_again() {
     assert_eq!((refused.class, refused.sqlstate.as_deref()), (Credentials, Some("28P01")));
     assert!(refused.remedy.unwrap().contains("what cloud.password_command prints"));
     assert_eq!((count(&runs), refusals(server, &database)), (2, 1));
+}
+
+/// A server may answer with what it was told before: an older password is no more for the log than the newest, and a short one no
+/// more than a long one, where it stands alone.
+#[tokio::test]
+async fn no_password_that_a_server_was_told_comes_back_in_its_words() {
+    let database = Postgres::shared().create_database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let server = HostileServer::start(|_: &mut Talk| Ok(()));
+    let echo = || {
+        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        move |talk: &mut Talk| {
+            talk.hear_startup()?;
+            talk.say(b'R', &[0, 0, 0, 3])?;
+            let (_, password) = talk.hear()?;
+            let password = String::from_utf8_lossy(&password).trim_end_matches('\0').to_owned();
+            let mut told = told.lock().unwrap();
+            told.push(password);
+            talk.say(b'E', &error("28P01", format!("none is right: {}", told.join(", ")).as_bytes()))
+        }
+    };
+    let runs = folder.path().join("runs");
+    let script = format!("echo run >>{0}; echo token-number-$(wc -l <{0})", runs.display());
+    let by_command = by_command(&database, command(&["sh", "-c", &script], Duration::from_secs(20), HOUR));
+    let mut fixed = by_command.clone();
+    fixed.password = Some("s3cr".to_owned());
+    fixed.link.password = PasswordSource::Fixed;
+    fixed.link.password_in_clear = true;
+    for (mut options, shown) in [(by_command, "none is right: ***, ***"), (fixed, "none is right: ***")] {
+        server.play(echo());
+        options.port = server.port();
+        let refused = failure(options).await;
+        assert_eq!(refused.detail, format!("{shown} (SQLSTATE 28P01)"));
+    }
+    assert_eq!(count(&runs), 2);
 }
 
 /// Whatever a command prints, and wherever, neither the log nor the status nor `doctor` has a word of it, and the program
