@@ -24,7 +24,7 @@ use tidewater_actors::core::failure::{CloudFailure, FailureClass};
 use tidewater_actors::postgres::{
     Cloud, CloudOptions, LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions,
 };
-use tidewater_test_support::hostile::{Talk, error};
+use tidewater_test_support::hostile::{Talk, announced, error, message, row};
 use tidewater_test_support::{Database, FaultProxy, HostileServer, Postgres, wait};
 
 use FailureClass::{Credentials, NotOurs};
@@ -570,6 +570,60 @@ async fn the_log_in_is_bound_to_the_certificate() {
     assert_eq!(&heard[..1], b"p");
     assert!(heard[5..].starts_with(b"SCRAM-SHA-256-PLUS\0"), "{}", heard.escape_ascii());
     assert!(heard.windows(22).any(|part| part == b"p=tls-server-end-point"), "{}", heard.escape_ascii());
+}
+
+/// Who shows the right certificate may mean harm all the same: what comes through TLS is bounded as what comes in the open, before
+/// the log-in and after it.
+#[tokio::test]
+async fn a_hostile_server_within_tls_is_bounded_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = Ca::new("our CA");
+    let ours = file(&folder, "ca.pem", &ca.cert);
+    let server = tls_server(&ca.signs(&params("db", &["127.0.0.1"])));
+    let database = Postgres::shared().create_database().await;
+    type Step = fn(&mut Talk) -> std::io::Result<()>;
+    let notices: Step = |talk| {
+        talk.hear_startup()?;
+        talk.raw(&message(b'R', &[0; 4]))?;
+        talk.forever(&message(b'N', &error("00000", &[b'x'; 1000])))
+    };
+    let rows: Step = |talk| {
+        talk.log_in()?;
+        talk.prepare(&[("there", 16)])?;
+        talk.begin_rows()?;
+        talk.forever(&row(&[b"\x01"]))
+    };
+    let huge: Step = |talk| {
+        talk.log_in()?;
+        talk.hear_request()?;
+        talk.raw(&announced(b'D', i32::MAX, b""))?;
+        talk.forever(&[0; 1000])
+    };
+    let garbage: Step = |talk| {
+        talk.hear_startup()?;
+        talk.forever(b"\xff\x00\x1b[2J")
+    };
+    for (what, script) in [("notices", notices), ("rows", rows), ("huge", huge), ("garbage", garbage)] {
+        let server = server.clone();
+        let there = Between::at(Ipv4Addr::LOCALHOST.into(), move |mut stream, _| {
+            let mut request = [0; 8];
+            if stream.read_exact(&mut request).is_err() {
+                return;
+            }
+            stream.write_all(b"S").unwrap();
+            let session = rustls::ServerConnection::new(server.clone()).unwrap();
+            // How it ended is the client's business.
+            let _ = script(&mut Talk::over(rustls::StreamOwned::new(session, stream)));
+        });
+        let mut options = options(&database, there.address.port(), required(Some(&ours), None));
+        options.link.message_bytes_max = 1 << 20;
+        let failed = failure(options).await;
+        assert_eq!(failed.class, NotOurs, "{what}: {failed:?}");
+        assert!(
+            failed.detail.contains("as PostgreSQL does") || failed.detail.contains("is not PostgreSQL"),
+            "{what}: {failed:?}"
+        );
+    }
 }
 
 fn tls_server(made: &Made) -> Arc<rustls::ServerConfig> {

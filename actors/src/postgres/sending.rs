@@ -124,7 +124,7 @@ impl CloudSession {
         let prepared = [FENCE, ECHO, CONFLICTS, STAMPS].map(|sql| self.client.statement(sql));
         let prepared = self
             .bounded(async {
-                futures_util::future::try_join_all(prepared).await.map_err(self.failed(Phase::Setup))
+                futures_util::future::try_join_all(prepared).await.map_err(self.failed(Phase::Setup, ""))
             })
             .await?;
         let mut open = OpenRound {
