@@ -47,8 +47,8 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Anew, Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part,
-    PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
+    Anew, Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Leftovers, Link, Lookup, Mark, Noted, Page,
+    Part, PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -60,7 +60,7 @@ mod parked;
 mod tables;
 mod trim;
 
-use history::Evidence;
+use history::{CameBack, Evidence};
 use looks::{Looks, counted};
 use parked::Discards;
 
@@ -313,6 +313,7 @@ impl CloudSyncer {
             doing: self.doing.clone(),
             discards: self.discards.clone(),
             syncer: ctx.address().downgrade(),
+            came_back: CameBack::default(),
             log: self.log.clone(),
         };
         let running =
@@ -680,6 +681,8 @@ struct Cycle {
     doing: Arc<AtomicU8>,
     discards: Discards,
     syncer: actix::WeakAddr<CloudSyncer>,
+    /// Rows that came back from the dead, until somebody was told.
+    came_back: CameBack,
     log: Logger,
 }
 
@@ -1122,7 +1125,8 @@ impl Cycle {
         let mut page = Arc::new(page);
         loop {
             match self.ask(ApplyPage { page: page.clone(), generation }).await? {
-                Applied::Done { conflicts, aside, .. } => {
+                Applied::Done { conflicts, aside, revived, .. } => {
+                    self.came_back.add(revived, 0);
                     if conflicts > 0 {
                         info!(
                             self.log,
@@ -1348,8 +1352,10 @@ impl Cycle {
                 }
             }
             loop {
-                let keys = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
+                let left = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
+                let Leftovers { keys, sent_again } = left;
                 if keys.is_empty() {
+                    self.came_back.add(0, sent_again);
                     break;
                 }
                 session.begin_read().await?;
@@ -1363,6 +1369,7 @@ impl Cycle {
                 session.end_read().await?;
             }
         }
+        self.say_what_came_back();
         Ok(any)
     }
 

@@ -24,11 +24,10 @@ use tokio::sync::oneshot;
 use crate::core::failure::FailureClass;
 use crate::core::from_cloud::NewTable;
 use crate::core::schema::Table;
-use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Anew, Applied, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, MadeTables, Mark, Names, Noted, Page,
-    Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
+    Anew, Applied, Cursor, Discardable, Grown, Hit, Home, Leftovers, Link, Lookup, MadeTables, Mark, Names,
+    Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -367,7 +366,7 @@ pub struct BeginSnapshot(pub i64);
 
 /// Rows that a table's snapshot did not show; none ends it.
 #[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "Stored<Vec<Vec<Value>>>")]
+#[rtype(result = "Stored<Leftovers>")]
 pub struct GetSnapshotLeftovers {
     /// The table's id.
     pub table: i64,

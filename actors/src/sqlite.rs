@@ -75,7 +75,7 @@ pub use self::copy::{Copied, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::from_cloud::{MadeTables, Names};
 pub use self::growing::{Grown, InFlight, Part, Rest};
-pub use self::history::{Anew, Home, Witness};
+pub use self::history::{Anew, Home, Leftovers, Witness};
 pub use self::parked::{
     Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
 };
@@ -625,6 +625,8 @@ pub enum Applied {
         conflicts: u64,
         /// Rows set aside because SQLite cannot store them yet.
         aside: u64,
+        /// Rows that had been deleted, and that the cloud has again since it was set back.
+        revived: u64,
     },
     /// Nothing was done: foreign keys need these rows in the same page.
     Missing(Vec<Lookup>),
@@ -1390,12 +1392,13 @@ impl Store {
             changed: 0,
             conflicts: 0,
             aside: 0,
+            revived: 0,
             were_aside: HashSet::new(),
         };
         if let Some(not_yet) = applier.run()? {
             return Ok(not_yet);
         }
-        let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
+        let Applier { changed, conflicts, aside, revived, .. } = applier;
         if let Some(clock) = page.clock {
             set_clock(&tx, clock)?;
             if page.is_last {
@@ -1420,7 +1423,7 @@ impl Store {
             meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_warmed", total)?;
         commit(tx)?;
-        Ok(Applied::Done { changed, conflicts, aside })
+        Ok(Applied::Done { changed, conflicts, aside, revived })
     }
 
     /// How far a table's snapshot has come: `None` before its first page, the last key's text after one.
@@ -1461,7 +1464,9 @@ impl Store {
 
     /// Rows here that the snapshot did not show and that are not pending: candidates for deletion, to be looked up
     /// once more. Ends the snapshot when there are none.
-    pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Vec<Vec<Value>>> {
+    ///
+    /// Where the cloud was set back, the rows that go there again are put on record then, and counted.
+    pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Leftovers> {
         let Some(table) = self.tables.iter().find(|t| t.id == table) else {
             return Err(StoreError::SchemaChanged);
         };
@@ -1487,7 +1492,9 @@ impl Store {
         }
         let sql = format!("SELECT {own} {left} LIMIT {limit}");
         let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
+        let mut sent_again = 0;
         if keys.is_empty() {
+            sent_again = history::list_sent_again(&tx, table)?;
             let known = tx.execute(
                 "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL, followed = 1 \
                  WHERE id = ?1 AND snapshot = 'paging'",
@@ -1502,7 +1509,7 @@ impl Store {
             commit(tx)?;
             self.schema_version = version;
         }
-        Ok(keys)
+        Ok(Leftovers { keys, sent_again })
     }
 
     /// The keys whose rows came from the cloud and could not be stored here, to be tried again.
@@ -3223,6 +3230,8 @@ struct Applier<'a> {
     conflicts: u64,
     /// Rows set aside that were not so before: each is told of once.
     aside: u64,
+    /// Rows that were deleted, and come back from a cloud that was set back.
+    revived: u64,
     /// Rows that were set aside when the page came, by their names.
     were_aside: HashSet<String>,
 }
@@ -3275,7 +3284,22 @@ impl<'a> Applier<'a> {
                 None => match (&local, &row) {
                     (Some(local), Some(cloud)) => differing(table, local, cloud),
                     (Some(_), None) => Local::Delete,
-                    (None, Some(_)) => Local::Insert,
+                    (None, Some(cloud)) => match self.comes_back(table, pulled, followed.get(&table.id)) {
+                        Ok(is_back) => {
+                            if is_back {
+                                let cloud = Some(Value::Text(json_array(cloud)));
+                                let loss =
+                                    Loss { column: None, base: None, local: None, cloud, kept: Side::Cloud };
+                                self.revived += 1;
+                                log_losses(self.tx, table, &pulled.key, &[loss])?;
+                            }
+                            Local::Insert
+                        }
+                        Err(disputed) => {
+                            undecided.push(disputed);
+                            continue;
+                        }
+                    },
                     (None, None) => Local::Keep,
                 },
                 Some(entry) => {
@@ -3372,6 +3396,24 @@ impl<'a> Applier<'a> {
         }
         self.retry_parked()?;
         Ok(None)
+    }
+
+    /// Whether a row that is not here was here, or was not to come here any more, before the cloud was set back: nobody has changed
+    /// it there since this file had everything. Where that has not been asked, it has to be.
+    fn comes_back(
+        &self,
+        table: &Table,
+        pulled: &PulledRow,
+        since: Option<&Since>,
+    ) -> std::result::Result<bool, Disputed> {
+        match (since, self.page.stamps.get(&ledger_name(table, &pulled.key))) {
+            (Some(since @ Since::Stamp(_)), None) => {
+                let (columns, values) = (table.key.clone(), pulled.key.clone());
+                Err(Disputed { row: Lookup { table: table.id, columns, values }, since: *since })
+            }
+            (Some(Since::Stamp(_)), Some(None)) => Ok(true),
+            (Some(Since::Stamp(_)), Some(Some(_))) | (Some(Since::Cursor) | None, _) => Ok(false),
+        }
     }
 
     /// The snapshot has shown this row.

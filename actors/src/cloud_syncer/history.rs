@@ -14,6 +14,7 @@
 //! log is one sequence, and a standby or a restore has a beginning of it: whoever has the witness has all of that. The cursor's
 //! own entry proves less, because what was read below it may have been committed after it.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -44,6 +45,20 @@ pub(super) enum Evidence {
     Unknown,
     /// It does not know this device any more, and the feed has what this file read last: somebody has deleted the device.
     Struck,
+}
+
+/// How many rows came back from the dead, here and there, because the cloud was set back.
+#[derive(Debug, Default)]
+pub(super) struct CameBack {
+    here: Cell<u64>,
+    there: Cell<u64>,
+}
+
+impl CameBack {
+    pub(super) fn add(&self, here: u64, there: u64) {
+        self.here.set(self.here.get() + here);
+        self.there.set(self.there.get() + there);
+    }
 }
 
 /// What can be told from the ledger, as it is before the session settles; and from the feed, of which it is asked whether it has
@@ -86,6 +101,18 @@ impl Cycle {
             _ => false,
         };
         Ok(evidence(link, seen, is_entry_there))
+    }
+
+    /// After the tables were compared with a cloud that was set back.
+    pub(super) fn say_what_came_back(&self) {
+        let (here, there) = (self.came_back.here.take(), self.came_back.there.take());
+        if here + there > 0 {
+            warn!(
+                self.log,
+                "⚠️  Compared with the cloud as it is now: {here} row(s) that were deleted are back here, {there} row(s) that it lacks \
+                 are sent again; see the conflict log"
+            );
+        }
     }
 
     /// Somebody has deleted this device from the ledger, as one does with devices that are gone for good.

@@ -8,10 +8,15 @@
 use rusqlite::{Connection, TransactionBehavior};
 use serde::{Deserialize, Serialize};
 
-use super::{Cursor, Result, ServerClock, Store, commit, merge_back, meta, set_meta};
+use super::{
+    Cursor, Result, ServerClock, Store, commit, log_losses, merge_back, meta, query, read_row, set_meta,
+    unsigned, values,
+};
+use crate::core::merge::{Loss, Side};
 use crate::core::schema::Table;
-use crate::sql::capture::{self, FLIGHT, JOURNAL, PARKED, SENT, Unseen, side_table};
-use crate::sql::ident;
+use crate::core::value::{Value, json_array};
+use crate::sql::capture::{self, FLIGHT, JOURNAL, PARKED, SENT, Unseen, key_columns, side_table};
+use crate::sql::{ident, list};
 
 /// A cloud, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +51,15 @@ pub enum Anew {
     SendAgain,
     /// Neither is, and the feed is read on from where the old device was: only that one is not known there any more.
     ReadOn,
+}
+
+/// What is left when a table's snapshot has shown everything.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Leftovers {
+    /// Rows here that it did not show and that are not pending. None: it has ended.
+    pub keys: Vec<Vec<Value>>,
+    /// When it has: how many rows a cloud that was set back lacks, which are sent again.
+    pub sent_again: u64,
 }
 
 impl Store {
@@ -117,6 +131,38 @@ pub(super) fn send_again(conn: &Connection, tables: &[Table]) -> Result<()> {
     )?;
     forget_cursor(conn)?;
     forget_seen(conn, tables)
+}
+
+/// How many rows of a table are written down one by one that a cloud which was set back gets again.
+const LISTED_MAX: usize = 1000;
+
+/// Puts on record the rows of a table that only this file has after the cloud was set back: it gets them again, and somebody may
+/// have deleted one of them since. Answers how many there are.
+pub(super) fn list_sent_again(conn: &Connection, table: &Table) -> Result<u64> {
+    let was_set_back = "SELECT 1 FROM _tidewater_tables WHERE id = ?1 AND followed = 2";
+    if !conn.prepare_cached(was_set_back)?.exists([table.id])? {
+        return Ok(0);
+    }
+    // What was written here since is new there.
+    let from = format!(
+        "FROM {} WHERE NOT known AND whole = 1 AND stamp <= (SELECT kept_until FROM _tidewater_tables WHERE id = {})",
+        ident(&side_table(JOURNAL, table)),
+        table.id
+    );
+    let keys = list(key_columns(table), |k| k);
+    let sql = format!("SELECT {keys} {from} LIMIT {LISTED_MAX}");
+    let mut listed = 0;
+    for key in query(conn, &sql, &[], |row| values(row, 0, table.key.len()))? {
+        let Some(row) = read_row(conn, table, &key)? else { continue };
+        let local = Some(Value::Text(json_array(&row)));
+        let loss = Loss { column: None, base: None, local, cloud: None, kept: Side::Local };
+        log_losses(conn, table, &key, &[loss])?;
+        listed += 1;
+    }
+    if listed < LISTED_MAX {
+        return Ok(listed as u64);
+    }
+    Ok(conn.query_row(&format!("SELECT count(*) {from}"), [], unsigned)?)
 }
 
 /// How many keys of a table are remembered at most between two pulls. A flush pulls before it has sent so many.
