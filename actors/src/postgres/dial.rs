@@ -335,12 +335,19 @@ impl Address {
         socket.set_tcp_keepalive(&asking)?;
         #[cfg(any(target_os = "linux", target_os = "android"))]
         socket.set_tcp_user_timeout(Some(silence.saturating_mul(2)))?;
+        // What the system has taken counts as moved: of what has not left yet it takes no more than a slow link takes soon.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok(Socket::Tcp(stream))
     }
 }
 
 /// How often the system asks before it gives up.
 const KEEPALIVES: u32 = 3;
+
+/// What waits in the system to leave, of what is sent.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNSENT_BYTES_MAX: u32 = 512 << 10;
 
 /// What a [`Line`] runs over.
 pub(super) enum Socket {

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::word;
-use super::{CloudFailure, CloudSession, silent};
+use super::{CloudFailure, CloudSession, MOVES_AT_LEAST, silent};
 
 /// What was found when somebody looked last. The statements that a connection waits for share one look.
 #[derive(Debug, Default)]
@@ -46,7 +46,12 @@ impl CloudSession {
         let began = Instant::now();
         let silence = self.cloud.options.link.silence;
         loop {
+            let before = self.cloud.moved.bytes();
             sleep(silence).await;
+            if self.cloud.moved.bytes() - before >= MOVES_AT_LEAST {
+                // Much is on its way: that is no silence.
+                continue;
+            }
             let mut last = self.pulse.0.lock().await;
             if last.as_ref().is_none_or(|look| look.at.elapsed() >= silence) {
                 let found = self.look_after(pid).await;

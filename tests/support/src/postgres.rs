@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -248,6 +249,19 @@ impl Postgres {
         let kept = self.archive().join(file);
         crate::wait::until("the log is kept", std::time::Duration::from_secs(60), async || {
             if kept.exists() { Ok(()) } else { Err(self.log()) }
+        })
+        .await;
+    }
+
+    /// Waits until a copy that is recovered can be written to: before that it answers as a replica does.
+    pub async fn recovered(&self) {
+        let admin = self.connect_as_admin().await;
+        crate::wait::until("the recovery to end", Duration::from_secs(30), async || {
+            let row = admin
+                .query_one("SELECT pg_is_in_recovery()", &[])
+                .await
+                .map_err(|error| error.to_string())?;
+            if row.get(0) { Err("it goes on".to_owned()) } else { Ok(()) }
         })
         .await;
     }
@@ -629,7 +643,6 @@ pub(crate) fn tail(log: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
-    use std::time::Duration;
 
     use tokio_postgres::error::SqlState;
 
