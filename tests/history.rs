@@ -389,8 +389,8 @@ async fn a_shop_after(how: CopyOf) {
     run(&one, shop::SCHEMA).await;
     let mut generator = Generator::new(23);
     let fill = async |generator: &mut Generator, db: &Database| {
-        let rows: Vec<_> = generator.statements(60).collect();
-        for unit in rows.chunks(20) {
+        let rows: Vec<_> = generator.statements(30).collect();
+        for unit in rows.chunks(10) {
             db.write(unit.iter().cloned().map(harness::statement)).await.unwrap();
         }
     };

@@ -89,9 +89,10 @@ impl Store {
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
         forget_seen(&tx, &self.tables)?;
-        tx.execute("UPDATE _tidewater_tables SET followed = 0", [])?;
         // Another server, another clock.
-        tx.execute("UPDATE _tidewater_clock SET seen = 0, known = 0, ahead = 0", [])?;
+        tx.execute("UPDATE _tidewater_tables SET followed = 0, kept_until = 0", [])?;
+        tx.execute("UPDATE _tidewater_clock SET seen = 0, ahead = 0", [])?;
+        forget_sent(&tx, &self.tables, 0)?;
         tx.execute(
             "DELETE FROM _tidewater_meta WHERE key IN ('last_round', 'round_number') \
              OR key GLOB 'trace_*' OR key GLOB 'made_*'",
@@ -184,7 +185,12 @@ pub(super) fn note_sent(conn: &Connection, table: &Table) -> Result<()> {
 
 /// This file has all that the cloud had when its clock showed this: the rows that it had sent, and what others did since.
 pub(super) fn has_everything(conn: &Connection, tables: &[Table], clock: ServerClock) -> Result<()> {
-    conn.execute("UPDATE _tidewater_clock SET known = ?1", [clock.now])?;
+    forget_sent(conn, tables, clock.now)
+}
+
+/// Nothing was sent since the cloud's clock showed this.
+fn forget_sent(conn: &Connection, tables: &[Table], known: i64) -> Result<()> {
+    conn.execute("UPDATE _tidewater_clock SET known = ?1", [known])?;
     for table in tables {
         conn.prepare_cached(&format!("DELETE FROM {}", ident(&side_table(SENT, table))))?.execute([])?;
     }
