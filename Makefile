@@ -15,7 +15,7 @@ test: setup
 # at every byte of a round (TIDEWATER_CUT_STEP=n: at every n-th), and a SIGKILL each time that a fail point is passed. The same
 # build as for `test`.
 long: setup
-	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash -- --ignored --nocapture --test-threads=1
+	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test history -- --ignored --nocapture --test-threads=1
 
 # Speed, each figure beside its raw twin's of the same run.
 bench:

@@ -288,7 +288,7 @@ pub struct CloudSettings {
     pub link: LinkOptions,
     /// The schema of the synced tables.
     pub schema: String,
-    /// At least 1.
+    /// At least 2: one for rounds, and one for what must not wait for them.
     pub pool_max: usize,
     /// PostgreSQL ends a longer statement.
     pub statement_timeout: Duration,

@@ -36,10 +36,11 @@ use crate::core::value::{
     from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
-    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
-    JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
-    Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, CompareKeeping,
+    DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
+    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
+    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
+    WaitSynced,
 };
 use crate::past::Remembered;
 use crate::postgres::{
@@ -48,8 +49,8 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
-    Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
+    Anew, Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Leftovers, Link, Lookup, Mark, Noted, Page,
+    Part, PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -63,7 +64,7 @@ mod tables;
 mod told;
 mod trim;
 
-use history::{Evidence, evidence};
+use history::{CameBack, Evidence};
 use looks::{Looks, counted};
 use parked::Discards;
 use told::Told;
@@ -323,6 +324,7 @@ impl CloudSyncer {
             discards: self.discards.clone(),
             untold: Cell::new(None),
             syncer: ctx.address().downgrade(),
+            came_back: CameBack::default(),
             log: self.log.clone(),
         };
         let running =
@@ -708,6 +710,8 @@ struct Cycle {
     /// How many rows were parked and not told of, once the first ones were.
     untold: Cell<Option<usize>>,
     syncer: actix::WeakAddr<CloudSyncer>,
+    /// Rows that came back from the dead, until somebody was told.
+    came_back: CameBack,
     log: Logger,
 }
 
@@ -823,17 +827,23 @@ impl Cycle {
         }
         // Before the settling, which writes over it: a crash in between must find it again.
         let seen = session.last_seen(&link.device).await?;
-        let found = evidence(&link, seen);
+        let found = self.look_for_evidence(session, &link, seen).await?;
+        let is_new_device = matches!(found, Evidence::Lost | Evidence::Struck);
         if found == Evidence::Lost {
             self.start_over_behind(seen.map_or(0, |seen| seen.number), link.round_number).await?;
+        } else if found == Evidence::Struck {
+            self.go_on_unknown().await?;
+        }
+        if is_new_device {
             (link, _) = self.ask(GetLink).await?;
-        } else if known && link.timeline.is_some_and(|before| before != home.timeline) {
+        }
+        if found != Evidence::Lost && known && link.timeline.is_some_and(|before| before != home.timeline) {
             self.passed_on(&link, &home, found).await?;
         }
         if known && (link.timeline, link.database.as_ref()) != (Some(home.timeline), Some(&home.database)) {
             self.ask(RememberCloud { home }).await?;
         }
-        let in_flight = if found == Evidence::Lost { None } else { in_flight };
+        let in_flight = if is_new_device { None } else { in_flight };
         let id = uuid::Uuid::new_v4().to_string();
         let ledger = session.settle(&link.device, &id, link.cursor.as_ref()).await?;
         let flying = in_flight.map(|(id, _)| id);
@@ -857,7 +867,7 @@ impl Cycle {
                     link.round_number,
                     ledger.number
                 );
-                self.ask(StartOver { resend: false }).await?;
+                self.ask(StartOver(Anew::Follow)).await?;
             }
             (link, _) = self.ask(GetLink).await?;
             session.settle(&link.device, &id, link.cursor.as_ref()).await?;
@@ -948,16 +958,21 @@ impl Cycle {
             if look.there && look.whole {
                 return Ok((link, Some(look)));
             }
-            if look.whole {
-                warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
+            if look.whole && !look.ends_at_cursor {
+                warn!(
+                    self.log,
+                    "⚠️  The cloud's change feed begins anew, so that it was set back: everything here is compared with it, and \
+                     what it lacks is sent again"
+                );
+                self.ask(CompareKeeping).await?;
             } else {
                 warn!(
                     self.log,
                     "⚠️  The cloud's change feed does not reach back to when this device was last there: every table is \
                      compared with it"
                 );
+                self.ask(FixCursor(None)).await?;
             }
-            self.ask(FixCursor(None)).await?;
         }
         fail::fail_point!("syncer.registers");
         // In the cloud first: from here on the feed is kept for this device.
@@ -999,13 +1014,14 @@ impl Cycle {
         look.require_whole()?;
         let clock = Some(look.clock);
         if is_compared || look.clock.is_news(link.clock_ahead) {
-            let page = Page { cursor: Some(cursor), clock, ..Page::default() };
+            let is_last = !look.news && look.ours.is_none();
+            let page = Page { cursor: Some(cursor), clock, is_last, ..Page::default() };
             self.apply(session, generation, &tables, page, &from).await?;
             link.clock_ahead = look.clock.ahead;
         }
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
-            let page = Page { cursor: Some(ours.clone()), clock, ..Page::default() };
+            let page = Page { cursor: Some(ours.clone()), clock, is_last: !look.news, ..Page::default() };
             self.apply(session, generation, &tables, page, &from).await?;
             link.cursor = Some(ours);
         }
@@ -1013,6 +1029,8 @@ impl Cycle {
             return Ok(());
         }
         self.memory.news = true;
+        // Tables of which the feed names keys that PostgreSQL cannot read as such.
+        let mut unreadable = HashSet::new();
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
@@ -1033,17 +1051,35 @@ impl Cycle {
                     continue;
                 }
                 match &entry.key {
-                    Some(key) => {
+                    Some(key) if tables[at].has_key_like(key) && !unreadable.contains(&at) => {
                         let newest = wanted.entry(at).or_default().entry(key.clone()).or_default();
                         *newest = (*newest).max(entry.cursor.id);
                     }
-                    None => drop(emptied.insert(at)),
+                    // The whole table; or one of its rows, by the key of before it got another one, or by somebody's nonsense.
+                    _ => drop(emptied.insert(at)),
                 }
             }
-            let mut page = Page { cursor: Some(last.clone()), clock, ..Page::default() };
+            let is_last = entries.len() < limit;
+            let mut page = Page { cursor: Some(last.clone()), clock, is_last, ..Page::default() };
+            let mut failed = None;
             for (at, keys) in wanted {
-                self.current_rows(session, &tables[at], keys, &mut page).await?;
+                let read = self.current_rows(session, &tables[at], keys, &mut page).await;
+                if let Err(Trouble::Cloud(failure)) = &read
+                    && failure.is_about_a_value()
+                    && tables[at].table.rule.filter.is_none()
+                    && unreadable.insert(at)
+                {
+                    failed = Some(at);
+                    break;
+                }
+                read?;
             }
+            if failed.is_some() {
+                // Once more, without these keys.
+                session.end_read().await?;
+                continue;
+            }
+            unreadable.clear();
             for at in &emptied {
                 self.ask(CompareAnew(tables[*at].table.id)).await?;
             }
@@ -1120,7 +1156,8 @@ impl Cycle {
         let mut page = Arc::new(page);
         loop {
             match self.ask(ApplyPage { page: page.clone(), generation }).await? {
-                Applied::Done { conflicts, aside, .. } => {
+                Applied::Done { conflicts, aside, revived, .. } => {
+                    self.came_back.add(revived, 0);
                     if conflicts > 0 {
                         info!(
                             self.log,
@@ -1348,8 +1385,10 @@ impl Cycle {
                 }
             }
             loop {
-                let keys = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
+                let left = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
+                let Leftovers { keys, sent_again } = left;
                 if keys.is_empty() {
+                    self.came_back.add(0, sent_again);
                     break;
                 }
                 session.begin_read().await?;
@@ -1364,6 +1403,7 @@ impl Cycle {
             }
             self.told.end(&self.log);
         }
+        self.say_what_came_back();
         Ok(any)
     }
 
@@ -1993,7 +2033,15 @@ impl ReadyTable {
         self.table.key.iter().map(|c| row[*c].clone()).collect()
     }
 
+    /// Whether this may be one of the table's keys.
+    fn has_key_like(&self, text: &[String]) -> bool {
+        text.len() == self.table.key.len()
+    }
+
     fn local_key(&self, text: &[String]) -> Option<Vec<Value>> {
+        if !self.has_key_like(text) {
+            return None;
+        }
         let parts = self.table.key.iter().zip(text);
         parts
             .map(|(c, text)| {

@@ -32,8 +32,9 @@ use crate::core::sync::Pace;
 use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Applied, BacklogLimits, Copying, Cursor, Discardable, Grown, Hit, Home, Link, Lookup, MadeTables, Mark,
-    Names, Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
+    Anew, Applied, BacklogLimits, Copying, Cursor, Discardable, Grown, Hit, Home, Leftovers, Link, Lookup,
+    MadeTables, Mark, Names, Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which,
+    Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -394,7 +395,7 @@ pub struct BeginSnapshot(pub i64);
 
 /// Rows that a table's snapshot did not show; none ends it.
 #[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "Stored<Vec<Vec<Value>>>")]
+#[rtype(result = "Stored<Leftovers>")]
 pub struct GetSnapshotLeftovers {
     /// The table's id.
     pub table: i64,
@@ -444,8 +445,8 @@ pub struct RememberWitness(pub Witness);
 #[rtype(result = "Stored<()>")]
 pub struct Rehome(pub Home);
 
-/// The cloud may have lost something of what this file has: every table is compared with it, and what only this file has is
-/// sent again.
+/// The cloud may have lost something of what this file has: every table is compared with it, and what it lacks, or has in an older
+/// state, is sent again.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Stored<()>")]
 pub struct CompareKeeping;
@@ -455,13 +456,10 @@ pub struct CompareKeeping;
 #[rtype(result = "Stored<()>")]
 pub struct FixCursor(pub Option<Cursor>);
 
-/// History changed under this file: it starts over as a new device.
+/// History changed under this file: it goes on as a new device.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "Stored<()>")]
-pub struct StartOver {
-    /// Everything here counts as pending again.
-    pub resend: bool,
-}
+pub struct StartOver(pub Anew);
 
 // ---------------------------------------------------------------------------------------------------------
 // Data plane: the syncer

@@ -75,7 +75,7 @@ pub use self::copy::{Copied, Copying, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::from_cloud::{MadeTables, Names};
 pub use self::growing::{Grown, InFlight, Part, Rest};
-pub use self::history::{Home, Witness};
+pub use self::history::{Anew, Home, Leftovers, Witness};
 pub use self::parked::{
     Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
 };
@@ -534,6 +534,8 @@ pub struct Page {
     pub stamps: HashMap<String, Option<i64>>,
     /// What the server's clock showed before the rows were read.
     pub clock: Option<ServerClock>,
+    /// Whether the page ends a pull: with it this file has everything that others had committed when that clock was read.
+    pub is_last: bool,
 }
 
 /// The server's clock, as this machine saw it.
@@ -623,6 +625,8 @@ pub enum Applied {
         conflicts: u64,
         /// Rows set aside because SQLite cannot store them yet.
         aside: u64,
+        /// Rows that had been deleted, and that the cloud has again since it was set back.
+        revived: u64,
     },
     /// Nothing was done: foreign keys need these rows in the same page.
     Missing(Vec<Lookup>),
@@ -1219,7 +1223,8 @@ impl Store {
             let local = read_row(&tx, table, &hit.key)?;
             // What the cloud has changed, or wins, comes with the feed entry that made this a hit. Where there is none, nobody
             // tells of others' changes, and nothing of them would ever come.
-            let theirs = hit.stamp.map_or(Theirs::Before, Theirs::At);
+            let kept_until = kept_until(&tx, table)?;
+            let theirs = hit.stamp.map_or(Theirs::Before, |stamp| Theirs::of(stamp, &entry, kept_until));
             let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
             let policy = self.policies.of(table);
             let Ok(Merged { entry: left, losses, .. }) =
@@ -1270,6 +1275,7 @@ impl Store {
         parked::forget_refusals_in_flight(&tx, &self.tables)?;
         let mut flushed = 0;
         for table in &self.tables {
+            history::note_sent(&tx, table)?;
             flushed += tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
         if flushed > 0 {
@@ -1388,14 +1394,18 @@ impl Store {
             changed: 0,
             conflicts: 0,
             aside: 0,
+            revived: 0,
             were_aside: HashSet::new(),
         };
         if let Some(not_yet) = applier.run()? {
             return Ok(not_yet);
         }
-        let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
+        let Applier { changed, conflicts, aside, revived, .. } = applier;
         if let Some(clock) = page.clock {
             set_clock(&tx, clock)?;
+            if page.is_last {
+                history::has_everything(&tx, &self.tables, clock)?;
+            }
         }
         if let Some(cursor) = &page.cursor {
             set_cursor(&tx, cursor)?;
@@ -1415,7 +1425,7 @@ impl Store {
             meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_warmed", total)?;
         commit(tx)?;
-        Ok(Applied::Done { changed, conflicts, aside })
+        Ok(Applied::Done { changed, conflicts, aside, revived })
     }
 
     /// How far a table's snapshot has come: `None` before its first page, the last key's text after one.
@@ -1456,7 +1466,9 @@ impl Store {
 
     /// Rows here that the snapshot did not show and that are not pending: candidates for deletion, to be looked up
     /// once more. Ends the snapshot when there are none.
-    pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Vec<Vec<Value>>> {
+    ///
+    /// Where the cloud was set back, the rows that go there again are put on record then, and counted.
+    pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Leftovers> {
         let Some(table) = self.tables.iter().find(|t| t.id == table) else {
             return Err(StoreError::SchemaChanged);
         };
@@ -1482,7 +1494,9 @@ impl Store {
         }
         let sql = format!("SELECT {own} {left} LIMIT {limit}");
         let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
+        let mut sent_again = 0;
         if keys.is_empty() {
+            sent_again = history::list_sent_again(&tx, table)?;
             let known = tx.execute(
                 "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL, followed = 1 \
                  WHERE id = ?1 AND snapshot = 'paging'",
@@ -1497,7 +1511,7 @@ impl Store {
             commit(tx)?;
             self.schema_version = version;
         }
-        Ok(keys)
+        Ok(Leftovers { keys, sent_again })
     }
 
     /// The keys whose rows came from the cloud and could not be stored here, to be tried again.
@@ -1564,7 +1578,7 @@ impl Store {
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0",
             [],
         )?;
-        tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag')", [])?;
+        history::forget_cursor(&tx)?;
         commit(tx)?;
         Ok(())
     }
@@ -1636,31 +1650,26 @@ impl Store {
         commit(tx)
     }
 
-    /// History changed under this file. It starts over as a new device: every table is compared with the cloud
-    /// anew. With `resend`, everything here counts as pending again, because the cloud lost what it had
-    /// acknowledged. Nothing is deleted by this itself.
-    pub fn start_over(&mut self, resend: bool) -> Result<()> {
+    /// History changed under this file. It goes on as a new device.
+    pub fn start_over(&mut self, how: Anew) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in &self.tables {
             merge_back(&tx, table)?;
-            // What is not sent follows the cloud as it is now.
-            if resend && table.rule.direction.sends() {
-                tx.execute(&capture::journal_everything(table, Unseen::Gap), [])?;
-            }
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        // What the cloud lost, nobody has changed there, unless the feed tells of it since.
-        tx.execute(
-            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, \
-             kept_until = (SELECT seen FROM _tidewater_clock), followed = CASE WHEN followed AND ?1 THEN 2 ELSE 0 END",
-            [resend],
-        )?;
-        tx.execute(
-            "DELETE FROM _tidewater_meta \
-             WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag', 'last_round', 'round_number', 'witness')",
-            [],
-        )?;
-        history::forget_seen(&tx, &self.tables)?;
+        tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('last_round', 'round_number', 'witness')", [])?;
+        match how {
+            Anew::SendAgain => history::send_again(&tx, &self.tables)?,
+            Anew::Follow => {
+                tx.execute(
+                    "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0",
+                    [],
+                )?;
+                history::forget_cursor(&tx)?;
+                history::forget_seen(&tx, &self.tables)?;
+            }
+            Anew::ReadOn => {}
+        }
         set_meta(&tx, "device", uuid::Uuid::new_v4().to_string())?;
         commit(tx)?;
         Ok(())
@@ -3274,6 +3283,8 @@ struct Applier<'a> {
     conflicts: u64,
     /// Rows set aside that were not so before: each is told of once.
     aside: u64,
+    /// Rows that were deleted, and come back from a cloud that was set back.
+    revived: u64,
     /// Rows that were set aside when the page came, by their names.
     were_aside: HashSet<String>,
 }
@@ -3281,20 +3292,20 @@ struct Applier<'a> {
 impl<'a> Applier<'a> {
     /// Answers with what is missing before the page can hold under foreign keys, or be decided.
     fn run(&mut self) -> Result<Option<Applied>> {
-        let followed: HashMap<i64, Since> = query(
-            self.tx,
-            "SELECT id, followed, kept_until FROM _tidewater_tables WHERE followed <> 0",
-            &[],
-            |row| {
-                let since = match row.get(1)? {
-                    2 => Since::Stamp(row.get(2)?),
-                    _ => Since::Cursor,
-                };
-                Ok((row.get(0)?, since))
-            },
-        )?
-        .into_iter()
-        .collect();
+        let mut followed: HashMap<i64, Since> = HashMap::new();
+        let mut kept_until: HashMap<i64, i64> = HashMap::new();
+        for (id, state, until) in
+            query(self.tx, "SELECT id, followed, kept_until FROM _tidewater_tables", &[], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })?
+        {
+            kept_until.insert(id, until);
+            match state {
+                0 => None,
+                2 => followed.insert(id, Since::Stamp(until)),
+                _ => followed.insert(id, Since::Cursor),
+            };
+        }
         let mut undecided = vec![];
         let paging: HashSet<i64> =
             query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
@@ -3326,13 +3337,31 @@ impl<'a> Applier<'a> {
                 None => match (&local, &row) {
                     (Some(local), Some(cloud)) => differing(table, local, cloud),
                     (Some(_), None) => Local::Delete,
-                    (None, Some(_)) => Local::Insert,
+                    (None, Some(cloud)) => match self.comes_back(table, pulled, followed.get(&table.id)) {
+                        Ok(is_back) => {
+                            if is_back {
+                                let cloud = Some(Value::Text(json_array(cloud)));
+                                let loss =
+                                    Loss { column: None, base: None, local: None, cloud, kept: Side::Cloud };
+                                self.revived += 1;
+                                log_losses(self.tx, table, &pulled.key, &[loss])?;
+                            }
+                            Local::Insert
+                        }
+                        Err(disputed) => {
+                            undecided.push(disputed);
+                            continue;
+                        }
+                    },
                     (None, None) => Local::Keep,
                 },
                 Some(entry) => {
                     let theirs = match self.page.stamps.get(&ledger_name(table, &pulled.key)) {
                         None => Theirs::Unasked,
-                        Some(Some(stamp)) => Theirs::At(*stamp),
+                        Some(Some(stamp)) => {
+                            let kept_until = kept_until.get(&table.id).copied().unwrap_or(0);
+                            Theirs::of(*stamp, &entry, kept_until)
+                        }
                         Some(None) => match followed.get(&table.id) {
                             Some(Since::Cursor) => Theirs::Before,
                             Some(Since::Stamp(_)) => Theirs::Untold,
@@ -3420,6 +3449,24 @@ impl<'a> Applier<'a> {
         }
         self.retry_parked()?;
         Ok(None)
+    }
+
+    /// Whether a row that is not here was here, or was not to come here any more, before the cloud was set back: nobody has changed
+    /// it there since this file had everything. Where that has not been asked, it has to be.
+    fn comes_back(
+        &self,
+        table: &Table,
+        pulled: &PulledRow,
+        since: Option<&Since>,
+    ) -> std::result::Result<bool, Disputed> {
+        match (since, self.page.stamps.get(&ledger_name(table, &pulled.key))) {
+            (Some(since @ Since::Stamp(_)), None) => {
+                let (columns, values) = (table.key.clone(), pulled.key.clone());
+                Err(Disputed { row: Lookup { table: table.id, columns, values }, since: *since })
+            }
+            (Some(Since::Stamp(_)), Some(None)) => Ok(true),
+            (Some(Since::Stamp(_)), Some(Some(_))) | (Some(Since::Cursor) | None, _) => Ok(false),
+        }
     }
 
     /// The snapshot has shown this row.
@@ -4327,11 +4374,15 @@ fn bring_up_to_date(tx: &Connection) -> Result<()> {
     for (table, column) in [
         ("_tidewater_clock", "ahead"),
         ("_tidewater_clock", "seen"),
+        ("_tidewater_clock", "known"),
         ("_tidewater_tables", "kept_until"),
         ("_tidewater_tables", "followed"),
     ] {
         if !has_column(tx, table, column)? {
             tx.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"))?;
+            if column == "known" {
+                tx.execute("UPDATE _tidewater_clock SET known = seen", [])?;
+            }
             if column == "followed" {
                 // What it was compared with, it has followed.
                 tx.execute("UPDATE _tidewater_tables SET followed = 1 WHERE snapshot = 'done'", [])?;
@@ -4355,8 +4406,15 @@ fn set_clock(tx: &Connection, clock: ServerClock) -> Result<()> {
     Ok(())
 }
 
-/// Rounds of older versions had no steps.
+/// Up to when, by the cloud's clock, this file had what was in the cloud before that lost some of it; 0 where it never did.
+fn kept_until(tx: &Connection, table: &Table) -> Result<i64> {
+    let sql = "SELECT kept_until FROM _tidewater_tables WHERE id = ?1";
+    Ok(tx.prepare_cached(sql)?.query_row([table.id], |row| row.get(0))?)
+}
+
+/// Rounds of older versions had no steps, and what they sent was not remembered.
 fn number_steps(tx: &Connection, table: &Table) -> Result<()> {
+    tx.execute_batch(&capture::create_sent(table))?;
     if !has_column(tx, &side_table(FLIGHT, table), "step")? {
         tx.execute_batch(&capture::add_steps(table))?;
     }

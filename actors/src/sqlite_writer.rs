@@ -303,7 +303,7 @@ store_calls! {
     ApplyPage => crate::sqlite::Applied, |store, m| store.apply(&m.page, m.generation);
     GetSnapshotPosition => Option<Option<Vec<String>>>, |store, m| store.snapshot_position(m.0);
     BeginSnapshot => (), |store, m| store.begin_snapshot(m.0);
-    GetSnapshotLeftovers => Vec<Vec<crate::core::value::Value>>, |store, m| store.snapshot_leftovers(m.table, m.limit);
+    GetSnapshotLeftovers => crate::sqlite::Leftovers, |store, m| store.snapshot_leftovers(m.table, m.limit);
     RememberCloudTable => (), |store, m| store.remember_cloud_table(m.table, m.trace.as_deref(), m.made.as_ref());
     CompareAnew => (), |store, m| store.compare_anew(m.0);
     GetSetAside => Vec<crate::sqlite::Lookup>, |store, _| store.set_aside();
@@ -315,5 +315,5 @@ store_calls! {
         Some(cursor) => store.fix_cursor(cursor),
         None => store.forget_cursor(),
     };
-    StartOver => (), |store, m| store.start_over(m.resend);
+    StartOver => (), |store, m| store.start_over(m.0);
 }

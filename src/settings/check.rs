@@ -484,6 +484,7 @@ impl CloudSettings {
                 password: source,
                 password_in_clear: reader.boolean("cloud.password_in_clear")?,
                 idle: reader.seconds("cloud.idle_s", SHORTEST_S, DAY_S)?,
+                silence: reader.seconds("cloud.silence_s", SHORTEST_S, DAY_S)?,
                 // Less than a page of ordinary rows is no bound but a fault; more than this, PostgreSQL does not send.
                 message_bytes_max: reader.count("cloud.message_bytes_max", 1 << 20, (1 << 31) - 1)?,
             },
@@ -496,7 +497,7 @@ impl CloudSettings {
                         && !text.starts_with("pg_")
                 },
             )?,
-            pool_max: reader.count("cloud.pool_max", 1, 100)?,
+            pool_max: reader.count("cloud.pool_max", 2, 100)?,
             statement_timeout: reader.seconds("cloud.statement_timeout_s", SHORTEST_S, DAY_S)?,
             add_columns: reader
                 .word("cloud.add_columns", &[("auto", AddColumns::Auto), ("manual", AddColumns::Manual)])?,

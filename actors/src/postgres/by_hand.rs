@@ -51,11 +51,20 @@ impl ByHand<'_> {
         if let Some(database) = self.database {
             sql += &format!("GRANT CONNECT ON DATABASE {} TO {role};\n", ident(database));
         }
+        // What an older version granted, or one that asked for more.
+        sql += &block(&format!(
+            "DECLARE\n    ours regclass;\nBEGIN\n    FOR ours IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = \
+             'tidewater'::regnamespace AND c.relkind = 'r' AND pg_get_userbyid(c.relowner) <> {} LOOP\n        \
+             EXECUTE format('REVOKE ALL ON %s FROM %I', ours, {});\n    END LOOP;\nEND ",
+            quoted(self.role),
+            quoted(self.role),
+        ));
         sql += &format!(
             "GRANT USAGE ON SCHEMA tidewater, {} TO {role};\n\
              GRANT SELECT ON tidewater.identity TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON tidewater.devices TO {role};\n\
-             GRANT SELECT, UPDATE ON tidewater.changes, tidewater.feed TO {role};\n\
+             GRANT SELECT, UPDATE (origin) ON tidewater.changes TO {role};\n\
+             GRANT SELECT, UPDATE (one) ON tidewater.feed TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON tidewater.cursors TO {role};\n\
              GRANT INSERT ON tidewater.conflicts TO {role};\n\
              GRANT EXECUTE ON FUNCTION tidewater.register(uuid, uuid), \

@@ -127,7 +127,7 @@ impl CloudSession {
         let prepared = [FENCE, ECHO, CONFLICTS, STAMPS].map(|sql| self.client.statement(sql));
         let prepared = self
             .bounded(async {
-                futures_util::future::try_join_all(prepared).await.map_err(self.failed(Phase::Setup))
+                futures_util::future::try_join_all(prepared).await.map_err(self.failed(Phase::Setup, ""))
             })
             .await?;
         let mut open = OpenRound {
@@ -417,8 +417,8 @@ pub(super) fn as_prepared<'f, 'i>(
 /// What the answer about the echo says: whether the round caused more than it sent.
 pub(super) fn caused_more(answer: &[Row]) -> Result<bool> {
     let row = answer.first().ok_or_else(|| unexpected("no word about the echo"))?;
-    match row.get::<_, i64>("altered") {
-        0 => Ok(row.get::<_, i64>("marked") > 0),
+    match row.cell::<i64>("altered")? {
+        0 => Ok(row.cell::<i64>("marked")? > 0),
         _ => Err(CloudFailure::new(
             FailureClass::Transient,
             "the columns of a table have changed since it was prepared",
