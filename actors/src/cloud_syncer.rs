@@ -13,12 +13,15 @@
 //! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{oneshot, watch};
 
@@ -135,6 +138,8 @@ pub struct CloudSyncer {
     /// Parked rows to be given up by the next cycle.
     discards: Discards,
     cycles_begun: u64,
+    /// When the last of them did.
+    began: Instant,
     trouble: Option<String>,
     /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
     adopting: Option<Option<AvailabilityChanged>>,
@@ -222,6 +227,12 @@ const FIRST_PORTION: usize = 64;
 /// The first window, as long as nobody knows how quick the cloud is.
 const FIRST_WINDOW: usize = 1000;
 
+/// How long a table is read as of one moment: the server keeps for so long what is deleted meanwhile.
+const STRETCH: Duration = Duration::from_secs(5);
+
+/// So many pages are on their way at most while one is applied: more than a round trip takes, so that it costs nothing.
+const AHEAD_MAX: usize = 16;
+
 /// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server. A window weighs more
 /// only by the one row with which it began, or grew, if that is heavier by itself.
 const PORTION_BYTES: usize = 16 << 20;
@@ -270,6 +281,7 @@ impl CloudSyncer {
             receipts_max: RECEIPTS_MIN,
             discards: Discards::default(),
             cycles_begun: 0,
+            began: Instant::now(),
             trouble: None,
             adopting: None,
             looks: Looks::default(),
@@ -301,6 +313,7 @@ impl CloudSyncer {
 
     fn start(&mut self, number: u64, ctx: &mut Context<Self>) {
         self.cycles_begun = number;
+        self.began = Instant::now();
         self.doing.store(WARMING, Ordering::Relaxed);
         let cycle = Cycle {
             parts: self.parts.clone(),
@@ -371,7 +384,8 @@ impl CloudSyncer {
         {
             self.discards.refuse(&error);
         }
-        self.advance(Event::Ended { cycle, outcome }, ctx);
+        let took = self.began.elapsed();
+        self.advance(Event::Ended { cycle, outcome, took }, ctx);
         self.settle_receipts();
         self.refuse();
     }
@@ -1103,6 +1117,12 @@ impl Cycle {
         keys: HashMap<Vec<String>, i64>,
         page: &mut Page,
     ) -> Step<()> {
+        // Neighbours in the table are neighbours on its pages, on both sides: shorter numbers are smaller ones.
+        let mut keys: Vec<(Vec<String>, i64)> = keys.into_iter().collect();
+        keys.sort_unstable_by(|(a, _), (b, _)| {
+            let parts = a.iter().zip(b).map(|(a, b)| (a.len(), a).cmp(&(b.len(), b)));
+            parts.fold(std::cmp::Ordering::Equal, std::cmp::Ordering::then)
+        });
         let (texts, seen): (Vec<Vec<String>>, Vec<i64>) = keys.into_iter().unzip();
         let found = session.fetch(&ready.table, &ready.cloud, &ready.table.key, &texts).await;
         let found = self.or_blame_filter(ready, found)?;
@@ -1353,34 +1373,7 @@ impl Cycle {
             if after.is_none() {
                 self.ask(BeginSnapshot(table)).await?;
             }
-            loop {
-                let limit = self.pages.rows();
-                session.begin_read().await?;
-                let found = session
-                    .page(
-                        &ready.table,
-                        &ready.cloud,
-                        after.as_deref(),
-                        i64::try_from(limit).unwrap_or(i64::MAX),
-                    )
-                    .await;
-                let found = self.or_blame_filter(ready, found)?;
-                let Some(last) = found.last() else {
-                    session.end_read().await?;
-                    break;
-                };
-                let last: Vec<String> =
-                    ready.table.key.iter().map(|c| to_text(&last[*c]).unwrap_or_default()).collect();
-                let full = found.len() == limit;
-                let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
-                found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
-                self.apply(session, generation, tables, page, from).await?;
-                session.end_read().await?;
-                after = Some(last);
-                if !full {
-                    break;
-                }
-            }
+            while !self.stretch(session, generation, tables, ready, &mut after, from).await? {}
             loop {
                 let keys = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
                 if keys.is_empty() {
@@ -1398,6 +1391,83 @@ impl Cycle {
             }
         }
         Ok(any)
+    }
+
+    /// Takes a table's rows home, page by page, as of one moment: until it is through, which is the answer, or for a while. The next
+    /// pages are on their way, and are read, while one is applied: there are no more of them than memory bears.
+    async fn stretch(
+        &self,
+        session: &CloudSession,
+        generation: u64,
+        tables: &[ReadyTable],
+        ready: &ReadyTable,
+        after: &mut Option<Vec<String>>,
+        from: &Asking,
+    ) -> Step<bool> {
+        let table = ready.table.id;
+        let began = session.begin_pages(&ready.table, &ready.cloud, after.as_deref()).await;
+        self.or_blame_filter(ready, began)?;
+        let until = Instant::now() + STRETCH;
+        let next = async |limit: usize| {
+            let found = session.next_page(&ready.cloud, limit).await;
+            let found = self.or_blame_filter(ready, found)?;
+            let is_last = found.len() < limit;
+            let key = |row: &Vec<CloudValue>| -> Vec<String> {
+                ready.table.key.iter().map(|c| to_text(&row[*c]).unwrap_or_default()).collect()
+            };
+            let last = found.last().map(key);
+            let mut page =
+                Page { snapshot: last.clone().map(|last| (table, last)), ..Page::default() };
+            found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
+            Ok::<_, Trouble>((page, last, is_last))
+        };
+        let (mut flying, mut here) = (FuturesOrdered::new(), VecDeque::new());
+        // Until one was here nobody knows what they weigh.
+        let (mut ahead, mut through, mut lost) = (1, false, None);
+        loop {
+            while !through && lost.is_none() && Instant::now() < until && flying.len() + here.len() < ahead {
+                flying.push_back(next(self.pages.rows()));
+            }
+            let arrived = match here.pop_front() {
+                Some(arrived) => Ok(arrived),
+                None if lost.is_some() => break,
+                None => match flying.next().await {
+                    Some(arrived) => arrived,
+                    None => break,
+                },
+            };
+            let (page, last, is_last) = match arrived {
+                Ok(arrived) => arrived,
+                Err(trouble) => {
+                    lost = Some(trouble);
+                    break;
+                }
+            };
+            through |= is_last;
+            let Some(last) = last else { continue };
+            let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum::<usize>();
+            ahead = (PORTION_BYTES / weight.max(1)).clamp(1, AHEAD_MAX);
+            let mut applied = pin!(self.apply(session, generation, tables, page, from));
+            loop {
+                tokio::select! {
+                    biased;
+                    applied = &mut applied => break applied?,
+                    // What waits for its turn is read meanwhile: the server is not kept waiting, nor an answer behind it.
+                    Some(arrived) = flying.next(), if lost.is_none() && !flying.is_empty() => match arrived {
+                        Ok(arrived) => here.push_back(arrived),
+                        // What is here is here, and need not come again.
+                        Err(trouble) => lost = Some(trouble),
+                    },
+                }
+            }
+            *after = Some(last);
+        }
+        if let Some(trouble) = lost {
+            return Err(trouble);
+        }
+        drop(flying);
+        session.end_read().await?;
+        Ok(through)
     }
 
     // -----------------------------------------------------------------------------------------------------
