@@ -31,11 +31,11 @@ use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::from_cloud::Wanted;
 use crate::core::merge::{Change, change};
 use crate::core::rules::TableRules;
-use crate::core::schema::{CloudTable, Table};
+use crate::core::schema::{CloudTable, Column, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{
-    CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
-    from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
+    Affinity, CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
+    from_cloud_unchanged, from_text, is_kept, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
@@ -258,6 +258,10 @@ struct ReadyTable {
     cloud: CloudTable,
     /// By column: whether rows find each other by it, so that it has to come back byte for byte.
     finds: Vec<bool>,
+    /// By column, looked up once and not for each value.
+    affinities: Vec<Affinity>,
+    /// By column: whether whatever the cloud has in it can be kept here, or never goes back.
+    kept: Vec<bool>,
 }
 
 const WARMING: u8 = 0;
@@ -968,7 +972,7 @@ impl Cycle {
                 _ => prepared,
             };
             match prepared {
-                Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud, finds }),
+                Prepared::Ready(cloud) => ready.push(ReadyTable::new(table, cloud, finds)),
                 Prepared::NotYet(reason) => {
                     not_yet = true;
                     not_synced.insert(table.id, format!("table {}: {reason}", table.name));
@@ -1916,8 +1920,15 @@ impl Window {
 }
 
 impl ReadyTable {
+    fn new(table: Table, cloud: CloudTable, finds: Vec<bool>) -> Self {
+        let affinities: Vec<Affinity> = table.columns.iter().map(Column::affinity).collect();
+        let kept = affinities.iter().zip(&cloud.columns);
+        let kept = kept.map(|(affinity, column)| column.generated || is_kept(*affinity, &column.kind)).collect();
+        Self { table, cloud, finds, affinities, kept }
+    }
+
     fn carried(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
-        let (affinity, kind) = (self.table.columns[column].affinity(), &self.cloud.columns[column].kind);
+        let (affinity, kind) = (self.affinities[column], &self.cloud.columns[column].kind);
         if self.finds[column] { key_to_cloud(value, affinity, kind) } else { to_cloud(value, affinity, kind) }
     }
 
@@ -1966,14 +1977,13 @@ impl ReadyTable {
             .into_iter()
             .enumerate()
             .map(|(c, value)| {
-                let (affinity, kind) = (self.table.columns[c].affinity(), &self.cloud.columns[c].kind);
+                let (affinity, kind) = (self.affinities[c], &self.cloud.columns[c].kind);
+                if self.kept[c] {
+                    return from_cloud(value, affinity, kind);
+                }
                 // As it is there, for a key that does not fit, and for the log of what is overwritten unread.
                 let text = self.table.is_key(c) || kind.wire() == Wire::Text && *kind != CloudType::Text;
                 let text = text.then(|| to_text(&value)).flatten();
-                if self.cloud.columns[c].generated {
-                    // It never goes back.
-                    return from_cloud(value, affinity, kind);
-                }
                 from_cloud_unchanged(value, affinity, kind).unwrap_or_else(|(stored, misfit)| {
                     let (table, column) = (&self.table.name, &self.table.columns[c].name);
                     unfit.get_or_insert_with(|| format!("table {table}, column {column}: {misfit}"));
@@ -1992,7 +2002,7 @@ impl ReadyTable {
     }
 
     fn stored(&self, column: usize, value: CloudValue) -> Value {
-        from_cloud(value, self.table.columns[column].affinity(), &self.cloud.columns[column].kind)
+        from_cloud(value, self.affinities[column], &self.cloud.columns[column].kind)
     }
 
     /// The row in wire form, nothing if the cloud has it already, or what does not fit.
