@@ -177,6 +177,11 @@ impl Cloud {
         }
     }
 
+    /// The longest message, and so about the largest row, that is taken from the server, in bytes.
+    pub fn message_bytes_max(&self) -> usize {
+        self.options.link.message_bytes_max
+    }
+
     /// From now on only the database with this identity is ours.
     pub fn expect_identity(&self, identity: Option<String>) {
         *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = identity;
@@ -416,6 +421,13 @@ impl Cloud {
     /// What a server says, without a password that it may have been told.
     fn said_by(&self, server: &tokio_postgres::error::DbError) -> String {
         one_line(&self.passwords.hide(server.message()))
+    }
+
+    /// With what it says besides: which parent is missing, who has the value already, what to do. The row itself is known.
+    fn all_said_by(&self, server: &tokio_postgres::error::DbError) -> String {
+        let detail = server.detail().filter(|detail| !detail.starts_with("Failing row contains"));
+        let more = detail.into_iter().chain(server.hint()).map(|more| one_line(&self.passwords.hide(more)));
+        more.fold(self.said_by(server), |said, more| format!("{}. {more}", said.trim_end_matches('.')))
     }
 
     fn remedy(&self, sqlstate: &str, message: &str) -> Option<String> {
@@ -723,8 +735,13 @@ pub enum RoundOutcome {
     TooNarrow,
     /// Nothing took effect: there are only deletions that would take rows along that this file has not seen.
     Unseen,
-    /// Nothing took effect: these rows are refused.
-    Refused(Vec<CloudRefusal>),
+    /// Nothing took effect.
+    Refused {
+        /// These rows are refused.
+        rows: Vec<CloudRefusal>,
+        /// Whether there may be more of them: not every row was looked at.
+        unfinished: bool,
+    },
 }
 
 /// One entry of the feed.
@@ -1535,10 +1552,10 @@ impl CloudSession {
             Err(Trouble::Refused { .. }) => {
                 self.rollback(Phase::Pull).await?;
                 self.begin_round(frame).await?;
-                let (taken, refused) = self.take_in_parts(frame, items).await?;
-                if !refused.is_empty() {
+                let (taken, rows, unfinished) = self.take_in_parts(frame, items).await?;
+                if !rows.is_empty() {
                     self.rollback(Phase::Pull).await?;
-                    return Ok(RoundOutcome::Refused(refused));
+                    return Ok(RoundOutcome::Refused { rows, unfinished });
                 }
                 // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
                 // goes as it was accepted.
@@ -1554,10 +1571,10 @@ impl CloudSession {
             // Which of the deletions do, shows in parts.
             self.rollback(Phase::Pull).await?;
             self.begin_round(frame).await?;
-            let (again, refused) = self.take_in_parts(frame, items).await?;
-            if !refused.is_empty() {
+            let (again, rows, unfinished) = self.take_in_parts(frame, items).await?;
+            if !rows.is_empty() {
                 self.rollback(Phase::Pull).await?;
-                return Ok(RoundOutcome::Refused(refused));
+                return Ok(RoundOutcome::Refused { rows, unfinished });
             }
             taken = again;
             at_once = None;
@@ -1876,7 +1893,7 @@ impl CloudSession {
             }
             Some(server) if failure.class == FailureClass::DataRefused => Trouble::Refused {
                 sqlstate: sqlstate_of(server).to_owned(),
-                message: self.cloud.said_by(server),
+                message: self.cloud.all_said_by(server),
                 constraint: server.constraint().map(one_line),
             },
             _ => Trouble::Failed(failure),

@@ -3,7 +3,7 @@
 //! ```text
 //! who needs whom ─▶ groups, those that are needed first ─▶ halves of them ─▶ one group ─▶ its rows
 //!                                                                                └─ refused alone: guilty, or waiting
-//! waiting ─▶ once more together, then one by one, as long as that changes anything
+//! waiting ─▶ once more together, then one by one, as long as that changes anything ─▶ what is left to be halved
 //! ```
 //!
 //! A row *needs* another one that leaves the unique value which it takes, that is its parent, or that is a child which has
@@ -17,7 +17,8 @@
 //! - I3: for r rows of n that are refused when asked alone there are at most `1 + 2 r (⌈log₂ n⌉ + 1)` questions; w of them
 //!   that others may be the reason for cost 1 + w more, and that again only each time that one of them is accepted after
 //!   all. Where every need is known, none is.
-//! - I4: what was not asked about is neither accepted nor refused: beyond the limits the search ends early.
+//! - I4: what was not asked about is neither accepted nor refused: beyond the limits the search ends early. It never does where
+//!   nothing is refused: who hears of no refusal may take everything that does not stay behind for accepted.
 
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::DiGraph;
@@ -47,22 +48,37 @@ pub struct Limits {
     pub waiting: usize,
 }
 
+/// What a search has found.
+#[derive(Debug)]
+pub struct Found<R> {
+    /// The rows that are refused, and why.
+    pub refused: Vec<(usize, R)>,
+    /// Those that stay behind.
+    pub behind: Vec<usize>,
+    /// Whether the search ended early, with some refused: of others it is not known.
+    pub unfinished: bool,
+}
+
 /// The search. Ask about [`next`](Self::next), tell the [`verdict`](Self::verdict), until there is nothing to ask.
 #[derive(Debug)]
 pub struct Isolation<R> {
     limits: Limits,
+    /// Parts that have not been asked about: groups, the next part last.
+    parts: Vec<Vec<Vec<usize>>>,
     stage: Stage,
     /// What is asked about now.
     asked: Vec<Vec<usize>>,
     guilty: Vec<(usize, R)>,
     waiting: Vec<(usize, R)>,
     behind: Vec<usize>,
+    /// Whether the search ended while some were waiting.
+    undecided: bool,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// Parts that have not been asked about: groups, the next part last.
-    Halving(Vec<Vec<Vec<usize>>>),
+    /// What has not been asked about.
+    Halving,
     /// The waiting ones as a whole.
     Together,
     /// The waiting ones, the next one last; whether any was accepted since they were asked about together.
@@ -76,11 +92,13 @@ impl<R> Isolation<R> {
     pub fn new(rows: usize, needs: &[(usize, usize)], limits: Limits) -> Self {
         Self {
             limits,
-            stage: Stage::Halving(vec![groups(rows, needs)]),
+            parts: vec![groups(rows, needs)],
+            stage: Stage::Halving,
             asked: vec![],
             guilty: vec![],
             waiting: vec![],
             behind: vec![],
+            undecided: false,
         }
     }
 
@@ -89,15 +107,14 @@ impl<R> Isolation<R> {
     pub fn next(&mut self) -> Option<Vec<usize>> {
         if self.guilty.len() >= self.limits.guilty {
             // Whether the others are, only what has not been asked yet could tell.
+            self.undecided |= !self.waiting.is_empty();
             self.waiting.clear();
             return None;
         }
-        if self.waiting.len() >= self.limits.waiting && matches!(self.stage, Stage::Halving(_)) {
-            self.stage = Stage::Together;
-        }
         loop {
             match &mut self.stage {
-                Stage::Halving(parts) => match parts.pop() {
+                Stage::Halving if self.waiting.len() >= self.limits.waiting => self.stage = Stage::Together,
+                Stage::Halving => match self.parts.pop() {
                     Some(part) if part.is_empty() => {}
                     Some(part) => {
                         self.asked = part;
@@ -105,7 +122,7 @@ impl<R> Isolation<R> {
                     }
                     None => self.stage = Stage::Together,
                 },
-                Stage::Together if self.waiting.is_empty() => self.stage = Stage::Over,
+                Stage::Together if self.waiting.is_empty() => self.go_on(),
                 Stage::Together => {
                     self.asked = vec![self.waiting.iter().map(|(row, _)| *row).collect()];
                     break;
@@ -115,7 +132,8 @@ impl<R> Isolation<R> {
                         self.asked = vec![vec![row]];
                         break;
                     }
-                    None => self.stage = if *progress { Stage::Together } else { Stage::Over },
+                    None if *progress => self.stage = Stage::Together,
+                    None => self.go_on(),
                 },
                 Stage::Over => return None,
             }
@@ -123,16 +141,25 @@ impl<R> Isolation<R> {
         Some(self.asked.concat())
     }
 
+    /// Nothing can be done for those that wait now. With the rest, where so many of them were accepted after all that it pays
+    /// to begin with others.
+    fn go_on(&mut self) {
+        let goes_on = self.waiting.len() <= self.limits.waiting / 2 && !self.parts.is_empty();
+        self.stage = if goes_on { Stage::Halving } else { Stage::Over };
+    }
+
+    /// It takes long: one row that is guilty for its own sake is enough now.
+    pub fn hurry(&mut self) {
+        self.limits.guilty = 1;
+    }
+
     /// The answer to what was asked last.
     pub fn verdict(&mut self, verdict: Verdict<R>) {
         let mut asked = std::mem::take(&mut self.asked);
         let Verdict::Refused { why, needs_others, stays_behind } = verdict else {
             match &mut self.stage {
-                Stage::Halving(_) | Stage::Over => {}
-                Stage::Together => {
-                    self.waiting.clear();
-                    self.stage = Stage::Over;
-                }
+                Stage::Halving | Stage::Over => {}
+                Stage::Together => self.waiting.clear(),
                 Stage::OneByOne { progress, .. } => {
                     *progress = true;
                     self.waiting.retain(|(row, _)| !asked.iter().any(|group| group.contains(row)));
@@ -141,15 +168,15 @@ impl<R> Isolation<R> {
             return;
         };
         match &mut self.stage {
-            Stage::Halving(parts) => {
+            Stage::Halving => {
                 if asked.len() == 1 && asked[0].len() > 1 {
                     // A circle that one of its own rows keeps from closing.
                     asked = asked[0].iter().map(|row| vec![*row]).collect();
                 }
                 if asked.len() > 1 {
                     let right = asked.split_off(asked.len() / 2);
-                    parts.push(right);
-                    parts.push(asked);
+                    self.parts.push(right);
+                    self.parts.push(asked);
                     return;
                 }
                 let row = asked[0][0];
@@ -161,7 +188,7 @@ impl<R> Isolation<R> {
                     self.guilty.push((row, why));
                 }
             }
-            Stage::Together if self.waiting.len() == 1 => self.stage = Stage::Over,
+            Stage::Together if self.waiting.len() == 1 => self.go_on(),
             // The order alternates, because chains have one.
             Stage::Together => {
                 self.waiting.reverse();
@@ -181,14 +208,18 @@ impl<R> Isolation<R> {
         }
     }
 
-    /// The rows that are refused, and those that stay behind; everything else that was asked about is accepted.
-    pub fn done(mut self) -> (Vec<(usize, R)>, Vec<usize>) {
+    /// What was found. Where that is all, everything that is not in there is accepted.
+    ///
+    /// # Panics
+    /// When something was not asked about and nothing is refused (I4): whoever commits then would lose it.
+    pub fn done(mut self) -> Found<R> {
         self.guilty.extend(self.waiting);
-        (self.guilty, self.behind)
+        let unfinished = self.undecided || self.parts.iter().any(|part| !part.is_empty());
+        assert!(!unfinished || !self.guilty.is_empty(), "a search ended early with nothing refused");
+        Found { refused: self.guilty, behind: self.behind, unfinished }
     }
 }
 
-/// The rows in groups that need each other, what is needed before what needs it; otherwise in their order.
 /// The groups of more than one: rows that need each other in a circle.
 pub fn circles(rows: usize, needs: &[(usize, usize)]) -> Vec<Vec<usize>> {
     let mut circles = groups(rows, needs);
@@ -196,6 +227,7 @@ pub fn circles(rows: usize, needs: &[(usize, usize)]) -> Vec<Vec<usize>> {
     circles
 }
 
+/// The rows in groups that need each other, what is needed before what needs it; otherwise in their order.
 fn groups(rows: usize, needs: &[(usize, usize)]) -> Vec<Vec<usize>> {
     if needs.is_empty() {
         return (0..rows).map(|row| vec![row]).collect();
@@ -263,8 +295,7 @@ mod tests {
             let verdict = cloud.ask(&part);
             isolation.verdict(verdict);
         }
-        let (refused, _) = isolation.done();
-        let mut refused: Vec<usize> = refused.into_iter().map(|(row, ())| row).collect();
+        let mut refused: Vec<usize> = isolation.done().refused.into_iter().map(|(row, ())| row).collect();
         refused.sort_unstable();
         assert_eq!(refused.len() + cloud.accepted.len(), rows, "every row is one or the other");
         (refused, cloud.questions)
@@ -355,8 +386,61 @@ mod tests {
             let verdict = cloud.ask(&part);
             isolation.verdict(verdict);
         }
-        let (refused, _) = isolation.done();
-        assert_eq!(refused.into_iter().map(|(row, ())| row).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        let found = isolation.done();
+        let refused: Vec<usize> = found.refused.into_iter().map(|(row, ())| row).collect();
+        assert_eq!(refused, (0..10).collect::<Vec<_>>());
+        assert!(found.unfinished);
+    }
+
+    /// Where very many wait and are accepted after all, those that were not asked about before are, too: nobody is taken for
+    /// accepted whom nobody asked about. Needs that nobody knows of, with and without guilty rows, around the limits.
+    #[test]
+    fn beyond_its_limits_everybody_is_accepted_refused_or_known_to_be_unasked() {
+        let mut random = fastrand::Rng::with_seed(11);
+        for case in 0..3000 {
+            let rows = random.usize(1..80);
+            let guilty: Vec<usize> = (0..rows).filter(|_| random.usize(0..40) == 0).collect();
+            let needs: Vec<(usize, usize)> = (0..random.usize(0..rows))
+                .map(|_| (random.usize(0..rows), random.usize(0..rows)))
+                .filter(|(one, other)| one != other)
+                .collect();
+            let mut cloud = Cloud { guilty: &guilty, needs: &needs, accepted: HashSet::new(), questions: 0 };
+            let limits = Limits { guilty: random.usize(1..4), waiting: random.usize(1..12) };
+            let mut isolation = Isolation::new(rows, &[], limits);
+            while let Some(part) = isolation.next() {
+                assert!(part.iter().all(|row| !cloud.accepted.contains(row)), "case {case}: asked twice");
+                let verdict = cloud.ask(&part);
+                isolation.verdict(verdict);
+            }
+            let found = isolation.done();
+            let known = found.refused.len() + cloud.accepted.len();
+            assert_eq!(known < rows, found.unfinished, "case {case}: {known} of {rows}");
+            assert!(!found.unfinished || !found.refused.is_empty(), "case {case}");
+            assert!(cloud.questions <= 40 * rows, "case {case}: {} questions for {rows}", cloud.questions);
+        }
+    }
+
+    /// Triples of which the second has to go before the first, and nobody knows: the limit is reached, all of them are accepted.
+    #[test]
+    fn many_that_waited_for_each_other_are_all_asked_about() {
+        let rows = 300;
+        let needs: Vec<(usize, usize)> = (0..rows / 3).flat_map(|t| [(3 * t, 3 * t + 1), (3 * t + 2, 3 * t)]).collect();
+        let mut cloud = Cloud { guilty: &[], needs: &needs, accepted: HashSet::new(), questions: 0 };
+        let mut isolation = Isolation::new(rows, &[], Limits { guilty: 10, waiting: 20 });
+        // As a whole nothing is accepted: PostgreSQL checks row by row.
+        isolation.next();
+        isolation.verdict(Verdict::Refused { why: (), needs_others: true, stays_behind: false });
+        while let Some(part) = isolation.next() {
+            let first_before_second = part.windows(2).any(|pair| pair[0] % 3 == 0 && pair[1] == pair[0] + 1);
+            let verdict = if first_before_second {
+                Verdict::Refused { why: (), needs_others: true, stays_behind: false }
+            } else {
+                cloud.ask(&part)
+            };
+            isolation.verdict(verdict);
+        }
+        let found = isolation.done();
+        assert_eq!((found.refused.len(), cloud.accepted.len(), found.unfinished), (0, rows, false));
     }
 
     /// The figure of the main case: 13 of 10,000.
