@@ -24,14 +24,15 @@ use tidewater_test_support::bench::{Samples, from_environment, verdict};
 use tidewater_test_support::postgres::{self, Options, Postgres};
 use tidewater_test_support::{FaultProxy, Mode, wait};
 use tokio::runtime::Runtime;
+use tokio_postgres::Client;
 use tokio_postgres::binary_copy::BinaryCopyOutStream;
 use tokio_postgres::types::Type;
-use tokio_postgres::Client;
 
 /// Five columns, about a hundred bytes a row.
 const HERE: &str =
     "CREATE TABLE note (id INTEGER PRIMARY KEY, author TEXT, body TEXT, rating REAL, created INTEGER)";
-const THERE: &str = "(id bigint PRIMARY KEY, author text, body text, rating double precision, created bigint)";
+const THERE: &str =
+    "(id bigint PRIMARY KEY, author text, body text, rating double precision, created bigint)";
 const INSERT: &str = "INSERT INTO note VALUES (?1, ?2, ?3, ?4, ?5)";
 const BODY: &str = "a note of some eighty characters, as people write them on their way through the day ...";
 
@@ -197,7 +198,8 @@ async fn raw(cloud: &postgres::Database, proxy: &FaultProxy, path: &Path) -> Dur
     conn.execute_batch("PRAGMA synchronous = FULL").unwrap();
     conn.execute_batch(HERE).unwrap();
     let started = Instant::now();
-    let sql = "COPY (SELECT id, author, body, rating, created FROM note ORDER BY id) TO STDOUT (FORMAT binary)";
+    let sql =
+        "COPY (SELECT id, author, body, rating, created FROM note ORDER BY id) TO STDOUT (FORMAT binary)";
     let kinds = [Type::INT8, Type::TEXT, Type::TEXT, Type::FLOAT8, Type::INT8];
     let mut rows = pin!(BinaryCopyOutStream::new(client.copy_out(sql).await.unwrap(), &kinds));
     let page = Settings::builder().build().unwrap().sync.page_rows_max;
@@ -242,7 +244,10 @@ fn first_sync(ground: &Ground) {
                     twin.add(raw(&cloud, &device.proxy, &path).await);
                 } else {
                     ours.add(device.first_sync().await);
-                    assert_eq!(device.number("SELECT count(*) FROM note"), i64::try_from(ground.rows).unwrap());
+                    assert_eq!(
+                        device.number("SELECT count(*) FROM note"),
+                        i64::try_from(ground.rows).unwrap()
+                    );
                 }
                 device.end().await;
             }
@@ -295,7 +300,8 @@ fn reads_during_a_first_sync(ground: &Ground) {
                 let body: String = device
                     .db
                     .read(|conn| {
-                        conn.prepare_cached("SELECT body FROM note WHERE id = ?1")?.query_row([id], |row| row.get(0))
+                        conn.prepare_cached("SELECT body FROM note WHERE id = ?1")?
+                            .query_row([id], |row| row.get(0))
                     })
                     .unwrap();
                 samples.add(started.elapsed());
@@ -446,7 +452,8 @@ fn changes_in_a_large_table(ground: &Ground) {
                 // What was changed before the link is back comes with the first cycle: from its first page to its last.
                 let before = device.number("SELECT value FROM _tidewater_meta WHERE key = 'rows_warmed'");
                 device.proxy.start();
-                let warmed = || device.number("SELECT value FROM _tidewater_meta WHERE key = 'rows_warmed'") - before;
+                let warmed =
+                    || device.number("SELECT value FROM _tidewater_meta WHERE key = 'rows_warmed'") - before;
                 while warmed() == 0 {
                     tokio::time::sleep(Duration::from_micros(500)).await;
                 }

@@ -182,7 +182,9 @@ fn write_note(random: &mut Random) -> String {
 fn write_relatives(random: &mut Random) -> String {
     let (id, text, owner) = (random.id(), random.text(), 1 + random.below(10));
     match random.below(14) {
-        0..3 => format!("INSERT INTO owner VALUES ({owner}, {text}) ON CONFLICT (id) DO UPDATE SET name = excluded.name"),
+        0..3 => format!(
+            "INSERT INTO owner VALUES ({owner}, {text}) ON CONFLICT (id) DO UPDATE SET name = excluded.name"
+        ),
         3..7 => format!(
             "INSERT INTO item SELECT {id}, (SELECT id FROM owner WHERE id >= {owner} ORDER BY id LIMIT 1), {text} \
              ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, body = excluded.body"
@@ -231,7 +233,9 @@ fn write_event(random: &mut Random) -> String {
 fn write_thing(random: &mut Random) -> String {
     let (id, text) = (random.id(), random.text());
     match random.below(12) {
-        0..4 => format!("INSERT INTO thing (id, body) VALUES ('{id}', {text}) ON CONFLICT (id) DO UPDATE SET body = excluded.body"),
+        0..4 => format!(
+            "INSERT INTO thing (id, body) VALUES ('{id}', {text}) ON CONFLICT (id) DO UPDATE SET body = excluded.body"
+        ),
         4..6 => format!("UPDATE thing SET body = {text} WHERE id::text = '{id}'"),
         6 | 7 => format!("DELETE FROM thing WHERE id::text = '{id}'"),
         8 => "TRUNCATE thing".into(),
@@ -274,7 +278,8 @@ fn history(seed: u64) -> Vec<Step> {
                     0..4 => write(&mut random),
                     _ => {
                         now.is_open = true;
-                        (*random.pick(&["BEGIN", "BEGIN", "BEGIN", "BEGIN ISOLATION LEVEL SERIALIZABLE"])).to_owned()
+                        (*random.pick(&["BEGIN", "BEGIN", "BEGIN", "BEGIN ISOLATION LEVEL SERIALIZABLE"]))
+                            .to_owned()
                     }
                 },
                 0..8 => {
@@ -354,7 +359,8 @@ async fn play(server: &Postgres, seed: u64, steps: &[Step], patience: Duration) 
     let db = bench.open_with(settings).await;
     db.write(batch(HERE)).await.unwrap();
     bench.proxy.start();
-    let connections = 1 + steps.iter().map(|step| if let Step::Sql(on, _) = step { *on } else { 0 }).max().unwrap_or(0);
+    let connections =
+        1 + steps.iter().map(|step| if let Step::Sql(on, _) = step { *on } else { 0 }).max().unwrap_or(0);
     let mut clients = vec![];
     for _ in 0..connections {
         let client = bench.cloud.connect().await;
@@ -370,7 +376,6 @@ async fn play(server: &Postgres, seed: u64, steps: &[Step], patience: Duration) 
             Step::Sql(on, sql) => {
                 let began = Instant::now();
                 let done = clients[*on].batch_execute(&named(sql, &bench.cloud.name)).await;
-                if let Err(e) = &done { if std::env::var_os("FUZZ_DEBUG").is_some() { println!("{sql}: {:?}", e.as_db_error().map(|d| (d.code().code().to_owned(), d.message().to_owned()))); } }
                 played.statements += 1;
                 played.refused += usize::from(done.is_err());
                 played.wrote += began.elapsed();
@@ -490,7 +495,7 @@ fn number(name: &str, default: u64) -> u64 {
 /// A few histories in every run.
 #[actix_rt::test]
 async fn whatever_plain_sql_does_arrives() {
-    histories(number("TIDEWATER_SEED", 1), number("TIDEWATER_HISTORIES", 4)).await;
+    histories(number("TIDEWATER_SEED", 1), number("TIDEWATER_HISTORIES", 3)).await;
 }
 
 /// Many: 200, or as `TIDEWATER_HISTORIES` says.

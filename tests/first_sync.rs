@@ -117,7 +117,8 @@ impl Drop for Device {
 
 /// The state of the table's snapshot and its place, as soon as there is a file with the table.
 fn progress(path: &Path) -> Option<(String, Option<i64>)> {
-    let conn = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+    let conn =
+        rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
     conn.busy_timeout(Duration::from_secs(5)).ok()?;
     let sql = "SELECT snapshot, CAST(json_extract(snapshot_after, '$[0]') AS INTEGER) FROM _tidewater_tables \
                WHERE name = 'note'";

@@ -1358,8 +1358,7 @@ impl Cycle {
                 ready.table.key.iter().map(|c| to_text(&row[*c]).unwrap_or_default()).collect()
             };
             let last = found.last().map(key);
-            let mut page =
-                Page { snapshot: last.clone().map(|last| (table, last)), ..Page::default() };
+            let mut page = Page { snapshot: last.clone().map(|last| (table, last)), ..Page::default() };
             found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
             Ok::<_, Trouble>((page, last, is_last))
         };
@@ -1499,7 +1498,8 @@ impl Cycle {
         window: &Window,
         items: impl Iterator<Item = usize>,
     ) -> Step<Vec<Option<RoundRow>>> {
-        let wanted: Vec<_> = items.map(|item| &window.origins[item]).map(|it| (it.table, it.key.clone())).collect();
+        let wanted: Vec<_> =
+            items.map(|item| &window.origins[item]).map(|it| (it.table, it.key.clone())).collect();
         if wanted.is_empty() {
             return Ok(vec![]);
         }
@@ -1650,7 +1650,8 @@ impl Cycle {
                         .map(|(hit, sent)| {
                             let Origin { table, key, .. } = &window.origins[hit.item];
                             let ready = &tables[window.items[hit.item].table];
-                            let row = hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
+                            let row =
+                                hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
                             Hit { table: *table, key: key.clone(), row, seen: hit.seen, stamp: hit.stamp }
                         })
                         .collect();
@@ -1836,12 +1837,7 @@ struct Window {
 
 impl Window {
     /// A row of more bytes than `row_bytes_max` is refused here: no device would take it from the cloud again.
-    fn encode(
-        tables: &[ReadyTable],
-        noted: &Noted,
-        rows: Vec<Vec<RoundRow>>,
-        row_bytes_max: usize,
-    ) -> Self {
+    fn encode(tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>, row_bytes_max: usize) -> Self {
         let mut window = Self { items: vec![], origins: vec![], refusals: vec![] };
         for (table, rows) in noted.tables.iter().zip(rows) {
             let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
@@ -1851,7 +1847,9 @@ impl Window {
                     window.refusals.push(Refusal {
                         table: table.id,
                         sqlstate: None,
-                        message: format!("the row has {bytes} bytes, more than cloud.message_bytes_max allows"),
+                        message: format!(
+                            "the row has {bytes} bytes, more than cloud.message_bytes_max allows"
+                        ),
                         constraint: None,
                         // Nobody reads that much.
                         values: None,
@@ -1905,7 +1903,8 @@ impl ReadyTable {
     fn new(table: Table, cloud: CloudTable, finds: Vec<bool>) -> Self {
         let affinities: Vec<Affinity> = table.columns.iter().map(Column::affinity).collect();
         let kept = affinities.iter().zip(&cloud.columns);
-        let kept = kept.map(|(affinity, column)| column.generated || is_kept(*affinity, &column.kind)).collect();
+        let kept =
+            kept.map(|(affinity, column)| column.generated || is_kept(*affinity, &column.kind)).collect();
         Self { table, cloud, finds, affinities, kept }
     }
 
@@ -1940,7 +1939,8 @@ impl ReadyTable {
             if local.is_some_and(|local| local[c].identical(&cloud[c])) {
                 continue;
             }
-            let known = [local.map(|local| &local[c]), (entry.known && entry.dirty[c]).then(|| &entry.base[c])];
+            let known =
+                [local.map(|local| &local[c]), (entry.known && entry.dirty[c]).then(|| &entry.base[c])];
             if let Some(known) = known.into_iter().flatten().find(|known| alike(&kind, known, &cloud[c])) {
                 cloud[c].clone_from(known);
             }

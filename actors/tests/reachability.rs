@@ -456,7 +456,8 @@ async fn nobody_holds_the_check_up() {
         false
     });
     let endless = failure(&nobody("127.0.0.1", port)).await;
-    let talks = "what answers does not go on as PostgreSQL does (it says more than 24 MiB besides its answer)";
+    let talks =
+        "what answers does not go on as PostgreSQL does (it says more than 24 MiB besides its answer)";
     assert!(endless == silent || endless.class == NotOurs && endless.detail == talks, "{endless:?}");
     for beginning in [&b"R"[..], b"E\0\0", b"R\0\0\0\x17\0\0", b"E\0\0\0\x50SFATAL\0"] {
         let port = serving(move |stream| {

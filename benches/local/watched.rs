@@ -58,7 +58,8 @@ pub(super) fn scraped() {
         ("processor", "µs/row", Wrote::processor_us),
     ] {
         let alone = quartiles(rounds.iter().step_by(2).map(of).collect())[1];
-        let ratios = rounds.windows(3).step_by(2).map(|three| 2.0 * of(&three[1]) / (of(&three[0]) + of(&three[2])));
+        let ratios =
+            rounds.windows(3).step_by(2).map(|three| 2.0 * of(&three[1]) / (of(&three[0]) + of(&three[2])));
         let [low, middle, high] = quartiles(ratios.collect());
         println!(
             "  {what:<10} {alone:>9.1} {unit} where nobody scrapes; scraped {middle:.3}x (half of the rounds {low:.3} to {high:.3})"

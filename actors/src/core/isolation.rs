@@ -424,7 +424,8 @@ mod tests {
     #[test]
     fn many_that_waited_for_each_other_are_all_asked_about() {
         let rows = 300;
-        let needs: Vec<(usize, usize)> = (0..rows / 3).flat_map(|t| [(3 * t, 3 * t + 1), (3 * t + 2, 3 * t)]).collect();
+        let needs: Vec<(usize, usize)> =
+            (0..rows / 3).flat_map(|t| [(3 * t, 3 * t + 1), (3 * t + 2, 3 * t)]).collect();
         let mut cloud = Cloud { guilty: &[], needs: &needs, accepted: HashSet::new(), questions: 0 };
         let mut isolation = Isolation::new(rows, &[], Limits { guilty: 10, waiting: 20 });
         // As a whole nothing is accepted: PostgreSQL checks row by row.

@@ -358,7 +358,10 @@ mod tests {
         assert!(waits[..lively].is_sorted() && lively < 70, "{waits:?}");
         assert_eq!(waits[lively - 1], PACE.poll_interval);
         let in_all: Duration = waits[..lively].iter().sum();
-        assert!(in_all > LIVELY - PACE.poll_interval * 2 && in_all <= LIVELY + PACE.poll_interval, "{in_all:?}");
+        assert!(
+            in_all > LIVELY - PACE.poll_interval * 2 && in_all <= LIVELY + PACE.poll_interval,
+            "{in_all:?}"
+        );
         assert!(waits[lively..].iter().all(|wait| *wait == PACE.pull_interval));
     }
 
@@ -373,7 +376,8 @@ mod tests {
         assert_eq!(after, took * AT_EASE);
         let cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
         let took = Duration::from_secs(9);
-        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::News, took })).unwrap();
+        let (_, after) =
+            wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::News, took })).unwrap();
         assert_eq!(after, PACE.poll_interval);
     }
 
@@ -383,7 +387,9 @@ mod tests {
         let mut machine = Syncing::new(PACE);
         let cycle = started(&machine.advance(Event::Available)).unwrap();
         assert_eq!(machine.advance(Event::Grew), vec![]);
-        assert!(started(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).is_some());
+        assert!(
+            started(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).is_some()
+        );
     }
 
     /// A failed round is tried again although nobody writes anything, and the wait doubles up to its bound.
