@@ -238,7 +238,8 @@ async fn heavy_rows_that_wait_for_a_parked_one_are_parked_too() {
 #[actix_rt::test]
 async fn more_rows_than_one_search_keeps_in_mind_make_room_for_each_other() {
     let bench = Bench::new().await;
-    let there = "CREATE TABLE item (id bigint PRIMARY KEY, name text); CREATE UNIQUE INDEX ON item (lower(name))";
+    let there =
+        "CREATE TABLE item (id bigint PRIMARY KEY, name text); CREATE UNIQUE INDEX ON item (lower(name))";
     bench.cloud.execute_batch(there).await;
     let schema = "CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT)";
     let rows = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 359) \

@@ -52,15 +52,15 @@ use cells::{Cells as _, first, position};
 use client::{Answer, Client, Param, Settings, Way};
 use dial::{Dialer, Obstacle};
 use ears::Ears;
-use guard::{Bounds, Excess};
+use guard::{Bounds, Excess, Moved};
 use isolate::Ring;
 pub use link::LinkOptions;
 use link::{Door, LastWords};
 use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
-    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, as_prepared, begin, caused_more, conflict_arrays,
-    conflict_params, fenced_out, sets,
+    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, Patience, as_prepared, begin, caused_more, conflict_arrays,
+    conflict_params, fenced_out, sets, time_for,
 };
 pub use sending::{Judged, OpenRound};
 use stamps::{STAMPS, Stamps};
@@ -135,6 +135,7 @@ pub struct Cloud {
     options: Arc<CloudOptions>,
     passwords: Arc<Passwords>,
     last_words: LastWords,
+    moved: Moved,
     way: Arc<Way>,
     ears: Arc<Ears>,
     /// The identity that this file belongs to, once it has synced.
@@ -155,7 +156,8 @@ impl Cloud {
     pub fn new(options: CloudOptions) -> Result<Self> {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
         let (way, ears, last_words) = (Arc::new(Way::new()), Arc::default(), LastWords::default());
-        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &ears, &last_words)?));
+        let moved = Moved::default();
+        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &ears, &last_words, &moved)?));
         Ok(Self {
             pool,
             options: Arc::new(options),
@@ -163,6 +165,7 @@ impl Cloud {
             way,
             ears,
             last_words,
+            moved,
             expected: Arc::default(),
         })
     }
@@ -171,7 +174,8 @@ impl Cloud {
     /// out do not come back, and those that wait in the pool do not answer.
     pub fn leave_thread(&self) {
         // A pool with the same options has been made before.
-        let pool = pool_of(&self.options, &self.passwords, &self.way, &self.ears, &self.last_words);
+        let pool =
+            pool_of(&self.options, &self.passwords, &self.way, &self.ears, &self.last_words, &self.moved);
         if let Ok(pool) = pool {
             std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
         }
@@ -503,6 +507,7 @@ fn pool_of(
     way: &Arc<Way>,
     ears: &Arc<Ears>,
     last_words: &LastWords,
+    moved: &Moved,
 ) -> Result<Pool> {
     let mut config = tokio_postgres::Config::new();
     config.dbname(&options.database).user(&options.user).application_name(&options.application_name);
@@ -525,6 +530,7 @@ fn pool_of(
                     || matches!(options.link.password, PasswordSource::Command(_)),
             },
             last_words: last_words.clone(),
+            moved: moved.clone(),
             way: way.clone(),
             settings: way.options(&Settings::new(options.statement_timeout)),
             ears: ears.clone(),
@@ -799,6 +805,10 @@ impl From<CloudFailure> for Trouble {
 /// How many prepared statements a pooled connection keeps. Each set of changed columns makes one of its own.
 const STATEMENTS_MAX: usize = 500;
 
+/// A link that takes and brings fewer bytes than these in the time of an answer moves nothing: that is what other connections'
+/// checks come to.
+const MOVES_AT_LEAST: u64 = 64 << 10;
+
 /// What is read as of one moment.
 const READING: &str = "ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
@@ -835,7 +845,27 @@ impl CloudSession {
 
     /// Bounds one exchange with the server (C4); the server's own limit should fire first.
     async fn bounded<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        bounded(self.cloud.options.statement_timeout + self.cloud.options.timeout, work).await
+        self.patiently(0, work).await?
+    }
+
+    /// Waits for an answer. What is still on its way there, or back, is waited for as long as that takes; so is what the system,
+    /// or a proxy, has taken already and may be sending on: this, and `heavy` bytes that were sent before.
+    async fn patiently<T>(&self, heavy: usize, work: impl Future<Output = T>) -> Result<T> {
+        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
+        let (began, at_first) = (tokio::time::Instant::now(), self.cloud.moved.bytes());
+        let mut before = at_first;
+        let mut work = std::pin::pin!(work);
+        loop {
+            if let Ok(done) = tokio::time::timeout(limit, &mut work).await {
+                return Ok(done);
+            }
+            let now = self.cloud.moved.bytes();
+            let on_its_way = time_for(usize::try_from(now - at_first).unwrap_or(0).max(heavy));
+            if now - before < MOVES_AT_LEAST && began.elapsed() >= limit + on_its_way {
+                return Err(silent(limit));
+            }
+            before = now;
+        }
     }
 
     async fn batch(&self, sql: &str, phase: Phase) -> Result<()> {
@@ -1536,7 +1566,7 @@ impl CloudSession {
             // Somebody else's changes are in the way: what leaves the round is found step by step.
             Ok(None) => {
                 self.rollback(Phase::Pull).await?;
-                self.begin_round(frame).await?;
+                self.begin_round(frame, items).await?;
                 self.take(frame, items, &in_order(items, |_| true), &[]).await
             }
             Err(trouble) => Err(trouble),
@@ -1551,7 +1581,7 @@ impl CloudSession {
             }
             Err(Trouble::Refused { .. }) => {
                 self.rollback(Phase::Pull).await?;
-                self.begin_round(frame).await?;
+                self.begin_round(frame, items).await?;
                 let (taken, rows, unfinished) = self.take_in_parts(frame, items).await?;
                 if !rows.is_empty() {
                     self.rollback(Phase::Pull).await?;
@@ -1570,7 +1600,7 @@ impl CloudSession {
         if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
             // Which of the deletions do, shows in parts.
             self.rollback(Phase::Pull).await?;
-            self.begin_round(frame).await?;
+            self.begin_round(frame, items).await?;
             let (again, rows, unfinished) = self.take_in_parts(frame, items).await?;
             if !rows.is_empty() {
                 self.rollback(Phase::Pull).await?;
@@ -1664,9 +1694,12 @@ impl CloudSession {
         Ok(taken)
     }
 
-    async fn begin_round(&self, frame: RoundFrame<'_>) -> Result<()> {
+    async fn begin_round(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<()> {
         self.client.set_open(true);
         self.batch(&begin(&self.client, frame)?, Phase::Pull).await?;
+        if let Some(patience) = Patience::with(items, self.cloud.options.statement_timeout) {
+            self.batch(&patience.begin, Phase::Pull).await?;
+        }
         let fence = Fence::of(frame)?;
         let fenced = self.query(FENCE, &fence.params(), Phase::Setup).await;
         fenced.map(drop).map_err(|failure| match failure.sqlstate.as_deref() {
@@ -1871,11 +1904,10 @@ impl CloudSession {
         &self,
         work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
     ) -> std::result::Result<T, Trouble> {
-        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
-        match tokio::time::timeout(limit, work).await {
+        match self.patiently(0, work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.trouble(&error)),
-            Err(_) => Err(Trouble::Failed(silent(limit))),
+            Err(silent) => Err(Trouble::Failed(silent)),
         }
     }
 

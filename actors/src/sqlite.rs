@@ -2737,6 +2737,16 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
             hopeful.push(table);
         }
     }
+    if hopeful.is_empty() {
+        return Ok(());
+    }
+    // Very many rows may be parked: they are looked at for the sake of what moves, and not with every round.
+    let mut moves: HashSet<i64> = HashSet::new();
+    for table in tables {
+        if anything_flies(conn, &[table], Part::default())? {
+            moves.insert(table.id);
+        }
+    }
     let moving = |table: &Table| {
         let columns = list(entry_columns(table), |c| c);
         let (flight, parked) = (ident(&side_table(FLIGHT, table)), ident(&side_table(PARKED, table)));
@@ -2755,7 +2765,7 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
             let mut reasons = vec![];
             for key in &table.foreign_keys {
                 let parent = tables.iter().copied().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
-                let Some(parent) = parent else { continue };
+                let Some(parent) = parent.filter(|parent| moves.contains(&parent.id)) else { continue };
                 reasons.push(format!(
                     "EXISTS ({own} AND ({}) IN (SELECT {} FROM {} AS m JOIN {} AS p ON {}))",
                     list(&key.columns, |c| format!("t.{}", ident(&table.columns[*c].name))),
@@ -2765,7 +2775,7 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
                     row_is(parent, "p", |at| format!("m.k{at}")),
                 ));
             }
-            for unique in &table.uniques {
+            for unique in table.uniques.iter().filter(|_| moves.contains(&table.id)) {
                 reasons.push(format!(
                     "EXISTS ({own} AND ({}) IN (SELECT {} FROM {} AS m WHERE m.known))",
                     list(&unique.columns, |(c, _)| format!("t.{}", ident(&table.columns[*c].name))),
@@ -2781,7 +2791,7 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
                     row_is(table, "n", |at| format!("m.k{at}")),
                 ));
             }
-            for child in tables.iter().copied() {
+            for child in tables.iter().copied().filter(|child| moves.contains(&child.id)) {
                 for key in child.foreign_keys.iter().filter(|k| k.parent.eq_ignore_ascii_case(&table.name)) {
                     let referred: Option<Vec<usize>> =
                         key.parent_columns.iter().map(|name| table.column(name)).collect();
@@ -2799,7 +2809,11 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
                 let reasons = reasons.join(" OR ");
                 let sql =
                     format!("UPDATE {parked} AS q SET sqlstate = '{CHANCE}' WHERE {HOPEFUL} AND ({reasons})");
-                found += conn.prepare_cached(&sql)?.execute([])?;
+                let chances = conn.prepare_cached(&sql)?.execute([])?;
+                if chances > 0 {
+                    moves.insert(table.id);
+                }
+                found += chances;
             }
         }
         if found == 0 {

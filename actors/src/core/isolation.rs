@@ -3,6 +3,7 @@
 //! ```text
 //! who needs whom ─▶ groups, those that are needed first ─▶ halves of them ─▶ one group ─▶ its rows
 //!                                                                                └─ refused alone: guilty, or waiting
+//! who needs one that was refused ─▶ waiting, unasked
 //! waiting ─▶ once more together, then one by one, as long as that changes anything ─▶ what is left to be halved
 //! ```
 //!
@@ -14,11 +15,13 @@
 //! - I1: a part is asked about on top of everything that was accepted before it, and that never becomes less.
 //! - I2: a row is refused only if it was refused alone, or in the company of its whole group, after everything that it is
 //!   known to need had been decided. So no row is refused for the sake of one that it does not need.
-//! - I3: for r rows of n that are refused when asked alone there are at most `1 + 2 r (⌈log₂ n⌉ + 1)` questions; w of them
-//!   that others may be the reason for cost 1 + w more, and that again only each time that one of them is accepted after
-//!   all. Where every need is known, none is.
+//! - I3: for r rows of n that are refused when asked alone there are at most `1 + 2 r (⌈log₂ n⌉ + 1)` questions, of which those
+//!   that are known to need another one of them cost none; w of them that others may be the reason for cost 1 + w more, and
+//!   that again only each time that one of them is accepted after all. Where every need is known, none is.
 //! - I4: what was not asked about is neither accepted nor refused: beyond the limits the search ends early. It never does where
 //!   nothing is refused: who hears of no refusal may take everything that does not stay behind for accepted.
+
+use std::collections::{HashMap, HashSet};
 
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::DiGraph;
@@ -69,8 +72,13 @@ pub struct Isolation<R> {
     /// What is asked about now.
     asked: Vec<Vec<usize>>,
     guilty: Vec<(usize, R)>,
-    waiting: Vec<(usize, R)>,
+    /// With the reason of those that were asked about.
+    waiting: Vec<(usize, Option<R>)>,
     behind: Vec<usize>,
+    /// Whom each row is known to need.
+    needs: HashMap<usize, Vec<usize>>,
+    /// All that are not accepted: guilty, waiting, behind.
+    refused: HashSet<usize>,
     /// Whether the search ended while some were waiting.
     undecided: bool,
 }
@@ -90,6 +98,10 @@ enum Stage {
 impl<R> Isolation<R> {
     /// A search among `rows` rows in their order, of which the first of each pair needs the second.
     pub fn new(rows: usize, needs: &[(usize, usize)], limits: Limits) -> Self {
+        let mut needs_of: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (one, other) in needs {
+            needs_of.entry(*one).or_default().push(*other);
+        }
         Self {
             limits,
             parts: vec![groups(rows, needs)],
@@ -98,6 +110,8 @@ impl<R> Isolation<R> {
             guilty: vec![],
             waiting: vec![],
             behind: vec![],
+            needs: needs_of,
+            refused: HashSet::new(),
             undecided: false,
         }
     }
@@ -115,10 +129,11 @@ impl<R> Isolation<R> {
             match &mut self.stage {
                 Stage::Halving if self.waiting.len() >= self.limits.waiting => self.stage = Stage::Together,
                 Stage::Halving => match self.parts.pop() {
-                    Some(part) if part.is_empty() => {}
                     Some(part) => {
-                        self.asked = part;
-                        break;
+                        self.asked = self.hopeful(part);
+                        if !self.asked.is_empty() {
+                            break;
+                        }
                     }
                     None => self.stage = Stage::Together,
                 },
@@ -141,6 +156,28 @@ impl<R> Isolation<R> {
         Some(self.asked.concat())
     }
 
+    /// The groups of a part that need nobody who was refused, and circles, as far as the others may wait: else nothing, and the
+    /// part is left for later.
+    fn hopeful(&mut self, part: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
+        let mut hopeful = vec![];
+        let mut groups = part.into_iter();
+        while let Some(group) = groups.next() {
+            let mut needs = group.iter().filter_map(|row| self.needs.get(row)).flatten();
+            if group.len() > 1 || !needs.any(|other| self.refused.contains(other)) {
+                hopeful.push(group);
+            } else if self.waiting.len() < self.limits.waiting {
+                self.refused.extend(&group);
+                self.waiting.extend(group.into_iter().map(|row| (row, None)));
+            } else {
+                hopeful.push(group);
+                hopeful.extend(groups);
+                self.parts.push(hopeful);
+                return vec![];
+            }
+        }
+        hopeful
+    }
+
     /// Nothing can be done for those that wait now. With the rest, where so many of them were accepted after all that it pays
     /// to begin with others.
     fn go_on(&mut self) {
@@ -159,10 +196,16 @@ impl<R> Isolation<R> {
         let Verdict::Refused { why, needs_others, stays_behind } = verdict else {
             match &mut self.stage {
                 Stage::Halving | Stage::Over => {}
-                Stage::Together => self.waiting.clear(),
+                Stage::Together => {
+                    for (row, _) in self.waiting.drain(..) {
+                        self.refused.remove(&row);
+                    }
+                }
                 Stage::OneByOne { progress, .. } => {
                     *progress = true;
-                    self.waiting.retain(|(row, _)| !asked.iter().any(|group| group.contains(row)));
+                    let row = asked[0][0];
+                    self.waiting.retain(|(waiting, _)| *waiting != row);
+                    self.refused.remove(&row);
                 }
             }
             return;
@@ -180,15 +223,23 @@ impl<R> Isolation<R> {
                     return;
                 }
                 let row = asked[0][0];
+                self.refused.insert(row);
                 if stays_behind {
                     self.behind.push(row);
                 } else if needs_others {
-                    self.waiting.push((row, why));
+                    self.waiting.push((row, Some(why)));
                 } else {
                     self.guilty.push((row, why));
                 }
             }
-            Stage::Together if self.waiting.len() == 1 => self.go_on(),
+            Stage::Together if self.waiting.len() == 1 && stays_behind => {
+                self.behind.extend(self.waiting.pop().map(|(row, _)| row));
+                self.go_on();
+            }
+            Stage::Together if self.waiting.len() == 1 => {
+                self.waiting[0].1 = Some(why);
+                self.go_on();
+            }
             // The order alternates, because chains have one.
             Stage::Together => {
                 self.waiting.reverse();
@@ -201,7 +252,7 @@ impl<R> Isolation<R> {
             }
             Stage::OneByOne { .. } => {
                 if let Some(known) = self.waiting.iter_mut().find(|(row, _)| *row == asked[0][0]) {
-                    known.1 = why;
+                    known.1 = Some(why);
                 }
             }
             Stage::Over => {}
@@ -213,7 +264,12 @@ impl<R> Isolation<R> {
     /// # Panics
     /// When something was not asked about and nothing is refused (I4): whoever commits then would lose it.
     pub fn done(mut self) -> Found<R> {
-        self.guilty.extend(self.waiting);
+        for (row, why) in self.waiting {
+            match why {
+                Some(why) => self.guilty.push((row, why)),
+                None => self.undecided = true,
+            }
+        }
         let unfinished = self.undecided || self.parts.iter().any(|part| !part.is_empty());
         assert!(!unfinished || !self.guilty.is_empty(), "a search ended early with nothing refused");
         Found { refused: self.guilty, behind: self.behind, unfinished }
@@ -442,6 +498,28 @@ mod tests {
         }
         let found = isolation.done();
         assert_eq!((found.refused.len(), cloud.accepted.len(), found.unfinished), (0, rows, false));
+    }
+
+    /// The children of a refused parent are asked about once each, and not with everybody else.
+    #[test]
+    fn children_of_a_refused_parent_cost_one_question_each() {
+        let rows = 1000;
+        let needs: Vec<(usize, usize)> = (501..541).map(|child| (child, 500)).collect();
+        let (refused, questions) = search(rows, &[500], &needs, &needs);
+        assert_eq!(refused, (500..541).collect::<Vec<_>>());
+        assert!(questions <= bound(rows, 1) + 1 + 40, "{questions}");
+    }
+
+    /// Who stays behind keeps those behind that need it, and nobody is refused for that.
+    #[test]
+    fn who_needs_one_that_stays_behind_stays_behind() {
+        let mut isolation: Isolation<()> = Isolation::new(2, &[(0, 1)], LIMITS);
+        while isolation.next().is_some() {
+            isolation.verdict(Verdict::Refused { why: (), needs_others: false, stays_behind: true });
+        }
+        let mut found = isolation.done();
+        found.behind.sort_unstable();
+        assert_eq!((found.refused.len(), found.behind, found.unfinished), (0, vec![0, 1], false));
     }
 
     /// The figure of the main case: 13 of 10,000.

@@ -223,7 +223,10 @@ impl Postgres {
     pub async fn recovered(&self) {
         let admin = self.connect_as_admin().await;
         crate::wait::until("the recovery to end", Duration::from_secs(30), async || {
-            let row = admin.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(|error| error.to_string())?;
+            let row = admin
+                .query_one("SELECT pg_is_in_recovery()", &[])
+                .await
+                .map_err(|error| error.to_string())?;
             if row.get(0) { Err("it goes on".to_owned()) } else { Ok(()) }
         })
         .await;
