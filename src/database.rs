@@ -158,6 +158,7 @@ fn pace_of(settings: &Settings) -> Pace {
         debounce: settings.sync.debounce,
         pull_interval: settings.sync.pull_interval,
         poll_interval: settings.sync.feed_poll_interval,
+        poll_first: settings.sync.feed_poll_first,
         retry_delay: settings.sync.retry_delay,
         max_retry_delay: settings.proxy.max_retry_delay,
     }

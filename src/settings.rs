@@ -370,8 +370,10 @@ pub struct SyncSettings {
     pub page_rows_max: usize,
     /// Between two looks at the feed.
     pub pull_interval: Duration,
-    /// The same for half a minute after others have changed something.
+    /// The same, at most, for half a minute after others have changed something.
     pub feed_poll_interval: Duration,
+    /// The same right after that, at least.
+    pub feed_poll_first: Duration,
     /// Before a round that failed for a passing reason is tried again.
     pub retry_delay: Duration,
     /// How long a flush waits for further writes; may be zero.

@@ -1545,19 +1545,28 @@ impl CloudSession {
         rows.iter().map(|row| Ok((position(row, values.len())?, decode(row, cloud_table)?))).collect()
     }
 
-    /// The next rows of a table in key order, after the given key (in PostgreSQL's text).
-    pub async fn page(
+    /// Begins to read a table in key order, after the given key (in PostgreSQL's text), as of one moment: what
+    /// [`CloudSession::next_page`] is asked for until [`CloudSession::end_read`].
+    pub async fn begin_pages(
         &self,
         table: &Table,
         cloud_table: &CloudTable,
         after: Option<&[String]>,
-        limit: i64,
-    ) -> Result<Vec<Vec<CloudValue>>> {
-        let mut params: Vec<&dyn Param> = vec![&limit];
-        params.extend(after.into_iter().flatten().map(|text| text as &dyn Param));
-        let rows =
-            self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
-        rows.iter().map(|row| decode(row, cloud_table)).collect()
+    ) -> Result<()> {
+        self.begin_read().await?;
+        let params: Vec<&dyn Param> = after.into_iter().flatten().map(|text| text as &dyn Param).collect();
+        self.execute(&cloud::open_pages(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
+        Ok(())
+    }
+
+    /// The next rows. It may be asked for before the answer to the last one is here: nobody has to know where a page ends to
+    /// ask for the next, and so the time does not depend on the round trip.
+    pub async fn next_page(&self, cloud_table: &CloudTable, limit: usize) -> Result<Vec<Vec<CloudValue>>> {
+        // Not kept: what the columns are is the cursor's to say.
+        let statement = client::Statement::Unnamed(cloud::next_page(limit));
+        let answer =
+            self.bounded(async { self.client.ask(&statement, &[]).await.map_err(self.failed(Phase::Pull)) });
+        answer.await?.rows.iter().map(|row| decode(row, cloud_table)).collect()
     }
 
     /// How many rows a table has, about; none where nobody knows without counting.

@@ -263,6 +263,7 @@ impl Sections {
                 page_rows_max: reader.count("sync.page_rows_max", 1, 100_000)?,
                 pull_interval: reader.seconds("sync.pull_interval_s", SHORTEST_S, DAY_S)?,
                 feed_poll_interval: reader.seconds("sync.feed_poll_interval_s", SHORTEST_S, DAY_S)?,
+                feed_poll_first: reader.millis("sync.feed_poll_first_ms", 1, 60_000)?,
                 retry_delay: reader.seconds("sync.retry_delay_s", SHORTEST_S, HOUR_S)?,
                 debounce: reader.millis("sync.debounce_ms", 0, 60_000)?,
                 foreign_poll: reader.millis("sync.foreign_poll_ms", 1, 60_000)?,
