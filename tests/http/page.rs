@@ -283,11 +283,11 @@ async fn the_page_goes_through_all_of_it() {
     // A deletion there that lost against an edit here is no NULL, and is not brought back without a question: it takes the row.
     device.proxy.stop();
     browser.wait_for_text("#connection", "Cloud SQL is unavailable");
-    let batch = "DELETE FROM note WHERE id = 2; UPDATE note SET body = NULL WHERE id = 3";
+    let batch = "DELETE FROM note WHERE id = 2; UPDATE note SET body = NULL WHERE id = 3; UPDATE note SET body = 'whole' WHERE id = 1";
     device.cloud.execute_batch(batch).await;
-    sql("UPDATE note SET body = 'kept' WHERE id IN (2, 3);");
+    sql("UPDATE note SET body = 'kept' WHERE id IN (2, 3); DELETE FROM note WHERE id = 1;");
     device.proxy.start();
-    browser.wait_for_text("#conflicts-title", "Conflicts (3)");
+    browser.wait_for_text("#conflicts-title", "Conflicts (4)");
     browser.wait_for_text("#conflicts-list", "the row is deleted");
     browser.wait_for_text("#conflicts-list", "NULL");
     let conflicts = get_with(address, token.trim_end(), "/conflicts").json();
@@ -298,10 +298,18 @@ async fn the_page_goes_through_all_of_it() {
     let (deletion, null) = (id_of(2), id_of(3));
     let card = |id: i64| browser.text(&format!("article[aria-labelledby=conflict-{id}]"));
     assert!(!card(deletion).contains("NULL") && !card(null).contains("delet"), "{}", card(null));
+    // The newest of a row is the first in the list. A whole row has the names of its columns.
+    let row = id_of(1);
+    for part in ["the whole row", "Lost, in the cloud", "the row is deleted", "body whole", "stars 3"] {
+        assert!(card(row).contains(part), "{part}: {}", card(row));
+    }
     let restore = |id: i64| browser.press(&format!("[data-key=restore-{id}]"));
     restore(null);
     browser.wait_for_text("#said", "1 value is restored");
     assert_eq!(sql("SELECT body IS NULL FROM note WHERE id = 3;"), "1\n");
+    restore(row);
+    browser.wait_for_text("#said", "1 row is restored");
+    assert_eq!(sql("SELECT body FROM note WHERE id = 1;"), "whole\n");
     restore(deletion);
     browser.wait_for_text("#sure", "deletes the whole row of note, id 2");
     browser.press("#sure-no");
