@@ -1,6 +1,6 @@
 # The two commands of the README. Each does its own set-up on a fresh Debian or Ubuntu; the Rust toolchain is presupposed.
 
-.PHONY: run test long bench check setup
+.PHONY: run test long fleet bench check setup
 
 # The main job, with SQLite embedded: nothing else is needed.
 run:
@@ -12,10 +12,15 @@ test: setup
 	cargo test --workspace --features failpoints --locked
 
 # What takes minutes: every pair of places where actors die, and 10,000 panics in one run (TIDEWATER_PANICS says how many); a cut
-# at every byte of a round (TIDEWATER_CUT_STEP=n: at every n-th), and a SIGKILL each time that a fail point is passed. The same
-# build as for `test`.
+# at every byte of a round (TIDEWATER_CUT_STEP=n: at every n-th), and a SIGKILL each time that a fail point is passed; ten minutes
+# of random histories (TIDEWATER_HISTORIES_S says how long, TIDEWATER_SEED where they begin), and devices that hammer the same rows.
+# The same build as for `test`.
 long: setup
-	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash -- --ignored --nocapture --test-threads=1
+	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test histories --test hammer -- --ignored --nocapture --test-threads=1
+
+# Two hundred devices that lose one PostgreSQL at the same moment, and get it back; and what 100,000 of them are in its tables.
+fleet: setup
+	cargo test -p tidewater --features failpoints --locked --test fleet -- --ignored --nocapture --test-threads=1
 
 # Speed, each figure beside its raw twin's of the same run.
 bench:

@@ -7,7 +7,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 use serde::{Deserialize, Serialize};
 
-use super::{Cursor, Result, Store, commit, merge_back, meta, set_meta};
+use super::{CLOCK_OFFSET, Cursor, Result, Store, commit, merge_back, meta, set_meta};
 use crate::core::schema::Table;
 use crate::sql::capture::{FLIGHT, JOURNAL, PARKED, side_table};
 use crate::sql::ident;
@@ -64,7 +64,8 @@ impl Store {
         forget_seen(&tx, &self.tables)?;
         tx.execute("UPDATE _tidewater_tables SET followed = 0", [])?;
         // Another server, another clock.
-        tx.execute("UPDATE _tidewater_clock SET seen = 0, ahead = 0", [])?;
+        let offset: i64 = meta(&tx, CLOCK_OFFSET)?.unwrap_or(0);
+        tx.execute("UPDATE _tidewater_clock SET seen = 0, ahead = ?1", [offset])?;
         tx.execute(
             "DELETE FROM _tidewater_meta WHERE key IN ('last_round', 'round_number') \
              OR key GLOB 'trace_*' OR key GLOB 'made_*'",
