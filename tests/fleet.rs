@@ -273,21 +273,22 @@ async fn registered(devices: u32) {
     let client = bench.cloud.connect().await;
     let settle = include_str!("../actors/src/sql/postgres/settle.sql");
     let witness = include_str!("../actors/src/sql/postgres/bear_witness.sql");
-    client
-        .batch_execute(&format!(
-            "DO $do$ DECLARE its uuid; session uuid; horizon text; BEGIN FOR n IN 1..{devices} LOOP
-                 its := gen_random_uuid(); session := gen_random_uuid();
-                 EXECUTE $sql${settle}$sql$ USING its, session, '1000', NULL::text, NULL::int8;
-                 horizon := tidewater.register(its, session);
-                 EXECUTE $sql${witness}$sql$ USING its, session, horizon, 0::int8;
-             END LOOP; END $do$"
-        ))
-        .await
-        .unwrap();
-    client
-        .batch_execute("VACUUM ANALYZE tidewater.devices, tidewater.cursors, tidewater.changes")
-        .await
-        .unwrap();
+    // In portions, between which the server sees how large the tables have become.
+    let portions = (1_000..devices).step_by(10_000).map(|from| (devices - from).min(10_000));
+    for portion in std::iter::once(1_000).chain(portions) {
+        client
+            .batch_execute(&format!(
+                "DO $do$ DECLARE its uuid; session uuid; horizon text; BEGIN FOR n IN 1..{portion} LOOP
+                     its := gen_random_uuid(); session := gen_random_uuid();
+                     EXECUTE $sql${settle}$sql$ USING its, session, '1000', NULL::text, NULL::int8;
+                     horizon := tidewater.register(its, session);
+                     EXECUTE $sql${witness}$sql$ USING its, session, horizon, 0::int8;
+                 END LOOP; END $do$"
+            ))
+            .await
+            .unwrap();
+        client.batch_execute("VACUUM ANALYZE tidewater.devices, tidewater.cursors").await.unwrap();
+    }
     // After a round and a look of everybody, in which their rows found new places.
     client
         .batch_execute(

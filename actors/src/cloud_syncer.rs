@@ -280,7 +280,7 @@ impl CloudSyncer {
     }
 
     fn advance(&mut self, event: Event, ctx: &mut Context<Self>) {
-        for effect in self.machine.advance(event) {
+        for effect in self.machine.advance(event, random_share()) {
             match effect {
                 Effect::Start { cycle } => self.start(cycle, ctx),
                 Effect::Cancel => {

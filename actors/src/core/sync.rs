@@ -4,7 +4,8 @@
 //!
 //! - Y1: no cycle begins while the cloud is not available, and none is left running when it is lost.
 //! - Y2: whatever asks for work while a cycle runs is not forgotten: another cycle follows.
-//! - Y3: a failed cycle is tried again without anybody writing anything, after a wait that doubles up to a bound; where
+//! - Y3: a failed cycle is tried again without anybody writing anything, after a wait that doubles up to a bound, and is up to
+//!   twice as long by chance, so that a fleet does not retry in step; where
 //!   a retry cannot help, only at the bound, when asked, or when the cloud comes back.
 //! - Y4: the end of an older cycle decides nothing.
 
@@ -124,6 +125,7 @@ pub struct Syncing {
     lively: u32,
     cycles: u64,
     waits: u64,
+    jitter: f64,
 }
 
 impl Syncing {
@@ -140,6 +142,7 @@ impl Syncing {
             lively: 0,
             cycles: 0,
             waits: 0,
+            jitter: 0.0,
         }
     }
 
@@ -163,8 +166,9 @@ impl Syncing {
         }
     }
 
-    /// The one transition function.
-    pub fn advance(&mut self, event: Event) -> Vec<Effect> {
+    /// The one transition function: what happened, and a random number from 0 to 1 that spreads a fleet's retries.
+    pub fn advance(&mut self, event: Event, jitter: f64) -> Vec<Effect> {
+        self.jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 };
         let effects = match event {
             Event::Available => {
                 self.available = true;
@@ -245,7 +249,7 @@ impl Syncing {
             Outcome::Failed(class) if !class.retry_helps() => {
                 self.blocked = true;
                 self.failures += 1;
-                vec![self.wake(self.pace.max_retry_delay)]
+                vec![self.wake_spread(self.pace.max_retry_delay)]
             }
             // Asking the gate again costs an atomic load and no connection. Doubling here would add its own wait to
             // the circuit's.
@@ -256,7 +260,7 @@ impl Syncing {
                 let doubled = 2u32.saturating_pow(self.failures.min(20));
                 self.failures += 1;
                 let after = self.pace.retry_delay.saturating_mul(doubled).min(self.pace.max_retry_delay);
-                vec![self.wake(after)]
+                vec![self.wake_spread(after)]
             }
         }
     }
@@ -273,6 +277,11 @@ impl Syncing {
         vec![Effect::Start { cycle: self.cycles }]
     }
 
+    /// The wait before a retry: up to as long again, because what failed here may have failed for many at the same time.
+    fn wake_spread(&mut self, after: Duration) -> Effect {
+        self.wake(after + after.mul_f64(self.jitter))
+    }
+
     fn wake(&mut self, after: Duration) -> Effect {
         self.waits += 1;
         Effect::Wake { wait: self.waits, after }
@@ -282,6 +291,13 @@ impl Syncing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Syncing {
+        /// Without a fleet around it.
+        fn tell(&mut self, event: Event) -> Vec<Effect> {
+            self.advance(event, 0.0)
+        }
+    }
 
     const PACE: Pace = Pace {
         debounce: Duration::from_millis(5),
@@ -309,12 +325,11 @@ mod tests {
     #[test]
     fn an_open_circuit_does_not_double_the_wait() {
         let mut machine = Syncing::new(PACE);
-        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        let mut cycle = started(&machine.tell(Event::Available)).unwrap();
         for _ in 0..20 {
-            let (wait, after) =
-                wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Held })).unwrap();
+            let (wait, after) = wake(&machine.tell(Event::Ended { cycle, outcome: Outcome::Held })).unwrap();
             assert_eq!(after, PACE.retry_delay);
-            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+            cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
         }
     }
 
@@ -322,14 +337,14 @@ mod tests {
     #[test]
     fn one_change_makes_the_next_one_likely() {
         let mut machine = Syncing::new(PACE);
-        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        let mut cycle = started(&machine.tell(Event::Available)).unwrap();
         let mut outcome = Outcome::News;
         let mut waits = vec![];
         for _ in 0..32 {
-            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+            let (wait, after) = wake(&machine.tell(Event::Ended { cycle, outcome })).unwrap();
             waits.push(after);
             outcome = Outcome::Done;
-            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+            cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
         }
         assert_eq!((waits[0], waits[29]), (PACE.poll_interval, PACE.poll_interval));
         assert_eq!((waits[30], waits[31]), (PACE.pull_interval, PACE.pull_interval));
@@ -339,48 +354,61 @@ mod tests {
     #[test]
     fn work_that_comes_meanwhile_is_not_forgotten() {
         let mut machine = Syncing::new(PACE);
-        let cycle = started(&machine.advance(Event::Available)).unwrap();
-        assert_eq!(machine.advance(Event::Grew), vec![]);
-        assert!(started(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).is_some());
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
+        assert_eq!(machine.tell(Event::Grew), vec![]);
+        assert!(started(&machine.tell(Event::Ended { cycle, outcome: Outcome::Done })).is_some());
     }
 
     /// A failed round is tried again although nobody writes anything, and the wait doubles up to its bound.
     #[test]
     fn a_failed_cycle_is_tried_again_by_itself() {
         let mut machine = Syncing::new(PACE);
-        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        let mut cycle = started(&machine.tell(Event::Available)).unwrap();
         let mut waits = vec![];
         for _ in 0..8 {
             let outcome = Outcome::Failed(FailureClass::Transient);
-            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+            let (wait, after) = wake(&machine.tell(Event::Ended { cycle, outcome })).unwrap();
             waits.push(after.as_secs());
-            assert_eq!(machine.advance(Event::Grew), vec![], "new entries do not cut the wait short");
-            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+            assert_eq!(machine.tell(Event::Grew), vec![], "new entries do not cut the wait short");
+            cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    /// What failed for many at the same time is not tried again by all of them at the same time.
+    #[test]
+    fn retries_are_spread() {
+        let mut machine = Syncing::new(PACE);
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
+        let outcome = Outcome::Failed(FailureClass::Transient);
+        let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome }, 0.25)).unwrap();
+        assert_eq!(after, PACE.retry_delay.mul_f64(1.25));
+        let cycle = started(&machine.advance(Event::Woke { wait }, 1.0)).unwrap();
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome }, 1.0)).unwrap();
+        assert_eq!(after, PACE.retry_delay * 4);
     }
 
     /// Wrong credentials are tried again only at the bound, or when the cloud comes back.
     #[test]
     fn what_a_retry_cannot_help_is_not_hammered() {
         let mut machine = Syncing::new(PACE);
-        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
         let outcome = Outcome::Failed(FailureClass::Credentials);
-        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+        let (_, after) = wake(&machine.tell(Event::Ended { cycle, outcome })).unwrap();
         assert_eq!((after, machine.state()), (PACE.max_retry_delay, State::Blocked));
-        assert!(started(&machine.advance(Event::Available)).is_some());
+        assert!(started(&machine.tell(Event::Available)).is_some());
     }
 
     /// The outage cancels the cycle, and neither its late end nor an old wait starts anything.
     #[test]
     fn late_answers_decide_nothing() {
         let mut machine = Syncing::new(PACE);
-        let cycle = started(&machine.advance(Event::Available)).unwrap();
-        assert_eq!(machine.advance(Event::Unavailable(Some(FailureClass::NotRunning))), vec![Effect::Cancel]);
-        assert_eq!(machine.advance(Event::Ended { cycle, outcome: Outcome::Done }), vec![]);
-        let next = started(&machine.advance(Event::Available)).unwrap();
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
+        assert_eq!(machine.tell(Event::Unavailable(Some(FailureClass::NotRunning))), vec![Effect::Cancel]);
+        assert_eq!(machine.tell(Event::Ended { cycle, outcome: Outcome::Done }), vec![]);
+        let next = started(&machine.tell(Event::Available)).unwrap();
         assert_ne!(next, cycle);
-        assert_eq!(machine.advance(Event::Woke { wait: 0 }), vec![]);
+        assert_eq!(machine.tell(Event::Woke { wait: 0 }), vec![]);
     }
 
     /// Y1 and Y2 over random sequences, late and repeated answers included.
@@ -421,7 +449,7 @@ mod tests {
                 if ended {
                     running = None;
                 }
-                let effects = machine.advance(event);
+                let effects = machine.tell(event);
                 if let Some(cycle) = started(&effects) {
                     assert!(available, "Y1, seed {seed}");
                     assert!(running.is_none(), "one cycle at a time, seed {seed}");
