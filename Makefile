@@ -18,7 +18,7 @@ test: setup
 long: setup
 	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test histories --test hammer -- --ignored --nocapture --test-threads=1
 
-# Two hundred devices that lose one PostgreSQL at the same moment, and get it back; what 100,000 of them are in its tables, and how
+# Two hundred devices (TIDEWATER_FLEET says how many) that lose one PostgreSQL at the same moment, and get it back; what 100,000 of them are in its tables, and how
 # these come back after an outage (in virtual time).
 fleet: setup
 	cargo test -p tidewater --features failpoints --locked --test fleet -- --ignored --nocapture --test-threads=1

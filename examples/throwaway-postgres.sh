@@ -30,14 +30,21 @@ trap 'exit 0' INT TERM
 
 cd "$folder"
 $as "$bin/initdb" -D "$folder/data" -U postgres --auth=trust --no-sync -E UTF8 >/dev/null
-$as "$bin/postgres" -D "$folder/data" -p "$port" -k "$folder" -c listen_addresses=127.0.0.1 -c fsync=off \
-    -c log_min_messages=fatal &
-server=$!
-until $as "$bin/pg_isready" -q -h "$folder" -p "$port"; do
-    kill -0 "$server" 2>/dev/null || exit 1
-    sleep 0.1
-done
+start() {
+    $as "$bin/postgres" -D "$folder/data" -p "$port" -k "$folder" -c listen_addresses="$1" -c fsync=off \
+        -c log_min_messages=fatal &
+    server=$!
+    until $as "$bin/pg_isready" -q -h "$folder" -p "$port"; do
+        kill -0 "$server" 2>/dev/null || exit 1
+        sleep 0.1
+    done
+}
+# Nobody sees it before the role is there: who is refused does not ask again soon.
+start ""
 $as "$bin/psql" -q -h "$folder" -p "$port" -U postgres -c "CREATE ROLE tour LOGIN PASSWORD 'tour'" \
     -c "CREATE DATABASE tour OWNER tour"
+kill -INT "$server"
+wait "$server" || true
+start 127.0.0.1
 echo "PostgreSQL listens on 127.0.0.1:$port (database, role and password: tour). Ctrl-C ends it and removes its data."
 wait "$server"

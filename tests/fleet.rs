@@ -21,6 +21,9 @@ const NOTE: &str = "CREATE TABLE note (id TEXT PRIMARY KEY, body TEXT)";
 /// Hundreds of devices on two cores take their time.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// The second connection is closed when it was idle for so long, and may be made again.
+const IDLE_S: u64 = 5;
+
 /// Between two samples of what is open.
 const SAMPLE: Duration = Duration::from_millis(50);
 
@@ -58,9 +61,11 @@ impl Fleet {
                 .set("proxy.port", proxy.port())
                 // As in production, but for the waits, which are a tenth.
                 .set("supervisor.environment", "production")
+                // Hundreds of devices on one machine with their server: that a log-in takes seconds says nothing.
+                .set("proxy.timeout_s", 60)
                 .set("proxy.retry_delay_s", 1)
                 .set("proxy.max_retry_delay_s", 60)
-                .set("cloud.idle_s", 3)
+                .set("cloud.idle_s", IDLE_S)
                 .set("cloud.database", &bench.cloud.name)
                 .set("cloud.user", &bench.cloud.user)
                 .set("cloud.password", &bench.cloud.password)
@@ -94,30 +99,26 @@ impl Fleet {
     async fn converge(&self) {
         let rows = (self.devices.len() * self.written).to_string();
         let client = self.bench.cloud.connect().await;
-        wait::until("everybody to have everything", PATIENCE, async || {
-            let mut behind = vec![];
-            for (n, db) in self.devices.iter().enumerate() {
-                let here = here(db, "SELECT count(*) FROM note");
-                if here != rows {
-                    behind.push(format!("device {n} has {here} of {rows}"));
-                }
-            }
-            if behind.is_empty() {
-                let sum = "SELECT count(*) || ' ' || sum(length(id || body)) FROM note";
-                let all = there(&client, sum).await;
-                let pending = "SELECT count(*) FROM _tidewater_journal_1";
-                for db in &self.devices {
-                    if self::here(db, sum) != all || self::here(db, pending) != "0" {
-                        behind.push("rows wait, or differ".to_owned());
+        let pending = "SELECT count(*) FROM _tidewater_journal_1";
+        // Device by device: to ask all of them again and again would cost more than what is watched.
+        for (n, db) in self.devices.iter().enumerate() {
+            wait::until(&format!("device {n} to have everything"), PATIENCE, async || {
+                let (found, waiting) = (here(db, "SELECT count(*) FROM note"), here(db, pending));
+                match found == rows && waiting == "0" {
+                    true => Ok(()),
+                    false => {
+                        let status = db.status_summary().await;
+                        Err(format!("{found} of {rows}, {waiting} wait\n{status:#?}\n{:#?}", self.log.all()))
                     }
                 }
-            }
-            match behind.first() {
-                None => Ok(()),
-                Some(first) => Err(format!("{} behind: {first}\n{:#?}", behind.len(), self.log.all())),
-            }
-        })
-        .await;
+            })
+            .await;
+        }
+        let sum = "SELECT count(*) || ' ' || sum(length(id || body)) FROM note";
+        let all = there(&client, sum).await;
+        for (n, db) in self.devices.iter().enumerate() {
+            assert_eq!(here(db, sum), all, "device {n}");
+        }
     }
 
     async fn open(admin: &Client, user: &str) -> i64 {
@@ -200,8 +201,10 @@ async fn fleet_of(devices: usize) {
         })
         .await;
     println!("the proxy went: {away:?}\nthe proxy came back: {back:?}");
-    assert!(back.dials <= 2 * count, "more than the two connections of each: {back:?}");
-    assert!(back.open <= 2 * devices as i64, "{back:?}");
+    // One connection each, the second for what is done beside it, and that again where it had become idle.
+    let twice = |took: Duration| (2 + took.as_secs() / IDLE_S) * count;
+    assert!(back.dials <= twice(back.took), "more than the two connections of each: {back:?}");
+    assert!(back.dials_per_s <= 2 * count && back.open <= 2 * devices as i64, "{back:?}");
 
     // At rest there is one each, and nobody dials.
     let (admin, user) = (&fleet.admin, &fleet.bench.cloud.user);
@@ -239,7 +242,7 @@ async fn fleet_of(devices: usize) {
     // rounds found out before the watcher had told them.
     let steps = 2 + hidden.took.as_secs().ilog2() as u64 + 2;
     assert!(hidden.dials <= steps * count, "{hidden:?}");
-    assert!(found.dials <= 3 * count, "{found:?}");
+    assert!(found.dials <= twice(found.took) && found.dials_per_s <= count, "{found:?}");
 
     let lines = fleet.log.all();
     let loud: Vec<_> = lines.iter().filter(|line| line.starts_with("ERRO")).collect();
@@ -258,7 +261,7 @@ async fn a_fleet_of_twelve_comes_back_without_crowding_the_cloud() {
 #[actix_rt::test]
 #[ignore = "takes minutes: make fleet"]
 async fn a_fleet_of_two_hundred_comes_back_without_crowding_the_cloud() {
-    fleet_of(200).await;
+    fleet_of(std::env::var("TIDEWATER_FLEET").ok().and_then(|it| it.parse().ok()).unwrap_or(200)).await;
 }
 
 /// What so many devices are in the cloud, registered by the statements with which each of them registers.

@@ -97,6 +97,19 @@ const LIVELY: Duration = Duration::from_secs(30);
 /// Between two questions to a circuit that has not heard yet; shorter ones would be a busy loop.
 const MOMENT: Duration = Duration::from_millis(2);
 
+/// The least between two pulls because of what was heard: where many devices write all the time, each takes what came meanwhile
+/// at once.
+const HEARD_PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// The most: whoever waits for others' changes shall not wonder whether they come.
+const HEARD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Between two pulls because of what was heard, if the last cycle took so long. Each commit is heard by every device; where the
+/// cloud takes its time for what they all ask then, they ask more seldom, each for a third of the time at most.
+pub fn heard_pause(took: Duration) -> Duration {
+    took.saturating_mul(3).clamp(HEARD_PAUSE_MIN, HEARD_PAUSE_MAX)
+}
+
 /// What the machine is doing, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -373,6 +386,14 @@ mod tests {
             cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    /// A cloud that is quick is asked at once, and one that is crowded more seldom, but not for ever.
+    #[test]
+    fn what_is_heard_is_asked_for_as_the_cloud_can_bear_it() {
+        let ms = Duration::from_millis;
+        assert_eq!([0, 10, 50, 1_000].map(|took| heard_pause(ms(took))), [100, 100, 150, 3_000].map(ms));
+        assert_eq!(heard_pause(Duration::MAX), ms(5_000));
     }
 
     /// What failed for many at the same time is not tried again by all of them at the same time.
