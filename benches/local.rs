@@ -9,7 +9,7 @@
 #[cfg(target_os = "linux")]
 #[path = "local/idle.rs"]
 mod idle;
-#[cfg(feature = "http")]
+#[cfg(all(feature = "http", target_os = "linux"))]
 #[path = "local/watched.rs"]
 mod watched;
 
@@ -51,7 +51,7 @@ fn main() {
         ("idle", idle::at_rest),
         #[cfg(target_os = "linux")]
         ("notice", idle::noticing),
-        #[cfg(feature = "http")]
+        #[cfg(all(feature = "http", target_os = "linux"))]
         ("watched", watched::scraped),
     ];
     for (name, part) in parts {

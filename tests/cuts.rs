@@ -559,10 +559,11 @@ async fn a_session_lost_in_the_middle_of_a_message_holds_nobody_up() {
 #[actix_rt::test]
 #[ignore = "takes minutes"]
 async fn cut_at_every_byte_a_round_takes_effect_once() {
-    let step = std::env::var("TIDEWATER_CUT_STEP").map_or(1, |step| step.parse().unwrap());
+    let setting = |name| std::env::var(name).map(|number| number.parse().unwrap());
+    let step = setting("TIDEWATER_CUT_STEP").unwrap_or(1);
     let mut scene = Scene::new().await;
     for to in BOTH {
-        let (mut bytes, mut cuts) = (0, 0);
+        let (mut bytes, mut cuts) = (setting("TIDEWATER_CUT_FROM").unwrap_or(0), 0);
         loop {
             let end = length(&scene.undisturbed().await, to);
             if bytes > end {

@@ -4,7 +4,8 @@
 
 mod harness;
 
-use harness::{Bench, run, there, wait_until_flushed};
+use harness::{Bench, run, there, wait_for, wait_until_flushed};
+use tidewater_test_support::Mode;
 
 /// Twenty heavy rows and one that is heavier than a round may be, among thousands of light ones: every round weighs at most
 /// its bound and one row, all of them arrive, and rounds of light rows stay large.
@@ -38,5 +39,30 @@ async fn heavy_rows_among_light_ones_make_no_heavy_round() {
     assert!(without.parse::<usize>().unwrap() <= (16 << 20) + (2 << 20), "{without}");
     let largest = there(&client, &format!("SELECT max(rows) FROM ({rounds}) AS r")).await;
     assert!(largest.parse::<usize>().unwrap() >= 1000, "{largest}");
+    db.shutdown().await.unwrap();
+}
+
+/// A row takes much longer to send than an answer may take, and than the server waits for a client that has begun something:
+/// it arrives, at the first attempt, because it is on its way all the time.
+#[actix_rt::test]
+async fn a_row_that_takes_long_over_a_slow_link_arrives() {
+    let bench = Bench::new().await;
+    let patience = bench.settings().set("cloud.statement_timeout_s", 1).set("proxy.timeout_s", 1);
+    let db = bench.open_with(patience).await;
+    run(&db, "CREATE TABLE photo (id INTEGER PRIMARY KEY, content BLOB)").await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["photo"]).await;
+    bench.proxy.stop();
+    wait_for(&db, "offline", |status| status.sync.state == "offline").await;
+    run(&db, "INSERT INTO photo VALUES (1, randomblob(6000000))").await;
+    bench.proxy.set_mode(Mode::Slow(1_000_000));
+    bench.proxy.start();
+    let accepted = bench.proxy.accepted();
+    wait_until_flushed(&db).await;
+    // The watcher's, the round's, and one to spare.
+    assert!(bench.proxy.accepted() <= accepted + 3, "{} more", bench.proxy.accepted() - accepted);
+    assert_eq!(bench.log.count("no answer within"), 0, "{:#?}", bench.log.all());
+    bench.proxy.set_mode(Mode::Forward);
+    bench.wait_until_equal(&db, &["photo"]).await;
     db.shutdown().await.unwrap();
 }

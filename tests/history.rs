@@ -266,6 +266,7 @@ async fn a_cloud_that_is_recovered_gets_everything_again() {
         cut(&bench, &db).await;
         server.stop();
         earlier.start_again();
+        earlier.recovered().await;
         lead_to(&mut bench, &earlier);
         assert_whole(&bench, &db, &["1 edited", "2 theirs", "3 after the backup", "4 theirs, after"]).await;
         assert_one_line(&bench.log, "The cloud was set back (");

@@ -101,6 +101,8 @@ async fn thirteen_of_ten_thousand_are_parked_and_arrive_when_their_causes_are_me
     let by_id = |id: i64| rows.iter().find(|row| row.key["id"] == id).unwrap();
     assert_eq!(by_id(5).constraint.as_deref(), Some("lucky"));
     assert_eq!(by_id(8464).message, "not today");
+    // Which parent is missing.
+    assert!(by_id(1543).message.contains("not present in table \"owner\""), "{:?}", by_id(1543));
     assert!(by_id(4619).message.contains("age"), "{:?}", by_id(4619));
     for row in &rows {
         assert_eq!((row.table.as_str(), row.change.as_str(), row.tries), ("item", "insert", 1), "{row:?}");
@@ -524,5 +526,30 @@ async fn what_waits_is_listed_page_by_page() {
     "#);
     assert_eq!(db.pending(Some("purchase"), None, 10).unwrap().rows.len(), 2);
     assert!(db.pending(Some("nowhere"), None, 10).is_err());
+    db.shutdown().await.unwrap();
+}
+
+/// A row that is larger than what any device takes from the cloud does not go there: it would keep all others from syncing.
+#[actix_rt::test]
+async fn a_row_that_nobody_could_take_from_the_cloud_again_is_parked() {
+    let bench = Bench::new().await;
+    let db = bench.open_with(bench.settings().set("cloud.message_bytes_max", 1 << 20)).await;
+    run(
+        &db,
+        "CREATE TABLE picture (id INTEGER PRIMARY KEY, content BLOB);\n\
+         INSERT INTO picture VALUES (1, zeroblob(1000000)), (2, zeroblob(1100000)), (3, x'01')",
+    )
+    .await;
+    bench.proxy.start();
+    wait_until_parked(&db, 1).await;
+    let rows = parked(&db);
+    assert_eq!(rows[0].key["id"], 2);
+    assert_eq!((&rows[0].sqlstate, &rows[0].values), (&None, &None));
+    assert!(rows[0].message.contains("cloud.message_bytes_max"), "{}", rows[0].message);
+    let client = bench.cloud.connect().await;
+    assert_eq!(there(&client, "SELECT string_agg(id::text, '' ORDER BY id) FROM picture").await, "13");
+    run(&db, "UPDATE picture SET content = zeroblob(5) WHERE id = 2").await;
+    bench.wait_until_equal(&db, &["picture"]).await;
+    wait_for(&db, "nothing is parked", |status| status.sync.parked == 0).await;
     db.shutdown().await.unwrap();
 }

@@ -13,10 +13,11 @@
 //! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use slog::{Logger, debug, error, info, warn};
@@ -35,11 +36,10 @@ use crate::core::value::{
     from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, AvailabilityChanged, BacklogReport, BeginSnapshot, CompareAnew,
-    DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
-    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
-    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
-    WaitSynced,
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
+    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
+    JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
+    Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
 };
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
@@ -47,19 +47,21 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Applied, Backlog, Counts, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page,
-    Part, PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
+    Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
+    Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
 use crate::timings::{Timings, now_us};
 
 mod history;
+mod looks;
 mod parked;
 mod tables;
 mod trim;
 
 use history::{Evidence, evidence};
+use looks::{Looks, counted};
 use parked::Discards;
 
 /// How the syncer works.
@@ -316,6 +318,7 @@ impl CloudSyncer {
             pages: self.pages.clone(),
             doing: self.doing.clone(),
             discards: self.discards.clone(),
+            untold: Cell::new(None),
             syncer: ctx.address().downgrade(),
             log: self.log.clone(),
         };
@@ -346,6 +349,10 @@ impl CloudSyncer {
         // After trouble the next cycle settles, and looks at the cloud's tables, anew.
         self.memory = if ended.is_ok() { memory } else { Memory::default() };
         self.say(&ended);
+        if ended.is_ok() {
+            // Who looks after a flush sees what it did, not what was counted before.
+            self.looks = Looks::default();
+        }
         if !self.announced && self.parts.cloud.as_ref().is_some_and(Cloud::announces) {
             self.announced = true;
             debug!(
@@ -482,78 +489,6 @@ impl CloudSyncer {
             State::Working => "warming",
         };
         SyncReport { state: state.to_owned(), detail: self.trouble.clone(), ..SyncReport::default() }
-    }
-}
-
-/// What a look at the file found. One that takes long, because so much waits, is made so seldom that all of them take a fiftieth
-/// of the time at most, however many ask.
-#[derive(Debug)]
-struct Looked<T>(Arc<Mutex<Option<(Instant, Duration, T)>>>);
-
-/// A look that takes less is made whenever somebody asks.
-const QUICK_LOOK: Duration = Duration::from_millis(20);
-
-impl<T> Default for Looked<T> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<T> Clone for Looked<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T: Clone> Looked<T> {
-    fn at(&self, look: impl FnOnce() -> T) -> T {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((when, took, found)) = &*last
-            && *took >= QUICK_LOOK
-            && when.elapsed() < *took * 50
-        {
-            return found.clone();
-        }
-        let began = Instant::now();
-        let found = look();
-        *last = Some((Instant::now(), began.elapsed(), found.clone()));
-        found
-    }
-}
-
-/// The numbers that are in the file, as of a moment ago.
-#[derive(Debug, Clone, Default)]
-struct Looks {
-    counts: Looked<Counts>,
-    backlog: Looked<Backlog>,
-}
-
-impl Looks {
-    fn backlog(&self, readers: &Readers, entries: u64) -> BacklogReport {
-        if entries == 0 {
-            return BacklogReport::default();
-        }
-        let backlog = self.backlog.at(|| readers.backlog().unwrap_or_default());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let age = |stamp: i64| {
-            now.saturating_sub(Duration::from_micros(u64::try_from(stamp).unwrap_or(0))).as_secs_f64()
-        };
-        BacklogReport { entries, bytes: backlog.bytes, oldest_age_s: backlog.oldest_us.map(age) }
-    }
-}
-
-/// Adds the numbers that are in the file.
-fn counted(report: SyncReport, readers: &Readers, looks: &Looks) -> SyncReport {
-    let counts = looks.counts.at(|| readers.counts().unwrap_or_default());
-    let total = |name| readers.total(name).unwrap_or_default();
-    SyncReport {
-        pending: counts.pending,
-        parked: counts.parked,
-        conflicts: counts.conflicts,
-        rows_flushed: total("rows_flushed"),
-        rows_warmed: total("rows_warmed"),
-        backlog: looks.backlog(readers, counts.pending),
-        ..report
     }
 }
 
@@ -759,6 +694,8 @@ struct Cycle {
     pages: Portion,
     doing: Arc<AtomicU8>,
     discards: Discards,
+    /// How many rows were parked and not told of, once the first ones were.
+    untold: Cell<Option<usize>>,
     syncer: actix::WeakAddr<CloudSyncer>,
     log: Logger,
 }
@@ -772,6 +709,7 @@ impl Cycle {
         };
         fail::fail_point!("syncer.permitted");
         let ended = self.steps().await;
+        self.tell_parked();
         match &ended {
             Ok(()) => permit.finish(Ok(())),
             Err(Trouble::Cloud(failure) | Trouble::Announced(failure)) if failure.concerns_link() => {
@@ -893,7 +831,7 @@ impl Cycle {
             self.ask(AcknowledgeRound { round, hits: vec![], generation: 0, left_out }).await?;
         } else if ledger.round == link.last_round {
             if let Some(round) = flying {
-                self.ask(PutBackRound { round, refused: vec![] }).await?;
+                self.ask(PutBackRound { round, refused: vec![], others_first: false }).await?;
             }
         } else {
             // The ledger knows neither round: the counter tells who is ahead.
@@ -1450,7 +1388,11 @@ impl Cycle {
             let carried = carried?;
             let took = began.elapsed();
             self.parts.timings.round.observe(took);
-            self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
+            if !carried.slowly {
+                self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
+            } else if self.windows.rows() > FIRST_WINDOW {
+                self.windows.halve();
+            }
             // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
             if carried.rows < window || carried.then != Then::GoOn || carried.parked {
                 self.tell_receipts();
@@ -1483,6 +1425,28 @@ impl Cycle {
             self.ask(TrimRound { round: noted.id.clone(), part, rest }).await?;
             (noted.complete, noted.narrow, noted.grows) = (false, true, None);
         }
+    }
+
+    fn encode(&self, tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>) -> Window {
+        let row_bytes_max = self.parts.cloud.as_ref().map_or(usize::MAX, Cloud::message_bytes_max);
+        Window::encode(tables, noted, rows, row_bytes_max)
+    }
+
+    /// The row of each of these once more, as it was sent: a round keeps no more of its rows than what most of them need.
+    async fn read_again(
+        &self,
+        noted: &Noted,
+        window: &Window,
+        items: impl Iterator<Item = usize>,
+    ) -> Step<Vec<Option<RoundRow>>> {
+        let wanted: Vec<_> =
+            items.map(|item| &window.origins[item]).map(|it| (it.table, it.key.clone())).collect();
+        if wanted.is_empty() {
+            return Ok(vec![]);
+        }
+        let (readers, of) = (self.parts.readers.clone(), noted.clone());
+        let read = actix_rt::task::spawn_blocking(move || readers.read_again(&of, &wanted));
+        Ok(read.await.map_err(|error| StoreError::Io(error.to_string()))??)
     }
 
     /// Sends a round while it grows: while the server is at work on one part of it, the next is noted, read and sent. Ends when
@@ -1519,7 +1483,7 @@ impl Cycle {
             (noted.complete, noted.grows) = (complete, grows);
             let read = self.read_noted(noted, part, PORTION_BYTES - carried.bytes).await?;
             carried.add(&read);
-            let mut part = Window::encode(tables, noted, read.rows);
+            let mut part = self.encode(tables, noted, read.rows);
             good = part.refusals.is_empty();
             held.append(&mut part.items);
             // In growing statements, so that the server has something to do from the beginning.
@@ -1563,11 +1527,11 @@ impl Cycle {
         let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
-        let mut carried = Carried { rows: 0, bytes: 0, parked: false, then: Then::GoOn };
+        let mut carried = Carried { rows: 0, bytes: 0, parked: false, slowly: false, then: Then::GoOn };
         carried.add(&read);
         // What had to be left behind may be what the others wait for; it cannot come along, however often it is tried.
         let too_heavy = noted.retry && noted.narrow;
-        let mut window = Window::encode(tables, &noted, read.rows);
+        let mut window = self.encode(tables, &noted, read.rows);
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
         let mut may_grow = true;
@@ -1620,16 +1584,16 @@ impl Cycle {
                     }
                     let left: HashSet<usize> =
                         hits.iter().map(|hit| hit.item).chain(unseen.iter().copied()).collect();
+                    let sent = self.read_again(&noted, &window, hits.iter().map(|hit| hit.item)).await?;
                     let hits = hits
                         .into_iter()
-                        .map(|hit| {
-                            let Origin { table, key, row, base, .. } = &window.origins[hit.item];
-                            let (table, key) = (*table, key.clone());
+                        .zip(sent)
+                        .map(|(hit, sent)| {
+                            let Origin { table, key, .. } = &window.origins[hit.item];
                             let ready = &tables[window.items[hit.item].table];
-                            let row = hit
-                                .row
-                                .map(|cloud| ready.as_written(ready.local_row(cloud), row.as_deref(), base));
-                            Hit { table, key, row, seen: hit.seen, stamp: hit.stamp }
+                            let row =
+                                hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
+                            Hit { table: *table, key: key.clone(), row, seen: hit.seen, stamp: hit.stamp }
                         })
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
@@ -1642,7 +1606,7 @@ impl Cycle {
                     return Ok(carried);
                 }
                 RoundOutcome::TooNarrow => {
-                    self.ask(PutBackRound { round: id, refused: vec![] }).await?;
+                    self.ask(PutBackRound { round: id, refused: vec![], others_first: false }).await?;
                     carried.then = Then::Widen;
                     return Ok(carried);
                 }
@@ -1651,19 +1615,25 @@ impl Cycle {
                     // the feed has to show first.
                     let deletions =
                         (0..window.items.len()).filter(|item| window.items[*item].op == Op::Delete);
-                    let refused = deletions.map(|item| window.refusal(tables, &unseen(item))).collect();
-                    self.ask(PutBackRound { round: id, refused }).await?;
+                    let refused = deletions.map(|item| window.refusal(&unseen(item), None)).collect();
+                    self.ask(PutBackRound { round: id, refused, others_first: false }).await?;
                     carried.then = if noted.retry { Then::Later } else { Then::PullFirst };
                     return Ok(carried);
                 }
-                RoundOutcome::Refused(refused) => {
+                RoundOutcome::Refused { rows: refused, unfinished } => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked.
                     let is_last = noted.complete || too_heavy;
                     let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
                         refused.into_iter().partition(|r| is_last || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
-                        let refusals = park.iter().map(|refusal| window.refusal(tables, refusal)).collect();
+                        let sent = self.read_again(&noted, &window, park.iter().map(|it| it.item)).await?;
+                        let refusals = park.iter().zip(sent).map(|(refusal, sent)| {
+                            let ready = &tables[window.items[refusal.item].table];
+                            let values = sent.and_then(|sent| sent.row).map(|values| ready.row_json(&values));
+                            window.refusal(refusal, values)
+                        });
+                        let refusals = refusals.collect();
                         let shapes = park
                             .iter()
                             .map(|refusal| (window.origins[refusal.item].table, refusal.shape.clone()))
@@ -1676,10 +1646,14 @@ impl Cycle {
                             carried.then = Then::Later;
                         }
                     }
-                    if !wait.is_empty() {
-                        let refused = wait.iter().map(|refusal| window.refusal(tables, refusal)).collect();
-                        self.ask(PutBackRound { round: id, refused }).await?;
-                        if noted.retry {
+                    // Everybody else's rows, and what others wrote, come before the search goes on among these.
+                    carried.slowly = unfinished;
+                    if !wait.is_empty() || unfinished {
+                        let refused = wait.iter().map(|refusal| window.refusal(refusal, None)).collect();
+                        self.ask(PutBackRound { round: id, refused, others_first: unfinished }).await?;
+                        if unfinished {
+                            carried.then = Then::PullFirst;
+                        } else if noted.retry {
                             carried.then = Then::Later;
                         }
                         return Ok(carried);
@@ -1757,6 +1731,8 @@ struct Carried {
     rows: usize,
     bytes: usize,
     parked: bool,
+    /// Whether so many rows are refused, or so slowly, that they are found in several rounds.
+    slowly: bool,
     then: Then,
 }
 
@@ -1780,13 +1756,13 @@ fn unseen(item: usize) -> CloudRefusal {
     CloudRefusal { item, sqlstate: String::new(), message, constraint: None, shape: String::new() }
 }
 
-/// A row of a round, as SQLite has it.
+/// What a value of a row takes in a message besides its bytes, where it is a number in PostgreSQL's text.
+const CELL_BYTES: usize = 32;
+
+/// A row of a round, as SQLite knows it.
 struct Origin {
     table: i64,
     key: Vec<Value>,
-    row: Option<Vec<Value>>,
-    /// What its changed columns were.
-    base: Vec<Option<Value>>,
     /// When it was last changed here, in microseconds since 1970.
     stamp: i64,
 }
@@ -1794,32 +1770,38 @@ struct Origin {
 /// A round's rows in wire form.
 struct Window {
     items: Vec<RoundItem>,
-    /// By item: the row as SQLite has it.
+    /// By item.
     origins: Vec<Origin>,
     /// Rows with a value that does not fit its column.
     refusals: Vec<Refusal>,
 }
 
 impl Window {
-    fn encode(tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>) -> Self {
+    /// A row of more bytes than `row_bytes_max` is refused here: no device would take it from the cloud again.
+    fn encode(tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>, row_bytes_max: usize) -> Self {
         let mut window = Self { items: vec![], origins: vec![], refusals: vec![] };
         for (table, rows) in noted.tables.iter().zip(rows) {
             let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
             for row in rows {
+                let bytes: usize = row.row.iter().flatten().map(|value| CELL_BYTES + value.size()).sum();
+                if bytes > row_bytes_max {
+                    window.refusals.push(Refusal {
+                        table: table.id,
+                        sqlstate: None,
+                        message: format!(
+                            "the row has {bytes} bytes, more than cloud.message_bytes_max allows"
+                        ),
+                        constraint: None,
+                        // Nobody reads that much.
+                        values: None,
+                        key: row.key,
+                    });
+                    continue;
+                }
                 match tables[at].item(at, &row) {
                     Ok(Some(item)) => {
                         window.items.push(item);
-                        let entry = row.entry;
-                        let stamp = entry.stamp;
-                        let base = entry.base.into_iter().zip(entry.dirty);
-                        let base = base.map(|(base, dirty)| (entry.known && dirty).then_some(base)).collect();
-                        window.origins.push(Origin {
-                            table: table.id,
-                            key: row.key,
-                            row: row.row,
-                            base,
-                            stamp,
-                        });
+                        window.origins.push(Origin { table: table.id, key: row.key, stamp: row.entry.stamp });
                     }
                     Ok(None) => {}
                     Err(misfit) => window.refusals.push(Refusal {
@@ -1836,16 +1818,15 @@ impl Window {
         window
     }
 
-    fn refusal(&self, tables: &[ReadyTable], refused: &CloudRefusal) -> Refusal {
+    fn refusal(&self, refused: &CloudRefusal, values: Option<String>) -> Refusal {
         let origin = &self.origins[refused.item];
-        let ready = &tables[self.items[refused.item].table];
         Refusal {
             table: origin.table,
             key: origin.key.clone(),
             sqlstate: Some(refused.sqlstate.clone()),
             message: refused.message.clone(),
             constraint: refused.constraint.clone(),
-            values: origin.row.as_deref().map(|values| ready.row_json(values)),
+            values,
         }
     }
 
@@ -1883,18 +1864,16 @@ impl ReadyTable {
             .collect()
     }
 
-    /// The cloud's row in the words of this file, where it says the same as what is, or was, here.
-    fn as_written(
-        &self,
-        mut cloud: Vec<Value>,
-        local: Option<&[Value]>,
-        base: &[Option<Value>],
-    ) -> Vec<Value> {
+    /// The cloud's row in the words of this file, where it says the same as what was sent, or what that was before.
+    fn as_written(&self, mut cloud: Vec<Value>, sent: Option<&RoundRow>) -> Vec<Value> {
+        let Some(RoundRow { entry, row: local, .. }) = sent else { return cloud };
+        let local = local.as_deref();
         for (c, kind) in self.alike() {
             if local.is_some_and(|local| local[c].identical(&cloud[c])) {
                 continue;
             }
-            let known = [local.map(|local| &local[c]), base[c].as_ref()];
+            let known =
+                [local.map(|local| &local[c]), (entry.known && entry.dirty[c]).then(|| &entry.base[c])];
             if let Some(known) = known.into_iter().flatten().find(|known| alike(&kind, known, &cloud[c])) {
                 cloud[c].clone_from(known);
             }

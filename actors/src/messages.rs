@@ -303,6 +303,8 @@ pub struct PutBackRound {
     pub round: String,
     /// Rows that wait until the rest of the journal has been tried.
     pub refused: Vec<Refusal>,
+    /// Whether the next round begins with another table.
+    pub others_first: bool,
 }
 
 /// Nothing of the round has to be sent.

@@ -52,7 +52,7 @@ use cells::{Cells as _, first, position};
 use client::{Answer, Client, Param, Settings, Way};
 use dial::{Dialer, Obstacle};
 use ears::Ears;
-use guard::{Bounds, Excess};
+use guard::{Bounds, Excess, Moved};
 use isolate::Ring;
 pub use link::LinkOptions;
 use link::{Door, LastWords};
@@ -60,7 +60,7 @@ use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use sending::{
     CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, as_prepared, begin, caused_more, conflict_arrays,
-    conflict_params, fenced_out, sets,
+    conflict_params, fenced_out, patience, sets,
 };
 pub use sending::{Judged, OpenRound};
 use stamps::{STAMPS, Stamps};
@@ -135,6 +135,7 @@ pub struct Cloud {
     options: Arc<CloudOptions>,
     passwords: Arc<Passwords>,
     last_words: LastWords,
+    moved: Moved,
     way: Arc<Way>,
     ears: Arc<Ears>,
     /// The identity that this file belongs to, once it has synced.
@@ -155,7 +156,8 @@ impl Cloud {
     pub fn new(options: CloudOptions) -> Result<Self> {
         let passwords = Arc::new(Passwords::new(options.link.password.clone(), options.password.as_deref()));
         let (way, ears, last_words) = (Arc::new(Way::new()), Arc::default(), LastWords::default());
-        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &ears, &last_words)?));
+        let moved = Moved::default();
+        let pool = Arc::new(Mutex::new(pool_of(&options, &passwords, &way, &ears, &last_words, &moved)?));
         Ok(Self {
             pool,
             options: Arc::new(options),
@@ -163,6 +165,7 @@ impl Cloud {
             way,
             ears,
             last_words,
+            moved,
             expected: Arc::default(),
         })
     }
@@ -171,10 +174,16 @@ impl Cloud {
     /// out do not come back, and those that wait in the pool do not answer.
     pub fn leave_thread(&self) {
         // A pool with the same options has been made before.
-        let pool = pool_of(&self.options, &self.passwords, &self.way, &self.ears, &self.last_words);
+        let pool =
+            pool_of(&self.options, &self.passwords, &self.way, &self.ears, &self.last_words, &self.moved);
         if let Ok(pool) = pool {
             std::mem::replace(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner), pool).close();
         }
+    }
+
+    /// The longest message, and so about the largest row, that is taken from the server, in bytes.
+    pub fn message_bytes_max(&self) -> usize {
+        self.options.link.message_bytes_max
     }
 
     /// From now on only the database with this identity is ours.
@@ -418,6 +427,13 @@ impl Cloud {
         one_line(&self.passwords.hide(server.message()))
     }
 
+    /// With what it says besides: which parent is missing, who has the value already, what to do. The row itself is known.
+    fn all_said_by(&self, server: &tokio_postgres::error::DbError) -> String {
+        let detail = server.detail().filter(|detail| !detail.starts_with("Failing row contains"));
+        let more = detail.into_iter().chain(server.hint()).map(|more| one_line(&self.passwords.hide(more)));
+        more.fold(self.said_by(server), |said, more| format!("{}. {more}", said.trim_end_matches('.')))
+    }
+
     fn remedy(&self, sqlstate: &str, message: &str) -> Option<String> {
         let (user, database) = (&self.options.user, &self.options.database);
         Some(match sqlstate {
@@ -491,6 +507,7 @@ fn pool_of(
     way: &Arc<Way>,
     ears: &Arc<Ears>,
     last_words: &LastWords,
+    moved: &Moved,
 ) -> Result<Pool> {
     let mut config = tokio_postgres::Config::new();
     config.dbname(&options.database).user(&options.user).application_name(&options.application_name);
@@ -513,6 +530,7 @@ fn pool_of(
                     || matches!(options.link.password, PasswordSource::Command(_)),
             },
             last_words: last_words.clone(),
+            moved: moved.clone(),
             way: way.clone(),
             settings: way.options(&Settings::new(options.statement_timeout)),
             ears: ears.clone(),
@@ -723,8 +741,13 @@ pub enum RoundOutcome {
     TooNarrow,
     /// Nothing took effect: there are only deletions that would take rows along that this file has not seen.
     Unseen,
-    /// Nothing took effect: these rows are refused.
-    Refused(Vec<CloudRefusal>),
+    /// Nothing took effect.
+    Refused {
+        /// These rows are refused.
+        rows: Vec<CloudRefusal>,
+        /// Whether there may be more of them: not every row was looked at.
+        unfinished: bool,
+    },
 }
 
 /// One entry of the feed.
@@ -782,6 +805,10 @@ impl From<CloudFailure> for Trouble {
 /// How many prepared statements a pooled connection keeps. Each set of changed columns makes one of its own.
 const STATEMENTS_MAX: usize = 500;
 
+/// A link that takes and brings fewer bytes than these in the time of an answer moves nothing: that is what other connections'
+/// checks come to.
+const MOVES_AT_LEAST: u64 = 64 << 10;
+
 /// What is read as of one moment.
 const READING: &str = "ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
@@ -818,7 +845,22 @@ impl CloudSession {
 
     /// Bounds one exchange with the server (C4); the server's own limit should fire first.
     async fn bounded<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        bounded(self.cloud.options.statement_timeout + self.cloud.options.timeout, work).await
+        self.patiently(work).await?
+    }
+
+    /// Waits for an answer. What is still on its way there, or back, is waited for as long as that takes.
+    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
+        let mut work = std::pin::pin!(work);
+        loop {
+            let before = self.cloud.moved.bytes();
+            if let Ok(done) = tokio::time::timeout(limit, &mut work).await {
+                return Ok(done);
+            }
+            if self.cloud.moved.bytes() - before < MOVES_AT_LEAST {
+                return Err(silent(limit));
+            }
+        }
     }
 
     async fn batch(&self, sql: &str, phase: Phase) -> Result<()> {
@@ -1510,7 +1552,7 @@ impl CloudSession {
             // Somebody else's changes are in the way: what leaves the round is found step by step.
             Ok(None) => {
                 self.rollback(Phase::Pull).await?;
-                self.begin_round(frame).await?;
+                self.begin_round(frame, items).await?;
                 self.take(frame, items, &in_order(items, |_| true), &[]).await
             }
             Err(trouble) => Err(trouble),
@@ -1525,11 +1567,11 @@ impl CloudSession {
             }
             Err(Trouble::Refused { .. }) => {
                 self.rollback(Phase::Pull).await?;
-                self.begin_round(frame).await?;
-                let (taken, refused) = self.take_in_parts(frame, items).await?;
-                if !refused.is_empty() {
+                self.begin_round(frame, items).await?;
+                let (taken, rows, unfinished) = self.take_in_parts(frame, items).await?;
+                if !rows.is_empty() {
                     self.rollback(Phase::Pull).await?;
-                    return Ok(RoundOutcome::Refused(refused));
+                    return Ok(RoundOutcome::Refused { rows, unfinished });
                 }
                 // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
                 // goes as it was accepted.
@@ -1544,11 +1586,11 @@ impl CloudSession {
         if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
             // Which of the deletions do, shows in parts.
             self.rollback(Phase::Pull).await?;
-            self.begin_round(frame).await?;
-            let (again, refused) = self.take_in_parts(frame, items).await?;
-            if !refused.is_empty() {
+            self.begin_round(frame, items).await?;
+            let (again, rows, unfinished) = self.take_in_parts(frame, items).await?;
+            if !rows.is_empty() {
                 self.rollback(Phase::Pull).await?;
-                return Ok(RoundOutcome::Refused(refused));
+                return Ok(RoundOutcome::Refused { rows, unfinished });
             }
             taken = again;
             at_once = None;
@@ -1638,9 +1680,12 @@ impl CloudSession {
         Ok(taken)
     }
 
-    async fn begin_round(&self, frame: RoundFrame<'_>) -> Result<()> {
+    async fn begin_round(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<()> {
         self.client.set_open(true);
         self.batch(&begin(&self.client, frame)?, Phase::Pull).await?;
+        if let Some(wait) = patience(items, self.cloud.options.statement_timeout) {
+            self.batch(&wait, Phase::Pull).await?;
+        }
         let fence = Fence::of(frame)?;
         let fenced = self.query(FENCE, &fence.params(), Phase::Setup).await;
         fenced.map(drop).map_err(|failure| match failure.sqlstate.as_deref() {
@@ -1845,11 +1890,10 @@ impl CloudSession {
         &self,
         work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
     ) -> std::result::Result<T, Trouble> {
-        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
-        match tokio::time::timeout(limit, work).await {
+        match self.patiently(work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.trouble(&error)),
-            Err(_) => Err(Trouble::Failed(silent(limit))),
+            Err(silent) => Err(Trouble::Failed(silent)),
         }
     }
 
@@ -1867,7 +1911,7 @@ impl CloudSession {
             }
             Some(server) if failure.class == FailureClass::DataRefused => Trouble::Refused {
                 sqlstate: sqlstate_of(server).to_owned(),
-                message: self.cloud.said_by(server),
+                message: self.cloud.all_said_by(server),
                 constraint: server.constraint().map(one_line),
             },
             _ => Trouble::Failed(failure),

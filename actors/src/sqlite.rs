@@ -1294,6 +1294,7 @@ impl Store {
             log_losses(&tx, table, &hit.key, &losses)?;
         }
         if !left_out.is_empty() {
+            let left_out: HashSet<&str> = left_out.iter().map(String::as_str).collect();
             for table in &self.tables {
                 let sql = format!(
                     "SELECT {} FROM {}",
@@ -1301,7 +1302,7 @@ impl Store {
                     ident(&side_table(FLIGHT, table))
                 );
                 for key in query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))? {
-                    if !left_out.contains(&ledger_name(table, &key)) {
+                    if !left_out.contains(ledger_name(table, &key).as_str()) {
                         continue;
                     }
                     let Some(entry) = take_from_flight(&tx, table, &key)? else { continue };
@@ -1339,8 +1340,8 @@ impl Store {
     }
 
     /// The round did not take effect: its entries wait again, under what was dirtied meanwhile. Rows named here
-    /// wait until the rest of the journal has been tried.
-    pub fn put_back(&mut self, id: &str, refused: &[Refusal]) -> Result<()> {
+    /// wait until the rest of the journal has been tried. With `others_first` the next round begins with another table.
+    pub fn put_back(&mut self, id: &str, refused: &[Refusal], others_first: bool) -> Result<()> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, id)?;
@@ -1359,6 +1360,7 @@ impl Store {
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
         commit(tx)?;
+        self.first_table = self.first_table.wrapping_add(usize::from(others_first));
         Ok(())
     }
 
@@ -1880,6 +1882,29 @@ impl Readers {
         Ok(read)
     }
 
+    /// Some rows of the round in flight once more, by table and key, as they were noted. In their order; nothing for one that
+    /// is not in flight.
+    ///
+    /// # Errors
+    /// [`StoreError::SchemaChanged`] when the tables are no longer those of the round.
+    pub fn read_again(&self, noted: &Noted, wanted: &[(i64, Vec<Value>)]) -> Result<Vec<Option<RoundRow>>> {
+        let conn = self.get()?;
+        let tx = conn.unchecked_transaction()?;
+        same_schema(&tx, noted.schema_version)?;
+        let mut rows = vec![];
+        for (id, key) in wanted {
+            let table = noted.tables.iter().find(|table| table.id == *id).ok_or(StoreError::SchemaChanged)?;
+            let sql = in_flight(table, &all(0..key.len(), |at| format!("f.k{at} = ?{}", at + 1)));
+            let mut statement = tx.prepare_cached(&sql)?;
+            let mut found = statement.query(params_from_iter(key))?;
+            rows.push(match found.next()? {
+                Some(row) => Some(row_in_flight(table, row)?.1),
+                None => None,
+            });
+        }
+        Ok(rows)
+    }
+
     /// The conflicts that the round in flight tells the cloud of: table, key, column, base, local, cloud, kept.
     pub fn read_conflicts(&self) -> Result<Vec<[Option<String>; 7]>> {
         self.read(|conn| {
@@ -1978,44 +2003,16 @@ fn read_flight(
     bytes_max: usize,
     read: &mut InFlight,
 ) -> Result<()> {
-    let keys = table.key.len();
-    let entry = entry_columns(table);
-    // What was written since is undone in SQL: SQLite allows 2,000 columns in an answer, not more.
-    let as_noted = |c: usize| match table.key.iter().position(|k| *k == c) {
-        Some(at) => format!("f.k{at}"),
-        None => {
-            let (id, name) = (table.columns[c].id, ident(&table.columns[c].name));
-            format!("CASE WHEN j.d{id} THEN j.b{id} ELSE t.{name} END")
-        }
-    };
     // Exactly the index's order: sorted in any other, the rows would be in memory before the first is looked at.
     let order = list(key_columns(table), |k| format!("f.{k}"));
-    let sql = format!(
-        "SELECT {}, coalesce(j.known, t.{} IS NOT NULL), {}, f.step FROM {} AS f LEFT JOIN {} AS t ON {} \
-         LEFT JOIN {} AS j ON {} WHERE f.step >= ?1 ORDER BY f.step DESC, {order}",
-        list(&entry, |c| format!("f.{c}")),
-        ident(table.key_names()[0]),
-        list(0..table.columns.len(), as_noted),
-        ident(&side_table(FLIGHT, table)),
-        ident(&table.name),
-        row_is(table, "t", |at| format!("f.k{at}")),
-        ident(&side_table(JOURNAL, table)),
-        all(0..keys, |at| format!("j.k{at} = f.k{at}")),
-    );
+    let sql = in_flight(table, &format!("f.step >= ?1 ORDER BY f.step DESC, {order}"));
     let mut statement = conn.prepare_cached(&sql)?;
     let mut found = statement.query([part.0])?;
     let mut rows: Vec<RoundRow> = vec![];
     let mut last_step = 0;
     let is_first = read.bytes == 0;
     while let Some(row) = found.next()? {
-        let was_there: bool = row.get(entry.len())?;
-        let stored = values(row, entry.len() + 1, table.columns.len())?;
-        let step: i64 = row.get(entry.len() + 1 + table.columns.len())?;
-        let row = RoundRow {
-            key: values(row, 0, keys)?,
-            entry: entry_from(table, row, keys)?,
-            row: was_there.then_some(stored),
-        };
+        let (step, row) = row_in_flight(table, row)?;
         let values = row.key.iter().chain(row.row.iter().flatten()).chain(&row.entry.base);
         let bytes = ROW_WEIGHT + values.map(Value::size).sum::<usize>();
         if read.bytes + bytes > bytes_max && !(is_first && rows.is_empty()) {
@@ -2029,6 +2026,42 @@ fn read_flight(
     }
     read.rows.push(rows);
     Ok(())
+}
+
+/// Rows of the round in flight, with what was written since undone. That is done in SQL: SQLite allows 2,000 columns in an
+/// answer, not more.
+fn in_flight(table: &Table, which: &str) -> String {
+    let keys = table.key.len();
+    let as_noted = |c: usize| match table.key.iter().position(|k| *k == c) {
+        Some(at) => format!("f.k{at}"),
+        None => {
+            let (id, name) = (table.columns[c].id, ident(&table.columns[c].name));
+            format!("CASE WHEN j.d{id} THEN j.b{id} ELSE t.{name} END")
+        }
+    };
+    format!(
+        "SELECT {}, coalesce(j.known, t.{} IS NOT NULL), {}, f.step FROM {} AS f LEFT JOIN {} AS t ON {} \
+         LEFT JOIN {} AS j ON {} WHERE {which}",
+        list(&entry_columns(table), |c| format!("f.{c}")),
+        ident(table.key_names()[0]),
+        list(0..table.columns.len(), as_noted),
+        ident(&side_table(FLIGHT, table)),
+        ident(&table.name),
+        row_is(table, "t", |at| format!("f.k{at}")),
+        ident(&side_table(JOURNAL, table)),
+        all(0..keys, |at| format!("j.k{at} = f.k{at}")),
+    )
+}
+
+/// One of them, and the step in which it came.
+fn row_in_flight(table: &Table, row: &rusqlite::Row<'_>) -> Result<(i64, RoundRow)> {
+    let (keys, columns) = (table.key.len(), table.columns.len());
+    let entry = row.as_ref().column_count() - columns - 2;
+    let was_there: bool = row.get(entry)?;
+    let stored = values(row, entry + 1, columns)?;
+    let step = row.get(entry + 1 + columns)?;
+    let (key, entry) = (values(row, 0, keys)?, entry_from(table, row, keys)?);
+    Ok((step, RoundRow { key, entry, row: was_there.then_some(stored) }))
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -2748,6 +2781,16 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
             hopeful.push(table);
         }
     }
+    if hopeful.is_empty() {
+        return Ok(());
+    }
+    // Very many rows may be parked: they are looked at for the sake of what moves, and not with every round.
+    let mut moves: HashSet<i64> = HashSet::new();
+    for table in tables {
+        if anything_flies(conn, &[table], Part::default())? {
+            moves.insert(table.id);
+        }
+    }
     let moving = |table: &Table| {
         let columns = list(entry_columns(table), |c| c);
         let (flight, parked) = (ident(&side_table(FLIGHT, table)), ident(&side_table(PARKED, table)));
@@ -2766,7 +2809,7 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
             let mut reasons = vec![];
             for key in &table.foreign_keys {
                 let parent = tables.iter().copied().find(|t| t.name.eq_ignore_ascii_case(&key.parent));
-                let Some(parent) = parent else { continue };
+                let Some(parent) = parent.filter(|parent| moves.contains(&parent.id)) else { continue };
                 reasons.push(format!(
                     "EXISTS ({own} AND ({}) IN (SELECT {} FROM {} AS m JOIN {} AS p ON {}))",
                     list(&key.columns, |c| format!("t.{}", ident(&table.columns[*c].name))),
@@ -2776,7 +2819,7 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
                     row_is(parent, "p", |at| format!("m.k{at}")),
                 ));
             }
-            for unique in &table.uniques {
+            for unique in table.uniques.iter().filter(|_| moves.contains(&table.id)) {
                 reasons.push(format!(
                     "EXISTS ({own} AND ({}) IN (SELECT {} FROM {} AS m WHERE m.known))",
                     list(&unique.columns, |(c, _)| format!("t.{}", ident(&table.columns[*c].name))),
@@ -2792,7 +2835,7 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
                     row_is(table, "n", |at| format!("m.k{at}")),
                 ));
             }
-            for child in tables.iter().copied() {
+            for child in tables.iter().copied().filter(|child| moves.contains(&child.id)) {
                 for key in child.foreign_keys.iter().filter(|k| k.parent.eq_ignore_ascii_case(&table.name)) {
                     let referred: Option<Vec<usize>> =
                         key.parent_columns.iter().map(|name| table.column(name)).collect();
@@ -2810,7 +2853,11 @@ fn unpark_dependents(conn: &Connection, tables: &[&Table], into: &str) -> Result
                 let reasons = reasons.join(" OR ");
                 let sql =
                     format!("UPDATE {parked} AS q SET sqlstate = '{CHANCE}' WHERE {HOPEFUL} AND ({reasons})");
-                found += conn.prepare_cached(&sql)?.execute([])?;
+                let chances = conn.prepare_cached(&sql)?.execute([])?;
+                if chances > 0 {
+                    moves.insert(table.id);
+                }
+                found += chances;
             }
         }
         if found == 0 {

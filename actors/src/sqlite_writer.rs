@@ -285,7 +285,7 @@ store_calls! {
     GrowRound => Option<crate::sqlite::Grown>, |store, m| store.grow_round(&m);
     TrimRound => (), |store, m| store.trim_round(&m);
     AcknowledgeRound => (), |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out);
-    PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused);
+    PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused, m.others_first);
     DissolveRound => (), |store, m| store.dissolve(&m.round);
     ParkRows => crate::sqlite::Parked, |store, m| store.park(&m.round, &m.refusals, &m.shapes);
     RetryParked => crate::sqlite::Retried, |store, m| store.retry_parked(&m.0);

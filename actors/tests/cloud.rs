@@ -163,7 +163,7 @@ impl Device {
     /// A round that is to be refused: by item, with the codes.
     async fn refused(&mut self, items: &[RoundItem]) -> Vec<(usize, String)> {
         match self.try_round(items).await.unwrap() {
-            RoundOutcome::Refused(refused) => {
+            RoundOutcome::Refused { rows: refused, .. } => {
                 let mut codes: Vec<_> =
                     refused.into_iter().map(|CloudRefusal { item, sqlstate, .. }| (item, sqlstate)).collect();
                 codes.sort();
@@ -969,7 +969,7 @@ async fn very_many_guilty_rows_come_in_portions() {
         match device.try_round(&items).await.unwrap() {
             RoundOutcome::Committed { .. } => break,
             other @ (RoundOutcome::Unseen | RoundOutcome::TooNarrow) => panic!("{other:?}"),
-            RoundOutcome::Refused(refused) => {
+            RoundOutcome::Refused { rows: refused, .. } => {
                 assert!(refused.iter().all(|refusal| items[refusal.item].values[2] == Int(0)));
                 let guilty: Vec<usize> = refused.iter().map(|refusal| refusal.item).collect();
                 let mut at = 0..;
@@ -1081,9 +1081,10 @@ async fn values_change_places_where_postgresql_checks_them_at_once() {
     assert_eq!(rows(&plain, "SELECT a || b FROM s WHERE id IN (8, 9) ORDER BY id").await, ["a9b80", "a90b8"]);
 }
 
-/// A whole file's worth of rows with a few guilty ones: how long the search takes is printed.
+/// A whole file's worth of rows with a few guilty ones, in one search unless the machine is so slow that it ends early: how
+/// long it takes is printed.
 #[tokio::test]
-async fn thirteen_of_ten_thousand_are_found_in_one_search() {
+async fn thirteen_of_ten_thousand_are_found() {
     let postgres = "CREATE TABLE item (id int8 PRIMARY KEY, name text, n int8 CHECK (n > 0))";
     let (_database, plain, mut device) = bench(ITEM, postgres).await;
     let guilty: Vec<usize> = (0..13).map(|at| at * 769 + 5).collect();
@@ -1093,11 +1094,20 @@ async fn thirteen_of_ten_thousand_are_found_in_one_search() {
         })
         .collect();
     let begun = Instant::now();
-    let refused = device.refused(&items).await;
-    println!("13 of 10,000 rows found in {:?}", begun.elapsed());
-    assert_eq!(refused, guilty.iter().map(|at| (*at, "23514".to_owned())).collect::<Vec<_>>());
-    let mut at = 0..;
-    items.retain(|_| !guilty.contains(&at.next().unwrap()));
+    let mut left: Vec<usize> = (0..items.len()).collect();
+    let mut found = vec![];
+    let mut searches = 0;
+    while found.len() < guilty.len() {
+        for (at, sqlstate) in device.refused(&items).await.into_iter().rev() {
+            assert_eq!(sqlstate, "23514");
+            items.remove(at);
+            found.push(left.remove(at));
+        }
+        searches += 1;
+    }
+    println!("13 of 10,000 rows found in {:?}, {searches} searches", begun.elapsed());
+    found.sort_unstable();
+    assert_eq!(found, guilty);
     assert_eq!(device.round(&items).await, []);
     assert_eq!(one(&plain, "SELECT count(*) FROM item").await, "9987");
 }

@@ -115,7 +115,7 @@ pub fn all() -> Vec<Declared> {
             .collect(),
         },
         Declared {
-            names: &["BLOB", "LONGBLOB"],
+            names: &["BLOB", "LONGBLOB", "BINARY(16)", "VARBINARY(255)", "BYTEA", "IMAGE"],
             cloud: "bytea",
             values: vec![
                 (Null, Some("NULL")),

@@ -50,7 +50,8 @@ impl Handler<DiscardParked> for CloudSyncer {
 }
 
 impl Cycle {
-    /// Parks rows, and says so unless each was refused for the same reason before.
+    /// Parks rows, and says so unless each was refused for the same reason before: at once of the first ones of a cycle, at its
+    /// end of all others. What PostgreSQL said may quote a value, which is nobody's business in a log.
     pub(super) async fn park(
         &self,
         tables: &[ReadyTable],
@@ -62,19 +63,40 @@ impl Cycle {
             .iter()
             .map(|refusal| {
                 let ready = tables.iter().find(|ready| ready.table.id == refusal.table);
-                format!("table {}: {}", ready.map_or("?", |ready| ready.table.name.as_str()), refusal.message)
+                let table = ready.map_or("?", |ready| ready.table.name.as_str());
+                match (&refusal.sqlstate, &refusal.constraint) {
+                    (None, _) => format!("table {table}: {}", refusal.message),
+                    (Some(sqlstate), None) => format!("table {table}: SQLSTATE {sqlstate}"),
+                    (Some(sqlstate), Some(constraint)) => {
+                        format!("table {table}: SQLSTATE {sqlstate}, constraint {constraint}")
+                    }
+                }
             })
             .collect();
         let parked = self.ask(ParkRows { round, refusals, shapes }).await?;
         if let Some(first) = parked.fresh.first() {
-            warn!(
-                self.log,
-                "⚠️  {} row(s) are refused by the cloud and parked, everything else goes on; first: {}",
-                parked.fresh.len(),
-                said[*first]
-            );
+            let fresh = parked.fresh.len();
+            match self.untold.get() {
+                Some(untold) => self.untold.set(Some(untold + fresh)),
+                None => {
+                    self.untold.set(Some(0));
+                    warn!(
+                        self.log,
+                        "⚠️  {fresh} row(s) are refused by the cloud and parked, everything else goes on; first: {} \
+                         (run_supervisor parked says more)",
+                        said[*first]
+                    );
+                }
+            }
         }
         Ok(parked.round)
+    }
+
+    /// For whoever reads the log after a long backlog: how many were parked besides the first ones.
+    pub(super) fn tell_parked(&self) {
+        if let Some(untold @ 1..) = self.untold.take() {
+            warn!(self.log, "⚠️  {untold} more row(s) are refused by the cloud and parked");
+        }
     }
 
     /// Parked rows whose cloud table is not what it was when they were refused wait again. Asks the cloud only while

@@ -24,7 +24,7 @@
 //! | `INTEGER`, `INT`, `TINYINT`, `TINYINT(1)`, `SMALLINT`, `MEDIUMINT`, `BIGINT`, `BIGINT UNSIGNED`, `UNSIGNED BIG INT`, `INT2`, `INT8`, any name with `INT` | `bigint` | every integer | fractions, text, blobs |
 //! | `REAL`, `FLOAT`, `DOUBLE`, `DOUBLE PRECISION`, any name with `REAL`, `FLOA`, `DOUB` | `double precision` | every real, infinities; NaN, which SQLite stores as NULL; the word `NaN` | other text, blobs |
 //! | `TEXT`, `VARCHAR(255)`, `VARCHAR(3)`, `CHARACTER(20)`, `CHAR(2)`, `NCHAR(55)`, `NVARCHAR(100)`, `CLOB`, `TINYTEXT`, any name with `TEXT`, `CHAR`, `CLOB` | `text` | every text of whatever length, as SQLite does not look at it | NUL characters, what is not UTF-8, blobs |
-//! | `BLOB`, `LONGBLOB`, any name with `BLOB` | `bytea` | every blob | anything else |
+//! | `BLOB`, `LONGBLOB`, `BINARY(16)`, `VARBINARY(255)`, `BYTEA`, `IMAGE`, any name with `BLOB` | `bytea` | every blob | anything else |
 //! | `BOOLEAN`, `BOOL` | `boolean` | 0, 1; the words for them (`'true'`, `'no'`, `'on'`, `'f'`), which are 0 and 1 elsewhere | 2, other text |
 //! | `DATE` | `date` | `2024-02-29`, `2024-2-29`, `infinity`, `0044-03-15 BC` | julian days, seconds since 1970, a time of day, other notations |
 //! | `DATETIME`, `TIMESTAMP`, `DATETIME(6)` | `timestamp without time zone` | `2024-02-29 23:59:59.25`; with a `T`, with zeros at the end of the fraction, without seconds, without a time of day | a zone, which the column would drop; less than microseconds, numbers |
@@ -348,6 +348,8 @@ impl CloudType {
             "UUID" => return Self::Uuid,
             "NUMERIC" | "DECIMAL" => return Self::Numeric(precision_and_scale(arguments)),
             "NUM" | "NUMBER" | "MONEY" => return Self::Numeric(None),
+            // As other databases call them; SQLite's own rules have no word for bytes but BLOB.
+            "BINARY" | "VARBINARY" | "BYTEA" | "IMAGE" => return Self::Bytea,
             _ => {}
         }
         if name.contains("INT") {
@@ -389,6 +391,18 @@ pub enum CloudValue {
     Text(String),
     /// For [`Wire::Bytea`].
     Bytes(Vec<u8>),
+}
+
+impl CloudValue {
+    /// The bytes that the value takes, about.
+    pub fn size(&self) -> usize {
+        match self {
+            CloudValue::Null | CloudValue::Bool(_) => 1,
+            CloudValue::Int(_) | CloudValue::Float(_) => 8,
+            CloudValue::Text(text) => text.len(),
+            CloudValue::Bytes(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// A value that the cloud's column cannot carry unchanged.

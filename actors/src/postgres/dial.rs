@@ -326,9 +326,16 @@ impl Address {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
+        // What the system has taken counts as moved: of what has not left yet it takes no more than a slow link takes soon.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok(Socket::Tcp(stream))
     }
 }
+
+/// What waits in the system to leave, of what is sent.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNSENT_BYTES_MAX: u32 = 512 << 10;
 
 /// What a [`Line`] runs over.
 pub(super) enum Socket {

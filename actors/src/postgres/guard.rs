@@ -15,6 +15,8 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -183,15 +185,30 @@ impl Frames {
     }
 }
 
+/// How many bytes a pool's connections have taken and brought: whether something that takes long is still on its way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Moved(Arc<AtomicU64>);
+
+impl Moved {
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
 /// A stream from a server, watched.
 pub(super) struct Guard<S> {
     stream: S,
     frames: Frames,
+    moved: Moved,
 }
 
 impl<S> Guard<S> {
-    pub(super) fn new(stream: S, bounds: Bounds) -> Self {
-        Self { stream, frames: Frames::new(bounds) }
+    pub(super) fn new(stream: S, bounds: Bounds, moved: Moved) -> Self {
+        Self { stream, frames: Frames::new(bounds), moved }
     }
 }
 
@@ -204,6 +221,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             if buf.filled().len() == before {
                 return Poll::Ready(Ok(()));
             }
+            guard.moved.add(buf.filled().len() - before);
             let kept = guard.frames.pass(&mut buf.filled_mut()[before..])?;
             buf.set_filled(before + kept);
             // Nothing for the driver, for which that would mean the end. The sockets give way to others now and then.
@@ -216,7 +234,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.moved.add(written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -238,6 +258,7 @@ impl<S: TlsStream + Unpin> TlsStream for Guard<S> {
 pub(super) struct GuardedTls<C> {
     pub(super) connector: C,
     pub(super) bounds: Bounds,
+    pub(super) moved: Moved,
 }
 
 impl<S, C: TlsConnect<S>> TlsConnect<S> for GuardedTls<C>
@@ -249,9 +270,9 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, Self::Error>> + Send>>;
 
     fn connect(self, stream: S) -> Self::Future {
-        let Self { connector, bounds } = self;
+        let Self { connector, bounds, moved } = self;
         let connecting = connector.connect(stream);
-        Box::pin(async move { Ok(Guard::new(connecting.await?, bounds)) })
+        Box::pin(async move { Ok(Guard::new(connecting.await?, bounds, moved)) })
     }
 }
 

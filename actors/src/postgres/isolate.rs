@@ -11,6 +11,7 @@
 //! which order, never who is refused.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use super::cells::Cells as _;
 use super::{
@@ -23,7 +24,10 @@ use crate::core::value::{CloudValue, Value, from_cloud};
 use crate::sql::cloud;
 
 /// How many rows are found in one transaction, which holds locks meanwhile: the rest is found by the rounds that follow.
-const LIMITS: Limits = Limits { guilty: 100, waiting: 500 };
+const LIMITS: Limits = Limits { guilty: 100, waiting: 100 };
+
+/// After so long, one of them is enough.
+const SEARCH_TIME: Duration = Duration::from_secs(10);
 
 /// In the place of an SQLSTATE: a deletion that would take rows along that this file has not seen.
 const UNSEEN: &str = "unseen";
@@ -82,12 +86,14 @@ impl CloudSession {
         rows.iter().map(|row| Ok((row.cell("name")?, row.cell("shape")?))).collect()
     }
 
-    /// Takes a round in parts and answers with what was accepted and with the rows that are refused on top of all that.
+    /// Takes a round in parts and answers with what was accepted, with the rows that are refused on top of all that, and
+    /// whether there are rows that it has not come to: only where some are refused.
     pub(super) async fn take_in_parts(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
-    ) -> Result<(Taken, Vec<CloudRefusal>)> {
+    ) -> Result<(Taken, Vec<CloudRefusal>, bool)> {
+        let began = Instant::now();
         let order = in_order(items, |_| true);
         // Before anything is refused: what changes after this is a reason to try again.
         let names: HashSet<String> =
@@ -109,15 +115,18 @@ impl CloudSession {
                     why: refusal,
                 },
             });
+            if began.elapsed() > SEARCH_TIME {
+                search.hurry();
+            }
         }
-        let (refused, behind) = search.done();
-        taken.unseen.extend(behind.into_iter().map(|place| order[place]));
-        let refused = refused.into_iter().map(|(place, refusal)| {
+        let found = search.done();
+        taken.unseen.extend(found.behind.into_iter().map(|place| order[place]));
+        let refused = found.refused.into_iter().map(|(place, refusal)| {
             let item = order[place];
             let name = frame.tables[items[item].table].1.qualified();
             CloudRefusal { item, shape: shapes.get(&name).cloned().unwrap_or_default(), ..refusal }
         });
-        Ok((taken, refused.collect()))
+        Ok((taken, refused.collect(), found.unfinished))
     }
 
     async fn try_part(

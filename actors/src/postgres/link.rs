@@ -25,7 +25,7 @@ use tokio_postgres::{Config, Connection, Error, NoTls};
 use super::client::Way;
 use super::dial::{Dialer, Line, Obstacle};
 use super::ears::{Ears, drive};
-use super::guard::{Bounds, Excess, Guard, GuardedTls};
+use super::guard::{Bounds, Excess, Guard, GuardedTls, Moved};
 use super::password::{PasswordSource, Passwords};
 use super::tls::{self, TlsOptions};
 use crate::core::failure::{CloudFailure, FailureClass};
@@ -70,6 +70,7 @@ pub(super) struct Door {
     pub(super) settings: String,
     pub(super) bounds: Bounds,
     pub(super) last_words: LastWords,
+    pub(super) moved: Moved,
 }
 
 /// What ended a connection that was in use, of which its users learn no more than that it ended. Only what PostgreSQL would not
@@ -170,7 +171,8 @@ impl Door {
             let bounds =
                 Bounds { clear_password: self.bounds.clear_password || line.is_unix(), ..self.bounds };
             let config = with_mode(config, SslMode::Disable);
-            let (client, connection) = config.connect_raw(Guard::new(line, bounds), NoTls).await?;
+            let (client, connection) =
+                config.connect_raw(Guard::new(line, bounds, self.moved.clone()), NoTls).await?;
             return Ok((client, self.drive(connection)));
         }
         // Files, which may be on a disk that does not answer.
@@ -185,7 +187,8 @@ impl Door {
         };
         let Ok(connector) = MakeTlsConnect::<Line>::make_tls_connect(&mut client, &name);
         let config = with_mode(config, SslMode::Require);
-        let connector = GuardedTls { connector, bounds: Bounds { clear_password: true, ..self.bounds } };
+        let bounds = Bounds { clear_password: true, ..self.bounds };
+        let connector = GuardedTls { connector, bounds, moved: self.moved.clone() };
         let (client, connection) = config.connect_raw(line.asking_for_tls(), connector).await?;
         Ok((client, self.drive(connection)))
     }

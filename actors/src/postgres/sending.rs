@@ -194,6 +194,11 @@ impl<'s> OpenRound<'s> {
             }
         };
         self.parts.push(part.clone());
+        if let Some(wait) = patience(&part.items, session.cloud.options.statement_timeout) {
+            self.request(Step::Ours, async move {
+                session.client.batch_execute(&wait).await.map(|()| Answer::default())
+            });
+        }
         for (statement, (_, step, piece)) in prepared.into_iter().zip(pieces) {
             let part = part.clone();
             self.request(step, async move {
@@ -283,6 +288,10 @@ impl<'s> OpenRound<'s> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
         'parts: for part in &parts {
+            if patience(&part.items, session.cloud.options.statement_timeout).is_some() {
+                left = left.saturating_sub(1);
+                answers.next();
+            }
             let tables = part.known.len();
             if left < 2 * tables {
                 break;
@@ -330,15 +339,12 @@ impl CloudSession {
         &self,
         requests: Vec<(Step, Request<'_>)>,
     ) -> std::result::Result<(Vec<Answer>, Option<Trouble>), Trouble> {
-        let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
         let mut answers = vec![];
         let mut trouble = None;
         for (step, request) in requests {
             let answered = match request {
                 Request::Answered(answered) => answered,
-                Request::Under(work) => {
-                    tokio::time::timeout(limit, work).await.map_err(|_| Trouble::Failed(silent(limit)))?
-                }
+                Request::Under(work) => self.patiently(work).await?,
             };
             match answered {
                 Ok(answer) if trouble.is_none() => answers.push(answer),
@@ -416,6 +422,17 @@ pub(super) fn begin(client: &Client, frame: RoundFrame<'_>) -> Result<String> {
         "{}; SELECT set_config('tidewater.device', '{device}', true); SET CONSTRAINTS ALL DEFERRED",
         client.opening("")
     ))
+}
+
+/// What lets the server wait for rows that may take longer to come than it waits for a client that has begun something; nothing
+/// where that is long enough, over the slowest link that is reckoned with.
+pub(super) fn patience(items: &[RoundItem], statement_timeout: Duration) -> Option<String> {
+    const SLOWEST_BYTES_PER_S: usize = 64 << 10;
+    let bytes: usize = items.iter().flat_map(|item| &item.values).map(CloudValue::size).sum();
+    let takes = Duration::from_secs((bytes / SLOWEST_BYTES_PER_S) as u64);
+    let waits = takes + 2 * statement_timeout;
+    (takes > statement_timeout / 2)
+        .then(|| format!("SET LOCAL idle_in_transaction_session_timeout = {}", waits.as_millis()))
 }
 
 /// The parameters of the fence.

@@ -11,7 +11,7 @@
 //!
 //! A row keeps its number until the cloud has it, or it is given up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 use serde::{Deserialize, Serialize};
@@ -308,7 +308,8 @@ impl Store {
         self.look()?;
         let tx = self.write.transaction()?;
         let mut found = Discardable::default();
-        for id in ids {
+        let mut asked = HashSet::new();
+        for id in ids.iter().filter(|id| asked.insert(**id)) {
             let Some((table, key, _)) = parked_as(&tx, &self.tables, *id)? else {
                 let sql = "SELECT 1 FROM _tidewater_refusals WHERE id = ?1";
                 let is_known = tx.prepare_cached(sql)?.exists([id])?;
@@ -317,25 +318,32 @@ impl Store {
             };
             if is_in(&tx, table, JOURNAL, &key)? {
                 found.refused.push((*id, Kept::TriedAgain));
-            } else if !found.rows.iter().any(|(known, ..)| known == id) {
+            } else {
                 found.rows.push((*id, table.id, key));
             }
         }
-        // One that stays keeps what it refers to.
+        // One that stays keeps what it refers to, which was mostly refused, and asked about, before it.
+        let mut going: Going = found.rows.iter().map(|(_, table, key)| (*table, json_array(key))).collect();
         loop {
-            let mut kept = None;
-            for (at, (_, table, key)) in found.rows.iter().enumerate() {
-                let Some(table) = self.tables.iter().find(|t| t.id == *table) else { continue };
-                if let Some(child) = pending_child(&tx, &self.tables, table, key, &found.rows)? {
-                    kept = Some((at, child));
-                    break;
+            let before = found.rows.len();
+            let mut staying = vec![];
+            for (id, of, key) in std::mem::take(&mut found.rows).into_iter().rev() {
+                let table = self.tables.iter().find(|t| t.id == of);
+                let child = table.map(|table| pending_child(&tx, &self.tables, table, &key, &going));
+                match child.transpose()?.flatten() {
+                    Some(child) => {
+                        going.remove(&(of, json_array(&key)));
+                        found.refused.push((id, Kept::Needed(child)));
+                    }
+                    None => staying.push((id, of, key)),
                 }
             }
-            let Some((at, child)) = kept else { break };
-            let (id, ..) = found.rows.remove(at);
-            found.refused.push((id, Kept::Needed(child)));
+            staying.reverse();
+            found.rows = staying;
+            if found.rows.len() == before {
+                return Ok(found);
+            }
         }
-        Ok(found)
     }
 }
 
@@ -362,13 +370,16 @@ fn is_in(conn: &Connection, table: &Table, kind: &str, key: &[Value]) -> Result<
     Ok(conn.prepare_cached(&sql)?.exists(rusqlite::params_from_iter(key))?)
 }
 
+/// Rows that are to be given up, by table and key.
+type Going = HashSet<(i64, String)>;
+
 /// A row that waits, or is parked and stays so, and refers to this one.
 fn pending_child(
     conn: &Connection,
     tables: &[Table],
     parent: &Table,
     key: &[Value],
-    going: &[(i64, i64, Vec<Value>)],
+    going: &Going,
 ) -> Result<Option<String>> {
     for child in tables {
         for foreign in child.foreign_keys.iter().filter(|f| f.parent.eq_ignore_ascii_case(&parent.name)) {
@@ -381,9 +392,8 @@ fn pending_child(
                 row_is(parent, "p", |at| format!("?{}", at + 1)),
             );
             for child_key in query(conn, &sql, key, |row| values(row, 0, child.key.len()))? {
-                let goes = going.iter().any(|(_, table, key)| *table == child.id && *key == child_key)
-                    || child.id == parent.id && child_key == key;
-                if goes {
+                let is_itself = child.id == parent.id && child_key == key;
+                if is_itself || going.contains(&(child.id, json_array(&child_key))) {
                     continue;
                 }
                 for kind in [JOURNAL, FLIGHT, PARKED] {

@@ -31,6 +31,8 @@ pub enum Mode {
     /// Every byte comes later by half of this round-trip time, in either direction. What is on its way at the
     /// same time travels at the same time.
     Delay(Duration),
+    /// So many bytes pass in a second, in either direction; who sends more has to wait, on connections made since.
+    Slow(u32),
 }
 
 /// The state of a proxy at one moment.
@@ -617,6 +619,10 @@ async fn serve(shared: Arc<Shared>, number: u64, client: End, live: Live) {
         client.no_reset();
         return;
     }
+    if let Mode::Slow(_) = *mode.borrow() {
+        // Otherwise the system takes megabytes at once. Without effect on a connection that has failed meanwhile.
+        let _ = SockRef::from(&client.stream).set_recv_buffer_size(64 << 10);
+    }
     let wire = Mutex::new(Wire::default());
     let (to_server, for_server) = mpsc::channel(1024);
     let (to_client, for_client) = mpsc::channel(1024);
@@ -669,10 +675,14 @@ async fn read_all(shared: &Shared, from: &End, queue: mpsc::Sender<Chunk>) {
     loop {
         // A connection that broke has ended, too.
         let length = from.read(&mut buffer).await.unwrap_or(0);
-        let delay = match *shared.mode.borrow() {
+        let mode = *shared.mode.borrow();
+        let delay = match mode {
             Mode::Delay(round_trip) => round_trip / 2,
             _ => Duration::ZERO,
         };
+        if let Mode::Slow(bytes_per_s) = mode {
+            tokio::time::sleep(Duration::from_secs_f64(length as f64 / f64::from(bytes_per_s))).await;
+        }
         let sent = queue.send((Instant::now() + delay, buffer[..length].to_vec())).await;
         if length == 0 || sent.is_err() {
             return;
@@ -1236,6 +1246,10 @@ mod tests {
         let cuts = [proxy.cut_client_to_server_after(4), proxy.cut_client_to_server_again_after(0)];
         for (at, client) in clients.iter().enumerate() {
             assert_eq!(client.batch_execute("INSERT INTO t VALUES (1)").await.is_ok(), at == 2);
+            if let Some(cut) = cuts.get(at) {
+                // Its client may hear of it first.
+                cut.triggered(SOON).await;
+            }
             assert_eq!(cuts.iter().filter(|cut| cut.is_triggered()).count(), (at + 1).min(2));
         }
         assert_eq!(rows(&database).await, 1);

@@ -13,6 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -216,6 +217,19 @@ impl Postgres {
             copy.start_again();
         }
         copy
+    }
+
+    /// Waits until a copy that is recovered can be written to: before that it answers as a replica does.
+    pub async fn recovered(&self) {
+        let admin = self.connect_as_admin().await;
+        crate::wait::until("the recovery to end", Duration::from_secs(30), async || {
+            let row = admin
+                .query_one("SELECT pg_is_in_recovery()", &[])
+                .await
+                .map_err(|error| error.to_string())?;
+            if row.get(0) { Err("it goes on".to_owned()) } else { Ok(()) }
+        })
+        .await;
     }
 
     /// Makes a standby a server that can be written to.
@@ -588,7 +602,6 @@ pub(crate) fn tail(log: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
-    use std::time::Duration;
 
     use tokio_postgres::error::SqlState;
 
