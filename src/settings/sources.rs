@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use config::{Config, FileFormat, Map, Source, Value, ValueKind};
 
-use tidewater_actors::core::dispute::{Dispute, Resolver, Verdict};
+use tidewater_actors::core::dispute::{Decide, Resolver};
 
 use super::tables::{self, Said};
 use super::{Settings, SettingsError};
@@ -111,10 +111,7 @@ impl Sources {
     /// # Ok::<(), tidewater::settings::SettingsError>(())
     /// ```
     #[must_use]
-    pub fn decide_conflicts(
-        mut self,
-        decide: Arc<dyn Fn(&Dispute<'_>) -> Option<Verdict> + Send + Sync>,
-    ) -> Self {
+    pub fn decide_conflicts(mut self, decide: Arc<Decide>) -> Self {
         self.resolver = Some(Resolver::new(decide));
         self
     }

@@ -104,20 +104,23 @@ pub enum Verdict {
     Value(Value),
 }
 
-type Decide = dyn Fn(&Dispute<'_>) -> Option<Verdict> + Send + Sync;
+/// The app's function: a verdict, or none, about what both sides have.
+pub type Decide = dyn Fn(&Dispute<'_>) -> Option<Verdict> + Send + Sync;
+
+type Panicked = dyn Fn(&str) + Send + Sync;
 
 /// The app's function, which is asked before a table's policy is.
 #[derive(Clone)]
 pub struct Resolver {
     decide: Arc<Decide>,
-    panicked: Option<Arc<dyn Fn(&str) + Send + Sync>>,
+    panicked: Option<Arc<Panicked>>,
 }
 
 impl Resolver {
     /// From a pure function of what both sides have: it is asked again wherever the same is met again, on the thread that writes,
     /// within a transaction.
     #[must_use]
-    pub fn new(decide: Arc<dyn Fn(&Dispute<'_>) -> Option<Verdict> + Send + Sync>) -> Self {
+    pub fn new(decide: Arc<Decide>) -> Self {
         Self { decide, panicked: None }
     }
 
