@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::{Bench, run, wait_until_available, wait_until_flushed, wait_until_here};
+use harness::{Bench, run, there, wait_until_available, wait_until_flushed, wait_until_here};
 use tidewater::Database;
+use tidewater_test_support::Postgres;
 
 const NOTE: &str = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)";
 
@@ -29,6 +30,58 @@ async fn most_during(bench: &Arc<Bench>, work: impl Future<Output = ()>) -> u64 
     work.await;
     over.store(true, Ordering::Relaxed);
     watching.join().unwrap()
+}
+
+/// A connection on which nothing comes any more, while another one can be made, as behind a proxy that has lost one of them without
+/// a word: it is noticed long before a statement may take that long, and what was on its way takes effect once. A server that works
+/// for longer is left to work.
+#[actix_rt::test]
+async fn a_connection_that_fell_silent_is_given_up_and_a_slow_server_is_not() {
+    const WORKING: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
+                           AND wait_event = 'PgSleep'";
+    // Of its own: a transaction that is left open holds back everybody's feed.
+    let server = Postgres::start();
+    let bench = Bench::on(&server).await;
+    let db = bench.open_with(bench.settings().set("cloud.silence_s", 0.5)).await;
+    run(&db, NOTE).await;
+    bench.proxy.start();
+    run(&db, "INSERT INTO note VALUES (1, 'one')").await;
+    wait_until_flushed(&db).await;
+    let client = bench.cloud.connect().await;
+    client
+        .batch_execute(
+            "CREATE TABLE audit (id bigint); CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN PERFORM pg_sleep(3); INSERT INTO audit VALUES (NEW.id); RETURN NULL; END $$; \
+             CREATE TRIGGER slow AFTER INSERT ON note FOR EACH ROW EXECUTE FUNCTION slow()",
+        )
+        .await
+        .unwrap();
+    let working = async || {
+        tidewater_test_support::wait::until("the server is at work", harness::PATIENCE, async || {
+            let at_work = there(&client, WORKING).await;
+            if at_work == "1" { Ok(()) } else { Err(at_work) }
+        })
+        .await;
+    };
+    let rounds = "SELECT sum(round_number) FROM tidewater.devices";
+    let before: i64 = there(&client, rounds).await.parse().unwrap();
+    let accepted = bench.proxy.accepted();
+    run(&db, "INSERT INTO note VALUES (2, 'slow')").await;
+    working().await;
+    wait_until_flushed(&db).await;
+    let asked = bench.proxy.accepted() - accepted;
+    println!("a slow server: {asked} connection(s) to ask after it");
+    assert!(asked <= 1 && there(&client, rounds).await == (before + 1).to_string());
+
+    run(&db, "INSERT INTO note VALUES (3, 'into silence')").await;
+    working().await;
+    let began = std::time::Instant::now();
+    bench.proxy.silence_live();
+    wait_until_flushed(&db).await;
+    println!("silence: noticed and made good within {:?}", began.elapsed());
+    let twice = "SELECT coalesce(string_agg(id::text, ',' ORDER BY id), '') FROM audit";
+    assert_eq!(there(&client, twice).await, "2,3");
+    db.shutdown().await.unwrap();
 }
 
 async fn fill(db: &Database, from: u32) {

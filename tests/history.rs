@@ -1,15 +1,17 @@
 //! P10: what happens when the cloud's history, or the file's, is not what it was: which cloud it is gets noticed, each outcome
 //! is one line, and no row is lost or doubled.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
 
 mod harness;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use harness::{Bench, Lines, PATIENCE, run, there, wait_for, wait_until_available};
 use tidewater::{Adopt, Database, ProxyStatus, SyncError};
 use tidewater_test_support::postgres::CopyOf;
+use tidewater_test_support::shop::{self, Generator};
 use tidewater_test_support::{Postgres, postgres, wait};
 
 const NOTE: &str = "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)";
@@ -23,9 +25,21 @@ const AUDIT: &str = "
 
 const TWICE: &str = "SELECT count(*) FROM (SELECT FROM audit GROUP BY id HAVING count(*) > 1) AS twice";
 
+/// By plain SQL, after the moment to which the cloud will be set back.
+const THEIRS_TO_BE_LOST: &str =
+    "INSERT INTO note VALUES (3, 'theirs, lost'); UPDATE note SET body = 'ours, edited by them' WHERE id = 1";
+
+const REPLACED: &str = "SELECT coalesce(group_concat(concat, ';'), '') FROM (SELECT key || ' ' || coalesce(local, '-') || ' ' || \
+                        coalesce(cloud, '-') || ' ' || kept AS concat FROM _tidewater_conflicts ORDER BY id)";
+
+/// What is on record where those are sent again.
+const LOST_AND_FOUND: &str =
+    "[1] \"ours, edited by them\" \"ours\" local;[3] \"[3,\\\"theirs, lost\\\"]\" - local";
+
 /// The lines of which each situation has one.
-const LINES: [&str; 6] = [
+const LINES: [&str; 7] = [
     "was set back (",
+    "has deleted this device",
     "was set back or copied",
     "failed over or was recovered",
     "Sync is blocked",
@@ -134,8 +148,21 @@ fn copy_file(from: &Path, to: &Path) {
     std::fs::copy(from, to).unwrap();
 }
 
-async fn wait_until_blocked(db: &Database) {
+/// Who must not be synced with is found out with a few connections, and then left alone, whatever is written meanwhile.
+async fn is_blocked_and_left_alone(bench: &Bench, db: &Database, before: u64) {
     wait_for(db, "the sync is blocked", |status| status.sync.state == "blocked").await;
+    let until_then = bench.proxy.accepted() - before;
+    let pending = db.status_summary().await.sync.pending;
+    for body in ["body || '!'", "rtrim(body, '!')"].repeat(3) {
+        run(db, &format!("UPDATE note SET body = {body} WHERE id = (SELECT max(id) FROM note)")).await;
+    }
+    wait_for(db, "it still waits", |status| {
+        (status.sync.pending, &*status.sync.state) == (pending, "blocked")
+    })
+    .await;
+    let connections = bench.proxy.accepted() - before;
+    println!("blocked after {until_then} connection(s), {connections} in all");
+    assert!(connections <= 4, "{connections} connections: {:#?}", bench.log.all());
 }
 
 /// A failover to a standby that has everything is no reason to compare anything: not a row is read again.
@@ -231,7 +258,7 @@ async fn a_failover_without_proof_costs_a_comparison_and_no_row() {
     let (mut bench, db) = synced(&server).await;
     let standby = server.copy(CopyOf::Standby);
     standby.stop();
-    bench.cloud.execute_batch("INSERT INTO note VALUES (3, 'theirs, lost')").await;
+    bench.cloud.execute_batch(THEIRS_TO_BE_LOST).await;
     bench.wait_until_equal(&db, &["note"]).await;
     db.shutdown().await.unwrap();
     let file = rusqlite::Connection::open(bench.path()).unwrap();
@@ -243,11 +270,73 @@ async fn a_failover_without_proof_costs_a_comparison_and_no_row() {
     bench.proxy.stop();
     lead_to(&mut bench, &standby);
     let db = bench.open().await;
-    assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 theirs, lost"]).await;
+    assert_whole(&bench, &db, &["1 ours, edited by them", "2 theirs", "3 theirs, lost"]).await;
     assert_one_line(&bench.log, "and may have lost changes");
+    // What the cloud had instead is on record.
+    assert_eq!(harness::here(&db, REPLACED), LOST_AND_FOUND);
     // From then on, what is deleted there is deleted here.
     bench.cloud.execute_batch("DELETE FROM note WHERE id = 3").await;
-    assert_whole(&bench, &db, &["1 ours", "2 theirs"]).await;
+    assert_whole(&bench, &db, &["1 ours, edited by them", "2 theirs"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// The feed does not know the entry any more up to which this file has read it, and was not trimmed: the cloud was set back, and
+/// nothing but that tells of it. What was read since is in the file, and goes back.
+#[actix_rt::test]
+async fn a_feed_that_begins_anew_gets_everything_again() {
+    let server = Postgres::start();
+    let (mut bench, db) = synced(&server).await;
+    let witness = meta(&db, "witness");
+    let earlier = server.copy(CopyOf::Snapshot);
+    bench.cloud.execute_batch(THEIRS_TO_BE_LOST).await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    db.shutdown().await.unwrap();
+    // As if this had been read a moment ago.
+    let file = rusqlite::Connection::open(bench.path()).unwrap();
+    file.execute("UPDATE _tidewater_meta SET value = ?1 WHERE key = 'witness'", [witness]).unwrap();
+    drop(file);
+    server.stop();
+    earlier.start_again();
+    bench.proxy.stop();
+    lead_to(&mut bench, &earlier);
+    let db = bench.open().await;
+    assert_whole(&bench, &db, &["1 ours, edited by them", "2 theirs", "3 theirs, lost"]).await;
+    assert_one_line(&bench.log, "change feed begins anew");
+    assert_eq!(harness::here(&db, REPLACED), LOST_AND_FOUND);
+    bench
+        .cloud
+        .execute_batch("DELETE FROM note WHERE id = 3; UPDATE note SET body = 'on' WHERE id = 1")
+        .await;
+    assert_whole(&bench, &db, &["1 on", "2 theirs"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// A feed that was trimmed just up to where this file has read it lacks the same entry, and nothing is lost: what was deleted
+/// since stays deleted.
+#[actix_rt::test]
+async fn a_feed_that_was_trimmed_up_to_the_cursor_is_no_loss() {
+    let bench = Bench::new().await;
+    let db = bench.open().await;
+    bench.proxy.start();
+    run(&db, NOTE).await;
+    run(&db, "INSERT INTO note VALUES (1, 'ours'), (2, 'theirs')").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    bench.cloud.execute_batch("UPDATE note SET body = 'edited' WHERE id = 1").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    proven(&bench, &db).await;
+    let (xid, id) = (meta(&db, "cursor_xid"), meta(&db, "cursor_id"));
+    db.shutdown().await.unwrap();
+    let trimmed = format!(
+        "DELETE FROM note WHERE id = 2; DELETE FROM tidewater.changes WHERE id <= {id}; \
+         UPDATE tidewater.feed SET trimmed_xid = '{xid}', trimmed_id = {id}"
+    );
+    bench.cloud.execute_batch(&trimmed).await;
+    let db = bench.open().await;
+    wait_for(&db, "the deletion is here", |_| bodies(&db) == ["1 edited"]).await;
+    assert_whole_there(&bench, &db, &["1 edited"]).await;
+    assert_eq!(there(&bench.cloud.connect().await, "SELECT count(*) FROM note").await, "1");
+    assert_eq!(bench.log.count("change feed begins anew"), 0, "{:#?}", bench.log.all());
+    assert_eq!(bench.log.count("does not reach back"), 1, "{:#?}", bench.log.all());
     db.shutdown().await.unwrap();
 }
 
@@ -267,11 +356,288 @@ async fn a_cloud_that_is_recovered_gets_everything_again() {
         server.stop();
         earlier.start_again();
         earlier.recovered().await;
+        let before = bench.proxy.accepted();
         lead_to(&mut bench, &earlier);
         assert_whole(&bench, &db, &["1 edited", "2 theirs", "3 after the backup", "4 theirs, after"]).await;
+        let connections = bench.proxy.accepted() - before;
+        println!("compared and sent again with {connections} connection(s)");
+        assert!(connections <= 4, "{connections} connections: {:#?}", bench.log.all());
         assert_one_line(&bench.log, "The cloud was set back (");
         db.shutdown().await.unwrap();
     }
+}
+
+/// Edits of the shop that have no say in what a row is called: nothing that comes back stands in the way of what is there.
+fn edits(round: usize) -> String {
+    format!(
+        "UPDATE product SET stock = 10 * {round}, title = title || ' {round}', weight = NULL WHERE rowid % 3 = {round} % 3;\n\
+         UPDATE customer SET credit = {round}.25, newsletter = 1 - newsletter WHERE rowid % 2 = {round} % 2;\n\
+         UPDATE measurement SET raw = randomblob(20), value = value / 3 WHERE id % 2 = {round} % 2;\n\
+         DELETE FROM review WHERE rowid IN (SELECT rowid FROM review ORDER BY rowid LIMIT 2);\n\
+         DELETE FROM product_image WHERE rowid IN (SELECT rowid FROM product_image ORDER BY rowid LIMIT 1)"
+    )
+}
+
+/// A shop on two devices and a server, which changes on all sides, by plain SQL as well; some of it is lost by the server, and one
+/// of the devices was away before that. What came of it, value by value: both devices and the cloud hold the same, which is the last
+/// that the younger device had, but for what was changed since and what was deleted and is back. That is on record.
+async fn a_shop_after(how: CopyOf) {
+    let server =
+        Postgres::start_with(&postgres::Options { archive: how == CopyOf::AtPoint, ..Default::default() });
+    let mut bench = Bench::on(&server).await;
+    let one = bench.open().await;
+    run(&one, shop::SCHEMA).await;
+    let mut generator = Generator::new(23);
+    let fill = async |generator: &mut Generator, db: &Database| {
+        let rows: Vec<_> = generator.statements(30).collect();
+        for unit in rows.chunks(10) {
+            db.write(unit.iter().cloned().map(harness::statement)).await.unwrap();
+        }
+    };
+    fill(&mut generator, &one).await;
+    bench.proxy.start();
+    bench.wait_until_equal(&one, shop::TABLES).await;
+    let mut second = bench.another();
+    let two = second.open().await;
+    run(&two, shop::SCHEMA).await;
+    second.proxy.start();
+    second.wait_until_equal(&two, shop::TABLES).await;
+    let all_equal = async |bench: &Bench, second: &Bench| {
+        bench.wait_until_equal(&one, shop::TABLES).await;
+        second.wait_until_equal(&two, shop::TABLES).await;
+        for db in [&one, &two] {
+            harness::wait_until_flushed(db).await;
+        }
+    };
+    all_equal(&bench, &second).await;
+    let early = how == CopyOf::AtPoint;
+    let mut earlier = early.then(|| server.copy(how));
+    run(&one, &edits(1)).await;
+    fill(&mut generator, &two).await;
+    bench.cloud.execute_batch("UPDATE category SET position = 7").await;
+    all_equal(&bench, &second).await;
+    match how {
+        CopyOf::AtPoint => server.restore_point().await,
+        _ => earlier = Some(server.copy(how)),
+    }
+    let earlier = earlier.unwrap();
+    if how == CopyOf::Standby {
+        earlier.stop();
+    }
+    // This is lost.
+    fill(&mut generator, &one).await;
+    bench.cloud.execute_batch("UPDATE stock_place SET quantity = 11").await;
+    run(&two, &edits(2)).await;
+    all_equal(&bench, &second).await;
+    cut(&bench, &one).await;
+    run(&two, &edits(3)).await;
+    fill(&mut generator, &two).await;
+    second.cloud.execute_batch("UPDATE category SET name = name || '!'").await;
+    second.wait_until_equal(&two, shop::TABLES).await;
+    harness::wait_until_flushed(&two).await;
+    run(&one, "INSERT INTO \"SETTING\" VALUES ('pending', 'while it was away')").await;
+    let before = second.folder.path().join("before.db");
+    two.backup(&before).await.unwrap();
+    cut(&second, &two).await;
+    server.stop();
+    earlier.start_again();
+    match how {
+        CopyOf::Standby => earlier.promote().await,
+        _ => earlier.recovered().await,
+    }
+    let there_since = on(&bench, &earlier);
+    there_since
+        .execute_batch(
+            "UPDATE measurement SET sensor = 'since the loss' WHERE id = (SELECT min(id) FROM measurement)",
+        )
+        .await;
+    lead_to(&mut bench, &earlier);
+    lead_to(&mut second, &earlier);
+    wait_for(&one, "connected", |status| status.sync.state != "offline").await;
+    wait_for(&two, "connected", |status| status.sync.state != "offline").await;
+    harness::wait_until_here(&two, "SELECT count(*) FROM \"SETTING\" WHERE \"KEY\" = 'pending'", "1").await;
+    harness::wait_until_here(&one, "SELECT count(*) FROM measurement WHERE sensor = 'since the loss'", "1")
+        .await;
+    wait::until("both devices to have the last state", PATIENCE, async || {
+        let (here, back, listed) = compared(&second.path(), &before, &bench.path());
+        if here.is_empty() && back == listed {
+            Ok(())
+        } else {
+            Err(format!(
+                "{here:#?}, {back:?} back, {listed:?} listed, {:#?} {:#?}",
+                bench.log.all(),
+                second.log.all()
+            ))
+        }
+    })
+    .await;
+    all_equal(&bench, &second).await;
+    let (here, back, listed) = compared(&second.path(), &before, &bench.path());
+    assert_eq!((here, &back), (vec![], &listed));
+    assert!(!back.is_empty(), "what was deleted after the loss is back");
+    for (bench, db) in [(&bench, &one), (&second, &two)] {
+        assert_one_line(&bench.log, "The cloud was set back (");
+        assert_eq!(bench.log.count("Compared with the cloud as it is now"), 1, "{:#?}", bench.log.all());
+        assert_eq!(db.status_summary().await.sync.parked, 0);
+    }
+    for db in [one, two] {
+        db.shutdown().await.unwrap();
+    }
+}
+
+/// Of two files: what the later one lacks of the earlier one, but for what was changed since; the rows that it has besides, by
+/// table and key, and those of them that are on record in it, or in the other device's file, as deleted.
+fn compared(now: &Path, before: &Path, other: &Path) -> (Vec<String>, BTreeSet<String>, BTreeSet<String>) {
+    let file = rusqlite::Connection::open(now).unwrap();
+    for (path, name) in [(before, "before"), (other, "other")] {
+        file.execute(&format!("ATTACH ?1 AS {name}"), [path.to_str().unwrap()]).unwrap();
+    }
+    let mut lacking = vec![];
+    let mut back = BTreeSet::new();
+    for table in shop::TABLES {
+        let one = |sql: &str| -> Vec<String> {
+            let mut statement = file.prepare(sql).unwrap();
+            statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        };
+        let keys: Vec<String> =
+            one(&format!("SELECT name FROM pragma_table_info('{table}') WHERE pk > 0 ORDER BY pk"));
+        let key = keys.iter().map(|key| format!("\"{key}\"")).collect::<Vec<_>>().join(", ");
+        let json = format!("json_array({key})");
+        lacking.extend(one(&format!(
+            "SELECT '{table} ' || {json} FROM (SELECT * FROM before.\"{table}\" EXCEPT SELECT * FROM main.\"{table}\") AS t"
+        )));
+        back.extend(one(&format!(
+            "SELECT '{table} ' || {json} FROM (SELECT {key} FROM main.\"{table}\" EXCEPT SELECT {key} FROM before.\"{table}\") AS t \
+             WHERE {json} <> '[\"pending\"]'"
+        )));
+    }
+    // One measurement was taken since.
+    let since =
+        "SELECT 'measurement ' || json_array(id) FROM main.measurement WHERE sensor = 'since the loss'";
+    let since: String = file.query_row(since, [], |row| row.get(0)).unwrap_or_default();
+    lacking.retain(|row| *row != since);
+    let listed = "SELECT table_name || ' ' || key FROM main._tidewater_conflicts WHERE column IS NULL AND local IS NULL \
+                  UNION SELECT table_name || ' ' || key FROM other._tidewater_conflicts WHERE column IS NULL AND local IS NULL";
+    let mut statement = file.prepare(listed).unwrap();
+    let listed: BTreeSet<String> =
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    (lacking, back.clone(), listed.intersection(&back).cloned().collect())
+}
+
+/// Recovered to a point in time, by the server's log.
+#[actix_rt::test]
+async fn a_shop_on_two_devices_outlives_a_recovery_to_a_point_in_time() {
+    a_shop_after(CopyOf::AtPoint).await;
+}
+
+/// The other ways in which a server loses what it had.
+#[actix_rt::test]
+#[ignore = "takes a minute"]
+async fn a_shop_on_two_devices_outlives_every_loss() {
+    for how in [CopyOf::Snapshot, CopyOf::Recovered, CopyOf::Standby] {
+        a_shop_after(how).await;
+    }
+}
+
+/// After a cloud was set back, several files bring back what it lost. The youngest value of each row is everywhere in the end,
+/// whichever of them comes first: a file that was away for longer has older ones. That holds, too, for what a file had sent when it
+/// was cut off, before it could read anything more.
+#[actix_rt::test]
+async fn the_youngest_file_brings_back_each_row_whoever_comes_first() {
+    for (order, is_cut_off) in [(&[0, 1][..], true), (&[1, 0], false), (&[], true)] {
+        let server = Postgres::start();
+        let (bench, one) = synced(&server).await;
+        let second = bench.another();
+        let mut two = second.open().await;
+        run(&two, NOTE).await;
+        second.proxy.start();
+        second.wait_until_equal(&two, &["note"]).await;
+        let earlier = server.copy(CopyOf::Snapshot);
+        run(&one, "UPDATE note SET body = 'old' WHERE id = 1").await;
+        write(&one, 3, "old").await;
+        second.wait_until_equal(&two, &["note"]).await;
+        read_all(&one).await;
+        proven(&bench, &one).await;
+        cut(&bench, &one).await;
+        // The first device never hears of these.
+        run(&two, "UPDATE note SET body = 'young' WHERE id IN (1, 3)").await;
+        write(&two, 4, "young").await;
+        read_all(&two).await;
+        proven(&second, &two).await;
+        cut(&second, &two).await;
+        if is_cut_off {
+            two.shutdown().await.unwrap();
+            let last = harness::here(&one, "SELECT known FROM _tidewater_clock");
+            let file = rusqlite::Connection::open(second.path()).unwrap();
+            let as_if = format!(
+                "INSERT INTO _tidewater_sent_1 (k0, at) SELECT id, known FROM note, _tidewater_clock WHERE body = 'young'; \
+                 UPDATE _tidewater_clock SET known = {last} - 1"
+            );
+            file.execute_batch(&as_if).unwrap();
+            drop(file);
+            two = second.open().await;
+        }
+        server.stop();
+        earlier.start_again();
+        let mut devices = [(bench, one), (second, two)];
+        for at in order {
+            let (bench, db) = &mut devices[*at];
+            lead_to(bench, &earlier);
+            wait_for(db, "connected", |status| status.sync.state != "offline").await;
+            wait_for(db, "nothing is pending", |status| status.sync.pending == 0).await;
+            bench.wait_until_equal(db, &["note"]).await;
+        }
+        if order.is_empty() {
+            devices.iter_mut().for_each(|(bench, _)| lead_to(bench, &earlier));
+        }
+        for (bench, db) in &devices {
+            assert_whole(bench, db, &["1 young", "2 theirs", "3 young", "4 young"]).await;
+            assert_one_line(&bench.log, "The cloud was set back (");
+        }
+        for (_, db) in devices {
+            db.shutdown().await.unwrap();
+        }
+    }
+}
+
+/// Waits until this file knows that it has all that the cloud has.
+async fn read_all(db: &Database) {
+    harness::wait_until_here(db, "SELECT count(*) FROM _tidewater_sent_1", "0").await;
+}
+
+/// Somebody deletes a device from the ledger, as one does with those that are gone, and it was not gone. Nothing is lost there, so
+/// nothing is sent again, and what others deleted meanwhile stays deleted; what waited is sent, once.
+#[actix_rt::test]
+async fn a_device_that_was_deleted_from_the_ledger_goes_on_as_a_new_one() {
+    let server = Postgres::start();
+    let (bench, db) = synced(&server).await;
+    let device = meta(&db, "device");
+    cut(&bench, &db).await;
+    run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
+    bench
+        .cloud
+        .execute_batch(&format!(
+            "DELETE FROM tidewater.devices WHERE id = '{device}'; DELETE FROM note WHERE id = 1; \
+             UPDATE note SET body = 'edited' WHERE id = 2"
+        ))
+        .await;
+    bench.proxy.start();
+    wait_for(&db, "the deletion is here", |_| bodies(&db) == ["2 edited", "3 meanwhile"]).await;
+    assert_whole(&bench, &db, &["2 edited", "3 meanwhile"]).await;
+    assert_one_line(&bench.log, "has deleted this device");
+    assert_ne!(meta(&db, "device"), device);
+    // While it is connected, and the trim had taken what held the feed for it, too.
+    let device = meta(&db, "device");
+    let struck = format!(
+        "DELETE FROM tidewater.devices WHERE id = '{device}'; DELETE FROM tidewater.cursors WHERE device = '{device}'; \
+         DELETE FROM note WHERE id = 2"
+    );
+    bench.cloud.execute_batch(&struck).await;
+    write(&db, 4, "and on").await;
+    assert_whole(&bench, &db, &["3 meanwhile", "4 and on"]).await;
+    assert_eq!(bench.log.count("has deleted this device"), 2, "{:#?}", bench.log.all());
+    assert_eq!(harness::here(&db, REPLACED), "");
+    db.shutdown().await.unwrap();
 }
 
 /// A device that only reads has no rounds: the witness alone tells it that the cloud was set back.
@@ -335,8 +701,9 @@ async fn a_dump_restored_into_a_new_database_waits_for_a_word() {
     let restored = bench.cloud.connect_as_admin().await;
     restored.batch_execute(&dump).await.unwrap_or_else(|error| panic!("{error:?}"));
     run(&db, "INSERT INTO note VALUES (4, 'meanwhile')").await;
+    let before = bench.proxy.accepted();
     bench.proxy.start();
-    wait_until_blocked(&db).await;
+    is_blocked_and_left_alone(&bench, &db, before).await;
     assert_eq!(there(&bench.cloud.connect().await, "SELECT count(*) FROM note").await, "2");
     assert_one_line(&bench.log, "a copy of this file's cloud answers: database ");
     assert!(db.adopt(Adopt::Whoever).await.unwrap().adopted);
@@ -372,9 +739,10 @@ async fn a_clone_beside_the_original_gets_nothing() {
     let mut staging = bench.cloud.clone();
     staging.name = "staging".into();
     bench.proxy.start();
+    let before = bench.proxy.accepted();
     let db = bench.open_with(bench.settings().set("cloud.database", "staging")).await;
     run(&db, "INSERT INTO note VALUES (3, 'for production')").await;
-    wait_until_blocked(&db).await;
+    is_blocked_and_left_alone(&bench, &db, before).await;
     assert_one_line(&bench.log, "a copy of this file's cloud answers: database ");
     db.shutdown().await.unwrap();
     let db = bench.open().await;
@@ -446,8 +814,9 @@ async fn a_read_only_replica_is_refused() {
     let standby = server.copy(CopyOf::Standby);
     cut(&bench, &db).await;
     run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
+    let before = bench.proxy.accepted();
     lead_to(&mut bench, &standby);
-    wait_until_blocked(&db).await;
+    is_blocked_and_left_alone(&bench, &db, before).await;
     let refused = db.adopt(Adopt::Whoever).await.unwrap_err();
     assert!(refused.to_string().contains("a read-only replica answers"), "{refused}");
     let status = db.status_summary().await;
@@ -471,8 +840,9 @@ async fn an_empty_database_gets_everything_once_it_is_adopted() {
     cut(&bench, &db).await;
     run(&db, "UPDATE note SET body = 'edited' WHERE id = 1;\nDELETE FROM note WHERE id = 2").await;
     run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
+    let before = bench.proxy.accepted();
     lead_to(&mut bench, &other);
-    wait_until_blocked(&db).await;
+    is_blocked_and_left_alone(&bench, &db, before).await;
     let found = db.adopt(Adopt::Look).await.unwrap();
     assert_eq!((found.adopted, found.answers.identity, found.pending), (false, None, 3));
     assert!(matches!(
@@ -481,9 +851,13 @@ async fn an_empty_database_gets_everything_once_it_is_adopted() {
     ));
     let marks = "SELECT count(*) FROM pg_class WHERE relname IN ('note', 'devices', 'identity')";
     assert_eq!(there(&bench.cloud.connect().await, marks).await, "0");
+    let before = bench.proxy.accepted();
     let adopted = db.adopt(Adopt::Whoever).await.unwrap();
     assert!(adopted.adopted && adopted.answers.identity == Some(meta(&db, "cloud")), "{adopted:?}");
     assert_whole_there(&bench, &db, &["1 edited", "3 meanwhile"]).await;
+    let connections = bench.proxy.accepted() - before;
+    println!("adopted with {connections} connection(s)");
+    assert!(connections <= 4, "{connections} connections: {:#?}", bench.log.all());
     assert_eq!(bench.log.count("belongs to another cloud now"), 1, "{:#?}", bench.log.all());
     assert!(!db.adopt(Adopt::Whoever).await.unwrap().adopted, "it is at home");
     db.shutdown().await.unwrap();

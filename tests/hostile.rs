@@ -174,6 +174,71 @@ async fn a_hostile_server_is_one_line_and_no_trouble() {
     }
 }
 
+/// A round is answered with values of other types than it asks for: the syncer takes it for what it is, and goes on as soon as the
+/// answers are right; nothing is sent twice.
+#[actix_rt::test]
+async fn a_round_that_is_answered_with_other_types_ends_no_actor() {
+    const TEXT: u32 = 25;
+    let scene = Scene::open(|_: &mut Talk| Ok(())).await;
+    let postgresql = scene.postgresql();
+    scene.server.play(move |talk| talk.forward(postgresql));
+    run(&scene.db, "INSERT INTO note (id, body) VALUES (1, 'first'), (2, 'second'), (3, 'third')").await;
+    wait_until_flushed(&scene.db).await;
+    let client = scene.bench.cloud.connect().await;
+    // So that a deletion is asked about: it causes more than it was sent for.
+    client
+        .batch_execute(
+            "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN UPDATE note SET body = body || '.' WHERE id = 3; RETURN NULL; END $$; \
+             CREATE TRIGGER touch AFTER DELETE ON note FOR EACH ROW EXECUTE FUNCTION touch()",
+        )
+        .await
+        .unwrap();
+    for (column, sql) in [
+        ("altered", "UPDATE note SET body = 'again' WHERE id = 1"),
+        ("marked", "UPDATE note SET body = 'and again' WHERE id = 1"),
+        ("tbl", "DELETE FROM note WHERE id = 2"),
+    ] {
+        let known = scene.lines().len();
+        let altered = Arc::new(AtomicBool::new(false));
+        let seen = altered.clone();
+        scene.server.play(move |talk| {
+            let seen = seen.clone();
+            talk.relay(postgresql, move |talk, kind, body| match kind {
+                b'T' => {
+                    let other = retyped(body, column, TEXT);
+                    seen.fetch_or(other.is_some(), Ordering::SeqCst);
+                    talk.say(kind, other.as_deref().unwrap_or(body))
+                }
+                _ => talk.say(kind, body),
+            })
+        });
+        run(&scene.db, sql).await;
+        wait::until("an answer of another type", PATIENCE, async || match altered.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => Err(format!("{:#?}", scene.bench.log.all())),
+        })
+        .await;
+        scene.goes_on(Duration::from_secs(2)).await;
+        let lines = scene.lines();
+        assert!(!lines[known..].iter().any(|line| line.contains("panic")), "{lines:#?}");
+        let actors = scene.db.status_summary().await.actors;
+        assert!(actors.iter().all(|actor| actor.restarts == 0), "{actors:?} {:#?}", scene.bench.log.all());
+        scene.server.play(move |talk| talk.forward(postgresql));
+        wait_until_flushed(&scene.db).await;
+    }
+    scene.recovers().await;
+}
+
+/// A description of rows with another type for this column, if it has that.
+fn retyped(body: &[u8], column: &str, kind: u32) -> Option<Vec<u8>> {
+    let name = [column.as_bytes(), b"\0"].concat();
+    let at = body.windows(name.len()).position(|part| part == name)? + name.len() + 6;
+    let mut body = body.to_vec();
+    body.get_mut(at..at + 4)?.copy_from_slice(&kind.to_be_bytes());
+    Some(body)
+}
+
 /// In the middle of a pull a row is repeated without end; or the answer is nonsense. The next attempts ask for fewer rows, the log
 /// says why nothing comes, and it comes when the line is clean again.
 #[actix_rt::test]

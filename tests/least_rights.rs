@@ -81,12 +81,32 @@ impl Scene {
         self.bench.open_with(self.settings()).await
     }
 
+    /// What the role was granted on each of Tidewater's own tables, columns and functions.
+    async fn rights(&self) -> String {
+        let sql = "WITH ours AS (SELECT 'tidewater'::regnamespace AS oid), \
+                   granted (what, acl) AS ( \
+                       SELECT relname::text, relacl FROM pg_class, ours WHERE relnamespace = ours.oid \
+                       UNION ALL \
+                       SELECT relname || '.' || attname, attacl FROM pg_attribute JOIN pg_class c ON c.oid = attrelid, ours \
+                       WHERE relnamespace = ours.oid \
+                       UNION ALL \
+                       SELECT proname || '()', proacl FROM pg_proc, ours WHERE pronamespace = ours.oid) \
+                   SELECT string_agg(what || ' ' || privilege_type, ', ' ORDER BY what COLLATE \"C\", privilege_type) \
+                   FROM granted, aclexplode(acl) AS one JOIN pg_roles r ON r.oid = one.grantee WHERE r.rolname = $1";
+        self.owner.query_one(sql, &[&self.role]).await.unwrap().get(0)
+    }
+
     /// How many things in the database are the role's own.
     async fn owned(&self) -> i64 {
         let sql = "SELECT count(*) FROM pg_shdepend d JOIN pg_roles r ON r.oid = d.refobjid WHERE d.deptype = 'o' AND r.rolname = $1";
         self.owner.query_one(sql, &[&self.role]).await.unwrap().get(0)
     }
 }
+
+/// What a role may do with Tidewater's own side, and no more.
+const LEAST: &str = "changes SELECT, changes.origin UPDATE, conflicts INSERT, cursors INSERT, cursors SELECT, cursors UPDATE, \
+                     devices INSERT, devices SELECT, devices UPDATE, feed SELECT, feed.one UPDATE, identity SELECT, \
+                     register() EXECUTE, trim() EXECUTE";
 
 async fn wait_until_pulled(db: &Database, scene: &Scene) {
     wait::until("nothing keeps it from pulling", PATIENCE, async || {
@@ -120,7 +140,13 @@ async fn what_is_printed_is_enough_to_push_and_then_to_pull() {
     scene.bench.wait_until_equal(&db, shop::TABLES).await;
     db.shutdown().await.unwrap();
 
+    assert_eq!(scene.rights().await, LEAST);
+    // What somebody granted too much is taken back.
+    let role = scene.role.replace('"', "\"\"");
+    let all = format!("GRANT ALL ON ALL TABLES IN SCHEMA tidewater TO \"{role}\"");
+    scene.owner.batch_execute(&all).await.unwrap();
     scene.administer(&[]).await;
+    assert_eq!(scene.rights().await, LEAST);
     let db = scene.open().await;
     wait_until_pulled(&db, &scene).await;
     scene.owner.batch_execute("UPDATE product SET stock = 2; DELETE FROM stock_place").await.unwrap();

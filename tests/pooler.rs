@@ -10,9 +10,10 @@ use harness::{
     wait_until_here, wait_until_there,
 };
 use tidewater::doctor::{Check, Mark};
+use tidewater_test_support::hostile::{Talk, error};
 use tidewater_test_support::pgbouncer::Options;
 use tidewater_test_support::shop::{self, Generator};
-use tidewater_test_support::{Database, FaultProxy, PgBouncer, Postgres, compare, wait};
+use tidewater_test_support::{Database, FaultProxy, HostileServer, PgBouncer, Postgres, compare, wait};
 use tokio::task::JoinHandle;
 
 /// A device whose proxy leads to a pooler. Everything else goes to PostgreSQL itself.
@@ -43,7 +44,7 @@ impl Neighbours {
                     let leave = "SET datestyle = 'German, DMY'; SET intervalstyle = 'sql_standard'; SET timezone = 'Asia/Tokyo'; \
                                  SET bytea_output = 'escape'; SET extra_float_digits = -8; SET search_path = pg_catalog; \
                                  SET statement_timeout = '60ms'; SET lock_timeout = '1ms'; SET row_security = off; \
-                                 SET default_transaction_isolation = 'serializable'";
+                                 SET default_transaction_isolation = 'serializable'; SET default_transaction_read_only = on";
                     while client.batch_execute(leave).await.is_ok() {
                         let busy = "BEGIN; SELECT pg_sleep(0.002); COMMIT";
                         if client.batch_execute(busy).await.is_err() {
@@ -170,6 +171,37 @@ async fn with_one_server_for_everybody() {
 #[actix_rt::test]
 async fn with_two_servers_that_change_hands() {
     a_shop(Options { servers: 2, drops_options: true, ..Options::default() }).await;
+}
+
+/// Whatever a pooler's version says where it does not take the settings of a log-in: from then on they go with each transaction. This
+/// is what PgBouncer says since 1.20, and before.
+#[actix_rt::test]
+async fn a_log_in_that_is_refused_for_its_settings_is_tried_without() {
+    for words in
+        ["unsupported startup parameter in options: datestyle", "unsupported startup parameter: options"]
+    {
+        let bench = Bench::new().await;
+        let postgresql = (std::net::Ipv4Addr::LOCALHOST, bench.cloud.port).into();
+        let server = HostileServer::start(move |talk: &mut Talk| {
+            talk.hear_startup()?;
+            let has = |name: &[u8]| talk.startup().windows(name.len()).any(|part| part == name);
+            match has(b"\0options\0") {
+                true => talk.say(b'E', &error("08P01", words.as_bytes())),
+                false => talk.forward(postgresql),
+            }
+        });
+        let db = bench.open_with(bench.settings().set("proxy.port", server.port())).await;
+        run(
+            &db,
+            "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);\nINSERT INTO note VALUES (1, 'one')",
+        )
+        .await;
+        wait_until_flushed(&db).await;
+        bench.wait_until_equal(&db, &["note"]).await;
+        assert_eq!(bench.log.count(POOLER), 1, "{:#?}", bench.log.all());
+        assert!(!bench.log.all().iter().any(|line| line.contains(words)), "{:#?}", bench.log.all());
+        db.shutdown().await.unwrap();
+    }
 }
 
 /// A pooler that lends servers by the session and refuses the settings is as good; one that lends them by the statement cannot

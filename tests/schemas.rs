@@ -176,3 +176,69 @@ async fn a_message_log_arrives() {
 async fn a_ledger_arrives() {
     histories(&ledger::DESIGN).await;
 }
+
+/// The feed names rows by the key that a table had, and it has got another one since, on both sides: the table keeps its number
+/// in the cloud, and the entries of before are no keys of it any more. The table is compared as a whole.
+#[actix_rt::test]
+async fn a_feed_of_before_the_table_got_another_key_is_read() {
+    let bench = Bench::new().await;
+    let db = bench.open().await;
+    bench.proxy.start();
+    run(&db, "CREATE TABLE note (id INTEGER PRIMARY KEY, region TEXT NOT NULL, body TEXT)").await;
+    run(&db, "INSERT INTO note VALUES (1, 'eu', 'one'), (2, 'us', 'two')").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    wait_until_flushed(&db).await;
+    db.shutdown().await.unwrap();
+    bench
+        .cloud
+        .execute_batch(
+            "UPDATE note SET region = 'x', body = body || ', moved'; \
+             ALTER TABLE note DROP CONSTRAINT note_pkey, ADD PRIMARY KEY (id, region); \
+             INSERT INTO note VALUES (2, 'y', 'a second two')",
+        )
+        .await;
+    let file = rusqlite::Connection::open(bench.path()).unwrap();
+    file.execute_batch(
+        "BEGIN; CREATE TABLE wider (id INTEGER NOT NULL, region TEXT NOT NULL, body TEXT, PRIMARY KEY (id, region)); \
+         INSERT INTO wider SELECT id, 'x', body FROM note; DROP TABLE note; ALTER TABLE wider RENAME TO note; COMMIT",
+    )
+    .unwrap();
+    drop(file);
+    let db = bench.open().await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    wait_until_flushed(&db).await;
+    bench.cloud.execute_batch("UPDATE note SET body = 'on' WHERE region = 'y'").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    let bodies = "SELECT group_concat(body, ';') FROM (SELECT body FROM note ORDER BY id, region)";
+    assert_eq!(harness::here(&db, bodies), "one, moved;two, moved;on");
+    let actors = db.status_summary().await.actors;
+    assert!(actors.iter().all(|actor| actor.restarts == 0), "{actors:?} {:#?}", bench.log.all());
+    db.shutdown().await.unwrap();
+}
+
+/// Whatever somebody with a right on the feed writes into it in the place of a key, it ends no device, and nothing is missed.
+#[actix_rt::test]
+async fn nonsense_in_the_feed_in_the_place_of_a_key_costs_a_comparison() {
+    let bench = Bench::new().await;
+    let db = bench.open().await;
+    bench.proxy.start();
+    run(&db, "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)").await;
+    run(&db, "INSERT INTO note VALUES (1, 'one'), (2, 'two'), (3, 'three')").await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    for (at, key) in
+        ["{}", "{1,2}", "{NULL}", "{{1},{2}}", "{abc}", "{99999999999999999999}"].iter().enumerate()
+    {
+        let nonsense = format!(
+            "UPDATE note SET body = 'seen {at}' WHERE id = 1; DELETE FROM note WHERE id = 2; \
+             INSERT INTO note VALUES (2, 'again {at}'); \
+             UPDATE tidewater.changes SET key = '{key}' WHERE xid = pg_current_xact_id()"
+        );
+        bench.cloud.execute_batch(&nonsense).await;
+        bench.wait_until_equal(&db, &["note"]).await;
+        assert_eq!(harness::here(&db, "SELECT body FROM note WHERE id = 1"), format!("seen {at}"));
+    }
+    wait_until_flushed(&db).await;
+    let actors = db.status_summary().await.actors;
+    assert!(actors.iter().all(|actor| actor.restarts == 0), "{actors:?} {:#?}", bench.log.all());
+    db.shutdown().await.unwrap();
+}

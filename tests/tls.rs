@@ -24,7 +24,8 @@ use tidewater_actors::core::failure::{CloudFailure, FailureClass};
 use tidewater_actors::postgres::{
     Cloud, CloudOptions, LinkOptions, PasswordCommand, PasswordSource, TlsMode, TlsOptions,
 };
-use tidewater_test_support::{Database, FaultProxy, Postgres, wait};
+use tidewater_test_support::hostile::{Talk, announced, error, message, row};
+use tidewater_test_support::{Database, FaultProxy, HostileServer, Postgres, wait};
 
 use FailureClass::{Credentials, NotOurs};
 
@@ -571,6 +572,60 @@ async fn the_log_in_is_bound_to_the_certificate() {
     assert!(heard.windows(22).any(|part| part == b"p=tls-server-end-point"), "{}", heard.escape_ascii());
 }
 
+/// Who shows the right certificate may mean harm all the same: what comes through TLS is bounded as what comes in the open, before
+/// the log-in and after it.
+#[tokio::test]
+async fn a_hostile_server_within_tls_is_bounded_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = Ca::new("our CA");
+    let ours = file(&folder, "ca.pem", &ca.cert);
+    let server = tls_server(&ca.signs(&params("db", &["127.0.0.1"])));
+    let database = Postgres::shared().create_database().await;
+    type Step = fn(&mut Talk) -> std::io::Result<()>;
+    let notices: Step = |talk| {
+        talk.hear_startup()?;
+        talk.raw(&message(b'R', &[0; 4]))?;
+        talk.forever(&message(b'N', &error("00000", &[b'x'; 1000])))
+    };
+    let rows: Step = |talk| {
+        talk.log_in()?;
+        talk.prepare(&[("there", 16)])?;
+        talk.begin_rows()?;
+        talk.forever(&row(&[b"\x01"]))
+    };
+    let huge: Step = |talk| {
+        talk.log_in()?;
+        talk.hear_request()?;
+        talk.raw(&announced(b'D', i32::MAX, b""))?;
+        talk.forever(&[0; 1000])
+    };
+    let garbage: Step = |talk| {
+        talk.hear_startup()?;
+        talk.forever(b"\xff\x00\x1b[2J")
+    };
+    for (what, script) in [("notices", notices), ("rows", rows), ("huge", huge), ("garbage", garbage)] {
+        let server = server.clone();
+        let there = Between::at(Ipv4Addr::LOCALHOST.into(), move |mut stream, _| {
+            let mut request = [0; 8];
+            if stream.read_exact(&mut request).is_err() {
+                return;
+            }
+            stream.write_all(b"S").unwrap();
+            let session = rustls::ServerConnection::new(server.clone()).unwrap();
+            // How it ended is the client's business.
+            let _ = script(&mut Talk::over(rustls::StreamOwned::new(session, stream)));
+        });
+        let mut options = options(&database, there.address.port(), required(Some(&ours), None));
+        options.link.message_bytes_max = 1 << 20;
+        let failed = failure(options).await;
+        assert_eq!(failed.class, NotOurs, "{what}: {failed:?}");
+        assert!(
+            failed.detail.contains("as PostgreSQL does") || failed.detail.contains("is not PostgreSQL"),
+            "{what}: {failed:?}"
+        );
+    }
+}
+
 fn tls_server(made: &Made) -> Arc<rustls::ServerConfig> {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -773,6 +828,41 @@ async fn a_refused_password_is_not_shown_again() {
     assert_eq!((refused.class, refused.sqlstate.as_deref()), (Credentials, Some("28P01")));
     assert!(refused.remedy.unwrap().contains("what cloud.password_command prints"));
     assert_eq!((count(&runs), refusals(server, &database)), (2, 1));
+}
+
+/// A server may answer with what it was told before: an older password is no more for the log than the newest, and a short one no
+/// more than a long one, where it stands alone.
+#[tokio::test]
+async fn no_password_that_a_server_was_told_comes_back_in_its_words() {
+    let database = Postgres::shared().create_database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let server = HostileServer::start(|_: &mut Talk| Ok(()));
+    let echo = || {
+        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        move |talk: &mut Talk| {
+            talk.hear_startup()?;
+            talk.say(b'R', &[0, 0, 0, 3])?;
+            let (_, password) = talk.hear()?;
+            let password = String::from_utf8_lossy(&password).trim_end_matches('\0').to_owned();
+            let mut told = told.lock().unwrap();
+            told.push(password);
+            talk.say(b'E', &error("28P01", format!("none is right: {}", told.join(", ")).as_bytes()))
+        }
+    };
+    let runs = folder.path().join("runs");
+    let script = format!("echo run >>{0}; echo token-number-$(wc -l <{0})", runs.display());
+    let by_command = by_command(&database, command(&["sh", "-c", &script], Duration::from_secs(20), HOUR));
+    let mut fixed = by_command.clone();
+    fixed.password = Some("s3cr".to_owned());
+    fixed.link.password = PasswordSource::Fixed;
+    fixed.link.password_in_clear = true;
+    for (mut options, shown) in [(by_command, "none is right: ***, ***"), (fixed, "none is right: ***")] {
+        server.play(echo());
+        options.port = server.port();
+        let refused = failure(options).await;
+        assert_eq!(refused.detail, format!("{shown} (SQLSTATE 28P01)"));
+    }
+    assert_eq!(count(&runs), 2);
 }
 
 /// Whatever a command prints, and wherever, neither the log nor the status nor `doctor` has a word of it, and the program

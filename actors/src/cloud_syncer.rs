@@ -14,12 +14,15 @@
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{oneshot, watch};
 
@@ -29,26 +32,28 @@ use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::from_cloud::Wanted;
 use crate::core::merge::{Change, change};
 use crate::core::rules::TableRules;
-use crate::core::schema::{CloudTable, Table};
+use crate::core::schema::{CloudColumn, CloudTable, Column, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing, heard_pause};
 use crate::core::value::{
-    CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
-    from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
+    Affinity, CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
+    from_cloud_unchanged, from_text, is_kept, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, DissolveRound, FixCursor,
-    GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport, GetTables, GrowRound,
-    JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud, RememberCloudTable, StartOver,
-    Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound, WaitSynced,
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, CompareKeeping,
+    DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
+    GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
+    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
+    WaitSynced,
 };
+use crate::past::Remembered;
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
     RoundItem, RoundOutcome, Standing, needs_others,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Link, Lookup, Mark, Noted, Page, Part, PulledRow,
-    Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
+    Anew, Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Leftovers, Link, Lookup, Mark, Noted, Page,
+    Part, PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -56,13 +61,16 @@ use crate::timings::{Timings, now_us};
 
 mod history;
 mod looks;
+mod pace;
 mod parked;
 mod tables;
+mod told;
 mod trim;
 
-use history::{Evidence, evidence};
+use history::{CameBack, Evidence};
 use looks::{Looks, counted};
 use parked::Discards;
+use told::Told;
 
 /// How the syncer works.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +122,8 @@ pub struct SyncParts {
     pub not_synced: Arc<Mutex<HashMap<i64, String>>>,
     /// Where the durations are counted.
     pub timings: Arc<Timings>,
+    /// Where it is noted how much waited, and went.
+    pub past: Arc<Remembered>,
 }
 
 /// The actor.
@@ -126,6 +136,7 @@ pub struct CloudSyncer {
     windows: Portion,
     pages: Portion,
     doing: Arc<AtomicU8>,
+    told: Told,
     running: Option<SpawnHandle>,
     timer: Option<SpawnHandle>,
     /// Who waits for the end of a cycle, with the number of the first one that counts.
@@ -137,8 +148,9 @@ pub struct CloudSyncer {
     /// Parked rows to be given up by the next cycle.
     discards: Discards,
     cycles_begun: u64,
-    /// When the cycle that runs began, and how long the last one took that ended by itself, in microseconds.
+    /// When the last of them did.
     began: Instant,
+    /// How long the last one took that ended by itself, in microseconds.
     took_us: Arc<AtomicU64>,
     trouble: Option<String>,
     /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
@@ -227,6 +239,12 @@ const FIRST_PORTION: usize = 64;
 /// The first window, as long as nobody knows how quick the cloud is.
 const FIRST_WINDOW: usize = 1000;
 
+/// How long a table is read as of one moment: the server keeps for so long what is deleted meanwhile.
+const STRETCH: Duration = Duration::from_secs(5);
+
+/// So many pages are on their way at most while one is applied: more than a round trip takes, so that it costs nothing.
+const AHEAD_MAX: usize = 16;
+
 /// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server. A window weighs more
 /// only by the one row with which it began, or grew, if that is heavier by itself.
 const PORTION_BYTES: usize = 16 << 20;
@@ -252,6 +270,10 @@ struct ReadyTable {
     cloud: CloudTable,
     /// By column: whether rows find each other by it, so that it has to come back byte for byte.
     finds: Vec<bool>,
+    /// By column, looked up once and not for each value.
+    affinities: Vec<Affinity>,
+    /// By column: whether whatever the cloud has in it can be kept here, or never goes back.
+    kept: Vec<bool>,
 }
 
 const WARMING: u8 = 0;
@@ -261,6 +283,7 @@ impl CloudSyncer {
     /// A syncer that waits for the cloud.
     pub fn new(parts: SyncParts, options: SyncOptions, log: Logger) -> Self {
         Self {
+            looks: Looks::new(parts.past.clone()),
             parts,
             options,
             machine: Syncing::new(options.pace),
@@ -268,6 +291,7 @@ impl CloudSyncer {
             windows: Portion::new(options.window_rows_max.min(FIRST_WINDOW)),
             pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
             doing: Arc::default(),
+            told: Told::default(),
             running: None,
             timer: None,
             asked: vec![],
@@ -279,7 +303,6 @@ impl CloudSyncer {
             took_us: Arc::default(),
             trouble: None,
             adopting: None,
-            looks: Looks::default(),
             announced: false,
             offline: None,
             log,
@@ -317,9 +340,11 @@ impl CloudSyncer {
             windows: self.windows.clone(),
             pages: self.pages.clone(),
             doing: self.doing.clone(),
+            told: self.told.clone(),
             discards: self.discards.clone(),
             untold: Cell::new(None),
             syncer: ctx.address().downgrade(),
+            came_back: CameBack::default(),
             log: self.log.clone(),
         };
         let running =
@@ -351,7 +376,7 @@ impl CloudSyncer {
         self.say(&ended);
         if ended.is_ok() {
             // Who looks after a flush sees what it did, not what was counted before.
-            self.looks = Looks::default();
+            self.looks.outdate();
         }
         if !self.announced && self.parts.cloud.as_ref().is_some_and(Cloud::announces) {
             self.announced = true;
@@ -386,9 +411,14 @@ impl CloudSyncer {
         {
             self.discards.refuse(&error);
         }
-        self.advance(Event::Ended { cycle, outcome }, ctx);
+        let took = self.began.elapsed();
+        self.advance(Event::Ended { cycle, outcome, took }, ctx);
         self.settle_receipts();
         self.refuse();
+        let came_to_something = outcome == Outcome::News || !self.parts.past.is_settled();
+        if came_to_something && matches!(self.machine.state(), State::Idle) {
+            self.remember();
+        }
     }
 
     /// One line when trouble begins and one when it ends; nothing while it lasts.
@@ -480,6 +510,12 @@ impl CloudSyncer {
     }
 
     /// What is known without the file.
+    /// Looks at the numbers for those who look only later. It happens where something happens anyway: an idle machine is left
+    /// alone.
+    fn remember(&self) {
+        actix_rt::spawn(counted(self.report(), self.parts.readers.clone(), self.looks.clone()));
+    }
+
     fn report(&self) -> SyncReport {
         let state = match self.machine.state() {
             State::Offline => "offline",
@@ -488,7 +524,13 @@ impl CloudSyncer {
             State::Working if self.doing.load(Ordering::Relaxed) == FLUSHING => "flushing",
             State::Working => "warming",
         };
-        SyncReport { state: state.to_owned(), detail: self.trouble.clone(), ..SyncReport::default() }
+        let progress = self.running.as_ref().and_then(|_| self.told.progress());
+        SyncReport {
+            state: state.to_owned(),
+            detail: self.trouble.clone(),
+            progress,
+            ..SyncReport::default()
+        }
     }
 }
 
@@ -518,6 +560,8 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
         match changed.status {
             ProxyStatus::Available if self.parts.cloud.is_some() => {
                 self.offline = None;
+                // How much has come to wait, before it goes.
+                self.remember();
                 self.advance(Event::Available, ctx);
             }
             // Not checked yet: whoever asks waits for what the first check says.
@@ -570,6 +614,9 @@ impl Handler<JournalGrew> for CloudSyncer {
 
     fn handle(&mut self, _: JournalGrew, ctx: &mut Self::Context) {
         self.advance(Event::Grew, ctx);
+        if self.parts.past.wants_rows() {
+            self.remember();
+        }
     }
 }
 
@@ -654,13 +701,7 @@ impl Handler<GetSyncReport> for CloudSyncer {
     type Result = ResponseFuture<SyncReport>;
 
     fn handle(&mut self, _: GetSyncReport, _: &mut Self::Context) -> Self::Result {
-        let (report, readers, looks) = (self.report(), self.parts.readers.clone(), self.looks.clone());
-        Box::pin(async move {
-            let known = report.clone();
-            // Counting a long journal takes a while, and this thread is the watcher's and the breaker's, too.
-            let counting = actix_rt::task::spawn_blocking(move || counted(report, &readers, &looks));
-            counting.await.unwrap_or(known)
-        })
+        Box::pin(counted(self.report(), self.parts.readers.clone(), self.looks.clone()))
     }
 }
 
@@ -693,10 +734,13 @@ struct Cycle {
     windows: Portion,
     pages: Portion,
     doing: Arc<AtomicU8>,
+    told: Told,
     discards: Discards,
     /// How many rows were parked and not told of, once the first ones were.
     untold: Cell<Option<usize>>,
     syncer: actix::WeakAddr<CloudSyncer>,
+    /// Rows that came back from the dead, until somebody was told.
+    came_back: CameBack,
     log: Logger,
 }
 
@@ -709,6 +753,7 @@ impl Cycle {
         };
         fail::fail_point!("syncer.permitted");
         let ended = self.steps().await;
+        self.told.end(&self.log);
         self.tell_parked();
         match &ended {
             Ok(()) => permit.finish(Ok(())),
@@ -811,17 +856,23 @@ impl Cycle {
         }
         // Before the settling, which writes over it: a crash in between must find it again.
         let seen = session.last_seen(&link.device).await?;
-        let found = evidence(&link, seen);
+        let found = self.look_for_evidence(session, &link, seen).await?;
+        let is_new_device = matches!(found, Evidence::Lost | Evidence::Struck);
         if found == Evidence::Lost {
             self.start_over_behind(seen.map_or(0, |seen| seen.number), link.round_number).await?;
+        } else if found == Evidence::Struck {
+            self.go_on_unknown().await?;
+        }
+        if is_new_device {
             (link, _) = self.ask(GetLink).await?;
-        } else if known && link.timeline.is_some_and(|before| before != home.timeline) {
+        }
+        if found != Evidence::Lost && known && link.timeline.is_some_and(|before| before != home.timeline) {
             self.passed_on(&link, &home, found).await?;
         }
         if known && (link.timeline, link.database.as_ref()) != (Some(home.timeline), Some(&home.database)) {
             self.ask(RememberCloud { home }).await?;
         }
-        let in_flight = if found == Evidence::Lost { None } else { in_flight };
+        let in_flight = if is_new_device { None } else { in_flight };
         let id = uuid::Uuid::new_v4().to_string();
         let ledger = session.settle(&link.device, &id, link.cursor.as_ref()).await?;
         let flying = in_flight.map(|(id, _)| id);
@@ -845,7 +896,7 @@ impl Cycle {
                     link.round_number,
                     ledger.number
                 );
-                self.ask(StartOver { resend: false }).await?;
+                self.ask(StartOver(Anew::Follow)).await?;
             }
             (link, _) = self.ask(GetLink).await?;
             session.settle(&link.device, &id, link.cursor.as_ref()).await?;
@@ -906,7 +957,7 @@ impl Cycle {
                 _ => prepared,
             };
             match prepared {
-                Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud, finds }),
+                Prepared::Ready(cloud) => ready.push(ReadyTable::new(table, cloud, finds)),
                 Prepared::NotYet(reason) => {
                     not_yet = true;
                     not_synced.insert(table.id, format!("table {}: {reason}", table.name));
@@ -936,16 +987,21 @@ impl Cycle {
             if look.there && look.whole {
                 return Ok((link, Some(look)));
             }
-            if look.whole {
-                warn!(self.log, "⚠️  The cloud's change feed begins anew: every table is compared with it");
+            if look.whole && !look.ends_at_cursor {
+                warn!(
+                    self.log,
+                    "⚠️  The cloud's change feed begins anew, so that it was set back: everything here is compared with it, and \
+                     what it lacks is sent again"
+                );
+                self.ask(CompareKeeping).await?;
             } else {
                 warn!(
                     self.log,
                     "⚠️  The cloud's change feed does not reach back to when this device was last there: every table is \
                      compared with it"
                 );
+                self.ask(FixCursor(None)).await?;
             }
-            self.ask(FixCursor(None)).await?;
         }
         fail::fail_point!("syncer.registers");
         // In the cloud first: from here on the feed is kept for this device.
@@ -987,13 +1043,14 @@ impl Cycle {
         look.require_whole()?;
         let clock = Some(look.clock);
         if is_compared || look.clock.is_news(link.clock_ahead) {
-            let page = Page { cursor: Some(cursor), clock, ..Page::default() };
+            let is_last = !look.news && look.ours.is_none();
+            let page = Page { cursor: Some(cursor), clock, is_last, ..Page::default() };
             self.apply(session, generation, &tables, page, &from).await?;
             link.clock_ahead = look.clock.ahead;
         }
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
-            let page = Page { cursor: Some(ours.clone()), clock, ..Page::default() };
+            let page = Page { cursor: Some(ours.clone()), clock, is_last: !look.news, ..Page::default() };
             self.apply(session, generation, &tables, page, &from).await?;
             link.cursor = Some(ours);
         }
@@ -1001,6 +1058,8 @@ impl Cycle {
             return Ok(());
         }
         self.memory.news = true;
+        // Tables of which the feed names keys that PostgreSQL cannot read as such.
+        let mut unreadable = HashSet::new();
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
@@ -1021,17 +1080,35 @@ impl Cycle {
                     continue;
                 }
                 match &entry.key {
-                    Some(key) => {
+                    Some(key) if tables[at].has_key_like(key) && !unreadable.contains(&at) => {
                         let newest = wanted.entry(at).or_default().entry(key.clone()).or_default();
                         *newest = (*newest).max(entry.cursor.id);
                     }
-                    None => drop(emptied.insert(at)),
+                    // The whole table; or one of its rows, by the key of before it got another one, or by somebody's nonsense.
+                    _ => drop(emptied.insert(at)),
                 }
             }
-            let mut page = Page { cursor: Some(last.clone()), clock, ..Page::default() };
+            let is_last = entries.len() < limit;
+            let mut page = Page { cursor: Some(last.clone()), clock, is_last, ..Page::default() };
+            let mut failed = None;
             for (at, keys) in wanted {
-                self.current_rows(session, &tables[at], keys, &mut page).await?;
+                let read = self.current_rows(session, &tables[at], keys, &mut page).await;
+                if let Err(Trouble::Cloud(failure)) = &read
+                    && failure.is_about_a_value()
+                    && tables[at].table.rule.filter.is_none()
+                    && unreadable.insert(at)
+                {
+                    failed = Some(at);
+                    break;
+                }
+                read?;
             }
+            if failed.is_some() {
+                // Once more, without these keys.
+                session.end_read().await?;
+                continue;
+            }
+            unreadable.clear();
             for at in &emptied {
                 self.ask(CompareAnew(tables[*at].table.id)).await?;
             }
@@ -1055,6 +1132,12 @@ impl Cycle {
         keys: HashMap<Vec<String>, i64>,
         page: &mut Page,
     ) -> Step<()> {
+        // Neighbours in the table are neighbours on its pages, on both sides: shorter numbers are smaller ones.
+        let mut keys: Vec<(Vec<String>, i64)> = keys.into_iter().collect();
+        keys.sort_unstable_by(|(a, _), (b, _)| {
+            let parts = a.iter().zip(b).map(|(a, b)| (a.len(), a).cmp(&(b.len(), b)));
+            parts.fold(std::cmp::Ordering::Equal, std::cmp::Ordering::then)
+        });
         let (texts, seen): (Vec<Vec<String>>, Vec<i64>) = keys.into_iter().unzip();
         let found = session.fetch(&ready.table, &ready.cloud, &ready.table.key, &texts).await;
         let found = self.or_blame_filter(ready, found)?;
@@ -1108,7 +1191,8 @@ impl Cycle {
         let mut page = Arc::new(page);
         loop {
             match self.ask(ApplyPage { page: page.clone(), generation }).await? {
-                Applied::Done { conflicts, aside, .. } => {
+                Applied::Done { conflicts, aside, revived, .. } => {
+                    self.came_back.add(revived, 0);
                     if conflicts > 0 {
                         info!(
                             self.log,
@@ -1302,40 +1386,16 @@ impl Cycle {
             let table = ready.table.id;
             let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
             any = true;
+            self.tell_first_sync(ready);
             if after.is_none() {
                 self.ask(BeginSnapshot(table)).await?;
             }
+            while !self.stretch(session, generation, tables, ready, &mut after, from).await? {}
             loop {
-                let limit = self.pages.rows();
-                session.begin_read().await?;
-                let found = session
-                    .page(
-                        &ready.table,
-                        &ready.cloud,
-                        after.as_deref(),
-                        i64::try_from(limit).unwrap_or(i64::MAX),
-                    )
-                    .await;
-                let found = self.or_blame_filter(ready, found)?;
-                let Some(last) = found.last() else {
-                    session.end_read().await?;
-                    break;
-                };
-                let last: Vec<String> =
-                    ready.table.key.iter().map(|c| to_text(&last[*c]).unwrap_or_default()).collect();
-                let full = found.len() == limit;
-                let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
-                found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
-                self.apply(session, generation, tables, page, from).await?;
-                session.end_read().await?;
-                after = Some(last);
-                if !full {
-                    break;
-                }
-            }
-            loop {
-                let keys = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
+                let left = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
+                let Leftovers { keys, sent_again } = left;
                 if keys.is_empty() {
+                    self.came_back.add(0, sent_again);
                     break;
                 }
                 session.begin_read().await?;
@@ -1348,8 +1408,88 @@ impl Cycle {
                 self.apply(session, generation, tables, page, from).await?;
                 session.end_read().await?;
             }
+            self.told.end(&self.log);
         }
+        self.say_what_came_back();
         Ok(any)
+    }
+
+    /// Takes a table's rows home, page by page, as of one moment: until it is through, which is the answer, or for a while. The next
+    /// pages are on their way, and are read, while one is applied: there are no more of them than memory bears.
+    async fn stretch(
+        &self,
+        session: &CloudSession,
+        generation: u64,
+        tables: &[ReadyTable],
+        ready: &ReadyTable,
+        after: &mut Option<Vec<String>>,
+        from: &Asking,
+    ) -> Step<bool> {
+        let table = ready.table.id;
+        let began = session.begin_pages(&ready.table, &ready.cloud, after.as_deref()).await;
+        self.or_blame_filter(ready, began)?;
+        let until = Instant::now() + STRETCH;
+        let next = async |limit: usize| {
+            let found = session.next_page(&ready.cloud, limit).await;
+            let found = self.or_blame_filter(ready, found)?;
+            let (rows, is_last) = (found.len(), found.len() < limit);
+            let key = |row: &Vec<CloudValue>| -> Vec<String> {
+                ready.table.key.iter().map(|c| to_text(&row[*c]).unwrap_or_default()).collect()
+            };
+            let last = found.last().map(key);
+            let mut page = Page { snapshot: last.clone().map(|last| (table, last)), ..Page::default() };
+            found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
+            Ok::<_, Trouble>((page, last, rows, is_last))
+        };
+        let (mut flying, mut here) = (FuturesOrdered::new(), VecDeque::new());
+        // Until one was here nobody knows what they weigh.
+        let (mut ahead, mut through, mut lost) = (1, false, None);
+        loop {
+            while !through && lost.is_none() && Instant::now() < until && flying.len() + here.len() < ahead {
+                flying.push_back(next(self.pages.rows()));
+            }
+            let arrived = match here.pop_front() {
+                Some(arrived) => Ok(arrived),
+                None if lost.is_some() => break,
+                None => match flying.next().await {
+                    Some(arrived) => arrived,
+                    None => break,
+                },
+            };
+            let (page, last, rows, is_last) = match arrived {
+                Ok(arrived) => arrived,
+                Err(trouble) => {
+                    lost = Some(trouble);
+                    break;
+                }
+            };
+            through |= is_last;
+            let Some(last) = last else { continue };
+            let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum::<usize>();
+            ahead = (PORTION_BYTES / weight.max(1)).clamp(1, AHEAD_MAX);
+            let mut applied = pin!(self.apply(session, generation, tables, page, from));
+            loop {
+                tokio::select! {
+                    biased;
+                    applied = &mut applied => break applied?,
+                    // What waits for its turn is read meanwhile: the server is not kept waiting, nor an answer behind it.
+                    Some(arrived) = flying.next(), if lost.is_none() && !flying.is_empty() => match arrived {
+                        Ok(arrived) => here.push_back(arrived),
+                        // What is here is here, and need not come again.
+                        Err(trouble) => lost = Some(trouble),
+                    },
+                }
+            }
+            *after = Some(last);
+            // A question of its own would wait behind the pages that are on their way.
+            self.tell_page(session, ready, rows, !is_last && flying.is_empty()).await?;
+        }
+        if let Some(trouble) = lost {
+            return Err(trouble);
+        }
+        drop(flying);
+        session.end_read().await?;
+        Ok(through)
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -1390,9 +1530,11 @@ impl Cycle {
             self.parts.timings.round.observe(took);
             if !carried.slowly {
                 self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
-            } else if self.windows.rows() > FIRST_WINDOW {
+            } else if self.windows.rows() > FIRST_PORTION {
                 self.windows.halve();
             }
+            self.tell_flush();
+            self.tell_round(carried.rows).await;
             // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
             if carried.rows < window || carried.then != Then::GoOn || carried.parked {
                 self.tell_receipts();
@@ -1646,12 +1788,13 @@ impl Cycle {
                             carried.then = Then::Later;
                         }
                     }
-                    // Everybody else's rows, and what others wrote, come before the search goes on among these.
-                    carried.slowly = unfinished;
-                    if !wait.is_empty() || unfinished {
+                    // Everybody else's rows, and what others wrote, come before the search goes on among these; where there is
+                    // nothing else, it goes on at once.
+                    carried.slowly = unfinished && !is_last && !noted.retry;
+                    if !wait.is_empty() || carried.slowly {
                         let refused = wait.iter().map(|refusal| window.refusal(refusal, None)).collect();
-                        self.ask(PutBackRound { round: id, refused, others_first: unfinished }).await?;
-                        if unfinished {
+                        self.ask(PutBackRound { round: id, refused, others_first: carried.slowly }).await?;
+                        if carried.slowly {
                             carried.then = Then::PullFirst;
                         } else if noted.retry {
                             carried.then = Then::Later;
@@ -1783,22 +1926,17 @@ impl Window {
         for (table, rows) in noted.tables.iter().zip(rows) {
             let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
             for row in rows {
-                let bytes: usize = row.row.iter().flatten().map(|value| CELL_BYTES + value.size()).sum();
-                if bytes > row_bytes_max {
-                    window.refusals.push(Refusal {
+                let bytes = tables[at].weighs_there(row.row.as_deref().unwrap_or(&[]));
+                match tables[at].item(at, &row) {
+                    Ok(Some(_)) if bytes > row_bytes_max => window.refusals.push(Refusal {
                         table: table.id,
                         sqlstate: None,
-                        message: format!(
-                            "the row has {bytes} bytes, more than cloud.message_bytes_max allows"
-                        ),
+                        message: format!("its {bytes} bytes are more than cloud.message_bytes_max allows"),
                         constraint: None,
                         // Nobody reads that much.
                         values: None,
                         key: row.key,
-                    });
-                    continue;
-                }
-                match tables[at].item(at, &row) {
+                    }),
                     Ok(Some(item)) => {
                         window.items.push(item);
                         window.origins.push(Origin { table: table.id, key: row.key, stamp: row.entry.stamp });
@@ -1841,9 +1979,27 @@ impl Window {
 }
 
 impl ReadyTable {
+    fn new(table: Table, cloud: CloudTable, finds: Vec<bool>) -> Self {
+        let affinities: Vec<Affinity> = table.columns.iter().map(Column::affinity).collect();
+        let kept = affinities.iter().zip(&cloud.columns);
+        let kept =
+            kept.map(|(affinity, column)| column.generated || is_kept(*affinity, &column.kind)).collect();
+        Self { table, cloud, finds, affinities, kept }
+    }
+
     fn carried(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
-        let (affinity, kind) = (self.table.columns[column].affinity(), &self.cloud.columns[column].kind);
+        let (affinity, kind) = (self.affinities[column], &self.cloud.columns[column].kind);
         if self.finds[column] { key_to_cloud(value, affinity, kind) } else { to_cloud(value, affinity, kind) }
+    }
+
+    /// What a row takes in a message from the cloud, at most: PostgreSQL writes some values with blanks between their parts.
+    fn weighs_there(&self, row: &[Value]) -> usize {
+        let weighs = |(value, column): (&Value, &CloudColumn)| match (column.kind.wire(), &column.kind) {
+            (Wire::Text, CloudType::Text) => value.size(),
+            (Wire::Text, _) => value.size() * 3 / 2,
+            _ => value.size(),
+        };
+        row.iter().zip(&self.cloud.columns).map(|cell| CELL_BYTES + weighs(cell)).sum()
     }
 
     /// The values of some columns in PostgreSQL's text; nothing where the cloud's type cannot name one.
@@ -1889,14 +2045,13 @@ impl ReadyTable {
             .into_iter()
             .enumerate()
             .map(|(c, value)| {
-                let (affinity, kind) = (self.table.columns[c].affinity(), &self.cloud.columns[c].kind);
+                let (affinity, kind) = (self.affinities[c], &self.cloud.columns[c].kind);
+                if self.kept[c] {
+                    return from_cloud(value, affinity, kind);
+                }
                 // As it is there, for a key that does not fit, and for the log of what is overwritten unread.
                 let text = self.table.is_key(c) || kind.wire() == Wire::Text && *kind != CloudType::Text;
                 let text = text.then(|| to_text(&value)).flatten();
-                if self.cloud.columns[c].generated {
-                    // It never goes back.
-                    return from_cloud(value, affinity, kind);
-                }
                 from_cloud_unchanged(value, affinity, kind).unwrap_or_else(|(stored, misfit)| {
                     let (table, column) = (&self.table.name, &self.table.columns[c].name);
                     unfit.get_or_insert_with(|| format!("table {table}, column {column}: {misfit}"));
@@ -1915,7 +2070,7 @@ impl ReadyTable {
     }
 
     fn stored(&self, column: usize, value: CloudValue) -> Value {
-        from_cloud(value, self.table.columns[column].affinity(), &self.cloud.columns[column].kind)
+        from_cloud(value, self.affinities[column], &self.cloud.columns[column].kind)
     }
 
     /// The row in wire form, nothing if the cloud has it already, or what does not fit.
@@ -1970,7 +2125,15 @@ impl ReadyTable {
         self.table.key.iter().map(|c| row[*c].clone()).collect()
     }
 
+    /// Whether this may be one of the table's keys.
+    fn has_key_like(&self, text: &[String]) -> bool {
+        text.len() == self.table.key.len()
+    }
+
     fn local_key(&self, text: &[String]) -> Option<Vec<Value>> {
+        if !self.has_key_like(text) {
+            return None;
+        }
         let parts = self.table.key.iter().zip(text);
         parts
             .map(|(c, text)| {

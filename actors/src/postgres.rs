@@ -41,6 +41,7 @@ mod guard;
 mod isolate;
 mod link;
 mod password;
+mod pulse;
 mod sending;
 mod stamps;
 mod tls;
@@ -49,7 +50,7 @@ mod whose;
 
 pub use by_hand::{ByHand, Scripts};
 use cells::{Cells as _, first, position};
-use client::{Answer, Client, Param, Settings, Way};
+use client::{Answer, Client, Param, Settings, Way, word};
 use dial::{Dialer, Obstacle};
 use ears::Ears;
 use guard::{Bounds, Excess, Moved};
@@ -58,9 +59,10 @@ pub use link::LinkOptions;
 use link::{Door, LastWords};
 use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
+use pulse::Pulse;
 use sending::{
-    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, as_prepared, begin, caused_more, conflict_arrays,
-    conflict_params, fenced_out, patience, sets,
+    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, Patience, as_prepared, begin, caused_more, conflict_arrays,
+    conflict_params, fenced_out, sets, time_for,
 };
 pub use sending::{Judged, OpenRound};
 use stamps::{STAMPS, Stamps};
@@ -240,17 +242,23 @@ impl Cloud {
                 let object = pool.get().await.map_err(|error| self.no_connection(error))?;
                 let was_idle = Object::metrics(&object).recycle_count > 0;
                 let mut client = Client::new(object);
+                let mut pid = None;
                 if !was_idle && !self.way.is_shared() {
-                    bounded(self.options.timeout, async {
+                    pid = bounded(self.options.timeout, async {
                         let examined = self.way.examine(&client).await;
                         examined.map_err(|error| self.explain(&error, Phase::Startup))
                     })
                     .await?;
                 }
                 client.share(self.shared_settings());
-                if !was_idle || self.answers(&client, &pool).await {
-                    return Ok(CloudSession { client, cloud: self.clone() });
+                if was_idle {
+                    match self.answers(&client, &pool).await {
+                        Some(its_pid) => pid = its_pid,
+                        None => continue,
+                    }
                 }
+                client.served_by(pid);
+                return Ok(CloudSession { client, cloud: self.clone(), pulse: Pulse::default() });
             }
         };
         bounded(self.options.longest_connect(), connected).await
@@ -261,15 +269,17 @@ impl Cloud {
         self.way.is_shared().then(|| Settings::new(self.options.statement_timeout))
     }
 
-    /// Whether somebody is still there behind a connection that was idle.
-    async fn answers(&self, client: &Client, pool: &Pool) -> bool {
-        match tokio::time::timeout(self.options.timeout, client.simple_query("")).await {
-            Ok(answer) => answer.is_ok(),
+    /// Whether somebody is still there behind a connection that was idle, and the number of the server's process.
+    async fn answers(&self, client: &Client, pool: &Pool) -> Option<Option<i32>> {
+        match tokio::time::timeout(self.options.timeout, client.simple_query("SELECT pg_backend_pid()")).await
+        {
+            Ok(Ok(answer)) => Some(word(&answer, 0).and_then(|pid| pid.parse().ok())),
+            Ok(Err(_)) => None,
             Err(_) => {
                 // Whatever silenced it, a suspended machine or a proxy that lost its instance, silenced those beside it:
                 // a new connection tells, and to ask each of them would take the time of each.
                 pool.retain(|_, _| false);
-                false
+                None
             }
         }
     }
@@ -470,7 +480,7 @@ impl Cloud {
                 remedy
             }
             "3D000" => format!("create database {database}, or check CLOUD_SQL_DATABASE"),
-            "42501" => self.missing_grant(message),
+            "42501" => self.missing_grant(message, ""),
             "3F000" => format!("create schema {}, or set cloud.schema", self.options.schema),
             "25006" => "this server or role only reads: point the proxy at the primary, or set \
                         default_transaction_read_only to off"
@@ -479,18 +489,26 @@ impl Cloud {
         })
     }
 
-    /// The grant that a refusal asks for, told by the object that it names (in whatever language).
-    fn missing_grant(&self, message: &str) -> String {
+    /// The grant that a refusal of this statement asks for, told by the object that the message ends with (in whatever language):
+    /// an app may have a table of the same name as one of ours, and as its database. At the log-in there is no statement.
+    fn missing_grant(&self, message: &str, sql: &str) -> String {
         let role = ident(&self.options.user);
-        let ours = ["tidewater", "identity", "devices", "changes", "conflicts", "feed", "cursors"];
-        if ours.iter().any(|name| message.ends_with(&format!(" {name}"))) {
+        let ours = ["identity", "devices", "changes", "conflicts", "feed", "cursors", "register", "trim"];
+        let is_about = |name: &str| {
+            message.strip_suffix(name).is_some_and(|before| before.ends_with(' '))
+                || message.ends_with(&format!(" \"{name}\""))
+        };
+        let is_ours = ours.iter().any(|name| is_about(name) && sql.contains(&format!("tidewater.{name}")))
+            || is_about("tidewater") && sql.contains("tidewater.");
+        if is_ours {
             format!(
                 "another role made schema tidewater; as that role: GRANT USAGE, CREATE ON SCHEMA tidewater TO {role}; \
-                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tidewater TO {role}"
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tidewater TO {role}; GRANT EXECUTE ON ALL \
+                 FUNCTIONS IN SCHEMA tidewater TO {role}. Or what `run_supervisor cloud-sql` prints, which is less"
             )
-        } else if message.contains(&self.options.database) {
+        } else if is_about(&self.options.database) && (sql.is_empty() || sql.contains("CREATE SCHEMA")) {
             format!("GRANT CONNECT, CREATE ON DATABASE {} TO {role}", ident(&self.options.database))
-        } else if message.ends_with(&format!(" {}", self.options.schema)) {
+        } else if is_about(&self.options.schema) {
             format!("GRANT USAGE, CREATE ON SCHEMA {} TO {role}", ident(&self.options.schema))
         } else {
             format!(
@@ -514,7 +532,7 @@ fn pool_of(
     let dialer = Dialer {
         host: options.host.clone(),
         port: options.port,
-        keepalive_idle: Duration::from_secs(10),
+        silence: options.link.silence,
         limit: options.timeout,
     };
     let manager = Manager::from_connect(
@@ -539,7 +557,7 @@ fn pool_of(
         ManagerConfig { recycling_method: RecyclingMethod::Fast },
     );
     Pool::builder(manager)
-        .max_size(options.pool_max.max(2))
+        .max_size(options.pool_max)
         .runtime(Runtime::Tokio1)
         // One that is used all the time, and others that can be told to be idle.
         .queue_mode(QueueMode::Lifo)
@@ -589,6 +607,7 @@ async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> R
 pub struct CloudSession {
     client: Client,
     cloud: Cloud,
+    pulse: Pulse,
 }
 
 impl fmt::Debug for CloudSession {
@@ -770,6 +789,8 @@ pub struct Look {
     pub there: bool,
     /// Whether nothing beyond the cursor was trimmed.
     pub whole: bool,
+    /// Whether the entry that the cursor stands on was the last that was trimmed.
+    pub ends_at_cursor: bool,
     /// Whether others changed something.
     pub news: bool,
     /// The last entry, if any, that only our own rounds lead to.
@@ -839,40 +860,70 @@ impl CloudSession {
         self.client.is_shared()
     }
 
-    fn failed(&self, phase: Phase) -> impl Fn(tokio_postgres::Error) -> CloudFailure + '_ {
-        move |error| self.cloud.explain(&error, phase)
+    fn failed(&self, phase: Phase, sql: &str) -> impl Fn(tokio_postgres::Error) -> CloudFailure {
+        move |error| {
+            let mut failure = self.cloud.explain(&error, phase);
+            if let Some(server) = error.as_db_error()
+                && failure.sqlstate.as_deref() == Some("42501")
+            {
+                failure.remedy = Some(self.cloud.missing_grant(&self.cloud.said_by(server), sql));
+            }
+            failure
+        }
     }
 
     /// Bounds one exchange with the server (C4); the server's own limit should fire first.
     async fn bounded<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.patiently(work).await?
+        self.patiently(0, work).await?
     }
 
-    /// Waits for an answer. What is still on its way there, or back, is waited for as long as that takes.
-    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+    /// Waits for an answer. What is still on its way there, or back, is waited for as long as that takes; so is what the system,
+    /// or a proxy, has taken already and may be sending on: this, and `heavy` bytes that were sent before. What nobody is at work on
+    /// any more, no longer than it takes to be sure.
+    async fn patiently<T>(&self, heavy: usize, work: impl Future<Output = T>) -> Result<T> {
         let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
-        let mut work = std::pin::pin!(work);
+        let (began, at_first) = (tokio::time::Instant::now(), self.cloud.moved.bytes());
+        let mut before = at_first;
+        let (mut work, mut silence) = (std::pin::pin!(work), std::pin::pin!(self.silence(heavy)));
         loop {
-            let before = self.cloud.moved.bytes();
-            if let Ok(done) = tokio::time::timeout(limit, &mut work).await {
-                return Ok(done);
+            let ended = async {
+                tokio::select! {
+                    biased;
+                    done = &mut work => Ok(done),
+                    failure = &mut silence => Err(failure),
+                }
+            };
+            if let Ok(ended) = tokio::time::timeout(limit, ended).await {
+                return ended;
             }
-            if self.cloud.moved.bytes() - before < MOVES_AT_LEAST {
+            let now = self.cloud.moved.bytes();
+            let on_its_way = time_for(usize::try_from(now - at_first).unwrap_or(0).max(heavy));
+            if now - before < MOVES_AT_LEAST && began.elapsed() >= limit + on_its_way {
                 return Err(silent(limit));
             }
+            before = now;
         }
     }
 
     async fn batch(&self, sql: &str, phase: Phase) -> Result<()> {
-        self.bounded(async { self.client.batch_execute(sql).await.map_err(self.failed(phase)) }).await
+        self.bounded(async { self.client.batch_execute(sql).await.map_err(self.failed(phase, sql)) }).await
     }
 
     async fn ask(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<Answer> {
-        self.bounded(async { self.client.carry_out(sql, params).await.map_err(self.failed(phase)) }).await
+        self.bounded(async { self.client.carry_out(sql, params).await.map_err(self.failed(phase, sql)) })
+            .await
     }
 
     async fn query(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<Vec<Row>> {
         Ok(self.ask(sql, params, phase).await?.rows)
+    }
+
+    /// A question that a server is asked of which nobody knows yet whether it can be written to: a replica refuses to begin what
+    /// may write, in other words than it refuses to write.
+    async fn look_at(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<Vec<Row>> {
+        let asked =
+            async { self.client.carry_out_as(READING, sql, params).await.map_err(self.failed(phase, sql)) };
+        Ok(self.bounded(asked).await?.rows)
     }
 
     async fn execute(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<u64> {
@@ -961,7 +1012,7 @@ impl CloudSession {
             tables.clone().map(|table| cloud::qualified(&table.schema, &table.name)).collect();
         let oids: Vec<u32> = tables.map(|table| table.oid).collect();
         let asked = self
-            .query(
+            .look_at(
                 include_str!("sql/postgres/standing.sql"),
                 &[&parse_uuid(device)?, &parse_uuid(session)?, &names, &oids],
                 Phase::Setup,
@@ -988,7 +1039,7 @@ impl CloudSession {
     /// The mark, and the version of our side.
     async fn read_identity(&self, phase: Phase) -> Result<Option<(String, i64)>> {
         let sql = "SELECT id::text, schema_version::int8 FROM tidewater.identity";
-        let rows = self.query(sql, &[], phase).await?;
+        let rows = self.look_at(sql, &[], phase).await?;
         let read = rows.first().map(|row| Ok((row.cell(0)?, row.cell(1)?))).transpose();
         read.map_err(|failure| self.nonsense_in(phase, failure))
     }
@@ -1045,6 +1096,7 @@ impl CloudSession {
         Ok(Look {
             there: row.cell("there")?,
             whole: row.cell("whole")?,
+            ends_at_cursor: row.cell("trimmed")?,
             news: row.cell("news")?,
             ours,
             clock,
@@ -1493,19 +1545,37 @@ impl CloudSession {
         rows.iter().map(|row| Ok((position(row, values.len())?, decode(row, cloud_table)?))).collect()
     }
 
-    /// The next rows of a table in key order, after the given key (in PostgreSQL's text).
-    pub async fn page(
+    /// Begins to read a table in key order, after the given key (in PostgreSQL's text), as of one moment: what
+    /// [`CloudSession::next_page`] is asked for until [`CloudSession::end_read`].
+    pub async fn begin_pages(
         &self,
         table: &Table,
         cloud_table: &CloudTable,
         after: Option<&[String]>,
-        limit: i64,
-    ) -> Result<Vec<Vec<CloudValue>>> {
-        let mut params: Vec<&dyn Param> = vec![&limit];
-        params.extend(after.into_iter().flatten().map(|text| text as &dyn Param));
-        let rows =
-            self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
-        rows.iter().map(|row| decode(row, cloud_table)).collect()
+    ) -> Result<()> {
+        self.begin_read().await?;
+        let params: Vec<&dyn Param> = after.into_iter().flatten().map(|text| text as &dyn Param).collect();
+        self.execute(&cloud::open_pages(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
+        Ok(())
+    }
+
+    /// The next rows. It may be asked for before the answer to the last one is here: nobody has to know where a page ends to
+    /// ask for the next, and so the time does not depend on the round trip.
+    pub async fn next_page(&self, cloud_table: &CloudTable, limit: usize) -> Result<Vec<Vec<CloudValue>>> {
+        // Not kept: what the columns are is the cursor's to say.
+        let sql = cloud::next_page(limit);
+        let statement = client::Statement::Unnamed(sql.clone());
+        let answer = self.bounded(async {
+            self.client.ask(&statement, &[]).await.map_err(self.failed(Phase::Pull, &sql))
+        });
+        answer.await?.rows.iter().map(|row| decode(row, cloud_table)).collect()
+    }
+
+    /// How many rows a table has, about; none where nobody knows without counting.
+    pub async fn rows_about(&self, oid: u32) -> Result<Option<u64>> {
+        let rows = self.query(include_str!("sql/postgres/rows_about.sql"), &[&oid], Phase::Pull).await?;
+        let found = rows.first().map(|row| row.cell::<i64>("rows")).transpose()?;
+        Ok(found.and_then(|rows| u64::try_from(rows).ok()))
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -1649,6 +1719,7 @@ impl CloudSession {
             items.iter().any(|item| {
                 let (table, cloud_table) = &frame.tables[item.table];
                 cloud_table.oid == oid
+                    && table.key.len() == key.len()
                     && table.key.iter().zip(key).zip(&item.key).all(|((c, text), part)| {
                         let (affinity, kind) = (table.columns[*c].affinity(), &cloud_table.columns[*c].kind);
                         from_text(text, kind).is_some_and(|found| {
@@ -1661,7 +1732,12 @@ impl CloudSession {
                     })
             })
         };
-        Ok(rows.iter().any(|row| !is_sent(row.get(0), &row.get::<_, Vec<String>>(1))))
+        for row in &rows {
+            if !is_sent(row.cell(0)?, &row.cell::<Vec<String>>(1)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Locks and examines the given items and carries out those that nobody else touched, rows of the rings aside first.
@@ -1683,8 +1759,8 @@ impl CloudSession {
     async fn begin_round(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<()> {
         self.client.set_open(true);
         self.batch(&begin(&self.client, frame)?, Phase::Pull).await?;
-        if let Some(wait) = patience(items, self.cloud.options.statement_timeout) {
-            self.batch(&wait, Phase::Pull).await?;
+        if let Some(patience) = Patience::with(items, self.cloud.options.statement_timeout) {
+            self.batch(&patience.begin, Phase::Pull).await?;
         }
         let fence = Fence::of(frame)?;
         let fenced = self.query(FENCE, &fence.params(), Phase::Setup).await;
@@ -1890,7 +1966,7 @@ impl CloudSession {
         &self,
         work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
     ) -> std::result::Result<T, Trouble> {
-        match self.patiently(work).await {
+        match self.patiently(0, work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.trouble(&error)),
             Err(silent) => Err(Trouble::Failed(silent)),
@@ -2266,6 +2342,53 @@ mod tests {
 
     use super::dial::{Line, Socket};
     use super::*;
+
+    /// The grant that is asked for is the one for what is missing, also where an app's table is called as one of ours, or as its
+    /// database.
+    #[test]
+    fn a_missing_grant_is_told_by_what_it_is_missing_for() {
+        let cloud = Cloud::new(CloudOptions {
+            host: "127.0.0.1".into(),
+            port: 5432,
+            database: "shop".into(),
+            user: "app".into(),
+            password: None,
+            schema: "public".into(),
+            timeout: Duration::from_secs(1),
+            statement_timeout: Duration::from_secs(1),
+            pool_max: 2,
+            application_name: "tidewater".into(),
+            add_columns: true,
+            link: LinkOptions::default(),
+        })
+        .unwrap();
+        let (ours, database, schema, row) = (
+            "another role made schema tidewater",
+            "GRANT CONNECT",
+            "GRANT USAGE, CREATE ON SCHEMA \"public\"",
+            "let role \"app\"",
+        );
+        for (message, sql, remedy) in [
+            ("permission denied for table devices", include_str!("sql/postgres/settle.sql"), ours),
+            ("permission denied for function register", "SELECT tidewater.register($1, $2)", ours),
+            ("permission denied for schema tidewater", include_str!("sql/postgres/look.sql"), ours),
+            ("permission denied for table devices", "SELECT 0 FROM \"public\".\"devices\"", row),
+            ("permission denied for table changes", "SELECT 0 FROM \"public\".\"changes\"", row),
+            (
+                "permission denied for database shop",
+                "CREATE SCHEMA IF NOT EXISTS tidewater; tidewater.identity",
+                database,
+            ),
+            ("permission denied for database \"shop\"", "", database),
+            ("permission denied for table shopping", "SELECT 0 FROM \"public\".\"shopping\"", row),
+            ("permission denied for table shop", "SELECT 0 FROM \"public\".\"shop\"", row),
+            ("permission denied for schema public", "CREATE TABLE \"public\".\"shop\" ()", schema),
+            ("keine Berechtigung für Schema public", "CREATE TABLE \"public\".\"shop\" ()", schema),
+        ] {
+            let told = cloud.missing_grant(message, sql);
+            assert!(told.starts_with(remedy), "{message}: {told}");
+        }
+    }
 
     /// Of what a log-in can end with, PostgreSQL's refusals and its demand of a password are its own: they are not asked
     /// for again at another address of the host. A stranger, silence and an end are not.

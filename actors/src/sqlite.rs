@@ -70,12 +70,12 @@ use crate::supervision::{is_stale, patiently, progress};
 pub use self::background::{Cancel, Canceller};
 use self::backlog::Gauge;
 pub use self::backlog::{Backlog, BacklogLimits};
-pub use self::conflicts::{Conflict, ConflictPage};
-pub use self::copy::{Copied, IntegrityReport, Orphans};
+pub use self::conflicts::{Conflict, ConflictPage, Restores};
+pub use self::copy::{Copied, Copying, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::from_cloud::{MadeTables, Names};
 pub use self::growing::{Grown, InFlight, Part, Rest};
-pub use self::history::{Home, Witness};
+pub use self::history::{Anew, Home, Leftovers, Witness};
 pub use self::parked::{
     Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
 };
@@ -534,6 +534,8 @@ pub struct Page {
     pub stamps: HashMap<String, Option<i64>>,
     /// What the server's clock showed before the rows were read.
     pub clock: Option<ServerClock>,
+    /// Whether the page ends a pull: with it this file has everything that others had committed when that clock was read.
+    pub is_last: bool,
 }
 
 /// The server's clock, as this machine saw it.
@@ -623,6 +625,8 @@ pub enum Applied {
         conflicts: u64,
         /// Rows set aside because SQLite cannot store them yet.
         aside: u64,
+        /// Rows that had been deleted, and that the cloud has again since it was set back.
+        revived: u64,
     },
     /// Nothing was done: foreign keys need these rows in the same page.
     Missing(Vec<Lookup>),
@@ -866,9 +870,11 @@ impl Store {
         self.gauge.set(limits);
     }
 
-    /// From now on, these decide who wins where both sides touched the same. Until then, the newest does.
+    /// From now on, these decide who wins where both sides touched the same. Until then, the newest does. The app's own
+    /// function stays where no other one comes.
     pub fn decide_by(&mut self, policies: Policies) {
-        self.policies = policies;
+        let resolver = policies.resolver.clone().or_else(|| self.policies.resolver.take());
+        self.policies = Policies { resolver, ..policies };
     }
 
     /// From now on, the log of conflicts keeps so many; the oldest go first.
@@ -1261,7 +1267,8 @@ impl Store {
             let local = read_row(&tx, table, &hit.key)?;
             // What the cloud has changed, or wins, comes with the feed entry that made this a hit. Where there is none, nobody
             // tells of others' changes, and nothing of them would ever come.
-            let theirs = hit.stamp.map_or(Theirs::Before, Theirs::At);
+            let kept_until = kept_until(&tx, table)?;
+            let theirs = hit.stamp.map_or(Theirs::Before, |stamp| Theirs::of(stamp, &entry, kept_until));
             let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
             let judge = self.policies.of(table);
             let Ok(Merged { entry: left, losses, values: made, .. }) =
@@ -1315,6 +1322,7 @@ impl Store {
         parked::forget_refusals_in_flight(&tx, &self.tables)?;
         let mut flushed = 0;
         for table in &self.tables {
+            history::note_sent(&tx, table)?;
             flushed += tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
         if flushed > 0 {
@@ -1437,14 +1445,18 @@ impl Store {
             changed: 0,
             conflicts: 0,
             aside: 0,
+            revived: 0,
             were_aside: HashSet::new(),
         };
         if let Some(not_yet) = applier.run()? {
             return Ok(not_yet);
         }
-        let (changed, conflicts, aside) = (applier.changed, applier.conflicts, applier.aside);
+        let Applier { changed, conflicts, aside, revived, .. } = applier;
         if let Some(clock) = page.clock {
             set_clock(&tx, clock)?;
+            if page.is_last {
+                history::has_everything(&tx, &self.tables, clock)?;
+            }
         }
         if let Some(cursor) = &page.cursor {
             set_cursor(&tx, cursor)?;
@@ -1464,7 +1476,7 @@ impl Store {
             meta::<i64>(&tx, "rows_warmed")?.unwrap_or(0) + i64::try_from(changed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_warmed", total)?;
         commit(tx)?;
-        Ok(Applied::Done { changed, conflicts, aside })
+        Ok(Applied::Done { changed, conflicts, aside, revived })
     }
 
     /// How far a table's snapshot has come: `None` before its first page, the last key's text after one.
@@ -1490,9 +1502,12 @@ impl Store {
         same_schema(&tx, self.schema_version)?;
         let seen = ident(&side_table(SEEN, table));
         let keys = list(key_columns(table), |k| k);
-        tx.execute_batch(&format!(
-            "DROP TABLE IF EXISTS {seen}; CREATE TABLE {seen} ({keys}, PRIMARY KEY ({keys})) WITHOUT ROWID;"
-        ))?;
+        tx.execute_batch(&format!("DROP TABLE IF EXISTS {seen}"))?;
+        // What comes later comes from the cloud, or is pending: nothing can be left over.
+        let any = format!("SELECT 1 FROM {} LIMIT 1", ident(&table.name));
+        if tx.prepare(&any)?.exists([])? {
+            tx.execute_batch(&format!("CREATE TABLE {seen} ({keys}, PRIMARY KEY ({keys})) WITHOUT ROWID"))?;
+        }
         tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'paging', snapshot_after = NULL WHERE id = ?1",
             [table.id],
@@ -1505,13 +1520,16 @@ impl Store {
 
     /// Rows here that the snapshot did not show and that are not pending: candidates for deletion, to be looked up
     /// once more. Ends the snapshot when there are none.
-    pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Vec<Vec<Value>>> {
+    ///
+    /// Where the cloud was set back, the rows that go there again are put on record then, and counted.
+    pub fn snapshot_leftovers(&mut self, table: i64, limit: usize) -> Result<Leftovers> {
         let Some(table) = self.tables.iter().find(|t| t.id == table) else {
             return Err(StoreError::SchemaChanged);
         };
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
         let keeps = history::keeps_leftovers(&tx, table)?;
+        let compares = remembers_seen(&tx, table)?;
         // What is pending on top of a row that the cloud had and does not show any more is for the merge.
         let in_side = |kind: &str| {
             let keys = all(table.key_names().iter().enumerate(), |(at, k)| side_key("s", at, "t", k));
@@ -1525,13 +1543,19 @@ impl Store {
             all(table.key_names(), |k| format!("t.{} IS NOT NULL", ident(k))),
             all([SEEN, JOURNAL, FLIGHT, PARKED], in_side),
         );
-        if keeps {
+        if keeps && compares {
             // Whether they were deleted there or never came there, nobody can tell: they are not lost.
             tx.execute(&capture::journal_left(table, &own, &left), [])?;
         }
-        let sql = format!("SELECT {own} {left} LIMIT {limit}");
-        let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
+        let keys = if compares {
+            let sql = format!("SELECT {own} {left} LIMIT {limit}");
+            query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?
+        } else {
+            vec![]
+        };
+        let mut sent_again = 0;
         if keys.is_empty() {
+            sent_again = history::list_sent_again(&tx, table)?;
             let known = tx.execute(
                 "UPDATE _tidewater_tables SET snapshot = 'done', snapshot_after = NULL, followed = 1 \
                  WHERE id = ?1 AND snapshot = 'paging'",
@@ -1546,7 +1570,7 @@ impl Store {
             commit(tx)?;
             self.schema_version = version;
         }
-        Ok(keys)
+        Ok(Leftovers { keys, sent_again })
     }
 
     /// The keys whose rows came from the cloud and could not be stored here, to be tried again.
@@ -1613,7 +1637,7 @@ impl Store {
             "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0",
             [],
         )?;
-        tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag')", [])?;
+        history::forget_cursor(&tx)?;
         commit(tx)?;
         Ok(())
     }
@@ -1685,31 +1709,26 @@ impl Store {
         commit(tx)
     }
 
-    /// History changed under this file. It starts over as a new device: every table is compared with the cloud
-    /// anew. With `resend`, everything here counts as pending again, because the cloud lost what it had
-    /// acknowledged. Nothing is deleted by this itself.
-    pub fn start_over(&mut self, resend: bool) -> Result<()> {
+    /// History changed under this file. It goes on as a new device.
+    pub fn start_over(&mut self, how: Anew) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in &self.tables {
             merge_back(&tx, table)?;
-            // What is not sent follows the cloud as it is now.
-            if resend && table.rule.direction.sends() {
-                tx.execute(&capture::journal_everything(table, Unseen::Gap), [])?;
-            }
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
-        // What the cloud lost, nobody has changed there, unless the feed tells of it since.
-        tx.execute(
-            "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, \
-             kept_until = (SELECT seen FROM _tidewater_clock), followed = CASE WHEN followed AND ?1 THEN 2 ELSE 0 END",
-            [resend],
-        )?;
-        tx.execute(
-            "DELETE FROM _tidewater_meta \
-             WHERE key IN ('cursor_xid', 'cursor_id', 'cursor_tag', 'last_round', 'round_number', 'witness')",
-            [],
-        )?;
-        history::forget_seen(&tx, &self.tables)?;
+        tx.execute("DELETE FROM _tidewater_meta WHERE key IN ('last_round', 'round_number', 'witness')", [])?;
+        match how {
+            Anew::SendAgain => history::send_again(&tx, &self.tables)?,
+            Anew::Follow => {
+                tx.execute(
+                    "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, followed = 0",
+                    [],
+                )?;
+                history::forget_cursor(&tx)?;
+                history::forget_seen(&tx, &self.tables)?;
+            }
+            Anew::ReadOn => {}
+        }
         set_meta(&tx, "device", uuid::Uuid::new_v4().to_string())?;
         commit(tx)?;
         Ok(())
@@ -1773,6 +1792,7 @@ pub struct Readers {
     /// For a connection beside the pool.
     options: Arc<StoreOptions>,
     place: Arc<Place>,
+    copying: Arc<copy::CopyingNow>,
 }
 
 impl Readers {
@@ -1799,7 +1819,12 @@ impl Readers {
             .connection_timeout(busy.max(Duration::from_secs(1)))
             .build(manager)
             .map_err(|error| StoreError::Io(error.to_string()))?;
-        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))), options: Arc::new(options.clone()), place })
+        Ok(Self {
+            pool: Arc::new(RwLock::new(Some(pool))),
+            options: Arc::new(options.clone()),
+            place,
+            copying: Arc::default(),
+        })
     }
 
     /// Whether the file that is open is still the one that its name stands for.
@@ -3318,19 +3343,106 @@ fn log_losses(conn: &Connection, table: &Table, key: &[Value], losses: &[Loss]) 
 }
 
 fn read_row(conn: &Connection, table: &Table, key: &[Value]) -> Result<Option<Vec<Value>>> {
-    let sql = format!(
+    let mut rows = query(conn, &select_row(table), key, |row| values(row, 0, table.columns.len()))?;
+    Ok(rows.pop())
+}
+
+fn select_row(table: &Table) -> String {
+    format!(
         "SELECT {} FROM {} AS t WHERE {}",
         list(&table.columns, |c| format!("t.{}", ident(&c.name))),
         ident(&table.name),
-        row_is(table, "t", |at| format!("?{}", at + 1))
+        row_is(table, "t", param)
+    )
+}
+
+/// Inserts a row, with what it had in the columns that are left out, if it had anything.
+fn insert(conn: &Connection, table: &Table, row: &[Value], left_out: &[Value]) -> rusqlite::Result<usize> {
+    let names = table.columns.iter().map(|column| &column.name);
+    let sql = format!(
+        "INSERT INTO {} ({}) VALUES ({})",
+        ident(&table.name),
+        list(names.chain(&table.rule.left_out).take(row.len() + left_out.len()), |name| ident(name)),
+        list(0..row.len() + left_out.len(), param)
     );
-    let mut rows = query(conn, &sql, key, |row| values(row, 0, table.columns.len()))?;
-    Ok(rows.pop())
+    conn.prepare_cached(&sql)?.execute(params_from_iter(row.iter().chain(left_out)))
+}
+
+/// Whether the keys that the comparison of a table has shown are remembered: not where nothing was here when it began, so that
+/// nothing can be left over.
+fn remembers_seen(conn: &Connection, table: &Table) -> Result<bool> {
+    let sql = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1";
+    Ok(conn.prepare_cached(sql)?.exists([side_table(SEEN, table)])?)
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Applying
 // ---------------------------------------------------------------------------------------------------------
+
+/// The statements for one table's rows, kept at hand: a page has thousands of rows of the same table.
+struct Hands<'a> {
+    tx: &'a Connection,
+    table: &'a Table,
+    /// Whether any row of the table is set aside.
+    aside: bool,
+    /// Whether anything is pending in the table.
+    pending: bool,
+    /// Whether the next row is probably not here: that is what the last one was. A guess, which costs time where it is wrong.
+    expects_none: bool,
+    put: Option<CachedStatement<'a>>,
+    read: Option<CachedStatement<'a>>,
+    set: Option<(Vec<usize>, CachedStatement<'a>)>,
+}
+
+impl Hands<'_> {
+    /// Inserts a row. False: it is here already, or a unique value is in its way, or the table does not take it.
+    fn put(&mut self, row: &[Value]) -> rusqlite::Result<bool> {
+        let table = self.table;
+        if self.put.is_none() {
+            let sql = format!(
+                "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING",
+                ident(&table.name),
+                list(&table.columns, |column| ident(&column.name)),
+                list(0..table.columns.len(), param)
+            );
+            self.put = Some(self.tx.prepare_cached(&sql)?);
+        }
+        let Some(put) = &mut self.put else { return Ok(false) };
+        match put.execute(params_from_iter(row)) {
+            Ok(rows) => Ok(rows > 0),
+            Err(error) if is_refused(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The row with this key, as it is here.
+    fn read(&mut self, key: &[Value]) -> Result<Option<Vec<Value>>> {
+        let table = self.table;
+        if self.read.is_none() {
+            self.read = Some(self.tx.prepare_cached(&select_row(table))?);
+        }
+        let Some(read) = &mut self.read else { return Ok(None) };
+        let mut rows = read.query(params_from_iter(key))?;
+        let row = rows.next()?.map(|row| values(row, 0, table.columns.len())).transpose()?;
+        Ok(row)
+    }
+
+    /// Stores a row as it should be.
+    fn perform(&mut self, key: &[Value], action: &Local, target: &[Value]) -> rusqlite::Result<usize> {
+        let table = self.table;
+        let Local::Set(columns) = action else { return insert(self.tx, table, target, &[]) };
+        if self.set.as_ref().is_none_or(|(of, _)| of != columns) {
+            let assigned = list(columns.iter().enumerate(), |(at, c)| {
+                format!("{} = ?{}", ident(&table.columns[*c].name), table.key.len() + at + 1)
+            });
+            let target = ident(&table.name);
+            let sql = format!("UPDATE {target} AS t SET {assigned} WHERE {}", row_is(table, "t", param));
+            self.set = Some((columns.clone(), self.tx.prepare_cached(&sql)?));
+        }
+        let Some((_, set)) = &mut self.set else { return Ok(0) };
+        set.execute(params_from_iter(key.iter().chain(columns.iter().map(|c| &target[*c]))))
+    }
+}
 
 /// Applies one page inside its transaction.
 struct Applier<'a> {
@@ -3342,6 +3454,8 @@ struct Applier<'a> {
     conflicts: u64,
     /// Rows set aside that were not so before: each is told of once.
     aside: u64,
+    /// Rows that were deleted, and come back from a cloud that was set back.
+    revived: u64,
     /// Rows that were set aside when the page came, by their names.
     were_aside: HashSet<String>,
 }
@@ -3349,41 +3463,50 @@ struct Applier<'a> {
 impl<'a> Applier<'a> {
     /// Answers with what is missing before the page can hold under foreign keys, or be decided.
     fn run(&mut self) -> Result<Option<Applied>> {
-        let followed: HashMap<i64, Since> = query(
-            self.tx,
-            "SELECT id, followed, kept_until FROM _tidewater_tables WHERE followed <> 0",
-            &[],
-            |row| {
-                let since = match row.get(1)? {
-                    2 => Since::Stamp(row.get(2)?),
-                    _ => Since::Cursor,
-                };
-                Ok((row.get(0)?, since))
-            },
-        )?
-        .into_iter()
-        .collect();
-        let mut undecided = vec![];
-        let paging: HashSet<i64> =
-            query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
-                row.get(0)
+        let mut followed: HashMap<i64, Since> = HashMap::new();
+        let mut kept_until: HashMap<i64, i64> = HashMap::new();
+        for (id, state, until) in
+            query(self.tx, "SELECT id, followed, kept_until FROM _tidewater_tables", &[], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
             })?
-            .into_iter()
-            .collect();
+        {
+            kept_until.insert(id, until);
+            match state {
+                0 => None,
+                2 => followed.insert(id, Since::Stamp(until)),
+                _ => followed.insert(id, Since::Cursor),
+            };
+        }
+        let mut undecided = vec![];
+        let paging = self.remember_seen()?;
         let mut missing: Vec<Lookup> = vec![];
         let mut collided = vec![];
         let mut deleted = vec![];
         let mut revived = vec![];
-        let tables = self.tables;
+        let mut hands: Option<Hands<'a>> = None;
         for pulled in &self.page.rows {
-            let table =
-                tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
-            self.forget_aside(table, &pulled.key)?;
+            let hands = match &mut hands {
+                Some(hands) if hands.table.id == pulled.table => hands,
+                other => other.insert(self.hands(pulled.table)?),
+            };
+            let table = hands.table;
+            if hands.aside {
+                self.forget_aside(table, &pulled.key)?;
+            }
             if pulled.row.is_some() && paging.contains(&table.id) {
                 self.mark_seen(table, &pulled.key)?;
             }
-            let local = read_row(self.tx, table, &pulled.key)?;
-            let pending = if self.discard(table, pulled, local.as_deref())? {
+            if let (Some(row), false, true) = (&pulled.row, hands.pending, hands.expects_none) {
+                if hands.put(row)? {
+                    self.changed += 1;
+                    continue;
+                }
+                // It is here, or something is in its way.
+                hands.expects_none = false;
+            }
+            let local = hands.read(&pulled.key)?;
+            hands.expects_none = local.is_none();
+            let pending = if !hands.pending || self.discard(table, pulled, local.as_deref())? {
                 None
             } else {
                 self.take_pending(table, &pulled.key)?
@@ -3395,13 +3518,31 @@ impl<'a> Applier<'a> {
                 None => match (&local, &row) {
                     (Some(local), Some(cloud)) => differing(table, local, cloud),
                     (Some(_), None) => Local::Delete,
-                    (None, Some(_)) => Local::Insert,
+                    (None, Some(cloud)) => match self.comes_back(table, pulled, followed.get(&table.id)) {
+                        Ok(is_back) => {
+                            if is_back {
+                                let cloud = Some(Value::Text(json_array(cloud)));
+                                let loss =
+                                    Loss { column: None, base: None, local: None, cloud, kept: Side::Cloud };
+                                self.revived += 1;
+                                log_losses(self.tx, table, &pulled.key, &[loss])?;
+                            }
+                            Local::Insert
+                        }
+                        Err(disputed) => {
+                            undecided.push(disputed);
+                            continue;
+                        }
+                    },
                     (None, None) => Local::Keep,
                 },
                 Some(entry) => {
                     let theirs = match self.page.stamps.get(&ledger_name(table, &pulled.key)) {
                         None => Theirs::Unasked,
-                        Some(Some(stamp)) => Theirs::At(*stamp),
+                        Some(Some(stamp)) => {
+                            let kept_until = kept_until.get(&table.id).copied().unwrap_or(0);
+                            Theirs::of(*stamp, &entry, kept_until)
+                        }
                         Some(None) => match followed.get(&table.id) {
                             Some(Since::Cursor) => Theirs::Before,
                             Some(Since::Stamp(_)) => Theirs::Untold,
@@ -3459,8 +3600,10 @@ impl<'a> Applier<'a> {
                 }
                 _ => continue,
             };
-            if !self.perform(pulled, &action, &target)? {
-                collided.push((pulled, target));
+            match hands.perform(&pulled.key, &action, &target) {
+                Ok(_) => self.changed += 1,
+                Err(error) if is_refused(&error) => collided.push((pulled, target)),
+                Err(error) => return Err(error.into()),
             }
         }
         if !undecided.is_empty() {
@@ -3502,6 +3645,57 @@ impl<'a> Applier<'a> {
         }
         self.retry_parked()?;
         Ok(None)
+    }
+
+    /// Whether a row that is not here was here, or was not to come here any more, before the cloud was set back: nobody has changed
+    /// it there since this file had everything. Where that has not been asked, it has to be.
+    fn comes_back(
+        &self,
+        table: &Table,
+        pulled: &PulledRow,
+        since: Option<&Since>,
+    ) -> std::result::Result<bool, Disputed> {
+        match (since, self.page.stamps.get(&ledger_name(table, &pulled.key))) {
+            (Some(since @ Since::Stamp(_)), None) => {
+                let (columns, values) = (table.key.clone(), pulled.key.clone());
+                Err(Disputed { row: Lookup { table: table.id, columns, values }, since: *since })
+            }
+            (Some(Since::Stamp(_)), Some(None)) => Ok(true),
+            (Some(Since::Stamp(_)), Some(Some(_))) | (Some(Since::Cursor) | None, _) => Ok(false),
+        }
+    }
+
+    /// The tables that are being compared, of which the keys that were shown are remembered.
+    fn remember_seen(&self) -> Result<HashSet<i64>> {
+        let sql = "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'";
+        let paging: Vec<i64> = query(self.tx, sql, &[], |row| row.get(0))?;
+        let mut remembered = HashSet::new();
+        for table in self.tables.iter().filter(|table| paging.contains(&table.id)) {
+            if remembers_seen(self.tx, table)? {
+                remembered.insert(table.id);
+            }
+        }
+        Ok(remembered)
+    }
+
+    /// What the rows of one table need, looked up once for those of a page that stand together. What the page itself makes pending
+    /// or sets aside it does after the last of them.
+    fn hands(&self, table: i64) -> Result<Hands<'a>> {
+        let table = self.table(table)?;
+        let any = |kind: &str| -> Result<bool> {
+            let sql = format!("SELECT 1 FROM {} LIMIT 1", ident(&side_table(kind, table)));
+            Ok(self.tx.prepare_cached(&sql)?.exists([])?)
+        };
+        Ok(Hands {
+            tx: self.tx,
+            table,
+            aside: any(ASIDE)?,
+            pending: any(JOURNAL)? || any(PARKED)?,
+            expects_none: self.page.snapshot.is_some(),
+            put: None,
+            read: None,
+            set: None,
+        })
     }
 
     /// The snapshot has shown this row.
@@ -3579,7 +3773,7 @@ impl<'a> Applier<'a> {
             parked::others_moved(self.tx)?;
             parked::unpark_children_of(self.tx, self.tables, &self.page.rows)?;
         }
-        for table in self.tables {
+        for table in self.tables.iter().filter(|_| !self.were_aside.is_empty()) {
             let settled = |pulled: &&PulledRow| {
                 pulled.table == table.id && self.were_aside.contains(&ledger_name(table, &pulled.key))
             };
@@ -3675,26 +3869,6 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Stores a row as it should be. False: a unique value is in the way.
-    fn perform(&mut self, pulled: &PulledRow, action: &Local, target: &[Value]) -> Result<bool> {
-        let table = self.table(pulled.table)?;
-        let done = if let Local::Set(columns) = action {
-            let sql = set_columns(table, columns);
-            let values = pulled.key.iter().chain(columns.iter().map(|c| &target[*c]));
-            self.tx.prepare_cached(&sql)?.execute(params_from_iter(values))
-        } else {
-            self.insert(table, target)
-        };
-        match done {
-            Ok(_) => {
-                self.changed += 1;
-                Ok(true)
-            }
-            Err(error) if is_refused(&error) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Deletes what the cloud deleted, after everything else of the page is in its place. A row that stays because
     /// something pending refers to it keeps what it refers to itself, to any depth.
     fn delete(&mut self, mut rows: Vec<(&PulledRow, Vec<Value>)>, missing: &mut Vec<Lookup>) -> Result<()> {
@@ -3725,7 +3899,7 @@ impl<'a> Applier<'a> {
     }
 
     fn insert(&self, table: &Table, row: &[Value]) -> rusqlite::Result<usize> {
-        self.insert_with(table, row, &[])
+        insert(self.tx, table, row, &[])
     }
 
     /// Rows that trade unique values with each other: all leave, then all come back. What still cannot be stored is
@@ -3745,7 +3919,7 @@ impl<'a> Applier<'a> {
         }
         for ((pulled, target), kept) in collided.iter().zip(&kept) {
             if outcome.is_ok() {
-                outcome = self.insert_with(self.table(pulled.table)?, target, kept).map(|_| ());
+                outcome = insert(self.tx, self.table(pulled.table)?, target, kept).map(|_| ());
             }
         }
         match outcome {
@@ -4399,11 +4573,15 @@ fn bring_up_to_date(tx: &Connection) -> Result<()> {
     for (table, column) in [
         ("_tidewater_clock", "ahead"),
         ("_tidewater_clock", "seen"),
+        ("_tidewater_clock", "known"),
         ("_tidewater_tables", "kept_until"),
         ("_tidewater_tables", "followed"),
     ] {
         if !has_column(tx, table, column)? {
             tx.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0"))?;
+            if column == "known" {
+                tx.execute("UPDATE _tidewater_clock SET known = seen", [])?;
+            }
             if column == "followed" {
                 // What it was compared with, it has followed.
                 tx.execute("UPDATE _tidewater_tables SET followed = 1 WHERE snapshot = 'done'", [])?;
@@ -4427,8 +4605,15 @@ fn set_clock(tx: &Connection, clock: ServerClock) -> Result<()> {
     Ok(())
 }
 
-/// Rounds of older versions had no steps.
+/// Up to when, by the cloud's clock, this file had what was in the cloud before that lost some of it; 0 where it never did.
+fn kept_until(tx: &Connection, table: &Table) -> Result<i64> {
+    let sql = "SELECT kept_until FROM _tidewater_tables WHERE id = ?1";
+    Ok(tx.prepare_cached(sql)?.query_row([table.id], |row| row.get(0))?)
+}
+
+/// Rounds of older versions had no steps, and what they sent was not remembered.
 fn number_steps(tx: &Connection, table: &Table) -> Result<()> {
+    tx.execute_batch(&capture::create_sent(table))?;
     if !has_column(tx, &side_table(FLIGHT, table), "step")? {
         tx.execute_batch(&capture::add_steps(table))?;
     }

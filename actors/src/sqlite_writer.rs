@@ -25,7 +25,8 @@ use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, CompareKeeping, DissolveRound, FixCursor,
     GetDiscardable, GetLink, GetNames, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables,
     GrowRound, JournalGrew, MakeTables, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud,
-    RememberCloudTable, RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
+    RememberCloudTable, RememberWitness, RetryMended, RetryParked, SetRules, StartOver, Stored, TrimRound,
+    Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{BacklogLimits, Notice, Store, StoreError, Unit, Written};
@@ -236,6 +237,17 @@ impl Handler<Migrate> for SqliteWriter {
     }
 }
 
+impl Handler<SetRules> for SqliteWriter {
+    type Result = ();
+
+    fn handle(&mut self, SetRules { backlog, policies }: SetRules, _: &mut Self::Context) {
+        // What was asked for before is done by the rules of that time.
+        self.commit();
+        self.store.limit_backlog(backlog);
+        self.store.decide_by(policies);
+    }
+}
+
 impl SqliteWriter {
     fn migrate(&mut self, unit: &Unit, migrations: &Migrations) -> Stored<Written> {
         fail::fail_point!("writer.call");
@@ -294,7 +306,7 @@ store_calls! {
     ApplyPage => crate::sqlite::Applied, |store, m| store.apply(&m.page, m.generation);
     GetSnapshotPosition => Option<Option<Vec<String>>>, |store, m| store.snapshot_position(m.0);
     BeginSnapshot => (), |store, m| store.begin_snapshot(m.0);
-    GetSnapshotLeftovers => Vec<Vec<crate::core::value::Value>>, |store, m| store.snapshot_leftovers(m.table, m.limit);
+    GetSnapshotLeftovers => crate::sqlite::Leftovers, |store, m| store.snapshot_leftovers(m.table, m.limit);
     RememberCloudTable => (), |store, m| store.remember_cloud_table(m.table, m.trace.as_deref(), m.made.as_ref());
     CompareAnew => (), |store, m| store.compare_anew(m.0);
     GetSetAside => Vec<crate::sqlite::Lookup>, |store, _| store.set_aside();
@@ -306,5 +318,5 @@ store_calls! {
         Some(cursor) => store.fix_cursor(cursor),
         None => store.forget_cursor(),
     };
-    StartOver => (), |store, m| store.start_over(m.resend);
+    StartOver => (), |store, m| store.start_over(m.0);
 }

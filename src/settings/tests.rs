@@ -26,7 +26,10 @@ fn the_built_in_values_are_the_documented_ones() {
     assert_eq!(settings.sqlite.control_socket(), Path::new("tidewater.db.sock"));
     assert_eq!(settings.cloud.add_columns, AddColumns::Auto);
     assert_eq!(settings.sync.debounce, Duration::from_millis(2));
-    assert_eq!(settings.log, LogSettings { format: LogFormat::Text, level: LogLevel::Info });
+    assert_eq!(
+        settings.log,
+        LogSettings { format: LogFormat::Text, level: LogLevel::Info, levels: BTreeMap::new() }
+    );
     assert!(settings.effective().iter().all(|it| it.origin == "the built-in default"));
 }
 
@@ -144,7 +147,7 @@ fn a_bad_variable_names_its_key_its_source_and_what_is_allowed() {
         ("JARVIS_ENV", "staging", "supervisor.environment", "development, production, dev, prod"),
         ("TIDEWATER_DATABASE", ":memory:", "sqlite.path", "the path of a file"),
         ("TIDEWATER_CLOUD__SCHEMA", "tidewater", "cloud.schema", "not tidewater"),
-        ("TIDEWATER_CLOUD__POOL_MAX", "0", "cloud.pool_max", "from 1 to"),
+        ("TIDEWATER_CLOUD__POOL_MAX", "1", "cloud.pool_max", "from 2 to"),
         ("TIDEWATER_CLOUD__ADD_COLUMNS", "never", "cloud.add_columns", "auto, manual"),
         ("TIDEWATER_SQLITE__READ_POOL_MAX", "0", "sqlite.read_pool_max", "from 1 to"),
         ("TIDEWATER_SYNC__DEBOUNCE_MS", "1.5", "sync.debounce_ms", "whole milliseconds"),

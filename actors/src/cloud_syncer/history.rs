@@ -5,13 +5,16 @@
 //! server, database   as before? ── no ─▶ a copy: nothing is sent or fetched until somebody says `adopt`
 //! ledger, witness    younger than what is remembered? ── no ─▶ set back: everything here is compared and sent again
 //! timeline           as before? ── no ─▶ is the witness there? ── yes ─▶ go on
-//!                                                            └── no ──▶ compare, and send what the cloud does not show
+//!                                                            └── no ──▶ the same, as the device that it was
+//! cursor     its entry there, or trimmed? ── no ─▶ the same
+//! device     in the ledger?      ── no, and the cursor's entry is there ─▶ a new device, which reads on from there
 //! ```
 //!
 //! A witness is the moment at which the ledger was last written after everything up to a cursor had been read. PostgreSQL's
 //! log is one sequence, and a standby or a restore has a beginning of it: whoever has the witness has all of that. The cursor's
 //! own entry proves less, because what was read below it may have been committed after it.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -25,7 +28,7 @@ use crate::messages::{
     StartOver, SyncError,
 };
 use crate::postgres::{Cloud, CloudSession, LastSeen};
-use crate::sqlite::{Home, Link, Witness};
+use crate::sqlite::{Anew, Home, Link, Witness};
 use crate::supervision::{Context, Unanswered};
 
 /// A device that is there says so at least so often.
@@ -40,10 +43,30 @@ pub(super) enum Evidence {
     Lost,
     /// It says nothing.
     Unknown,
+    /// It does not know this device any more, and the feed has what this file read last: somebody has deleted the device.
+    Struck,
 }
 
-/// What can be told from the ledger, as it is before the session settles.
-pub(super) fn evidence(link: &Link, seen: Option<LastSeen>) -> Evidence {
+/// How many rows came back from the dead, here and there, because the cloud was set back.
+#[derive(Debug, Default)]
+pub(super) struct CameBack {
+    here: Cell<u64>,
+    there: Cell<u64>,
+}
+
+impl CameBack {
+    pub(super) fn add(&self, here: u64, there: u64) {
+        self.here.set(self.here.get() + here);
+        self.there.set(self.there.get() + there);
+    }
+}
+
+/// What can be told from the ledger, as it is before the session settles; and from the feed, of which it is asked whether it has
+/// the entry that the cursor stands on.
+pub(super) fn evidence(link: &Link, seen: Option<LastSeen>, is_entry_there: bool) -> Evidence {
+    if is_entry_there && is_missing(link, seen) {
+        return Evidence::Struck;
+    }
     match (&link.witness, seen) {
         (None, _) => Evidence::Unknown,
         (Some(witness), Some(seen)) if seen.at >= witness.at => {
@@ -57,7 +80,50 @@ pub(super) fn evidence(link: &Link, seen: Option<LastSeen>) -> Evidence {
     }
 }
 
+/// Whether the ledger lacks a device that it had.
+fn is_missing(link: &Link, seen: Option<LastSeen>) -> bool {
+    seen.is_none() && (link.witness.is_some() || link.last_round.is_some())
+}
+
 impl Cycle {
+    /// Looks for what the ledger says, and, where it says nothing of this device any more, the feed.
+    pub(super) async fn look_for_evidence(
+        &self,
+        session: &CloudSession,
+        link: &Link,
+        seen: Option<LastSeen>,
+    ) -> Step<Evidence> {
+        let is_entry_there = match &link.cursor {
+            // Without a tag it stands on no entry.
+            Some(cursor) if cursor.tag.is_some() && is_missing(link, seen) => {
+                session.look(cursor, &link.device).await?.there
+            }
+            _ => false,
+        };
+        Ok(evidence(link, seen, is_entry_there))
+    }
+
+    /// After the tables were compared with a cloud that was set back.
+    pub(super) fn say_what_came_back(&self) {
+        let (here, there) = (self.came_back.here.take(), self.came_back.there.take());
+        if here + there > 0 {
+            warn!(
+                self.log,
+                "⚠️  Compared with the cloud as it is now: {here} row(s) that were deleted are back here, {there} row(s) that it lacks \
+                 are sent again; see the conflict log"
+            );
+        }
+    }
+
+    /// Somebody has deleted this device from the ledger, as one does with devices that are gone for good.
+    pub(super) async fn go_on_unknown(&self) -> Step<()> {
+        warn!(
+            self.log,
+            "⚠️  Somebody has deleted this device from the cloud's ledger (tidewater.devices): it goes on as a new one"
+        );
+        self.ask(StartOver(Anew::ReadOn)).await
+    }
+
     /// Whether the file has synced before. A copy of its cloud is refused.
     pub(super) async fn require_original(&self, link: &Link, home: &Home) -> Step<bool> {
         let Some(_) = &link.cloud else { return Ok(false) };
@@ -92,7 +158,7 @@ impl Cycle {
             self.log,
             "⚠️  The cloud was set back ({there} of {here} rounds): everything here is compared with it and sent again"
         );
-        self.ask(StartOver { resend: true }).await
+        self.ask(StartOver(Anew::SendAgain)).await
     }
 
     /// The same cloud on another timeline: a standby was promoted, or the server was recovered to a point in time.
@@ -108,8 +174,8 @@ impl Cycle {
         }
         warn!(
             self.log,
-            "⚠️  The cloud failed over or was recovered (timeline {before} to {}), and may have lost changes: every table is \
-             compared with it, and rows that it does not show are sent again",
+            "⚠️  The cloud failed over or was recovered (timeline {before} to {}), and may have lost changes: everything \
+             here is compared with it, and what it lacks is sent again",
             home.timeline
         );
         self.ask(CompareKeeping).await

@@ -98,6 +98,11 @@ impl CloudFailure {
         self.class.concerns_link() && !self.sqlstate.as_deref().is_some_and(|code| answered.contains(&code))
     }
 
+    /// Whether PostgreSQL could not make sense of a value (class 22): the text of a number that is none, for instance.
+    pub fn is_about_a_value(&self) -> bool {
+        self.sqlstate.as_deref().is_some_and(|code| code.starts_with("22"))
+    }
+
     /// A failure without a SQLSTATE.
     pub fn new(class: FailureClass, detail: impl Into<String>) -> Self {
         Self { class, sqlstate: None, detail: one_line(&detail.into()), remedy: None, accepted: true }

@@ -47,6 +47,7 @@ fn policies() -> (Policy, CircuitPolicy, Pace) {
     let pace = Pace {
         debounce: Duration::from_millis(2),
         pull_interval: 10 * SECOND,
+        poll_first: Duration::from_millis(20),
         poll_interval: SECOND,
         retry_delay: SECOND,
         max_retry_delay: 600 * SECOND,
@@ -243,7 +244,9 @@ impl Device {
                 let took = if result.is_ok() { CYCLE } else { ROUND_TRIP };
                 due.push((now + took, Due::Cycle(cycle)));
             }
-            Err(outcome) => self.tell_sync(sync::Event::Ended { cycle, outcome }, now, cloud, due),
+            Err(outcome) => {
+                self.tell_sync(sync::Event::Ended { cycle, outcome, took: CYCLE }, now, cloud, due)
+            }
         }
     }
 
@@ -264,7 +267,7 @@ impl Device {
             self.flushed.get_or_insert(now);
         }
         let outcome = result.map_or_else(Outcome::Failed, |()| Outcome::Done);
-        self.tell_sync(sync::Event::Ended { cycle, outcome }, now, cloud, due);
+        self.tell_sync(sync::Event::Ended { cycle, outcome, took: CYCLE }, now, cloud, due);
     }
 
     /// Over the link that is there, or over a new one.

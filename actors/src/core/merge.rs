@@ -152,6 +152,21 @@ pub enum Theirs {
     Unasked,
 }
 
+impl Theirs {
+    /// From the newest stamp of others' changes that this file has not read, for a row with this entry. Before the cloud lost some
+    /// of what it had, this file had all of it up to `kept_until` (0 where that never was), and the row perhaps as of later: what
+    /// somebody sends again from a file that was behind that is older than what is here.
+    pub fn of(stamp: i64, entry: &Entry, kept_until: i64) -> Self {
+        // Where the row was edited since, the entry's stamp is the edit's.
+        let kept_until = if entry.dirty.contains(&true) { kept_until } else { kept_until.max(entry.stamp) };
+        if entry.is_unseen() && kept_until > 0 && stamp <= kept_until {
+            Self::Untold
+        } else {
+            Self::At(stamp)
+        }
+    }
+}
+
 /// The row is in dispute, and nobody has asked for the stamp of the cloud's change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Undecided;
@@ -538,6 +553,29 @@ mod tests {
             foreign_keys: vec![],
             rule: crate::core::rules::TableRule::default(),
         }
+    }
+
+    /// What somebody sends again, as it was before this file had it last, is no change since; what is younger is one. A row that
+    /// was sent later than that is younger itself, unless it was edited since, which says nothing of its other columns.
+    #[test]
+    fn what_is_sent_again_is_as_old_as_the_file_that_sends_it() {
+        let mut entry = Entry {
+            known: false,
+            whole: true,
+            stamp: 0,
+            epoch: 0,
+            seen: 0,
+            dirty: vec![false; 3],
+            base: vec![Value::Null; 3],
+        };
+        assert_eq!(Theirs::of(5, &entry, 0), Theirs::At(5));
+        assert_eq!([5, 6].map(|stamp| Theirs::of(stamp, &entry, 5)), [Theirs::Untold, Theirs::At(6)]);
+        entry.stamp = 7;
+        assert_eq!([7, 8].map(|stamp| Theirs::of(stamp, &entry, 5)), [Theirs::Untold, Theirs::At(8)]);
+        entry.dirty[1] = true;
+        assert_eq!([5, 6].map(|stamp| Theirs::of(stamp, &entry, 5)), [Theirs::Untold, Theirs::At(6)]);
+        entry.known = true;
+        assert_eq!(Theirs::of(5, &entry, 5), Theirs::At(5));
     }
 
     fn row(a: i64, b: i64) -> Vec<Value> {

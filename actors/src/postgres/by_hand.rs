@@ -51,11 +51,20 @@ impl ByHand<'_> {
         if let Some(database) = self.database {
             sql += &format!("GRANT CONNECT ON DATABASE {} TO {role};\n", ident(database));
         }
+        // What an older version granted, or one that asked for more.
+        sql += &block(&format!(
+            "DECLARE\n    ours regclass;\nBEGIN\n    FOR ours IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = \
+             'tidewater'::regnamespace AND c.relkind = 'r' AND pg_get_userbyid(c.relowner) <> {} LOOP\n        \
+             EXECUTE format('REVOKE ALL ON %s FROM %I', ours, {});\n    END LOOP;\nEND ",
+            quoted(self.role),
+            quoted(self.role),
+        ));
         sql += &format!(
             "GRANT USAGE ON SCHEMA tidewater, {} TO {role};\n\
              GRANT SELECT ON tidewater.identity TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON tidewater.devices TO {role};\n\
-             GRANT SELECT, UPDATE ON tidewater.changes, tidewater.feed TO {role};\n\
+             GRANT SELECT, UPDATE (origin) ON tidewater.changes TO {role};\n\
+             GRANT SELECT, UPDATE (one) ON tidewater.feed TO {role};\n\
              GRANT SELECT, INSERT, UPDATE ON tidewater.cursors TO {role};\n\
              GRANT INSERT ON tidewater.conflicts TO {role};\n\
              GRANT EXECUTE ON FUNCTION tidewater.register(uuid, uuid), \
@@ -118,7 +127,7 @@ impl ByHand<'_> {
         let texts = [
             include_str!("../sql/postgres/columns.sql"),
             include_str!("../sql/postgres/feed_targets.sql"),
-            &cloud::feed_body_of("<oid>", "<key>"),
+            &cloud::feed_body_of("<oid>", "<key>", "<same>"),
             &cloud::feed_function("<oid>", "<body>"),
             &cloud::feed_triggers("<oid>", "<target>"),
         ];
@@ -126,14 +135,17 @@ impl ByHand<'_> {
         for table in self.tables.iter().filter(|table| table.rule.direction.receives()) {
             let key = || table.key.iter().map(|c| ident(&table.columns[*c].name));
             let written = |kind: &CloudType| array(key().map(|name| cloud::text_of(kind, &name)));
+            let kept = |is_its_text| array(key().map(|name| cloud::key_is_kept(&name, is_its_text)));
             calls += &format!(
-                "    PERFORM pg_temp.tidewater_cover({}, {}, {}, {}, {}, triggers, find_columns, find_targets, body, \
+                "    PERFORM pg_temp.tidewater_cover({}, {}, {}, {}, {}, {}, {}, triggers, find_columns, find_targets, body, \
                  make_function, make_triggers);\n",
                 quoted(self.schema),
                 quoted(&table.name),
                 array(table.key_names()),
                 written(&CloudType::Text),
                 written(&CloudType::Other("inet".into())),
+                kept(true),
+                kept(false),
             );
         }
         let names = ["find_columns", "find_targets", "body", "make_function", "make_triggers"];

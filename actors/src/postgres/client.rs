@@ -86,17 +86,19 @@ impl Way {
         format!("{} -c {MARK}={}", settings.at_log_in(), self.mark)
     }
 
-    /// Looks whether a new connection has what its log-in asked for. Where it has not, whoever answers has dropped it.
-    pub(super) async fn examine(&self, object: &Object) -> Result<(), Error> {
-        let found = object.simple_query(&format!("SELECT current_setting('{MARK}', true)")).await?;
+    /// Looks whether a new connection has what its log-in asked for. Where it has not, whoever answers has dropped it. Answers
+    /// with the number of the server's process.
+    pub(super) async fn examine(&self, object: &Object) -> Result<Option<i32>, Error> {
+        let sql = format!("SELECT current_setting('{MARK}', true), pg_backend_pid()");
+        let found = object.simple_query(&sql).await?;
         let is_there = found.iter().any(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0) == Some(&self.mark),
+            SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten() == Some(&self.mark),
             _ => false,
         });
         if !is_there {
             self.found_shared();
         }
-        Ok(())
+        Ok(word(&found, 1).and_then(|pid| pid.parse().ok()))
     }
 
     /// Whether sessions are shared with others.
@@ -110,6 +112,14 @@ impl Way {
     }
 }
 
+/// What stands in one column of an answer's first row.
+pub(super) fn word(answer: &[SimpleQueryMessage], column: usize) -> Option<&str> {
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.try_get(column).ok().flatten(),
+        _ => None,
+    })
+}
+
 /// A pooled connection that is closed, not returned, unless somebody says that nothing is left on it (C3).
 pub(super) struct Client {
     object: Option<Object>,
@@ -117,6 +127,8 @@ pub(super) struct Client {
     shared: Option<Settings>,
     /// Whether a transaction is open. What is sent then belongs to it.
     open: AtomicBool,
+    /// The number of the server's process, where it is this connection's own.
+    pid: Option<i32>,
 }
 
 /// A statement as this connection is asked it.
@@ -134,7 +146,17 @@ pub(super) struct Answer {
 
 impl Client {
     pub(super) fn new(object: Object) -> Self {
-        Self { object: Some(object), shared: None, open: AtomicBool::new(false) }
+        Self { object: Some(object), shared: None, open: AtomicBool::new(false), pid: None }
+    }
+
+    /// This process works for the connection.
+    pub(super) fn served_by(&mut self, pid: Option<i32>) {
+        self.pid = pid;
+    }
+
+    /// The process that works for the connection, where that is always the same.
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.pid.filter(|_| !self.is_shared())
     }
 
     /// From now on every transaction brings these settings along.
@@ -157,7 +179,8 @@ impl Client {
         match &self.shared {
             None => format!("BEGIN {kind}"),
             Some(settings) => {
-                let kind = if kind.is_empty() { "ISOLATION LEVEL READ COMMITTED" } else { kind };
+                // Somebody may have left a session behind that only reads.
+                let kind = if kind.is_empty() { "ISOLATION LEVEL READ COMMITTED READ WRITE" } else { kind };
                 format!("BEGIN {kind}{}", settings.in_transaction())
             }
         }
@@ -198,12 +221,22 @@ impl Client {
     /// One statement, in the transaction that is open; in one of its own where there is none and the next server may be
     /// another one.
     pub(super) async fn carry_out(&self, sql: &str, params: &[&dyn Param]) -> Result<Answer, Error> {
+        self.carry_out_as("", sql, params).await
+    }
+
+    /// The same, where the transaction of its own is of this kind.
+    pub(super) async fn carry_out_as(
+        &self,
+        kind: &str,
+        sql: &str,
+        params: &[&dyn Param],
+    ) -> Result<Answer, Error> {
         let statement = self.statement(sql).await?;
         if !self.is_shared() || self.open.load(Ordering::Relaxed) {
             return self.ask(&statement, params).await;
         }
         // All three on their way at once. The COMMIT of a transaction that failed ends it as well.
-        let opening = self.opening("");
+        let opening = self.opening(kind);
         let (begun, answer, ended) =
             join3(self.batch_execute(&opening), self.ask(&statement, params), self.batch_execute("COMMIT"))
                 .await;

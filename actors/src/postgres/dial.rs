@@ -195,8 +195,9 @@ pub(super) struct Dialer {
     /// Host name, address, or the absolute folder of a Unix socket.
     pub(super) host: String,
     pub(super) port: u16,
-    /// How long a connection may be idle before the system asks whether the other side is still there.
-    pub(super) keepalive_idle: Duration,
+    /// How long the other side may be silent before the system asks whether it is still there; after the same time again without
+    /// an answer, to that or to what was sent, it is not.
+    pub(super) silence: Duration,
     /// The longest that all of it may take, over all addresses of the host, with the log-in.
     pub(super) limit: Duration,
 }
@@ -250,7 +251,7 @@ impl Dialer {
             let share = deadline.saturating_duration_since(now)
                 / u32::try_from(addresses.len() - position).unwrap_or(u32::MAX);
             let until = now + share;
-            let failed = match timeout_at(until, address.connect(self.keepalive_idle)).await {
+            let failed = match timeout_at(until, address.connect(self.silence)).await {
                 Ok(Ok(socket)) => match timeout_at(until, log_in(Line::new(socket))).await {
                     Ok(Err(error)) if !says(&error) => Failed::LogIn(error),
                     Ok(ended) => return ended,
@@ -318,20 +319,31 @@ impl fmt::Display for Address {
 
 impl Address {
     /// With the options that the driver would set.
-    async fn connect(&self, keepalive_idle: Duration) -> io::Result<Socket> {
+    async fn connect(&self, silence: Duration) -> io::Result<Socket> {
         let address = match self {
             Self::Tcp(address) => address,
             Self::Unix(path) => return Ok(Socket::Unix(UnixStream::connect(path).await?)),
         };
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive_idle))?;
+        let socket = SockRef::from(&stream);
+        // Whole seconds.
+        let second = Duration::from_secs(1);
+        let asking = TcpKeepalive::new().with_time(silence.max(second));
+        #[cfg(not(windows))]
+        let asking = asking.with_interval((silence / KEEPALIVES).max(second)).with_retries(KEEPALIVES);
+        socket.set_tcp_keepalive(&asking)?;
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        socket.set_tcp_user_timeout(Some(silence.saturating_mul(2)))?;
         // What the system has taken counts as moved: of what has not left yet it takes no more than a slow link takes soon.
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok(Socket::Tcp(stream))
     }
 }
+
+/// How often the system asks before it gives up.
+const KEEPALIVES: u32 = 3;
 
 /// What waits in the system to leave, of what is sent.
 #[cfg(any(target_os = "linux", target_os = "android"))]

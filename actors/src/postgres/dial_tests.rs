@@ -30,7 +30,7 @@ fn says(error: &Ended) -> bool {
 }
 
 fn dialer(limit: Duration) -> Dialer {
-    Dialer { host: "localhost".into(), port: 5432, keepalive_idle: Duration::from_secs(11), limit }
+    Dialer { host: "localhost".into(), port: 5432, silence: Duration::from_secs(11), limit }
 }
 
 const STARTING: &[u8] = b"E\0\0\0\x23SFATAL\0VFATAL\0C57P03\0Mnot now\0\0";
@@ -176,12 +176,18 @@ async fn the_last_word_is_read_although_ours_does_not_arrive() {
 async fn the_socket_is_kept_alive() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = Address::Tcp(listener.local_addr().unwrap());
-    let Socket::Tcp(stream) = address.connect(Duration::from_secs(11)).await.unwrap() else {
+    let Socket::Tcp(stream) = address.connect(Duration::from_secs(12)).await.unwrap() else {
         panic!("another socket")
     };
     let socket = SockRef::from(&stream);
     assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(11));
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(12));
+    #[cfg(target_os = "linux")]
+    {
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(4));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(24)));
+    }
 }
 
 /// What the system says about a connection that was not made, by what it says about the proxy.

@@ -134,7 +134,8 @@ impl CloudSession {
                 sql: None,
             }));
         }
-        if !server.cell::<bool>("reads_only")? {
+        // Where sessions are shared, each transaction says that it writes, whatever somebody has left behind.
+        if !server.cell::<bool>("reads_only")? || self.is_shared() {
             return Ok(None);
         }
         let (role, database) = (self.role(), ident(&self.cloud.options.database));

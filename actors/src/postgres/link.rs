@@ -43,6 +43,9 @@ pub struct LinkOptions {
     pub message_bytes_max: usize,
     /// How long a connection that nobody uses is kept beside another one.
     pub idle: Duration,
+    /// After so long without an answer it is asked on another connection whether this one is still being worked for; where it is
+    /// not, it is given up after the same time again.
+    pub silence: Duration,
 }
 
 impl Default for LinkOptions {
@@ -53,6 +56,7 @@ impl Default for LinkOptions {
             password_in_clear: false,
             message_bytes_max: 256 << 20,
             idle: Duration::from_secs(30),
+            silence: Duration::from_secs(10),
         }
     }
 }

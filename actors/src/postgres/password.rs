@@ -100,8 +100,31 @@ pub(super) struct Passwords {
 struct State {
     /// The last good one, and when it was new.
     last: Option<(String, Instant)>,
+    /// Those that somebody may have been told, the newest last: an answer may be about an older one.
+    told: Vec<String>,
     /// The command that is on its way.
     running: Option<watch::Receiver<Option<Answer>>>,
+}
+
+/// How many are remembered: each of the connections that are made at a time may have had one, and got another one since.
+const TOLD_MAX: usize = 8;
+
+/// What is shorter is hidden only where it stands alone, or every text would be full of holes.
+const LONG: usize = 8;
+
+/// What is shorter than this is part of every other sentence: to hide it would be to tell it.
+const SHORT: usize = 4;
+
+impl State {
+    /// This is the good one from now on.
+    fn put(&mut self, password: &str) {
+        self.last = Some((password.to_owned(), Instant::now()));
+        self.told.retain(|told| told != password);
+        self.told.push(password.to_owned());
+        if self.told.len() > TOLD_MAX {
+            self.told.remove(0);
+        }
+    }
 }
 
 type Answer = Result<String, CloudFailure>;
@@ -109,11 +132,12 @@ type Answer = Result<String, CloudFailure>;
 impl Passwords {
     pub(super) fn new(source: PasswordSource, first: Option<&str>) -> Self {
         // What the file had when the settings were read stands in where it cannot be read for a moment.
-        let last = match source {
-            PasswordSource::Command(_) => None,
-            _ => first.map(|first| (first.to_owned(), Instant::now())),
-        };
-        Self { source, state: Arc::new(Mutex::new(State { last, running: None })) }
+        let mut state = State::default();
+        match (&source, first) {
+            (PasswordSource::Command(_), _) | (_, None) => {}
+            (_, Some(first)) => state.put(first),
+        }
+        Self { source, state: Arc::new(Mutex::new(state)) }
     }
 
     pub(super) fn source(&self) -> &PasswordSource {
@@ -169,13 +193,16 @@ impl Passwords {
         Ok(Some(now).filter(|now| Some(now.as_str()) != refused))
     }
 
-    /// A text of somebody who may know the password, without it.
+    /// A text of somebody who may know a password, without it, and without those of before.
     pub(super) fn hide(&self, text: &str) -> String {
-        match self.last() {
-            // A short one is an ordinary word, and no secret.
-            Some((password, _)) if password.len() >= 8 => text.replace(&password, "***"),
-            _ => text.to_owned(),
-        }
+        let mut told = lock(&self.state).told.clone();
+        // One may be the beginning of another.
+        told.sort_unstable_by_key(|password| std::cmp::Reverse(password.len()));
+        told.iter().fold(text.to_owned(), |text, password| match password.len() {
+            LONG.. => text.replace(password.as_str(), HIDDEN),
+            SHORT.. => without_word(&text, password),
+            _ => text,
+        })
     }
 
     fn last(&self) -> Option<(String, Instant)> {
@@ -189,7 +216,7 @@ impl Passwords {
         let read = tokio::task::spawn_blocking(move || password_in(&file)).await;
         match read.unwrap_or_else(|_| Err("it was not read".to_owned())) {
             Ok(password) => {
-                lock(&self.state).last = Some((password.clone(), Instant::now()));
+                lock(&self.state).put(&password);
                 Ok(password)
             }
             Err(reason) => self.last().map(|(last, _)| last).ok_or_else(|| {
@@ -217,7 +244,7 @@ impl Passwords {
                         let mut state = lock(&shared);
                         state.running = None;
                         if let Ok(password) = &answer {
-                            state.last = Some((password.clone(), Instant::now()));
+                            state.put(password);
                         }
                         drop(state);
                         tell.send_replace(Some(answer));
@@ -236,6 +263,29 @@ impl Passwords {
         };
         answer.unwrap_or_else(|| Err(command.failed("was not run to its end")))
     }
+}
+
+/// What stands in the place of a password.
+const HIDDEN: &str = "***";
+
+/// A text without a word, where that is no part of another one.
+fn without_word(text: &str, word: &str) -> String {
+    let mut hidden = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(word) {
+        let (before, from) = rest.split_at(at);
+        let after = &from[word.len()..];
+        let is_part = before
+            .chars()
+            .next_back()
+            .or_else(|| hidden.chars().next_back())
+            .is_some_and(char::is_alphanumeric)
+            || after.chars().next().is_some_and(char::is_alphanumeric);
+        hidden.push_str(before);
+        hidden.push_str(if is_part { word } else { HIDDEN });
+        rest = after;
+    }
+    hidden + rest
 }
 
 fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
@@ -355,4 +405,35 @@ fn end(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is as short as a word is hidden where it stands as one, whatever stands around it.
+    #[test]
+    fn a_short_password_is_hidden_as_a_word() {
+        let passwords = Passwords::new(PasswordSource::Fixed, Some("key1"));
+        for (text, shown) in [
+            ("key1", "***"),
+            ("user \"key1\", key1!", "user \"***\", ***!"),
+            ("key12 monkey1 ékey1 key1", "key12 monkey1 ékey1 ***"),
+            ("key1key1", "key1key1"),
+            ("no key", "no key"),
+        ] {
+            assert_eq!(passwords.hide(text), shown);
+        }
+        assert_eq!(Passwords::new(PasswordSource::Fixed, Some("is")).hide("this is it"), "this is it");
+    }
+
+    /// The last few are remembered, and no more.
+    #[test]
+    fn the_passwords_of_before_are_hidden_as_well() {
+        let passwords = Passwords::new(PasswordSource::Fixed, None);
+        for n in 0..=TOLD_MAX {
+            lock(&passwords.state).put(&format!("password-{n}"));
+        }
+        assert_eq!(passwords.hide("password-1 password-8 password-0"), "*** *** password-0");
+    }
 }

@@ -31,7 +31,7 @@ pub struct LastSeen {
 impl CloudSession {
     /// Where this connection ends.
     pub async fn whereabouts(&self) -> Result<Whereabouts> {
-        let rows = self.query(include_str!("../sql/postgres/whose.sql"), &[], Phase::Setup).await?;
+        let rows = self.look_at(include_str!("../sql/postgres/whose.sql"), &[], Phase::Setup).await?;
         let row = rows.first().ok_or_else(|| unexpected("the server does not say who it is"))?;
         Ok(Whereabouts {
             system: row.cell(0)?,
@@ -67,7 +67,7 @@ impl CloudSession {
     }
 
     pub(super) async fn mark_in(&self, phase: Phase) -> Result<Option<String>> {
-        let there = self.query("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], phase).await?;
+        let there = self.look_at("SELECT to_regclass('tidewater.identity') IS NOT NULL", &[], phase).await?;
         let one = match there.as_slice() {
             [row] => row.cell(0),
             _ => Err(unexpected("an unexpected number of rows")),

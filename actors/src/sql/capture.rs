@@ -6,6 +6,7 @@
 //! _tidewater_parked_N    the same, with PostgreSQL's refusal
 //! _tidewater_aside_N     keys whose row came from the cloud and cannot be stored here yet
 //! _tidewater_seen_N      during a snapshot only: the keys that the cloud has
+//! _tidewater_sent_N      until the next pull has ended: keys of which the cloud has taken a change, and when
 //!
 //! entry   known 0: the cloud has no such row; 1: it has, and b<id> holds the value before the change
 //!         whole 1: columns that the triggers do not know may have changed; with known 0, after a time without
@@ -24,11 +25,19 @@ use super::{all, ident, list};
 use crate::core::merge::Entry;
 use crate::core::schema::{Column, Table};
 
+macro_rules! wall {
+    () => {
+        "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) + 1000 + ahead"
+    };
+}
+
 /// The stamp of what is written now, in microseconds since 1970: the wall clock, as far off as the server found it to be, and
 /// later than whatever this file had seen of the cloud. SQLite's clock shows whole milliseconds: the next one is taken, or what
 /// is written after something would be earlier than that. `unixepoch('subsec')` is NULL before SQLite 3.42.
-const NOW: &str = "(SELECT max(CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) + 1000 + ahead, seen + 1) \
-                   FROM _tidewater_clock)";
+const NOW: &str = concat!("(SELECT max(", wall!(), ", seen + 1) FROM _tidewater_clock)");
+
+/// What the cloud's clock shows now, as far as this machine's tells, where `ahead` is at hand.
+const WALL: &str = wall!();
 
 /// The kinds of table that hold keys or entries.
 pub(crate) const JOURNAL: &str = "journal";
@@ -36,6 +45,7 @@ pub(crate) const FLIGHT: &str = "flight";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const ASIDE: &str = "aside";
 pub(crate) const SEEN: &str = "seen";
+pub(crate) const SENT: &str = "sent";
 
 /// The name of one of a table's own tables.
 pub(crate) fn side_table(kind: &str, table: &Table) -> String {
@@ -94,7 +104,35 @@ pub(crate) fn create_side_tables(table: &Table, by_rowid: bool) -> String {
     sql += &format!(
         "CREATE TABLE IF NOT EXISTS {aside} ({keys}, reason TEXT NOT NULL, PRIMARY KEY ({keys})) WITHOUT ROWID;\n"
     );
-    sql
+    sql + &create_sent(table)
+}
+
+/// What only grows, and is emptied as a whole, needs no order.
+pub(crate) fn create_sent(table: &Table) -> String {
+    let (sent, keys) = (ident(&side_table(SENT, table)), list(key_columns(table), |k| k));
+    format!("CREATE TABLE IF NOT EXISTS {sent} ({keys}, at INTEGER NOT NULL);\n")
+}
+
+/// Of the rows that the cloud has just taken, those that it had before: others may have them as they were.
+pub(crate) fn note_sent(table: &Table) -> String {
+    let [sent, flight] = [SENT, FLIGHT].map(|kind| ident(&side_table(kind, table)));
+    let keys = list(key_columns(table), |k| k);
+    format!(
+        "INSERT INTO {sent} ({keys}, at) SELECT {keys}, (SELECT {WALL} FROM _tidewater_clock) FROM {flight} \
+         WHERE known OR whole"
+    )
+}
+
+/// Rows that are pending because the cloud has lost some of what it had, and that it had taken from here after this file last had
+/// everything: they are as they were then.
+pub(crate) fn lift_sent(table: &Table) -> String {
+    let [journal, sent] = [JOURNAL, SENT].map(|kind| ident(&side_table(kind, table)));
+    let keys = list(key_columns(table), |k| k);
+    format!(
+        "UPDATE {journal} AS j SET stamp = max(j.stamp, s.last) \
+         FROM (SELECT {keys}, max(at) AS last FROM {sent} GROUP BY {keys}) AS s WHERE j.whole = 1 AND {}",
+        all(key_columns(table), |k| format!("j.{k} = s.{k}")),
+    )
 }
 
 /// Finds a round's rows by the step in which they came. Those that came last are the first that the others need.
@@ -154,6 +192,8 @@ pub(crate) enum Unseen {
     Ever,
     /// Perhaps never, perhaps while nobody watched: the cloud may have these rows, whatever the columns that changed.
     Gap,
+    /// They were in the cloud, which has lost some of them: as this file had them when it last had everything.
+    Lost,
 }
 
 /// Every present row becomes pending, as if it had been inserted.
@@ -163,14 +203,25 @@ pub(crate) fn journal_everything(table: &Table, unseen: Unseen) -> String {
     let own = list(table.key_names(), ident);
     let present = all(table.key_names(), |k| format!("{} IS NOT NULL", ident(k)));
     let epoch = EPOCH;
+    let lost = format!(
+        "(SELECT CASE t.followed WHEN 1 THEN c.known WHEN 2 THEN t.kept_until ELSE 0 END \
+         FROM _tidewater_tables AS t, _tidewater_clock AS c WHERE t.id = {})",
+        table.id
+    );
     let (whole, stamp, seen) = match unseen {
         Unseen::Now => (0, NOW, 0),
         Unseen::Ever => (0, "0", Entry::UNMET),
         Unseen::Gap => (1, "0", 0),
+        Unseen::Lost => (1, lost.as_str(), 0),
+    };
+    // A row that waits for an older edit has the newest of the others' as well.
+    let lifted = match unseen {
+        Unseen::Lost => ", stamp = max(coalesce(stamp, 0), excluded.stamp)",
+        Unseen::Now | Unseen::Ever | Unseen::Gap => "",
     };
     format!(
         "INSERT INTO {name} ({keys}, known, whole, stamp, epoch, seen) SELECT {own}, 0, {whole}, {stamp}, {epoch}, {seen} FROM {} \
-         WHERE {present} ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole)",
+         WHERE {present} ON CONFLICT DO UPDATE SET whole = max(whole, excluded.whole){lifted}",
         ident(&table.name),
     )
 }

@@ -72,7 +72,7 @@ pub(super) fn settle(tx: &Connection, table: &Table) -> Result<Option<Notice>> {
     if before.direction.receives() && !now.direction.receives() {
         // From here on the feed is not followed. When the table is compared again, it is asked what others did since.
         tx.execute(
-            "UPDATE _tidewater_tables SET kept_until = CASE followed WHEN 1 THEN (SELECT seen FROM _tidewater_clock) \
+            "UPDATE _tidewater_tables SET kept_until = CASE followed WHEN 1 THEN (SELECT known FROM _tidewater_clock) \
              ELSE kept_until END, followed = CASE WHEN followed THEN 2 ELSE 0 END WHERE id = ?1",
             [table.id],
         )?;
@@ -190,23 +190,6 @@ impl Applier<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Inserts a row, with what it had in the columns that are left out, if it had anything.
-    pub(super) fn insert_with(
-        &self,
-        table: &Table,
-        row: &[Value],
-        left_out: &[Value],
-    ) -> rusqlite::Result<usize> {
-        let names = table.columns.iter().map(|column| &column.name);
-        let sql = format!(
-            "INSERT INTO {} ({}) VALUES ({})",
-            ident(&table.name),
-            list(names.chain(&table.rule.left_out).take(row.len() + left_out.len()), |name| ident(name)),
-            list(0..row.len() + left_out.len(), param)
-        );
-        self.tx.prepare_cached(&sql)?.execute(params_from_iter(row.iter().chain(left_out)))
     }
 
     /// In a table whose rows only come home, the cloud's row takes the place of what was edited here; the edit is on record.

@@ -48,10 +48,12 @@ impl HostileServer {
                 }
                 let script = script.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 std::thread::spawn(move || {
-                    let mut talk = Talk { stream, mark: vec![] };
+                    let mut talk = Talk::new(Box::new(stream));
                     // How it ended is the client's business.
                     let _ = script(&mut talk);
-                    let _ = talk.stream.shutdown(Shutdown::Both);
+                    if let Some(socket) = talk.stream.socket() {
+                        let _ = socket.shutdown(Shutdown::Both);
+                    }
                 });
             }
         });
@@ -77,18 +79,76 @@ impl HostileServer {
     }
 }
 
+/// What a [`Talk`] runs over.
+trait Wire: io::Read + io::Write + Send {
+    fn socket(&self) -> Option<&TcpStream>;
+}
+
+impl Wire for TcpStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+/// Anything else, encrypted for instance.
+struct Other<S>(S);
+
+impl<S: io::Read> io::Read for Other<S> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl<S: io::Write> io::Write for Other<S> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl<S: io::Read + io::Write + Send> Wire for Other<S> {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
 /// One connection, from the server's side.
-#[derive(Debug)]
 pub struct Talk {
-    stream: TcpStream,
+    stream: Box<dyn Wire>,
     /// What the client asked its session to be marked with.
     mark: Vec<u8>,
+    /// What it began with, as it was.
+    startup: Vec<u8>,
+}
+
+impl std::fmt::Debug for Talk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Talk").finish_non_exhaustive()
+    }
 }
 
 impl Talk {
+    fn new(stream: Box<dyn Wire>) -> Self {
+        Self { stream, mark: vec![], startup: vec![] }
+    }
+
+    /// Over something else than a socket: what is said there is the same.
+    pub fn over(stream: impl io::Read + io::Write + Send + 'static) -> Self {
+        Self::new(Box::new(Other(stream)))
+    }
+
     /// Says these bytes, as they are.
     pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
+    }
+
+    /// What the client began with.
+    pub fn startup(&self) -> &[u8] {
+        &self.startup
     }
 
     /// Says a message.
@@ -106,7 +166,9 @@ impl Talk {
 
     /// Says these bytes one by one.
     pub fn slowly(&mut self, bytes: &[u8], pause: Duration) -> io::Result<()> {
-        self.stream.set_nodelay(true)?;
+        if let Some(socket) = self.stream.socket() {
+            socket.set_nodelay(true)?;
+        }
         for byte in bytes {
             self.raw(&[*byte])?;
             std::thread::sleep(pause);
@@ -127,6 +189,7 @@ impl Talk {
         let rest = (u32::from_be_bytes(length) as usize).saturating_sub(4).min(1 << 16);
         let mut asked = vec![0; rest];
         self.stream.read_exact(&mut asked)?;
+        self.startup = [&length[..], &asked].concat();
         let mark = b"tidewater.link=";
         let at = asked.windows(mark.len()).position(|bytes| bytes == mark);
         let from = at.map_or(asked.len(), |at| at + mark.len());
@@ -176,15 +239,20 @@ impl Talk {
         self.say(b'2', b"")
     }
 
-    /// Passes everything on to a real server and back. `alter` sees each of the server's messages, and says what goes to the
-    /// client in its place; it may write there by itself, for as long as it likes.
+    /// Passes everything on to a real server and back, what was heard already as well. `alter` sees each of the server's messages,
+    /// and says what goes to the client in its place; it may write there by itself, for as long as it likes.
     pub fn relay(
         &mut self,
         server: SocketAddr,
         mut alter: impl FnMut(&mut Talk, u8, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
-        let mut upstream = Talk { stream: TcpStream::connect(server)?, mark: vec![] };
-        let (mut from, mut to) = (self.stream.try_clone()?, upstream.stream.try_clone()?);
+        let socket = TcpStream::connect(server)?;
+        let (Some(from), mut to) = (self.stream.socket(), socket.try_clone()?) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let mut from = from.try_clone()?;
+        let mut upstream = Talk::new(Box::new(socket));
+        upstream.raw(&self.startup)?;
         std::thread::spawn(move || {
             let _ = io::copy(&mut from, &mut to);
             let _ = to.shutdown(Shutdown::Both);

@@ -95,6 +95,8 @@ const MISSING: &str = "PostgreSQL's server programs were not found: run `make te
 /// How a server is to be set up. [`Default`] is quick and not safe against a power cut.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// Whether the server keeps its log, so that a copy of it can be recovered to a point in time.
+    pub archive: bool,
     /// Whether the server waits for the disk (`fsync`, `synchronous_commit`, `full_page_writes`).
     pub fsync: bool,
     /// Lines added to `postgresql.conf`, for instance `max_wal_senders = 0`.
@@ -110,7 +112,12 @@ pub enum CopyOf {
     Recovered,
     /// A snapshot of the disk: it begins where it was, on the same timeline.
     Snapshot,
+    /// A backup that is recovered to [`Postgres::restore_point`], from the log of a server with [`Options::archive`].
+    AtPoint,
 }
+
+/// What the point in time is called.
+const POINT: &str = "the point";
 
 /// A PostgreSQL server of the tests' own, on a loopback port of its own. It is stopped and its folder removed
 /// when this value is dropped or the test process ends, whichever comes first and however it ends.
@@ -206,6 +213,14 @@ impl Postgres {
                     .to_owned(),
             ),
             CopyOf::Snapshot => ("", String::new()),
+            CopyOf::AtPoint => (
+                "recovery.signal",
+                format!(
+                    "archive_mode = off\nrestore_command = 'cp {}/%f %p'\nrecovery_target_name = '{POINT}'\n\
+                     recovery_target_action = 'promote'\n",
+                    self.archive().display()
+                ),
+            ),
         };
         if copy.ask(&format!("copy {} {} {signal}", self.port(), self.password)) == "failed" {
             panic!("pg_basebackup failed:\n{}", tail(&copy.folder.join("initdb.log")));
@@ -217,6 +232,25 @@ impl Postgres {
             copy.start_again();
         }
         copy
+    }
+
+    /// Where a server with [`Options::archive`] keeps its log.
+    fn archive(&self) -> PathBuf {
+        self.folder.join("archive")
+    }
+
+    /// This is the moment to which a [`CopyOf::AtPoint`] that was made before is going to be recovered. Its log is kept when this
+    /// returns, and must be there as long as the copy needs it.
+    pub async fn restore_point(&self) {
+        let admin = self.connect_as_admin().await;
+        let sql = format!("SELECT pg_walfile_name(pg_create_restore_point('{POINT}'))");
+        let file: String = admin.query_one(&sql, &[]).await.unwrap().get(0);
+        admin.query_one("SELECT pg_switch_wal()", &[]).await.unwrap();
+        let kept = self.archive().join(file);
+        crate::wait::until("the log is kept", std::time::Duration::from_secs(60), async || {
+            if kept.exists() { Ok(()) } else { Err(self.log()) }
+        })
+        .await;
     }
 
     /// Waits until a copy that is recovered can be written to: before that it answers as a replica does.
@@ -268,6 +302,13 @@ impl Postgres {
         );
         if !options.fsync {
             settings += "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n";
+        }
+        if options.archive {
+            let archive = self.archive();
+            let archive = archive.display();
+            settings += &format!(
+                "archive_mode = on\narchive_command = 'mkdir -p {archive} && cp %p {archive}/.%f && mv {archive}/.%f {archive}/%f'\n"
+            );
         }
         for line in &options.settings {
             settings += line;

@@ -168,7 +168,8 @@ BEGIN
     END IF;
 END $tidewater_trim$;
 
--- Whoever may use the ledger may use these, also where functions are not everybody's by default.
+-- Whoever might use the ledger of an older version may use these as it takes, also where functions are not everybody's by default.
+-- From this version on whoever grants the one grants the others.
 DO $tidewater_grants$
 DECLARE
     ours constant text := 'tidewater.feed, tidewater.cursors';
@@ -177,13 +178,17 @@ DECLARE
     ledger pg_class;
     may record;
 BEGIN
+    IF (SELECT schema_version FROM tidewater.identity) >= 2 THEN
+        RETURN;
+    END IF;
     SELECT * INTO ledger FROM pg_class WHERE oid = 'tidewater.devices'::regclass;
     FOR may IN
         SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END AS role
         FROM aclexplode(ledger.relacl)
         WHERE privilege_type = 'UPDATE' AND grantee <> ledger.relowner
     LOOP
-        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s', ours, may.role);
+        EXECUTE format('GRANT SELECT, UPDATE (one) ON tidewater.feed TO %s', may.role);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON tidewater.cursors TO %s', may.role);
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', calls, may.role);
     END LOOP;
     IF pg_get_userbyid(ledger.relowner) <> current_user THEN

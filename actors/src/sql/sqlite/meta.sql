@@ -7,12 +7,13 @@ CREATE TABLE IF NOT EXISTS _tidewater_meta (
 
 -- The flush epoch: counts the rounds that were noted. Triggers stamp it into entries, receipts compare it. And what makes
 -- stamps of different devices comparable: how far the server's clock is ahead of this machine's, and what it showed when this
--- file last saw the cloud.
+-- file last saw the cloud; `known`, which may be earlier, is what it showed when this file had last read all that there was.
 CREATE TABLE IF NOT EXISTS _tidewater_clock (
     one   INTEGER PRIMARY KEY CHECK (one = 1),
     epoch INTEGER NOT NULL,
     ahead INTEGER NOT NULL DEFAULT 0,             -- microseconds
-    seen  INTEGER NOT NULL DEFAULT 0              -- microseconds since 1970
+    seen  INTEGER NOT NULL DEFAULT 0,             -- microseconds since 1970
+    known INTEGER NOT NULL DEFAULT 0              -- the same
 );
 INSERT OR IGNORE INTO _tidewater_clock (one, epoch) VALUES (1, 1);
 
