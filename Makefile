@@ -1,6 +1,6 @@
 # The two commands of the README. Each does its own set-up on a fresh Debian or Ubuntu; the Rust toolchain is presupposed.
 
-.PHONY: run test long bench check setup
+.PHONY: run test long fleet bench check setup
 
 # The main job, with SQLite embedded: nothing else is needed.
 run:
@@ -13,10 +13,17 @@ test: setup
 
 # What takes minutes: every pair of places where actors die, and 10,000 panics in one run (TIDEWATER_PANICS says how many); a cut
 # at every byte of a round (TIDEWATER_CUT_STEP=n: at every n-th), and a SIGKILL each time that a fail point is passed; 200 random
-# histories of plain SQL in the cloud (TIDEWATER_HISTORIES), and a first sync of a million rows that is interrupted ten times. The
-# same build as for `test`.
+# histories of plain SQL in the cloud (TIDEWATER_HISTORIES), and a first sync of a million rows that is interrupted ten times; ten
+# minutes of random histories of several devices (TIDEWATER_HISTORIES_S says how long, TIDEWATER_SEED where they begin), and devices
+# that hammer the same rows. The same build as for `test`.
 long: setup
-	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test history --test feed_fuzz --test first_sync -- --ignored --nocapture --test-threads=1
+	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test history --test feed_fuzz --test first_sync --test histories --test hammer -- --ignored --nocapture --test-threads=1
+
+# Two hundred devices (TIDEWATER_FLEET says how many) that lose one PostgreSQL at the same moment, and get it back; what 100,000 of them are in its tables, and how
+# these come back after an outage (in virtual time).
+fleet: setup
+	cargo test -p tidewater --features failpoints --locked --test fleet -- --ignored --nocapture --test-threads=1
+	cargo test -p tidewater-actors --features failpoints --locked --lib fleet_tests -- --ignored --nocapture
 
 # Speed, each figure beside its raw twin's of the same run.
 bench:

@@ -540,10 +540,10 @@ actors   proxy_watcher     running
         let mut status = offline();
         status["sync"] = serde_json::to_value(tidewater_actors::messages::SyncReport::default()).unwrap();
         status["circuit"]["state"] = "".into();
-        let page = render_status_at(&status, Duration::from_secs(1_000_000_095));
+        let page = render_status_at(&status, false, Duration::from_secs(1_000_000_095));
         assert!(page.contains("sync     -\nproxy") && page.contains("circuit  -  not_running\n"), "{page}");
         status["sync"]["detail"] = "the rows are still being counted".into();
-        let page = render_status_at(&status, Duration::from_secs(1_000_000_095));
+        let page = render_status_at(&status, false, Duration::from_secs(1_000_000_095));
         assert!(page.contains("sync     -  the rows are still being counted\nproxy"), "{page}");
     }
 

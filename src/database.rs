@@ -11,6 +11,7 @@
 //!
 //! The app's own actix System is not touched: everything here can be awaited in any actix or tokio runtime.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -22,7 +23,9 @@ use tidewater_actors::cloud_syncer::{CloudSyncer, SyncOptions, SyncParts};
 use tidewater_actors::core::availability::Times;
 use tidewater_actors::core::backoff::Backoff;
 use tidewater_actors::core::circuit::CircuitPolicy;
+use tidewater_actors::core::dispute::Resolver;
 use tidewater_actors::core::from_cloud::Wanted;
+use tidewater_actors::core::merge::Policies;
 use tidewater_actors::core::sync::Pace;
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::{
@@ -795,6 +798,21 @@ pub(crate) fn cloud_options(settings: &Settings) -> Option<CloudOptions> {
     })
 }
 
+/// The app's own function for conflicts; that it panics is told once per table.
+fn resolver(settings: &Settings, log: &Logger) -> Option<Resolver> {
+    let (log, told) = (log.clone(), Mutex::new(BTreeSet::new()));
+    settings.resolver().map(|resolver| {
+        resolver.telling(move |table| {
+            if told.lock().unwrap_or_else(PoisonError::into_inner).insert(table.to_owned()) {
+                warn!(
+                    log,
+                    "⚠️  The app's function for conflicts panicked on table {table}: its policy decides instead"
+                );
+            }
+        })
+    })
+}
+
 impl Plan {
     fn new(settings: Settings, log: Logger) -> Result<Self, Error> {
         let bad = |error: &dyn std::fmt::Display| Error::Settings(error.to_string());
@@ -926,7 +944,8 @@ impl Plan {
 
     fn open_file(&self) -> Result<(Store, Readers, Readers, FileLock), Error> {
         let lock = lock_file(&self.store.path)?;
-        let (store, notices) = Store::open_with(&self.store, &self.settings.tables.rules())?;
+        let (mut store, notices) = Store::open_with(&self.store, &self.settings.tables.rules())?;
+        store.go_by_clock(self.settings.sync.clock_offset_us)?;
         if let Some(cloud) = &self.cloud {
             // From the first check on, only the cloud that this file belongs to is ours.
             cloud.expect_identity(store.link()?.cloud);
@@ -997,7 +1016,8 @@ impl Plan {
             group_max: settings.sqlite.group_rows_max,
             foreign_poll: settings.sync.foreign_poll,
             backlog: settings.sync.backlog,
-            policies: settings.tables.policies(),
+            policies: Policies { resolver: resolver(&settings, &log), ..settings.tables.policies() },
+            conflicts_max: settings.sync.local_conflicts_max,
         };
         let (syncer, writer_log, now) = (children.syncer.clone(), child_log("SqliteWriter"), live.clone());
         let same_file = readers.clone();
@@ -1022,6 +1042,7 @@ impl Plan {
             generation.on_abandoned(store.interrupt());
             let settings = now.get();
             let (backlog, policies) = (settings.sync.backlog, settings.tables.policies());
+            let policies = Policies { resolver: options.policies.resolver.clone(), ..policies };
             let options = WriterOptions { backlog, policies, ..options.clone() };
             Ok(SqliteWriter::new(store, options, Box::new(syncer.clone()), writer_log.clone()))
         });

@@ -48,6 +48,7 @@ pub use parked::LocalFile;
 pub use run::{Reloading, run};
 /// The `Connection` that [`Database::read`] hands out is this version's.
 pub use rusqlite;
+pub use tidewater_actors::core::dispute::{Decide, Dispute, Verdict};
 pub use tidewater_actors::core::value::Value;
 pub use tidewater_actors::messages::{
     Adopt, Adoption, AvailabilityChanged, Detection, Discarded, Forced, ProxyStatus, Readiness, Residence,

@@ -39,6 +39,7 @@ pub use self::sources::Sources;
 pub use tidewater_actors::core::availability::Environment;
 /// `direction` of `[tables.NAME]`.
 pub use tidewater_actors::core::direction::Direction;
+use tidewater_actors::core::dispute::Resolver;
 use tidewater_actors::core::merge::Policies;
 /// `[tables.NAME]`'s `conflicts`.
 pub use tidewater_actors::core::merge::Policy;
@@ -74,6 +75,7 @@ pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub struct Settings {
     sections: Arc<Sections>,
     effective: Arc<[Effective]>,
+    resolver: Option<Resolver>,
 }
 
 impl Settings {
@@ -118,7 +120,16 @@ impl Settings {
             "every key of default.toml is read, and no other but those of tables that were named"
         );
         let effective = asked.iter().map(|key| reader.effective(key)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { sections: Arc::new(sections), effective: effective.into() })
+        Ok(Self {
+            sections: Arc::new(sections),
+            effective: effective.into(),
+            resolver: sources.resolver.clone(),
+        })
+    }
+
+    /// Who is asked before the policies are.
+    pub(crate) fn resolver(&self) -> Option<Resolver> {
+        self.resolver.clone()
     }
 
     /// Every key with its value as it was written and where that was, in the order of the keys. Secrets are
@@ -390,6 +401,10 @@ pub struct SyncSettings {
     pub feed_entries_max: i64,
     /// Conflicts that the cloud's log keeps; at least 10.
     pub conflicts_max: i64,
+    /// Conflicts that this file's log keeps; at least 10.
+    pub local_conflicts_max: i64,
+    /// How far the clock by which edits are dated is ahead of this machine's, in microseconds; negative: behind.
+    pub clock_offset_us: i64,
     /// Which of the cloud's tables this file is given, where it does not have them.
     pub tables_from_cloud: TablesFromCloud,
 }
@@ -424,7 +439,8 @@ impl TablesSettings {
     /// Who wins in which table.
     pub(crate) fn policies(&self) -> Policies {
         let own = |(folded, table): (&String, &TableSettings)| (folded.clone(), table.conflicts);
-        Policies { usual: self.others.conflicts, tables: self.named.iter().map(own).collect() }
+        let tables = self.named.iter().map(own).collect();
+        Policies { usual: self.others.conflicts, tables, resolver: None }
     }
 
     /// The tables that are named.

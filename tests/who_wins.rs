@@ -679,3 +679,75 @@ async fn a_clock_that_was_wrong_for_a_moment_is_forgotten() {
     assert_eq!(there(&two.client, THEIR_BODIES).await, "later,two,seen", "{lost}");
     two.end().await;
 }
+
+/// An app that knows the time better than its machine says by how much: edits are dated by that, another program's as well, until
+/// the server's clock is known. Set back, it dates nothing before what was seen.
+#[actix_rt::test]
+async fn edits_are_dated_by_the_clock_that_the_app_names() {
+    const DAY_US: i64 = 86_400_000_000;
+    let bench = Bench::new().await;
+    let off_by = |db: &Database, id: i64| -> i64 {
+        let now = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)";
+        here(db, &format!("SELECT stamp - {now} FROM _tidewater_journal_1 WHERE k0 = {id}")).parse().unwrap()
+    };
+    let is_about = |off: i64, days: i64| (off - days * DAY_US).abs() < DAY_US / 100;
+    let db = bench.open_with(bench.settings().set("sync.clock_offset_s", 3 * 86_400)).await;
+    run(&db, NOTE).await;
+    run(&db, "INSERT INTO note VALUES (1, 'one', 'calm')").await;
+    assert!(is_about(off_by(&db, 1), 3), "{}", off_by(&db, 1));
+    let insert = "INSERT INTO note VALUES (2, 'two', 'calm')";
+    tidewater_test_support::shell::sqlite3_shell(bench.path(), insert);
+    assert!(is_about(off_by(&db, 2), 3), "{}", off_by(&db, 2));
+    bench.proxy.start();
+    wait_until_flushed(&db).await;
+    db.flush().await.unwrap();
+    let client = bench.cloud.connect().await;
+    // There, nothing comes from the future.
+    let ahead = "SELECT max(stamp) > extract(epoch FROM clock_timestamp()) * 1000000 FROM tidewater.changes";
+    assert_eq!(there(&client, ahead).await, "false");
+    bench.proxy.stop();
+    wait_for(&db, "offline", |status| status.sync.state == "offline").await;
+    run(&db, "UPDATE note SET body = 'ONE' WHERE id = 1").await;
+    assert!(is_about(off_by(&db, 1), 0), "{}", off_by(&db, 1));
+    db.shutdown().await.unwrap();
+    let db = bench.open_with(bench.settings().set("sync.clock_offset_s", -86_400)).await;
+    run(&db, "UPDATE note SET body = 'TWO' WHERE id = 2").await;
+    let seen = "SELECT min(stamp) > (SELECT seen FROM _tidewater_clock) FROM _tidewater_journal_1";
+    assert_eq!(here(&db, seen), "1");
+    bench.proxy.start();
+    wait_until_there(&db, &client, THEIR_BODIES, "ONE,TWO").await;
+    db.shutdown().await.unwrap();
+}
+
+/// The file's own log of conflicts keeps as many as it may; the oldest go, and the log says so, once.
+#[actix_rt::test]
+async fn the_log_of_conflicts_here_is_bounded() {
+    let bench = Bench::new().await;
+    let db = bench
+        .open_with(bench.settings().set("sync.local_conflicts_max", 10).set("tables.NOTE.conflicts", "local"))
+        .await;
+    run(&db, NOTE).await;
+    run(&db, "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8) INSERT INTO note SELECT i, 'x', 'y' FROM n").await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["note"]).await;
+    wait_until_flushed(&db).await;
+    let client = bench.cloud.connect().await;
+    for n in 0..3 {
+        bench.proxy.stop();
+        wait_for(&db, "offline", |status| status.sync.state == "offline").await;
+        run(&db, &format!("UPDATE note SET body = 'here {n}'")).await;
+        client.batch_execute(&format!("UPDATE note SET body = 'there {n}'")).await.unwrap();
+        bench.proxy.start();
+        wait_until_there(&db, &client, "SELECT count(*) FROM note WHERE body LIKE 'here%'", "8").await;
+        wait_until_flushed(&db).await;
+    }
+    let kept = "SELECT count(*) || ' ' || (max(id) - min(id)) || ' ' || max(id) FROM _tidewater_conflicts";
+    assert_eq!(here(&db, kept), "10 9 24");
+    db.flush().await.unwrap();
+    tidewater_test_support::wait::until("the log to say so", harness::PATIENCE, async || {
+        let lines = bench.log.count("the log of conflicts is full");
+        if lines == 1 { Ok(()) } else { Err(format!("{lines} lines: {:#?}", bench.log.all())) }
+    })
+    .await;
+    db.shutdown().await.unwrap();
+}

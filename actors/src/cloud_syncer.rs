@@ -16,7 +16,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ use crate::core::from_cloud::Wanted;
 use crate::core::merge::{Change, change};
 use crate::core::rules::TableRules;
 use crate::core::schema::{CloudColumn, CloudTable, Column, Table};
-use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
+use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing, heard_pause};
 use crate::core::value::{
     Affinity, CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
     from_cloud_unchanged, from_text, is_kept, json_array, key_to_cloud, to_cloud, to_text,
@@ -150,6 +150,8 @@ pub struct CloudSyncer {
     cycles_begun: u64,
     /// When the last of them did.
     began: Instant,
+    /// How long the last one took that ended by itself, in microseconds.
+    took_us: Arc<AtomicU64>,
     trouble: Option<String>,
     /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
     adopting: Option<Option<AvailabilityChanged>>,
@@ -298,6 +300,7 @@ impl CloudSyncer {
             discards: Discards::default(),
             cycles_begun: 0,
             began: Instant::now(),
+            took_us: Arc::default(),
             trouble: None,
             adopting: None,
             announced: false,
@@ -307,7 +310,7 @@ impl CloudSyncer {
     }
 
     fn advance(&mut self, event: Event, ctx: &mut Context<Self>) {
-        for effect in self.machine.advance(event) {
+        for effect in self.machine.advance(event, random_share()) {
             match effect {
                 Effect::Start { cycle } => self.start(cycle, ctx),
                 Effect::Cancel => {
@@ -357,6 +360,8 @@ impl CloudSyncer {
 
     fn ended(&mut self, cycle: u64, memory: Memory, ended: Result<(), Trouble>, ctx: &mut Context<Self>) {
         fail::fail_point!("syncer.ended");
+        let took_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.took_us.store(took_us, Ordering::Relaxed);
         let outcome = match &ended {
             Ok(()) if memory.news => Outcome::News,
             Ok(()) => Outcome::Done,
@@ -535,7 +540,11 @@ impl Actor for CloudSyncer {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.parts.watcher.hint(Subscribe(ctx.address().recipient()));
         if let Some(cloud) = &self.parts.cloud {
-            ctx.spawn(actix::fut::wrap_future(pass_on(cloud.heard(), ctx.address().downgrade())));
+            ctx.spawn(actix::fut::wrap_future(pass_on(
+                cloud.heard(),
+                self.took_us.clone(),
+                ctx.address().downgrade(),
+            )));
         }
     }
 }
@@ -574,14 +583,16 @@ struct Heard;
 /// The most by which devices that hear the same at the same time come one after the other.
 const HEARD_JITTER: Duration = Duration::from_millis(8);
 
-/// Between two pulls because of what was heard: where many devices write all the time, each takes what came meanwhile at once.
-const HEARD_PAUSE: Duration = Duration::from_millis(100);
-
-/// Passes on what the cloud announces, many as one.
-async fn pass_on(mut heard: watch::Receiver<u64>, syncer: actix::WeakAddr<CloudSyncer>) {
+/// Passes on what the cloud announces, many as one. `took_us` is how long the last cycle took, in microseconds.
+async fn pass_on(
+    mut heard: watch::Receiver<u64>,
+    took_us: Arc<AtomicU64>,
+    syncer: actix::WeakAddr<CloudSyncer>,
+) {
     let mut last: Option<Instant> = None;
     while heard.changed().await.is_ok() {
-        let pause = last.map_or(Duration::ZERO, |last| HEARD_PAUSE.saturating_sub(last.elapsed()));
+        let took = Duration::from_micros(took_us.load(Ordering::Relaxed));
+        let pause = last.map_or(Duration::ZERO, |last| heard_pause(took).saturating_sub(last.elapsed()));
         actix_rt::time::sleep(pause + HEARD_JITTER.mul_f64(random_share())).await;
         heard.mark_unchanged();
         last = Some(Instant::now());

@@ -1564,9 +1564,10 @@ impl CloudSession {
     pub async fn next_page(&self, cloud_table: &CloudTable, limit: usize) -> Result<Vec<Vec<CloudValue>>> {
         // Not kept: what the columns are is the cursor's to say.
         let sql = cloud::next_page(limit);
-        let failed = self.failed(Phase::Pull, &sql);
         let statement = client::Statement::Unnamed(sql.clone());
-        let answer = self.bounded(async { self.client.ask(&statement, &[]).await.map_err(failed) });
+        let answer = self.bounded(async {
+            self.client.ask(&statement, &[]).await.map_err(self.failed(Phase::Pull, &sql))
+        });
         answer.await?.rows.iter().map(|row| decode(row, cloud_table)).collect()
     }
 

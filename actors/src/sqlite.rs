@@ -726,6 +726,7 @@ pub struct Store {
     told: HashSet<String>,
     gauge: Gauge,
     policies: Policies,
+    conflicts_max: i64,
 }
 
 /// Keeps other supervisors away from the file for as long as it lives.
@@ -846,6 +847,7 @@ impl Store {
             told: HashSet::new(),
             gauge: Gauge::default(),
             policies: Policies::default(),
+            conflicts_max: i64::MAX,
         };
         let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate).map_err(explain)?;
         tx.execute_batch(include_str!("sql/sqlite/meta.sql")).map_err(explain)?;
@@ -868,9 +870,45 @@ impl Store {
         self.gauge.set(limits);
     }
 
-    /// From now on, these decide who wins where both sides touched the same. Until then, the newest does.
+    /// From now on, these decide who wins where both sides touched the same. Until then, the newest does. The app's own
+    /// function stays where no other one comes.
     pub fn decide_by(&mut self, policies: Policies) {
-        self.policies = policies;
+        let resolver = policies.resolver.clone().or_else(|| self.policies.resolver.take());
+        self.policies = Policies { resolver, ..policies };
+    }
+
+    /// From now on, the log of conflicts keeps so many; the oldest go first.
+    pub fn bound_conflicts(&mut self, most: i64) {
+        self.conflicts_max = most;
+    }
+
+    /// The oldest conflicts went. Told once.
+    fn say_log_is_full(&mut self) {
+        let notice = format!(
+            "the log of conflicts is full: it keeps {} (sync.local_conflicts_max), and the oldest go from now on",
+            self.conflicts_max
+        );
+        if self.told.insert(notice.clone()) {
+            self.untold.push(Notice(notice));
+        }
+    }
+
+    /// From now on, edits are dated by a clock that is so many microseconds ahead of this machine's, until the server's shows what
+    /// the time is. The file remembers it: what other programs write is dated by the same clock.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn go_by_clock(&mut self, offset_us: i64) -> Result<()> {
+        let before: i64 = meta(&self.write, CLOCK_OFFSET)?.unwrap_or(0);
+        if offset_us == before {
+            return Ok(());
+        }
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // As if the clock had been set: what it was off by was found with the one before.
+        tx.execute("UPDATE _tidewater_clock SET ahead = ahead + ?1", [offset_us.saturating_sub(before)])?;
+        set_meta(&tx, CLOCK_OFFSET, offset_us)?;
+        commit(tx)?;
+        Ok(())
     }
 
     /// After anything that may have taken entries from the journals.
@@ -1009,16 +1047,22 @@ impl Store {
     /// When nobody writes, does a little of what is left to do then. What a person should know of it comes
     /// back, once.
     pub fn tick(&mut self) -> Vec<Notice> {
-        self.upkeep.tick(&self.write)
+        let mut notices = self.upkeep.tick(&self.write);
+        notices.extend(self.untold());
+        notices
+    }
+
+    fn untold(&mut self) -> Vec<Notice> {
+        let mut notices = std::mem::take(&mut self.untold);
+        // A table that stays local does so after every change of the schema; what happened may happen again.
+        notices.retain(|notice| !notice.0.contains(STAYS_LOCAL) || self.told.insert(notice.0.clone()));
+        notices
     }
 
     /// Brings journals and triggers up to date with the schema, if it changed.
     pub fn track(&mut self) -> Result<Vec<Notice>> {
         self.look()?;
-        let mut notices = std::mem::take(&mut self.untold);
-        // A table that stays local does so after every change of the schema; what happened may happen again.
-        notices.retain(|notice| !notice.0.contains(STAYS_LOCAL) || self.told.insert(notice.0.clone()));
-        Ok(notices)
+        Ok(self.untold())
     }
 
     fn look(&mut self) -> Result<()> {
@@ -1226,9 +1270,9 @@ impl Store {
             let kept_until = kept_until(&tx, table)?;
             let theirs = hit.stamp.map_or(Theirs::Before, |stamp| Theirs::of(stamp, &entry, kept_until));
             let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
-            let policy = self.policies.of(table);
-            let Ok(Merged { entry: left, losses, .. }) =
-                merge(table, policy, entry.clone(), local.as_deref(), seen)
+            let judge = self.policies.of(table);
+            let Ok(Merged { entry: left, losses, values: made, .. }) =
+                merge(table, judge, entry.clone(), local.as_deref(), seen)
             else {
                 // It has been asked.
                 put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
@@ -1250,6 +1294,9 @@ impl Store {
             match entry {
                 Some(entry) => put_entry(&tx, table, JOURNAL, &hit.key, &entry)?,
                 None => parked::forget_refusal(&tx, table, &hit.key)?,
+            }
+            if !made.is_empty() {
+                set_unwatched(&tx, table, &hit.key, &made)?;
             }
             log_losses(&tx, table, &hit.key, &losses)?;
         }
@@ -1286,6 +1333,7 @@ impl Store {
              WHERE conflicts_upto IS NOT NULL ON CONFLICT DO UPDATE SET value = excluded.value",
             [],
         )?;
+        let trimmed = conflicts::trim(&tx, self.conflicts_max)?;
         tx.execute("DELETE FROM _tidewater_round", [])?;
         set_meta(&tx, "last_round", id)?;
         set_meta(&tx, "round_number", number)?;
@@ -1293,6 +1341,9 @@ impl Store {
             meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
         set_meta(&tx, "rows_flushed", total)?;
         commit(tx)?;
+        if trimmed > 0 {
+            self.say_log_is_full();
+        }
         Ok(())
     }
 
@@ -2482,6 +2533,9 @@ fn word(sql: &str) -> (String, &str) {
     }
 }
 
+/// The name of what [`Store::go_by_clock`] was told last.
+const CLOCK_OFFSET: &str = "clock_offset";
+
 fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Option<T>> {
     Ok(conn
         .prepare_cached("SELECT value FROM _tidewater_meta WHERE key = ?1")?
@@ -3243,6 +3297,31 @@ fn refers(child: &Table, key: &ForeignKey, child_row: &str, parent_row: &str) ->
     })
 }
 
+/// Sets columns of a row that is pending as it is: no trigger has to write that down. What the table itself refuses is not set,
+/// and what was here stays pending.
+fn set_unwatched(conn: &Connection, table: &Table, key: &[Value], values: &[(usize, Value)]) -> Result<()> {
+    let columns: Vec<usize> = values.iter().map(|(c, _)| *c).collect();
+    let sql = set_columns(table, &columns);
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    // A statement that was prepared while there were triggers is prepared anew.
+    let set = conn.execute(&sql, params_from_iter(key.iter().chain(values.iter().map(|(_, value)| value))));
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
+    match set {
+        Ok(_) => Ok(()),
+        Err(error) if is_refused(&error) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sets these columns of one row: the key's values come first.
+fn set_columns(table: &Table, columns: &[usize]) -> String {
+    let keys = table.key.len();
+    let set = list(columns.iter().enumerate(), |(at, c)| {
+        format!("{} = ?{}", ident(&table.columns[*c].name), keys + at + 1)
+    });
+    format!("UPDATE {} AS t SET {set} WHERE {}", ident(&table.name), row_is(table, "t", param))
+}
+
 fn log_losses(conn: &Connection, table: &Table, key: &[Value], losses: &[Loss]) -> Result<()> {
     let json = |value: &Option<Value>| value.as_ref().map(|value| value.to_json().to_string());
     for loss in losses {
@@ -3257,10 +3336,7 @@ fn log_losses(conn: &Connection, table: &Table, key: &[Value], losses: &[Loss]) 
             json(&loss.base),
             json(&loss.local),
             json(&loss.cloud),
-            match loss.kept {
-                Side::Local => "local",
-                Side::Cloud => "cloud",
-            },
+            loss.kept.word(),
         ])?;
     }
     Ok(())
@@ -3437,6 +3513,7 @@ impl<'a> Applier<'a> {
             };
             let row = self.as_written_here(pulled, local.as_deref(), pending.as_ref());
             let was_pending = pending.is_some();
+            let mut made = vec![];
             let action = match pending {
                 None => match (&local, &row) {
                     (Some(local), Some(cloud)) => differing(table, local, cloud),
@@ -3489,8 +3566,20 @@ impl<'a> Applier<'a> {
                     }
                     self.conflicts += u64::from(!merged.losses.is_empty());
                     log_losses(self.tx, table, &pulled.key, &merged.losses)?;
-                    merged.local
+                    made = merged.values;
+                    match merged.local {
+                        Local::Keep if !made.is_empty() => Local::Set(vec![]),
+                        local => local,
+                    }
                 }
+            };
+            // What the app made of both sides' values comes with the cloud's.
+            let action = match action {
+                Local::Set(mut columns) => {
+                    columns.extend(made.iter().map(|(c, _)| *c));
+                    Local::Set(columns)
+                }
+                action => action,
             };
             // The row as it should be here: what is pending in it stays.
             let target = match (&action, local, &row) {
@@ -3500,6 +3589,7 @@ impl<'a> Applier<'a> {
                 }
                 (Local::Set(columns), Some(mut row), Some(cloud)) => {
                     columns.iter().for_each(|c| row[*c].clone_from(&cloud[*c]));
+                    made.into_iter().for_each(|(c, value)| row[c] = value);
                     row
                 }
                 (Local::Insert, _, Some(cloud)) => {

@@ -45,6 +45,8 @@ pub struct WriterOptions {
     pub backlog: BacklogLimits,
     /// Who wins where a row was changed here and in the cloud.
     pub policies: Policies,
+    /// The most conflicts that the file keeps.
+    pub conflicts_max: i64,
 }
 
 /// The actor.
@@ -86,6 +88,7 @@ impl SqliteWriter {
     pub fn new(mut store: Store, options: WriterOptions, grew: Box<dyn Hint>, log: Logger) -> Self {
         store.limit_backlog(options.backlog);
         store.decide_by(options.policies.clone());
+        store.bound_conflicts(options.conflicts_max);
         Self {
             store,
             options,

@@ -137,7 +137,11 @@ fn sides(conflict: &Conflict) -> (String, String) {
     let value = |value: &Option<Value>| value.as_ref().map_or_else(|| "deleted".to_owned(), plain);
     let (here, there) =
         (format!("here: {}", value(&conflict.local)), format!("the cloud's: {}", value(&conflict.cloud)));
-    if conflict.kept == "cloud" { (there, here) } else { (here, there) }
+    match conflict.kept.as_str() {
+        "cloud" => (there, here),
+        "neither" => ("what the app made of both".to_owned(), format!("{here}, {there}")),
+        _ => (here, there),
+    }
 }
 
 /// Everything about one; what is long goes on in the next line.

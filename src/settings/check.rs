@@ -23,6 +23,9 @@ const SHORTEST_S: f64 = 0.001;
 const HOUR_S: f64 = 3600.0;
 const DAY_S: f64 = 86_400.0;
 
+/// A hundred years: more than any clock that lost its battery is off by.
+const CLOCK_OFFSET_S_MAX: u32 = 3_155_760_000;
+
 /// PostgreSQL cuts longer names off silently (NAMEDATALEN - 1).
 const POSTGRES_NAME_BYTES_MAX: usize = 63;
 
@@ -116,6 +119,16 @@ impl<'a> Reader<'a> {
             (least..=most).contains(&seconds).then_some(seconds)
         })
         .map(Duration::from_secs_f64)
+    }
+
+    /// As whole microseconds, which may be negative.
+    fn offset_us(&self, key: &str, most: u32) -> Result<i64, SettingsError> {
+        self.parse(key, &format!("seconds from -{most} to {most}"), |text| {
+            let seconds = f64::from_str(text).ok()?;
+            let most = f64::from(most);
+            #[expect(clippy::cast_possible_truncation, reason = "bounded")]
+            (-most..=most).contains(&seconds).then_some((seconds * 1e6).round() as i64)
+        })
     }
 
     fn days(&self, key: &str, least: f64, most: f64) -> Result<Duration, SettingsError> {
@@ -275,6 +288,8 @@ impl Sections {
                 device_retire: reader.days("sync.device_retire_days", 0.000_01, 3650.0)?,
                 feed_entries_max: reader.count("sync.feed_entries_max", 10, 1_000_000_000_000)?,
                 conflicts_max: reader.count("sync.conflicts_max", 10, 1_000_000_000)?,
+                local_conflicts_max: reader.count("sync.local_conflicts_max", 10, 1_000_000_000)?,
+                clock_offset_us: reader.offset_us("sync.clock_offset_s", CLOCK_OFFSET_S_MAX)?,
                 tables_from_cloud: read_tables_from_cloud(reader)?,
             },
             circuit: CircuitSettings {

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use config::{Config, FileFormat, Map, Source, Value, ValueKind};
+
+use tidewater_actors::core::dispute::{Decide, Resolver};
 
 use super::tables::{self, Said};
 use super::{Settings, SettingsError};
@@ -33,6 +36,7 @@ pub struct Sources {
     environment: BTreeMap<OsString, OsString>,
     pub(super) flags: Vec<Pair>,
     pub(super) code: Vec<Pair>,
+    pub(super) resolver: Option<Resolver>,
 }
 
 impl Sources {
@@ -70,6 +74,45 @@ impl Sources {
     #[must_use]
     pub fn set(mut self, key: &str, value: impl fmt::Display) -> Self {
         self.code.push(Pair::new(key, value, "the program"));
+        self
+    }
+
+    /// The app decides conflicts itself: it is asked wherever the same column was changed here and in the cloud, or a row was
+    /// deleted on one side and changed on the other. `None` leaves it to the table's policy (`conflicts` of `[tables.NAME]`), and
+    /// so does a panic, which is one line in the log per table. What nobody watched (a table that was rebuilt, a file that meets
+    /// the cloud for the first time), and a part of a foreign key of several columns, is the policy's in any case.
+    ///
+    /// Whatever it says, the value that loses is in the log of conflicts, here and in the cloud; of
+    /// [`Verdict::Value`](crate::Verdict::Value), both are.
+    ///
+    /// It has to be a pure function of what it is shown, the same in every version of the app that is in use, or devices disagree
+    /// until one of them has sent last. It runs on the thread that writes, within a transaction: it must not wait for anything,
+    /// nor use the database. It may be asked more than once about the same.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use tidewater::{Dispute, Value, Verdict, settings::Settings};
+    ///
+    /// let settings = Settings::builder()
+    ///     .decide_conflicts(Arc::new(|dispute: &Dispute<'_>| match (dispute.table(), dispute.column()) {
+    ///         // Two devices counted: both counts count.
+    ///         ("stock", Some("pieces")) => match (dispute.base(), dispute.local(), dispute.cloud()) {
+    ///             (Some(Value::Integer(base)), Some(Value::Integer(here)), Some(Value::Integer(there))) => {
+    ///                 Some(Verdict::Value(Value::Integer(there.saturating_add(here.saturating_sub(*base)))))
+    ///             }
+    ///             _ => None,
+    ///         },
+    ///         // A deletion never wins.
+    ///         ("note", None) if dispute.is_deleted_here() => Some(Verdict::Cloud),
+    ///         ("note", None) => Some(Verdict::Local),
+    ///         _ => None,
+    ///     }))
+    ///     .build()?;
+    /// # Ok::<(), tidewater::settings::SettingsError>(())
+    /// ```
+    #[must_use]
+    pub fn decide_conflicts(mut self, decide: Arc<Decide>) -> Self {
+        self.resolver = Some(Resolver::new(decide));
         self
     }
 

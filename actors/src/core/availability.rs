@@ -57,8 +57,12 @@ pub const FREE_APPEARANCES: u32 = 3;
 /// not all dial in the same instant.
 pub const RECONNECT_JITTER_MAX: Duration = Duration::from_millis(250);
 
-/// The share of a backoff wait that jitter may add once the proxy was up.
-const BACKOFF_JITTER_SHARE: f64 = 0.1;
+/// The share of a backoff wait that jitter may add once the proxy was up: up to the wait again, so that a fleet that lost the cloud
+/// in the same instant knocks spread over as long as it waits (`fleet_tests.rs` counts).
+const BACKOFF_JITTER_SHARE: f64 = 1.0;
+
+/// The share of the longest wait: by then the waits before have spread the fleet.
+const LONGEST_JITTER_SHARE: f64 = 0.1;
 
 /// Who asks is answered after so long at the latest without the process that might explain the answer.
 const PROCESS_PATIENCE: Duration = Duration::from_secs(1);
@@ -1015,9 +1019,10 @@ impl Availability {
     /// Never before the proxy was up once: the documented start-up timeline holds to the second.
     fn jittered_wait(&self) -> Duration {
         let wait = self.wait();
-        let spread =
-            if self.was_up { wait.mul_f64(BACKOFF_JITTER_SHARE * self.jitter) } else { Duration::ZERO };
-        match wait < self.policy.backoff.max() {
+        let is_short = wait < self.policy.backoff.max();
+        let share = if is_short { BACKOFF_JITTER_SHARE } else { LONGEST_JITTER_SHARE };
+        let spread = if self.was_up { wait.mul_f64(share * self.jitter) } else { Duration::ZERO };
+        match is_short {
             true => (wait + spread).min(self.policy.backoff.max()),
             // Refusals come at most once per longest wait, everything else at least.
             false if self.is_blocked() => wait + spread,

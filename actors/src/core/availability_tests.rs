@@ -811,8 +811,8 @@ fn a_broken_pooled_connection_is_asked_twice() {
     assert_eq!(world.machine.class, Some(FailureClass::NotAnswering));
 }
 
-/// Jitter never touches the start-up timeline; once the proxy was up it spreads the waits, and a reconnect
-/// by a quarter of a second at most.
+/// Jitter never touches the start-up timeline; once the proxy was up it makes a wait up to twice as long, and a reconnect
+/// later by a quarter of a second at most.
 #[test]
 fn jitter_comes_only_after_the_proxy_was_up() {
     let mut world = World::new(policy(), Listening::No);
@@ -826,7 +826,7 @@ fn jitter_comes_only_after_the_proxy_was_up() {
     world.listening = Listening::No;
     world.answer = Some(Err(failure(FailureClass::NotRunning)));
     world.run_until(321.0);
-    assert_eq!(world.machine.next_check, Some(Duration::from_secs(332)));
+    assert_eq!(world.machine.next_check, Some(Duration::from_secs(341)));
     world.listening = Listening::Yes;
     world.answer = Some(Ok("PostgreSQL".to_owned()));
     world.run_until(322.25);

@@ -7,7 +7,8 @@
 //! - M2: whatever else is overwritten, here now or there by the next flush, is a [`Loss`] with both values (P4).
 //! - M3: what is still pending afterwards has the cloud's row as its base, so that the same change of the cloud
 //!   is never reported twice.
-//! - M4: where both sides touched the same, the table's [`Policy`] decides, from nothing but the two stamps. What nobody has
+//! - M4: where both sides touched the same, the app's [`Resolver`] decides if there is one, and else the table's [`Policy`],
+//!   from nothing but the two stamps. What nobody has
 //!   watched here (a table that was rebuilt, a file that meets the cloud for the first time) counts as older than whatever
 //!   others changed since.
 //!
@@ -18,6 +19,7 @@
 
 use std::collections::BTreeMap;
 
+use super::dispute::{Dispute, Resolver, Verdict};
 use super::schema::Table;
 use super::value::{Value, json_array};
 
@@ -106,6 +108,19 @@ pub enum Side {
     Local,
     /// The cloud's.
     Cloud,
+    /// Neither's: the app made a third of them.
+    Neither,
+}
+
+impl Side {
+    /// The word in the log of conflicts.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Cloud => "cloud",
+            Self::Neither => "neither",
+        }
+    }
 }
 
 /// Who wins where both sides touched the same.
@@ -157,18 +172,34 @@ impl Theirs {
 pub struct Undecided;
 
 /// The policies of a file's tables.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Policies {
     /// Of tables that have none of their own.
     pub usual: Policy,
     /// By the table's name, in lower case.
     pub tables: BTreeMap<String, Policy>,
+    /// The app, which is asked first.
+    pub resolver: Option<Resolver>,
+}
+
+/// Who decides in one table.
+#[derive(Debug, Clone, Copy)]
+pub struct Judge<'a> {
+    policy: Policy,
+    resolver: Option<&'a Resolver>,
+}
+
+impl From<Policy> for Judge<'_> {
+    fn from(policy: Policy) -> Self {
+        Self { policy, resolver: None }
+    }
 }
 
 impl Policies {
-    /// The policy of a table; its name is compared as SQLite does.
-    pub fn of(&self, table: &Table) -> Policy {
-        self.tables.get(&table.name.to_ascii_lowercase()).copied().unwrap_or(self.usual)
+    /// Who decides in a table; its name is compared as SQLite does.
+    pub fn of(&self, table: &Table) -> Judge<'_> {
+        let policy = self.tables.get(&table.name.to_ascii_lowercase()).copied().unwrap_or(self.usual);
+        Judge { policy, resolver: self.resolver.as_ref() }
     }
 }
 
@@ -185,13 +216,42 @@ impl Policy {
 
 /// Who wins in one row.
 #[derive(Debug, Clone, Copy)]
-struct Decision {
+struct Decision<'a> {
     policy: Policy,
+    resolver: Option<&'a Resolver>,
     ours: i64,
     theirs: Theirs,
 }
 
-impl Decision {
+impl Decision<'_> {
+    /// Where one side deleted what the other changed.
+    fn of_deletion(self, dispute: Dispute<'_>) -> Result<Side, Undecided> {
+        match self.resolver.and_then(|resolver| resolver.decide(&dispute)) {
+            Some(Verdict::Local) => Ok(Side::Local),
+            Some(Verdict::Cloud) => Ok(Side::Cloud),
+            Some(Verdict::Value(_)) | None => self.of_edit(),
+        }
+    }
+
+    /// Where both changed the same column: whose it is, and the value if it is neither's.
+    fn of_column(self, dispute: Dispute<'_>, c: usize) -> Result<(Side, Option<Value>), Undecided> {
+        let table = dispute.table;
+        // A reference is one value, however many columns it has; nobody is asked about a part of it.
+        let is_part = table.foreign_keys.iter().any(|key| key.columns.len() > 1 && key.columns.contains(&c));
+        let resolver = self.resolver.filter(|_| !is_part);
+        let (Some(local), Some(cloud)) = (dispute.local(), dispute.cloud()) else {
+            return Ok((self.of_edit()?, None));
+        };
+        match resolver.and_then(|resolver| resolver.decide(&dispute)) {
+            Some(Verdict::Local) => Ok((Side::Local, None)),
+            Some(Verdict::Cloud) => Ok((Side::Cloud, None)),
+            Some(Verdict::Value(value)) if value.identical(local) => Ok((Side::Local, None)),
+            Some(Verdict::Value(value)) if value.identical(cloud) => Ok((Side::Cloud, None)),
+            Some(Verdict::Value(value)) if table.is_free(c) => Ok((Side::Neither, Some(value))),
+            Some(Verdict::Value(_)) | None => Ok((self.of_edit()?, None)),
+        }
+    }
+
     /// Where what was changed here was changed at the entry's stamp.
     fn of_edit(self) -> Result<Side, Undecided> {
         self.by_stamps(|theirs| self.ours > theirs)
@@ -228,6 +288,8 @@ pub struct Merged {
     pub local: Local,
     /// What is lost: here now, or in the cloud with the next flush.
     pub losses: Vec<Loss>,
+    /// By column index: values that neither side had, which the row takes here. They are pending.
+    pub values: Vec<(usize, Value)>,
 }
 
 /// The cloud's row, as it meets a pending one.
@@ -245,42 +307,46 @@ pub struct Seen<'a> {
 ///
 /// # Errors
 /// [`Undecided`], where the outcome depends on a stamp that nobody has asked for.
-pub fn merge(
+pub fn merge<'a>(
     table: &Table,
-    policy: Policy,
+    judge: impl Into<Judge<'a>>,
     mut entry: Entry,
     local: Option<&[Value]>,
     cloud: Seen<'_>,
 ) -> Result<Merged, Undecided> {
-    let decision = Decision { policy, ours: entry.stamp, theirs: cloud.theirs };
+    let Judge { policy, resolver } = judge.into();
+    let decision = Decision { policy, resolver, ours: entry.stamp, theirs: cloud.theirs };
     // As a whole: with less than that nobody could bring it back.
     let whole = |row: &[Value]| Some(Value::Text(json_array(row)));
     let loss = |local, cloud, kept| Loss { column: None, base: None, local, cloud, kept };
     let newest = cloud.newest;
+    let (here, there) = (local, cloud.row);
     let mut merged = match (local, cloud.row) {
         (Some(local), Some(cloud)) => merge_rows(table, entry, local, cloud, decision)?,
         (Some(local), None) if entry.known => match change(table, &entry, Some(local)) {
-            Change::Update(dirty) => match decision.of_edit()? {
-                Side::Local => {
-                    // Deleted there, edited here: the edit comes back as an insert, the deletion is on record.
-                    let losses = columns(&dirty)
-                        .map(|c| Loss {
-                            column: Some(c),
-                            base: entry.dirty[c].then(|| entry.base[c].clone()),
-                            local: Some(local[c].clone()),
-                            cloud: None,
-                            kept: Side::Local,
-                        })
-                        .collect();
-                    entry.known = false;
-                    Merged { entry: Some(entry), local: Local::Keep, losses }
+            Change::Update(dirty) => {
+                match decision.of_deletion(Dispute::of_row(table, &entry, here, there))? {
+                    Side::Local | Side::Neither => {
+                        // Deleted there, edited here: the edit comes back as an insert, the deletion is on record.
+                        let losses = columns(&dirty)
+                            .map(|c| Loss {
+                                column: Some(c),
+                                base: entry.dirty[c].then(|| entry.base[c].clone()),
+                                local: Some(local[c].clone()),
+                                cloud: None,
+                                kept: Side::Local,
+                            })
+                            .collect();
+                        entry.known = false;
+                        Merged { entry: Some(entry), local: Local::Keep, losses, values: vec![] }
+                    }
+                    Side::Cloud => {
+                        let losses = vec![loss(whole(local), None, Side::Cloud)];
+                        Merged { entry: None, local: Local::Delete, losses, values: vec![] }
+                    }
                 }
-                Side::Cloud => {
-                    let losses = vec![loss(whole(local), None, Side::Cloud)];
-                    Merged { entry: None, local: Local::Delete, losses }
-                }
-            },
-            _ => Merged { entry: None, local: Local::Delete, losses: vec![] },
+            }
+            _ => Merged { entry: None, local: Local::Delete, losses: vec![], values: vec![] },
         },
         (Some(local), None) if entry.whole => {
             // The cloud had it perhaps. Only somebody's deletion says that it did: what is missing is not guessed to be one.
@@ -290,34 +356,37 @@ pub fn merge(
             if is_wanted {
                 let is_deleted = matches!(cloud.theirs, Theirs::At(_));
                 let losses = if is_deleted { vec![loss(whole(local), None, Side::Local)] } else { vec![] };
-                Merged { entry: Some(entry), local: Local::Keep, losses }
+                Merged { entry: Some(entry), local: Local::Keep, losses, values: vec![] }
             } else {
                 Merged {
                     entry: None,
                     local: Local::Delete,
                     losses: vec![loss(whole(local), None, Side::Cloud)],
+                    values: vec![],
                 }
             }
         }
-        (Some(_), None) => Merged { entry: Some(entry), local: Local::Keep, losses: vec![] },
+        (Some(_), None) => Merged { entry: Some(entry), local: Local::Keep, losses: vec![], values: vec![] },
         (None, Some(cloud)) if entry.known => {
             let touched = |c: usize| !(entry.dirty[c] && entry.base[c].identical(&cloud[c]));
             let is_disputed = table.data_columns().any(touched);
-            if is_disputed && decision.of_edit()? == Side::Cloud {
+            if is_disputed
+                && decision.of_deletion(Dispute::of_row(table, &entry, here, there))? == Side::Cloud
+            {
                 let losses = vec![loss(None, whole(cloud), Side::Cloud)];
-                return Ok(Merged { entry: None, local: Local::Insert, losses });
+                return Ok(Merged { entry: None, local: Local::Insert, losses, values: vec![] });
             }
             let losses = if is_disputed { vec![loss(None, whole(cloud), Side::Local)] } else { vec![] };
             entry.rebase_all(table, cloud);
-            Merged { entry: Some(entry), local: Local::Keep, losses }
+            Merged { entry: Some(entry), local: Local::Keep, losses, values: vec![] }
         }
         // Deleted here before it was known whether the cloud had it; the cloud has it, and that it was deleted is on
         // record.
         (None, Some(cloud)) => {
             let losses = vec![loss(None, whole(cloud), Side::Cloud)];
-            Merged { entry: None, local: Local::Insert, losses }
+            Merged { entry: None, local: Local::Insert, losses, values: vec![] }
         }
-        (None, None) => Merged { entry: None, local: Local::Keep, losses: vec![] },
+        (None, None) => Merged { entry: None, local: Local::Keep, losses: vec![], values: vec![] },
     };
     if let Some(entry) = &mut merged.entry {
         entry.seen = entry.seen.max(newest);
@@ -343,7 +412,7 @@ fn merge_rows(
     mut entry: Entry,
     local: &[Value],
     cloud: &[Value],
-    decision: Decision,
+    decision: Decision<'_>,
 ) -> Result<Merged, Undecided> {
     let is_unseen = entry.is_unseen();
     let fate = |c: usize| {
@@ -367,13 +436,20 @@ fn merge_rows(
     let fates: BTreeMap<usize, Fate> = table.data_columns().filter(differs).map(|c| (c, fate(c))).collect();
     // By column that differs: whether what is here stays.
     let mut stays = BTreeMap::new();
+    let mut values = vec![];
     for (c, fate) in &fates {
         stays.insert(
             *c,
             match fate {
                 Fate::Follow => false,
                 Fate::Ours => true,
-                Fate::Disputed => decision.of_edit()? == Side::Local,
+                Fate::Disputed => {
+                    let (local, cloud) = (Some(local), Some(cloud));
+                    let dispute = Dispute { table, column: Some(*c), entry: &entry, local, cloud };
+                    let (side, value) = decision.of_column(dispute, *c)?;
+                    values.extend(value.map(|value| (*c, value)));
+                    side != Side::Cloud
+                }
                 Fate::Unseen => decision.of_unseen()? == Side::Local,
             },
         );
@@ -406,7 +482,11 @@ fn merge_rows(
             (Fate::Follow, false) | (Fate::Ours, true) => false,
         };
         if is_lost {
-            let kept = if stays[&c] { Side::Local } else { Side::Cloud };
+            let kept = match stays[&c] {
+                _ if values.iter().any(|(made, _)| *made == c) => Side::Neither,
+                true => Side::Local,
+                false => Side::Cloud,
+            };
             let (local, cloud) = (Some(local[c].clone()), Some(cloud[c].clone()));
             losses.push(Loss { column: Some(c), base, local, cloud, kept });
         }
@@ -419,9 +499,13 @@ fn merge_rows(
     }
     entry.known = true;
     entry.whole = false;
+    if let (false, Theirs::At(theirs)) = (values.is_empty(), decision.theirs) {
+        // Made of both, and so later than both.
+        entry.stamp = entry.stamp.max(theirs.saturating_add(1));
+    }
     let pending = entry.dirty.contains(&true);
     let local = if follow.is_empty() { Local::Keep } else { Local::Set(follow) };
-    Ok(Merged { entry: pending.then_some(entry), local, losses })
+    Ok(Merged { entry: pending.then_some(entry), local, losses, values })
 }
 
 impl Entry {
@@ -508,7 +592,7 @@ mod tests {
     ) -> Merged {
         let theirs = match winner {
             Side::Local => Theirs::Before,
-            Side::Cloud => Theirs::Unknown,
+            Side::Cloud | Side::Neither => Theirs::Unknown,
         };
         merge(table, Policy::Newest, entry, local, Seen { row: cloud, newest: 5, theirs }).unwrap()
     }
@@ -586,7 +670,7 @@ mod tests {
     #[test]
     fn equal_inserts_dissolve() {
         let merged = ours(&table(), entry(false, [None, None]), Some(&row(1, 2)), Some(&row(1, 2)));
-        assert_eq!(merged, Merged { entry: None, local: Local::Keep, losses: vec![] });
+        assert_eq!(merged, Merged { entry: None, local: Local::Keep, losses: vec![], values: vec![] });
     }
 
     /// An edit against a deletion comes back as an insert; an entry without an edit gives way to it.
@@ -596,7 +680,7 @@ mod tests {
         assert!(!merged.entry.unwrap().known);
         assert_eq!(merged.losses.len(), 1);
         let merged = ours(&table(), entry(true, [Some(1), None]), Some(&row(1, 2)), None);
-        assert_eq!(merged, Merged { entry: None, local: Local::Delete, losses: vec![] });
+        assert_eq!(merged, Merged { entry: None, local: Local::Delete, losses: vec![], values: vec![] });
     }
 
     /// The same column on both sides, and the cloud's is newer: it comes here, and what was here is on record. Edits of
@@ -673,6 +757,190 @@ mod tests {
         assert_eq!(decided(Policy::Newest, Theirs::Unasked), Err(Undecided));
         assert_eq!(decided(Policy::Local, Theirs::At(101)), Ok(Side::Local));
         assert_eq!(decided(Policy::Cloud, Theirs::At(99)), Ok(Side::Cloud));
+    }
+
+    /// What has to come of a column, said once more in other words.
+    #[derive(Debug, PartialEq)]
+    struct Fair {
+        kept: i64,
+        pending: bool,
+        lost: Option<Side>,
+    }
+
+    /// Every case of two columns with three values on each side, so that all three may differ: every base, stamp, policy and way
+    /// of knowing. Whoever reads the table below has the rules; the merge must come to the same.
+    #[test]
+    fn who_wins_in_every_small_case() {
+        let table = table();
+        let whens =
+            [Theirs::At(0), Theirs::At(1), Theirs::At(2), Theirs::Before, Theirs::Untold, Theirs::Unknown];
+        let bases = [None, Some(1), Some(2), Some(3)];
+        let pairs: Vec<(i64, i64)> = (1..=3).flat_map(|a| (1..=3).map(move |b| (a, b))).collect();
+        // How the entry came about: an edit of a row that the cloud has, the same with columns that nobody knew, an insert, and
+        // two kinds of rows that nobody watched.
+        let kinds = [
+            (true, false, 0),
+            (true, true, 0),
+            (false, false, 0),
+            (false, true, 0),
+            (false, false, Entry::UNMET),
+        ];
+        let mut cases = 0;
+        for policy in [Policy::Newest, Policy::Local, Policy::Cloud] {
+            for theirs in whens {
+                let edit_wins = match (policy, theirs) {
+                    (Policy::Local, _) | (_, Theirs::Before | Theirs::Untold) => true,
+                    (Policy::Cloud, _) | (_, Theirs::Unknown) => false,
+                    (Policy::Newest, Theirs::At(at)) => 1 > at,
+                    (_, Theirs::Unasked) => unreachable!(),
+                };
+                let unseen_wins = edit_wins && (policy == Policy::Local || !matches!(theirs, Theirs::At(_)));
+                for (known, whole, seen) in kinds {
+                    let unseen = !known && (whole || seen == Entry::UNMET);
+                    let fair = |base: Option<i64>, here: i64, there: i64| {
+                        let lost = |wins: bool| Some(if wins { Side::Local } else { Side::Cloud });
+                        let of = |wins: bool, lost| Fair {
+                            kept: if wins { here } else { there },
+                            pending: wins,
+                            lost,
+                        };
+                        let base = base.filter(|_| known || unseen);
+                        let edited = base.is_some_and(|base| base != here);
+                        match base {
+                            _ if here == there => Fair { kept: here, pending: false, lost: None },
+                            // Nobody watched.
+                            _ if unseen && !edited => {
+                                let is_silent = unseen_wins && theirs == Theirs::Before;
+                                of(unseen_wins, lost(unseen_wins).filter(|_| !is_silent))
+                            }
+                            // Changed and changed back.
+                            Some(_) if !edited => of(false, None),
+                            Some(base) if base == there => of(true, None),
+                            None if known && !whole => of(false, None),
+                            _ => of(edit_wins, lost(edit_wins)),
+                        }
+                    };
+                    for (a, b) in bases.iter().flat_map(|a| bases.map(|b| (*a, b))) {
+                        for ((here_a, here_b), (there_a, there_b)) in
+                            pairs.iter().flat_map(|here| pairs.iter().map(move |there| (*here, *there)))
+                        {
+                            cases += 1;
+                            let entry = Entry { whole, seen, ..entry(known, [a, b]) };
+                            let (local, cloud) = (row(here_a, here_b), row(there_a, there_b));
+                            let case = format!("{policy:?} {theirs:?} {entry:?} {local:?} {cloud:?}");
+                            let look = Seen { row: Some(&cloud), newest: 5, theirs };
+                            let merged = merge(&table, policy, entry, Some(&local), look).unwrap();
+                            let mut after = local.clone();
+                            if let Local::Set(columns) = &merged.local {
+                                columns.iter().for_each(|c| after[*c] = cloud[*c].clone());
+                            }
+                            for (c, expected) in
+                                [(1, fair(a, here_a, there_a)), (2, fair(b, here_b, there_b))]
+                            {
+                                let lost: Vec<&Loss> =
+                                    merged.losses.iter().filter(|loss| loss.column == Some(c)).collect();
+                                assert!(lost.len() <= 1, "{case}");
+                                let found = Fair {
+                                    kept: match after[c] {
+                                        Value::Integer(value) => value,
+                                        ref other => panic!("{other:?}: {case}"),
+                                    },
+                                    pending: merged.entry.as_ref().is_some_and(|left| left.dirty[c]),
+                                    lost: lost.first().map(|loss| loss.kept),
+                                };
+                                assert_eq!(found, expected, "column {c}: {case}");
+                                // A record has both values as they were.
+                                assert!(lost.iter().all(|loss| {
+                                    (loss.local.as_ref(), loss.cloud.as_ref())
+                                        == (Some(&local[c]), Some(&cloud[c]))
+                                }));
+                            }
+                            assert!(merged.losses.iter().all(|loss| loss.column.is_some()), "{case}");
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(cases, 3 * 6 * 5 * 16 * 81);
+    }
+
+    /// The app is asked first, in what is disputed and nothing else; what it makes of both is pending, later than both, and met
+    /// once. Where it says nothing, the policy decides as ever.
+    #[test]
+    fn the_app_is_asked_where_there_is_something_to_decide() {
+        use crate::core::schema::Unique;
+        use std::sync::{Arc, Mutex};
+        let asked = Arc::new(Mutex::new(vec![]));
+        let (tell, base, local, cloud) = (asked.clone(), row(1, 1), row(10, 2), row(11, 3));
+        let policies = |verdict: Option<Verdict>| {
+            let tell = tell.clone();
+            let resolver = Resolver::new(Arc::new(move |dispute: &Dispute<'_>| {
+                let column = dispute.column().map(str::to_owned);
+                tell.lock().unwrap().push((column, dispute.base().cloned(), dispute.here("k").is_some()));
+                verdict.clone()
+            }));
+            Policies { resolver: Some(resolver), ..Policies::default() }
+        };
+        fn seen(row: Option<&[Value]>) -> Seen<'_> {
+            Seen { row, newest: 5, theirs: Theirs::At(100) }
+        }
+        let mut table = table();
+        let edit = entry(true, [Some(1), None]);
+        let verdicts = |table: &Table, verdict| {
+            let policies = policies(verdict);
+            merge(table, policies.of(table), edit.clone(), Some(&local), seen(Some(&cloud))).unwrap()
+        };
+        let made = verdicts(&table, Some(Verdict::Value(Value::Integer(20))));
+        assert_eq!(*asked.lock().unwrap(), [(Some("a".to_owned()), Some(base[1].clone()), true)]);
+        assert_eq!((&made.values[..], &made.local), (&[(1, Value::Integer(20))][..], &Local::Set(vec![2])));
+        assert_eq!((made.losses.len(), made.losses[0].kept), (1, Side::Neither));
+        let left = made.entry.unwrap();
+        assert_eq!((left.stamp, &left.base[1], left.dirty[1]), (101, &cloud[1], true));
+        let after = row(20, 3);
+        let none = policies(None);
+        let again = merge(&table, none.of(&table), left, Some(&after), seen(Some(&cloud))).unwrap();
+        assert_eq!((again.losses, again.values, asked.lock().unwrap().len()), (vec![], vec![], 1));
+        // The policy says the cloud's, which is later.
+        let kept = |merged: Merged| merged.losses[0].kept;
+        assert_eq!(kept(verdicts(&table, None)), Side::Cloud);
+        assert_eq!(kept(verdicts(&table, Some(Verdict::Local))), Side::Local);
+        assert_eq!(kept(verdicts(&table, Some(Verdict::Value(local[1].clone())))), Side::Local);
+        // A third value of what has to be the only one is no verdict.
+        table.uniques = vec![Unique { columns: vec![(1, "BINARY".into())], declared: true }];
+        assert_eq!(kept(verdicts(&table, Some(Verdict::Value(Value::Integer(20))))), Side::Cloud);
+        // Deletions on either side.
+        let deleted = |verdict, local: Option<&[Value]>, cloud: Option<&[Value]>| {
+            let policies = policies(verdict);
+            let edit = entry(true, [Some(1), Some(1)]);
+            kept(merge(&table, policies.of(&table), edit, local, seen(cloud)).unwrap())
+        };
+        assert_eq!(deleted(Some(Verdict::Local), Some(&local), None), Side::Local);
+        assert_eq!(deleted(Some(Verdict::Local), None, Some(&cloud)), Side::Local);
+        assert_eq!(deleted(Some(Verdict::Value(Value::Null)), None, Some(&cloud)), Side::Cloud);
+        assert_eq!(deleted(None, Some(&local), None), Side::Cloud);
+        let last = asked.lock().unwrap().last().cloned();
+        assert_eq!(last, Some((None, None, true)));
+    }
+
+    /// A panic of the app's is no verdict, and is told of.
+    #[test]
+    fn a_panic_of_the_app_leaves_the_policy() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicU32, Ordering};
+        let told = Arc::new(AtomicU32::new(0));
+        let tell = told.clone();
+        let resolver = Resolver::new(Arc::new(|_: &Dispute<'_>| std::panic::resume_unwind(Box::new("app"))));
+        let resolver = resolver.telling(move |table| {
+            assert_eq!(table, "t");
+            tell.fetch_add(1, Ordering::Relaxed);
+        });
+        let policies = Policies { resolver: Some(resolver), usual: Policy::Local, ..Policies::default() };
+        let table = table();
+        let seen = Seen { row: Some(&row(11, 2)), newest: 5, theirs: Theirs::Unasked };
+        let merged =
+            merge(&table, policies.of(&table), entry(true, [Some(1), None]), Some(&row(10, 2)), seen)
+                .unwrap();
+        assert_eq!((merged.losses[0].kept, told.load(Ordering::Relaxed)), (Side::Local, 1));
     }
 
     /// M1 to M4 over every small case: two values per place, every dirty set, presence on either side, either winner.

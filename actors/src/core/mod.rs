@@ -7,6 +7,7 @@ pub mod availability;
 pub mod backoff;
 pub mod circuit;
 pub mod direction;
+pub mod dispute;
 pub mod doctor;
 pub mod failure;
 pub mod from_cloud;
@@ -19,3 +20,6 @@ pub mod rules;
 pub mod schema;
 pub mod sync;
 pub mod value;
+
+#[cfg(test)]
+mod fleet_tests;

@@ -86,6 +86,14 @@ impl Table {
         (0..self.columns.len()).filter(|index| !self.is_key(*index))
     }
 
+    /// Whether a column may hold any value as far as other rows go: it belongs to no reference, and to nothing unique.
+    pub fn is_free(&self, column: usize) -> bool {
+        let unique = |unique: &Unique| unique.columns.iter().any(|(c, _)| *c == column);
+        !self.is_key(column)
+            && !self.uniques.iter().any(unique)
+            && !self.foreign_keys.iter().any(|key| key.columns.contains(&column))
+    }
+
     /// The index of a column by its name, compared as SQLite does.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name.eq_ignore_ascii_case(name))

@@ -4,7 +4,8 @@
 //!
 //! - Y1: no cycle begins while the cloud is not available, and none is left running when it is lost.
 //! - Y2: whatever asks for work while a cycle runs is not forgotten: another cycle follows.
-//! - Y3: a failed cycle is tried again without anybody writing anything, after a wait that doubles up to a bound; where
+//! - Y3: a failed cycle is tried again without anybody writing anything, after a wait that doubles up to a bound, and is up to
+//!   twice as long by chance, so that a fleet does not retry in step; where
 //!   a retry cannot help, only at the bound, when asked, or when the cloud comes back.
 //! - Y4: the end of an older cycle decides nothing.
 
@@ -109,6 +110,19 @@ const AT_EASE: u32 = 4;
 /// Between two questions to a circuit that has not heard yet; shorter ones would be a busy loop.
 const MOMENT: Duration = Duration::from_millis(2);
 
+/// The least between two pulls because of what was heard: where many devices write all the time, each takes what came meanwhile
+/// at once.
+const HEARD_PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// The most: whoever waits for others' changes shall not wonder whether they come.
+const HEARD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Between two pulls because of what was heard, if the last cycle took so long. Each commit is heard by every device; where the
+/// cloud takes its time for what they all ask then, they ask more seldom, each for a third of the time at most.
+pub fn heard_pause(took: Duration) -> Duration {
+    took.saturating_mul(3).clamp(HEARD_PAUSE_MIN, HEARD_PAUSE_MAX)
+}
+
 /// What the machine is doing, for `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -137,6 +151,7 @@ pub struct Syncing {
     quiet: Option<Duration>,
     cycles: u64,
     waits: u64,
+    jitter: f64,
 }
 
 impl Syncing {
@@ -153,6 +168,7 @@ impl Syncing {
             quiet: None,
             cycles: 0,
             waits: 0,
+            jitter: 0.0,
         }
     }
 
@@ -176,8 +192,9 @@ impl Syncing {
         }
     }
 
-    /// The one transition function.
-    pub fn advance(&mut self, event: Event) -> Vec<Effect> {
+    /// The one transition function: what happened, and a random number from 0 to 1 that spreads a fleet's retries.
+    pub fn advance(&mut self, event: Event, jitter: f64) -> Vec<Effect> {
+        self.jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.0 };
         let effects = match event {
             Event::Available => {
                 self.available = true;
@@ -270,7 +287,7 @@ impl Syncing {
             Outcome::Failed(class) if !class.retry_helps() => {
                 self.blocked = true;
                 self.failures += 1;
-                vec![self.wake(self.pace.max_retry_delay)]
+                vec![self.wake_spread(self.pace.max_retry_delay)]
             }
             // Asking the gate again costs an atomic load and no connection. Doubling here would add its own wait to
             // the circuit's.
@@ -281,7 +298,7 @@ impl Syncing {
                 let doubled = 2u32.saturating_pow(self.failures.min(20));
                 self.failures += 1;
                 let after = self.pace.retry_delay.saturating_mul(doubled).min(self.pace.max_retry_delay);
-                vec![self.wake(after)]
+                vec![self.wake_spread(after)]
             }
         }
     }
@@ -298,6 +315,11 @@ impl Syncing {
         vec![Effect::Start { cycle: self.cycles }]
     }
 
+    /// The wait before a retry: up to as long again, because what failed here may have failed for many at the same time.
+    fn wake_spread(&mut self, after: Duration) -> Effect {
+        self.wake(after + after.mul_f64(self.jitter))
+    }
+
     fn wake(&mut self, after: Duration) -> Effect {
         self.waits += 1;
         Effect::Wake { wait: self.waits, after }
@@ -307,6 +329,13 @@ impl Syncing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Syncing {
+        /// Without a fleet around it.
+        fn tell(&mut self, event: Event) -> Vec<Effect> {
+            self.advance(event, 0.0)
+        }
+    }
 
     const PACE: Pace = Pace {
         debounce: Duration::from_millis(5),
@@ -337,12 +366,12 @@ mod tests {
     #[test]
     fn an_open_circuit_does_not_double_the_wait() {
         let mut machine = Syncing::new(PACE);
-        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        let mut cycle = started(&machine.tell(Event::Available)).unwrap();
         for _ in 0..20 {
             let (wait, after) =
-                wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Held, took: TOOK })).unwrap();
+                wake(&machine.tell(Event::Ended { cycle, outcome: Outcome::Held, took: TOOK })).unwrap();
             assert_eq!(after, PACE.retry_delay);
-            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+            cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
         }
     }
 
@@ -351,14 +380,14 @@ mod tests {
     #[test]
     fn one_change_makes_the_next_one_likely() {
         let mut machine = Syncing::new(PACE);
-        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        let mut cycle = started(&machine.tell(Event::Available)).unwrap();
         let mut outcome = Outcome::News;
         let mut waits = vec![];
         for _ in 0..100 {
-            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
+            let (wait, after) = wake(&machine.tell(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
             waits.push(after);
             outcome = Outcome::Done;
-            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+            cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
         }
         assert_eq!((waits[0], waits[5]), (PACE.poll_first, PACE.poll_first));
         let lively = waits.iter().take_while(|wait| **wait < PACE.pull_interval).count();
@@ -376,15 +405,14 @@ mod tests {
     #[test]
     fn a_slow_server_is_asked_seldom() {
         let mut machine = Syncing::new(PACE);
-        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
         let took = Duration::from_millis(100);
         let (wait, after) =
-            wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::News, took })).unwrap();
+            wake(&machine.tell(Event::Ended { cycle, outcome: Outcome::News, took })).unwrap();
         assert_eq!(after, took * AT_EASE);
-        let cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+        let cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
         let took = Duration::from_secs(9);
-        let (_, after) =
-            wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::News, took })).unwrap();
+        let (_, after) = wake(&machine.tell(Event::Ended { cycle, outcome: Outcome::News, took })).unwrap();
         assert_eq!(after, PACE.poll_interval);
     }
 
@@ -394,70 +422,92 @@ mod tests {
     fn another_pace_holds_from_now_on() {
         let faster = Pace { pull_interval: Duration::from_secs(2), ..PACE };
         let mut machine = Syncing::new(PACE);
-        assert_eq!(machine.advance(Event::Paced(PACE)), vec![], "offline");
-        let cycle = started(&machine.advance(Event::Available)).unwrap();
-        assert_eq!(machine.advance(Event::Paced(faster)), vec![], "it works");
-        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).unwrap();
+        assert_eq!(machine.tell(Event::Paced(PACE)), vec![], "offline");
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
+        assert_eq!(machine.tell(Event::Paced(faster)), vec![], "it works");
+        let (_, after) =
+            wake(&machine.tell(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).unwrap();
         assert_eq!(after, faster.pull_interval);
-        let (wait, after) = wake(&machine.advance(Event::Paced(PACE))).unwrap();
+        let (wait, after) = wake(&machine.tell(Event::Paced(PACE))).unwrap();
         assert_eq!(after, PACE.debounce);
-        let cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
-        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).unwrap();
+        let cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
+        let (_, after) =
+            wake(&machine.tell(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).unwrap();
         assert_eq!(after, PACE.pull_interval);
-        let cycle = started(&machine.advance(Event::Asked)).unwrap();
+        let cycle = started(&machine.tell(Event::Asked)).unwrap();
         let refused = Outcome::Failed(FailureClass::Credentials);
-        machine.advance(Event::Ended { cycle, outcome: refused, took: TOOK });
-        assert_eq!(machine.advance(Event::Paced(faster)), vec![], "a failure's wait");
+        machine.tell(Event::Ended { cycle, outcome: refused, took: TOOK });
+        assert_eq!(machine.tell(Event::Paced(faster)), vec![], "a failure's wait");
     }
 
     /// Entries that come during a cycle are carried by the next one, at once.
     #[test]
     fn work_that_comes_meanwhile_is_not_forgotten() {
         let mut machine = Syncing::new(PACE);
-        let cycle = started(&machine.advance(Event::Available)).unwrap();
-        assert_eq!(machine.advance(Event::Grew), vec![]);
-        assert!(
-            started(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).is_some()
-        );
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
+        assert_eq!(machine.tell(Event::Grew), vec![]);
+        assert!(started(&machine.tell(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).is_some());
     }
 
     /// A failed round is tried again although nobody writes anything, and the wait doubles up to its bound.
     #[test]
     fn a_failed_cycle_is_tried_again_by_itself() {
         let mut machine = Syncing::new(PACE);
-        let mut cycle = started(&machine.advance(Event::Available)).unwrap();
+        let mut cycle = started(&machine.tell(Event::Available)).unwrap();
         let mut waits = vec![];
         for _ in 0..8 {
             let outcome = Outcome::Failed(FailureClass::Transient);
-            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
+            let (wait, after) = wake(&machine.tell(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
             waits.push(after.as_secs());
-            assert_eq!(machine.advance(Event::Grew), vec![], "new entries do not cut the wait short");
-            cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+            assert_eq!(machine.tell(Event::Grew), vec![], "new entries do not cut the wait short");
+            cycle = started(&machine.tell(Event::Woke { wait })).unwrap();
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    /// A cloud that is quick is asked at once, and one that is crowded more seldom, but not for ever.
+    #[test]
+    fn what_is_heard_is_asked_for_as_the_cloud_can_bear_it() {
+        let ms = Duration::from_millis;
+        assert_eq!([0, 10, 50, 1_000].map(|took| heard_pause(ms(took))), [100, 100, 150, 3_000].map(ms));
+        assert_eq!(heard_pause(Duration::MAX), ms(5_000));
+    }
+
+    /// What failed for many at the same time is not tried again by all of them at the same time.
+    #[test]
+    fn retries_are_spread() {
+        let mut machine = Syncing::new(PACE);
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
+        let outcome = Outcome::Failed(FailureClass::Transient);
+        let (wait, after) =
+            wake(&machine.advance(Event::Ended { cycle, outcome, took: TOOK }, 0.25)).unwrap();
+        assert_eq!(after, PACE.retry_delay.mul_f64(1.25));
+        let cycle = started(&machine.advance(Event::Woke { wait }, 1.0)).unwrap();
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome, took: TOOK }, 1.0)).unwrap();
+        assert_eq!(after, PACE.retry_delay * 4);
     }
 
     /// Wrong credentials are tried again only at the bound, or when the cloud comes back.
     #[test]
     fn what_a_retry_cannot_help_is_not_hammered() {
         let mut machine = Syncing::new(PACE);
-        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
         let outcome = Outcome::Failed(FailureClass::Credentials);
-        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
+        let (_, after) = wake(&machine.tell(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
         assert_eq!((after, machine.state()), (PACE.max_retry_delay, State::Blocked));
-        assert!(started(&machine.advance(Event::Available)).is_some());
+        assert!(started(&machine.tell(Event::Available)).is_some());
     }
 
     /// The outage cancels the cycle, and neither its late end nor an old wait starts anything.
     #[test]
     fn late_answers_decide_nothing() {
         let mut machine = Syncing::new(PACE);
-        let cycle = started(&machine.advance(Event::Available)).unwrap();
-        assert_eq!(machine.advance(Event::Unavailable(Some(FailureClass::NotRunning))), vec![Effect::Cancel]);
-        assert_eq!(machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK }), vec![]);
-        let next = started(&machine.advance(Event::Available)).unwrap();
+        let cycle = started(&machine.tell(Event::Available)).unwrap();
+        assert_eq!(machine.tell(Event::Unavailable(Some(FailureClass::NotRunning))), vec![Effect::Cancel]);
+        assert_eq!(machine.tell(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK }), vec![]);
+        let next = started(&machine.tell(Event::Available)).unwrap();
         assert_ne!(next, cycle);
-        assert_eq!(machine.advance(Event::Woke { wait: 0 }), vec![]);
+        assert_eq!(machine.tell(Event::Woke { wait: 0 }), vec![]);
     }
 
     /// Y1 and Y2 over random sequences, late and repeated answers included.
@@ -498,7 +548,7 @@ mod tests {
                 if ended {
                     running = None;
                 }
-                let effects = machine.advance(event);
+                let effects = machine.tell(event);
                 if let Some(cycle) = started(&effects) {
                     assert!(available, "Y1, seed {seed}");
                     assert!(running.is_none(), "one cycle at a time, seed {seed}");

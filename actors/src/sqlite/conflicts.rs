@@ -34,7 +34,7 @@ pub struct Conflict {
     pub local: Option<serde_json::Value>,
     /// What was in the cloud; none: deleted.
     pub cloud: Option<serde_json::Value>,
-    /// Whose was kept: `local` or `cloud`.
+    /// Whose was kept: `local` or `cloud`; `neither` where the app made a third of both.
     pub kept: String,
     /// What lost, and so what bringing it back does.
     pub restores: Restores,
@@ -107,6 +107,18 @@ impl Readers {
     }
 }
 
+/// So many go at once: a transaction that no write waits for long.
+const TRIMMED_AT_ONCE: i64 = 10_000;
+
+/// Keeps so many of the newest conflicts, and those that the cloud has not heard of; answers how many went. By their numbers, which
+/// have no gaps worth counting.
+pub(super) fn trim(conn: &Connection, most: i64) -> Result<usize> {
+    let sql = "DELETE FROM _tidewater_conflicts WHERE id IN (SELECT id FROM _tidewater_conflicts \
+               WHERE id <= (SELECT max(id) FROM _tidewater_conflicts) - ?1 \
+               AND id <= (SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told') ORDER BY id LIMIT ?2)";
+    Ok(conn.prepare_cached(sql)?.execute([most, TRIMMED_AT_ONCE])?)
+}
+
 fn found(conn: &Connection, id: i64, tables: &[Table]) -> Result<Option<Conflict>> {
     let sql = format!("SELECT {COLUMNS} FROM _tidewater_conflicts WHERE id = ?1");
     Ok(query(conn, &sql, &[id.into()], |row| conflict(row, tables))?.pop())
@@ -167,7 +179,8 @@ fn statement(conflict: &Conflict, tables: &[Table]) -> std::result::Result<State
     let part = |name: &str| Value::from_json(conflict.key.get(name)?);
     let key: Vec<Value> =
         table.key_names().into_iter().map(part).collect::<Option<_>>().ok_or_else(changed)?;
-    let lost = if conflict.kept == "cloud" { &conflict.local } else { &conflict.cloud };
+    // Of what neither side kept, this side's can be brought back.
+    let lost = if conflict.kept == "local" { &conflict.cloud } else { &conflict.local };
     let target = ident(&table.name);
     let (sql, params) = match (&conflict.column, lost) {
         (_, None) => (

@@ -9,8 +9,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cursor, Result, ServerClock, Store, commit, log_losses, merge_back, meta, query, read_row, set_meta,
-    unsigned, values,
+    CLOCK_OFFSET, Cursor, Result, ServerClock, Store, commit, log_losses, merge_back, meta, query, read_row,
+    set_meta, unsigned, values,
 };
 use crate::core::merge::{Loss, Side};
 use crate::core::schema::Table;
@@ -91,7 +91,8 @@ impl Store {
         forget_seen(&tx, &self.tables)?;
         // Another server, another clock.
         tx.execute("UPDATE _tidewater_tables SET followed = 0, kept_until = 0", [])?;
-        tx.execute("UPDATE _tidewater_clock SET seen = 0, ahead = 0", [])?;
+        let offset: i64 = meta(&tx, CLOCK_OFFSET)?.unwrap_or(0);
+        tx.execute("UPDATE _tidewater_clock SET seen = 0, ahead = ?1", [offset])?;
         forget_sent(&tx, &self.tables, 0)?;
         tx.execute(
             "DELETE FROM _tidewater_meta WHERE key IN ('last_round', 'round_number') \
