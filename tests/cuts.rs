@@ -18,8 +18,7 @@ use std::time::{Duration, Instant};
 use harness::{Bench, PATIENCE, here, run, there, wait_until_available};
 use tidewater::Database;
 use tidewater::settings::Sources;
-use tidewater_test_support::{FaultProxy, Message, Trigger, compare};
-use tokio::sync::{Mutex, MutexGuard};
+use tidewater_test_support::{FaultProxy, Message, Postgres, Trigger, compare};
 use tokio_postgres::Client;
 
 /// How often a condition is looked at that is expected within milliseconds.
@@ -56,11 +55,9 @@ struct Scene {
     longest: Duration,
     /// The most connections, and lines of the log, that a history with one fault needed.
     most: (u64, usize),
-    /// An open transaction holds back the feed of everybody on the server: one scene at a time.
-    _turn: MutexGuard<'static, ()>,
+    /// An open transaction holds back the feed of everybody on the server, so that each scene has one of its own.
+    _server: Postgres,
 }
-
-static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Which end of the line loses a byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,8 +125,8 @@ impl Scene {
 
     /// With a hurry in every timer that a failure starts, and none that would stir by itself.
     async fn with(change: impl FnOnce(Sources) -> Sources) -> Self {
-        let turn = TURN.lock().await;
-        let bench = Bench::new().await;
+        let server = Postgres::start();
+        let bench = Bench::on(&server).await;
         bench.proxy.start();
         let settings = bench
             .settings()
@@ -153,7 +150,7 @@ impl Scene {
         let (longest, most) = (Duration::ZERO, (0, 0));
         let (messages, warm, audited) = (vec![], vec![], String::new());
         let mut scene =
-            Self { bench, db, cloud, holder, n: 0, messages, warm, audited, longest, most, _turn: turn };
+            Self { bench, db, cloud, holder, n: 0, messages, warm, audited, longest, most, _server: server };
         scene.undisturbed().await;
         scene.undisturbed().await;
         scene

@@ -29,7 +29,7 @@ use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::from_cloud::Wanted;
 use crate::core::merge::{Change, change};
 use crate::core::rules::TableRules;
-use crate::core::schema::{CloudTable, Table};
+use crate::core::schema::{CloudColumn, CloudTable, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{
     CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
@@ -1416,7 +1416,7 @@ impl Cycle {
             self.parts.timings.round.observe(took);
             if !carried.slowly {
                 self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
-            } else if self.windows.rows() > FIRST_WINDOW {
+            } else if self.windows.rows() > FIRST_PORTION {
                 self.windows.halve();
             }
             // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
@@ -1672,12 +1672,13 @@ impl Cycle {
                             carried.then = Then::Later;
                         }
                     }
-                    // Everybody else's rows, and what others wrote, come before the search goes on among these.
-                    carried.slowly = unfinished;
-                    if !wait.is_empty() || unfinished {
+                    // Everybody else's rows, and what others wrote, come before the search goes on among these; where there is
+                    // nothing else, it goes on at once.
+                    carried.slowly = unfinished && !is_last && !noted.retry;
+                    if !wait.is_empty() || carried.slowly {
                         let refused = wait.iter().map(|refusal| window.refusal(refusal, None)).collect();
-                        self.ask(PutBackRound { round: id, refused, others_first: unfinished }).await?;
-                        if unfinished {
+                        self.ask(PutBackRound { round: id, refused, others_first: carried.slowly }).await?;
+                        if carried.slowly {
                             carried.then = Then::PullFirst;
                         } else if noted.retry {
                             carried.then = Then::Later;
@@ -1809,22 +1810,17 @@ impl Window {
         for (table, rows) in noted.tables.iter().zip(rows) {
             let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
             for row in rows {
-                let bytes: usize = row.row.iter().flatten().map(|value| CELL_BYTES + value.size()).sum();
-                if bytes > row_bytes_max {
-                    window.refusals.push(Refusal {
+                let bytes = tables[at].weighs_there(row.row.as_deref().unwrap_or(&[]));
+                match tables[at].item(at, &row) {
+                    Ok(Some(_)) if bytes > row_bytes_max => window.refusals.push(Refusal {
                         table: table.id,
                         sqlstate: None,
-                        message: format!(
-                            "the row has {bytes} bytes, more than cloud.message_bytes_max allows"
-                        ),
+                        message: format!("its {bytes} bytes are more than cloud.message_bytes_max allows"),
                         constraint: None,
                         // Nobody reads that much.
                         values: None,
                         key: row.key,
-                    });
-                    continue;
-                }
-                match tables[at].item(at, &row) {
+                    }),
                     Ok(Some(item)) => {
                         window.items.push(item);
                         window.origins.push(Origin { table: table.id, key: row.key, stamp: row.entry.stamp });
@@ -1870,6 +1866,16 @@ impl ReadyTable {
     fn carried(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
         let (affinity, kind) = (self.table.columns[column].affinity(), &self.cloud.columns[column].kind);
         if self.finds[column] { key_to_cloud(value, affinity, kind) } else { to_cloud(value, affinity, kind) }
+    }
+
+    /// What a row takes in a message from the cloud, at most: PostgreSQL writes some values with blanks between their parts.
+    fn weighs_there(&self, row: &[Value]) -> usize {
+        let weighs = |(value, column): (&Value, &CloudColumn)| match (column.kind.wire(), &column.kind) {
+            (Wire::Text, CloudType::Text) => value.size(),
+            (Wire::Text, _) => value.size() * 3 / 2,
+            _ => value.size(),
+        };
+        row.iter().zip(&self.cloud.columns).map(|cell| CELL_BYTES + weighs(cell)).sum()
     }
 
     /// The values of some columns in PostgreSQL's text; nothing where the cloud's type cannot name one.

@@ -61,8 +61,8 @@ use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use pulse::Pulse;
 use sending::{
-    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, as_prepared, begin, caused_more, conflict_arrays,
-    conflict_params, fenced_out, patience, sets,
+    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, Patience, as_prepared, begin, caused_more, conflict_arrays,
+    conflict_params, fenced_out, sets, time_for,
 };
 pub use sending::{Judged, OpenRound};
 use stamps::{STAMPS, Stamps};
@@ -874,16 +874,19 @@ impl CloudSession {
 
     /// Bounds one exchange with the server (C4); the server's own limit should fire first.
     async fn bounded<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.patiently(work).await?
+        self.patiently(0, work).await?
     }
 
-    /// Waits for an answer. What is still on its way there, or back, is waited for as long as that takes; what nobody is at work on
-    /// any more, no longer than it takes to be sure.
-    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+    /// Waits for an answer. What is still on its way there, or back, is waited for as long as that takes; so is what the system,
+    /// or a proxy, has taken already and may be sending on: this, and `heavy` bytes that were sent before. What nobody is at work on
+    /// any more is waited for no longer than it takes to be sure of that.
+    async fn patiently<T>(&self, heavy: usize, work: impl Future<Output = T>) -> Result<T> {
         let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
+        let (began, at_first) = (tokio::time::Instant::now(), self.cloud.moved.bytes());
+        let on_its_way = |now: u64| time_for(usize::try_from(now - at_first).unwrap_or(0).max(heavy));
+        let mut before = at_first;
         let (mut work, mut silence) = (std::pin::pin!(work), std::pin::pin!(self.silence()));
         loop {
-            let before = self.cloud.moved.bytes();
             let ended = async {
                 tokio::select! {
                     biased;
@@ -891,11 +894,20 @@ impl CloudSession {
                     failure = &mut silence => Err(failure),
                 }
             };
-            if let Ok(ended) = tokio::time::timeout(limit, ended).await {
-                return ended;
-            }
-            if self.cloud.moved.bytes() - before < MOVES_AT_LEAST {
-                return Err(silent(limit));
+            match tokio::time::timeout(limit, ended).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(failure)) if began.elapsed() >= on_its_way(self.cloud.moved.bytes()) => {
+                    return Err(failure);
+                }
+                // A server that waits may be waiting for what a proxy has taken.
+                Ok(Err(_)) => silence.set(self.silence()),
+                Err(_) => {
+                    let now = self.cloud.moved.bytes();
+                    if now - before < MOVES_AT_LEAST && began.elapsed() >= limit + on_its_way(now) {
+                        return Err(silent(limit));
+                    }
+                    before = now;
+                }
             }
         }
     }
@@ -1736,8 +1748,8 @@ impl CloudSession {
     async fn begin_round(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<()> {
         self.client.set_open(true);
         self.batch(&begin(&self.client, frame)?, Phase::Pull).await?;
-        if let Some(wait) = patience(items, self.cloud.options.statement_timeout) {
-            self.batch(&wait, Phase::Pull).await?;
+        if let Some(patience) = Patience::with(items, self.cloud.options.statement_timeout) {
+            self.batch(&patience.begin, Phase::Pull).await?;
         }
         let fence = Fence::of(frame)?;
         let fenced = self.query(FENCE, &fence.params(), Phase::Setup).await;
@@ -1943,7 +1955,7 @@ impl CloudSession {
         &self,
         work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
     ) -> std::result::Result<T, Trouble> {
-        match self.patiently(work).await {
+        match self.patiently(0, work).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.trouble(&error)),
             Err(silent) => Err(Trouble::Failed(silent)),

@@ -2084,3 +2084,26 @@ async fn a_device_that_does_not_say_how_far_it_is_holds_the_trim() {
         assert_eq!(device.conn.trim(&LIMITS).await.unwrap().gone, 0);
     }
 }
+
+/// Rows that change places under a unique index that holds for some rows only, beside many for which it does not.
+#[tokio::test]
+async fn rows_change_places_under_a_partial_unique_index() {
+    let postgres = "CREATE TABLE item (id int8 PRIMARY KEY, name text, n int8);
+                    CREATE UNIQUE INDEX ON item (name) WHERE n = 1";
+    let (_database, plain, mut device) = bench(ITEM, postgres).await;
+    let row = |id: i64, name: &str, n: i64| [Int(id), text(name), Int(n)];
+    let mut items = vec![device.insert("item", &row(1, "a", 1)), device.insert("item", &row(2, "b", 1))];
+    items.extend((10..2010).map(|id| device.insert("item", &row(id, if id < 1010 { "x" } else { "y" }, 0))));
+    assert_eq!(device.round(&items).await, []);
+    let mut swapped = vec![
+        device.update("item", &["name"], &row(1, "b", 1)),
+        device.update("item", &["name"], &row(2, "a", 1)),
+    ];
+    // A thousand leave a value to which another thousand comes: not by all of their pairs.
+    swapped.extend(
+        (10..2010).map(|id| device.update("item", &["name"], &row(id, if id < 1010 { "y" } else { "x" }, 0))),
+    );
+    assert_eq!(device.round(&swapped).await, []);
+    assert_eq!(one(&plain, "SELECT string_agg(name, '' ORDER BY id) FROM item WHERE n = 1").await, "ba");
+    assert_eq!(one(&plain, "SELECT count(*) FROM item WHERE name = 'x' AND id >= 1010").await, "1000");
+}

@@ -156,14 +156,14 @@ impl<R> Isolation<R> {
         Some(self.asked.concat())
     }
 
-    /// The groups of a part that need nobody who was refused, as far as the others may wait: else nothing, and the part is left
-    /// for later.
+    /// The groups of a part that need nobody who was refused, and circles, as far as the others may wait: else nothing, and the
+    /// part is left for later.
     fn hopeful(&mut self, part: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
         let mut hopeful = vec![];
         let mut groups = part.into_iter();
         while let Some(group) = groups.next() {
-            let needs = group.iter().filter_map(|row| self.needs.get(row)).flatten();
-            if !needs.into_iter().any(|other| self.refused.contains(other)) {
+            let mut needs = group.iter().filter_map(|row| self.needs.get(row)).flatten();
+            if group.len() > 1 || !needs.any(|other| self.refused.contains(other)) {
                 hopeful.push(group);
             } else if self.waiting.len() < self.limits.waiting {
                 self.refused.extend(&group);
@@ -231,6 +231,10 @@ impl<R> Isolation<R> {
                 } else {
                     self.guilty.push((row, why));
                 }
+            }
+            Stage::Together if self.waiting.len() == 1 && stays_behind => {
+                self.behind.extend(self.waiting.pop().map(|(row, _)| row));
+                self.go_on();
             }
             Stage::Together if self.waiting.len() == 1 => {
                 self.waiting[0].1 = Some(why);
@@ -504,6 +508,18 @@ mod tests {
         let (refused, questions) = search(rows, &[500], &needs, &needs);
         assert_eq!(refused, (500..541).collect::<Vec<_>>());
         assert!(questions <= bound(rows, 1) + 1 + 40, "{questions}");
+    }
+
+    /// Who stays behind keeps those behind that need it, and nobody is refused for that.
+    #[test]
+    fn who_needs_one_that_stays_behind_stays_behind() {
+        let mut isolation: Isolation<()> = Isolation::new(2, &[(0, 1)], LIMITS);
+        while isolation.next().is_some() {
+            isolation.verdict(Verdict::Refused { why: (), needs_others: false, stays_behind: true });
+        }
+        let mut found = isolation.done();
+        found.behind.sort_unstable();
+        assert_eq!((found.refused.len(), found.behind, found.unfinished), (0, vec![0, 1], false));
     }
 
     /// The figure of the main case: 13 of 10,000.

@@ -29,6 +29,9 @@ const LIMITS: Limits = Limits { guilty: 100, waiting: 100 };
 /// After so long, one of them is enough.
 const SEARCH_TIME: Duration = Duration::from_secs(10);
 
+/// So many rows with the same values in unique columns may be in each other's way; more are outside of a partial index.
+const SAME_VALUE_MAX: usize = 4;
+
 /// In the place of an SQLSTATE: a deletion that would take rows along that this file has not seen.
 const UNSEEN: &str = "unseen";
 
@@ -305,7 +308,12 @@ impl Round<'_> {
     fn needs(&self, tie: &Tie) -> Vec<(usize, usize)> {
         match &tie.parent {
             // Who takes a unique value needs the one who leaves it.
-            None => pairs(self.taken(&tie.columns), &self.left(&tie.columns)),
+            None => {
+                let mut left = self.left(&tie.columns);
+                // Beside a partial index values repeat, and whoever needs all of those needs none.
+                left.retain(|_, items| items.len() <= SAME_VALUE_MAX);
+                pairs(self.taken(&tie.columns), &left)
+            }
             Some(parent) => {
                 // A child needs the parent that comes; a parent that goes needs its children to be gone.
                 let mut needs = pairs(self.taken(&tie.columns), &by_values(self.taken(parent)));

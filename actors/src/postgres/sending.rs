@@ -57,6 +57,8 @@ struct Part {
     order: Vec<usize>,
     /// By table: the rows that the cloud should have.
     known: Vec<(usize, Vec<usize>)>,
+    /// Where it is heavy.
+    patience: Option<Patience>,
 }
 
 /// One statement about a part.
@@ -69,9 +71,10 @@ enum Piece {
 }
 
 impl Part {
-    fn new(items: Arc<Vec<RoundItem>>) -> Self {
+    fn new(items: Arc<Vec<RoundItem>>, statement_timeout: Duration) -> Self {
+        let patience = Patience::with(&items, statement_timeout);
         let known = by_table(&items, (0..items.len()).filter(|at| items[*at].op != Op::Insert));
-        Self { order: in_order(&items, |_| true), known: known.into_iter().collect(), items }
+        Self { order: in_order(&items, |_| true), known: known.into_iter().collect(), items, patience }
     }
 
     fn known<'a>(&'a self, frame: RoundFrame<'a>, at: usize) -> Known<'a> {
@@ -168,6 +171,13 @@ impl<'s> OpenRound<'s> {
         self.requests.push((step, request));
     }
 
+    fn set(&mut self, sql: String) {
+        let session = self.session;
+        self.request(Step::Ours, async move {
+            session.client.batch_execute(&sql).await.map(|()| Answer::default())
+        });
+    }
+
     fn is_sound(&self) -> bool {
         self.unsent.is_none() && !self.in_steps
     }
@@ -178,7 +188,7 @@ impl<'s> OpenRound<'s> {
             return;
         }
         let (session, frame) = (self.session, self.frame);
-        let part = Arc::new(Part::new(items));
+        let part = Arc::new(Part::new(items, session.cloud.options.statement_timeout));
         if !asides(frame, &part.items, &part.order).is_empty() {
             self.in_steps = true;
             return;
@@ -194,10 +204,8 @@ impl<'s> OpenRound<'s> {
             }
         };
         self.parts.push(part.clone());
-        if let Some(wait) = patience(&part.items, session.cloud.options.statement_timeout) {
-            self.request(Step::Ours, async move {
-                session.client.batch_execute(&wait).await.map(|()| Answer::default())
-            });
+        if let Some(patience) = &part.patience {
+            self.set(patience.begin.clone());
         }
         for (statement, (_, step, piece)) in prepared.into_iter().zip(pieces) {
             let part = part.clone();
@@ -226,6 +234,9 @@ impl<'s> OpenRound<'s> {
                     }
                 }
             });
+        }
+        if let Some(patience) = &part.patience {
+            self.set(patience.end.clone());
         }
     }
 
@@ -279,7 +290,8 @@ impl<'s> OpenRound<'s> {
 
     async fn read(self, early_echo: bool) -> std::result::Result<Option<(Taken, bool)>, Trouble> {
         let Self { session, frame, requests, parts, unsent, in_steps } = self;
-        let (answers, trouble) = session.read_all(requests).await?;
+        let heavy = parts.iter().filter_map(|part| part.patience.as_ref()).map(|it| it.bytes).sum();
+        let (answers, trouble) = session.read_all(requests, heavy).await?;
         let trouble = trouble.or(unsent);
         // Behind BEGIN and the fence.
         let mut left = answers.len().saturating_sub(2);
@@ -288,7 +300,7 @@ impl<'s> OpenRound<'s> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
         'parts: for part in &parts {
-            if patience(&part.items, session.cloud.options.statement_timeout).is_some() {
+            if part.patience.is_some() {
                 left = left.saturating_sub(1);
                 answers.next();
             }
@@ -315,6 +327,10 @@ impl<'s> OpenRound<'s> {
                     part.set(frame, range).judge(&answer, &mut taken, &mut already_there)?;
                 }
             }
+            if part.patience.is_some() {
+                left = left.saturating_sub(1);
+                answers.next();
+            }
         }
         match trouble {
             // A refusal perhaps only of what has to leave.
@@ -334,17 +350,18 @@ impl<'s> OpenRound<'s> {
 }
 
 impl CloudSession {
-    /// Reads every answer: those before the first error, and that.
+    /// Reads every answer: those before the first error, and that. `heavy` is what the heavy parts weigh.
     async fn read_all(
         &self,
         requests: Vec<(Step, Request<'_>)>,
+        heavy: usize,
     ) -> std::result::Result<(Vec<Answer>, Option<Trouble>), Trouble> {
         let mut answers = vec![];
         let mut trouble = None;
         for (step, request) in requests {
             let answered = match request {
                 Request::Answered(answered) => answered,
-                Request::Under(work) => self.patiently(work).await?,
+                Request::Under(work) => self.patiently(heavy, work).await?,
             };
             match answered {
                 Ok(answer) if trouble.is_none() => answers.push(answer),
@@ -424,15 +441,32 @@ pub(super) fn begin(client: &Client, frame: RoundFrame<'_>) -> Result<String> {
     ))
 }
 
-/// What lets the server wait for rows that may take longer to come than it waits for a client that has begun something; nothing
-/// where that is long enough, over the slowest link that is reckoned with.
-pub(super) fn patience(items: &[RoundItem], statement_timeout: Duration) -> Option<String> {
-    const SLOWEST_BYTES_PER_S: usize = 64 << 10;
-    let bytes: usize = items.iter().flat_map(|item| &item.values).map(CloudValue::size).sum();
-    let takes = Duration::from_secs((bytes / SLOWEST_BYTES_PER_S) as u64);
-    let waits = takes + 2 * statement_timeout;
-    (takes > statement_timeout / 2)
-        .then(|| format!("SET LOCAL idle_in_transaction_session_timeout = {}", waits.as_millis()))
+/// The slowest link that is reckoned with, in bytes per second, and the longest time for one part.
+const SLOWEST: u64 = 64 << 10;
+const LONGEST: Duration = Duration::from_secs(30 * 60);
+
+/// How long so many bytes may be on their way.
+pub(super) fn time_for(bytes: usize) -> Duration {
+    Duration::from_secs(bytes as u64 / SLOWEST).min(LONGEST)
+}
+
+/// What lets the server wait for rows that may take longer to come than it waits for a client that has begun something, and
+/// what ends that.
+pub(super) struct Patience {
+    pub(super) begin: String,
+    end: String,
+    bytes: usize,
+}
+
+impl Patience {
+    /// Nothing where the server waits long enough anyway.
+    pub(super) fn with(items: &[RoundItem], statement_timeout: Duration) -> Option<Self> {
+        let bytes: usize = items.iter().flat_map(|item| &item.values).map(CloudValue::size).sum();
+        let set =
+            |wait: Duration| format!("SET LOCAL idle_in_transaction_session_timeout = {}", wait.as_millis());
+        let (usual, takes) = (2 * statement_timeout, time_for(bytes));
+        (takes > statement_timeout / 2).then(|| Self { begin: set(usual + takes), end: set(usual), bytes })
+    }
 }
 
 /// The parameters of the fence.
