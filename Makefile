@@ -12,16 +12,18 @@ test: setup
 	cargo test --workspace --features failpoints --locked
 
 # What takes minutes: every pair of places where actors die, and 10,000 panics in one run (TIDEWATER_PANICS says how many); a cut
-# at every byte of a round (TIDEWATER_CUT_STEP=n: at every n-th), and a SIGKILL each time that a fail point is passed. The same
-# build as for `test`.
+# at every byte of a round (TIDEWATER_CUT_STEP=n: at every n-th), and a SIGKILL each time that a fail point is passed; 200 random
+# histories of plain SQL in the cloud (TIDEWATER_HISTORIES), and a first sync of a million rows that is interrupted ten times. The
+# same build as for `test`.
 long: setup
-	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test history -- --ignored --nocapture --test-threads=1
+	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test history --test feed_fuzz --test first_sync -- --ignored --nocapture --test-threads=1
 
 # Speed, each figure beside its raw twin's of the same run.
 bench:
 	cargo bench -p tidewater-actors --bench control_plane
 	cargo bench -p tidewater --bench local
 	cargo bench -p tidewater --bench flush
+	cargo bench -p tidewater --bench warm
 
 # Format and lints, as CI runs them first.
 check:

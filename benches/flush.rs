@@ -19,6 +19,7 @@ use rusqlite::{Connection, OpenFlags, params};
 use tempfile::TempDir;
 use tidewater::settings::Settings;
 use tidewater::{Database, ProxyStatus, Statement, Value};
+use tidewater_test_support::bench::{Samples, from_environment, verdict};
 use tidewater_test_support::postgres::{self, Options, Postgres};
 use tidewater_test_support::{FaultProxy, Mode, wait};
 use tokio::runtime::Runtime;
@@ -116,10 +117,6 @@ fn main() {
 }
 
 type Part = fn(&Ground);
-
-fn from_environment(name: &str, default: usize) -> usize {
-    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
-}
 
 /// What all parts stand on: a server, and a file in which every row waits.
 struct Ground {
@@ -309,38 +306,6 @@ fn best_batch(ground: &Ground) -> usize {
         (took, batch)
     });
     tried.into_iter().min().unwrap().1
-}
-
-/// The middle one, and the figures around it.
-struct Samples {
-    name: &'static str,
-    took: Vec<f64>,
-}
-
-impl Samples {
-    fn new(name: &'static str) -> Self {
-        Self { name, took: vec![] }
-    }
-
-    fn add(&mut self, took: Duration) {
-        self.took.push(took.as_secs_f64());
-    }
-
-    fn at(&mut self, share: f64) -> f64 {
-        self.took.sort_unstable_by(f64::total_cmp);
-        self.took[((self.took.len() as f64 * share) as usize).min(self.took.len() - 1)]
-    }
-
-    /// Prints rows per second, and hands back the median's.
-    fn rate(&mut self, rows: usize) -> f64 {
-        let [median, slowest, quickest] = [0.5, 1.0, 0.0].map(|share| rows as f64 / self.at(share));
-        println!("  {:28} {median:>10.0} rows/s  ({slowest:.0} to {quickest:.0})", self.name);
-        median
-    }
-}
-
-fn verdict(what: &str, figure: f64, holds: bool, target: &str) {
-    println!("  {what:28} {figure:>10.2}         target {target}: {}", if holds { "met" } else { "MISSED" });
 }
 
 /// Rows that are new to an empty table.
@@ -595,10 +560,10 @@ fn writes_during_a_flush(ground: &Ground) {
             db.shutdown().await.unwrap();
         });
     }
-    println!("\nwrites, one each 2 ms ({} and {} of them)", idle.took.len(), busy.took.len());
+    println!("\nwrites, one each 2 ms ({} and {} of them)", idle.count(), busy.count());
     for samples in [&mut idle, &mut busy] {
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| samples.at(share) * 1e3);
-        println!("  {:28} p50 {p50:>8.2} ms  p99 {p99:>8.2} ms  max {max:>8.2} ms", samples.name);
+        println!("  {:28} p50 {p50:>8.2} ms  p99 {p99:>8.2} ms  max {max:>8.2} ms", samples.name());
     }
     let ratio = busy.at(0.99) / idle.at(0.99);
     verdict("p99, ratio", ratio, ratio <= 2.0, "2.00 or less");

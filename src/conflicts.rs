@@ -41,7 +41,8 @@ impl Database {
 
     /// Brings back what lost, conflict by conflict: each is an edit of now like any other, which is sent to the cloud, and what
     /// it replaces was kept by the conflict. A row that is gone gets no values, and one that is there is not inserted again:
-    /// the answer says which were refused, and why.
+    /// the answer says which were refused, and why. Where a [deletion](crate::Restores::Deletion) lost,
+    /// bringing it back deletes the whole row, and no log keeps the columns that were not in dispute.
     ///
     /// ```no_run
     /// # async fn example(db: tidewater::Database) -> Result<(), tidewater::Error> {

@@ -186,6 +186,11 @@ pub enum ControlError {
     /// No supervisor listens there.
     #[error("not running: no supervisor listens on {}", .0.display())]
     NotRunning(PathBuf),
+    /// The socket belongs to another user.
+    #[error(
+        "not allowed: the control socket {} belongs to another user; ask as the user that the supervisor runs as", .0.display()
+    )]
+    NotAllowed(PathBuf),
     /// A supervisor listens there already.
     #[error("a supervisor listens on {} already", .0.display())]
     InUse(PathBuf),
@@ -459,9 +464,10 @@ impl ControlClient {
         // Nobody can listen on a name that no socket can have.
         require_short(path)?;
         let deadline = Instant::now() + wait;
-        let mut stream = StdStream::connect(path).map_err(|error| match nobody_listens(&error) {
-            true => ControlError::NotRunning(path.to_owned()),
-            false => ControlError::io(path)(error),
+        let mut stream = StdStream::connect(path).map_err(|error| match error.kind() {
+            _ if nobody_listens(&error) => ControlError::NotRunning(path.to_owned()),
+            io::ErrorKind::PermissionDenied => ControlError::NotAllowed(path.to_owned()),
+            _ => ControlError::io(path)(error),
         })?;
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ControlError::Timeout(wait),

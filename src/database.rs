@@ -12,13 +12,14 @@
 //! The app's own actix System is not touched: everything here can be awaited in any actix or tokio runtime.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use slog::{Logger, info, o, warn};
 use tidewater_actors::circuit_breaker::{CircuitBreaker, Gate};
 use tidewater_actors::cloud_syncer::{CloudSyncer, SyncOptions, SyncParts};
+use tidewater_actors::core::availability::Times;
 use tidewater_actors::core::backoff::Backoff;
 use tidewater_actors::core::circuit::CircuitPolicy;
 use tidewater_actors::core::from_cloud::Wanted;
@@ -27,9 +28,11 @@ use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::{
     AvailabilityChanged, DetectProxy, Detection, ForceCircuit, Forced, GetCircuitReport, GetLink,
     GetProxyReport, GetSyncReport, HttpReport, ProxyReport, ProxyStatus, Readiness, ResetCircuit,
-    ResetDetector, SqliteReport, StatusSummary, Stored, Subscribe, SyncNow, WaitSynced, Write,
+    ResetDetector, SetPace, SetRules, SetTimes, SqliteReport, StatusSummary, Stored, Subscribe, SyncNow,
+    WaitSynced, Write,
 };
 use tidewater_actors::migrations::Migrations;
+use tidewater_actors::past::Remembered;
 use tidewater_actors::postgres::{Cloud, CloudOptions, FeedLimits, TlsMode, is_this_machine};
 use tidewater_actors::proxy_watcher::{Probe, ProxyWatcher, WatcherOptions};
 use tidewater_actors::sqlite::{
@@ -44,7 +47,7 @@ use tidewater_actors::timings::Timings;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 
 use crate::error::Error;
-use crate::settings::{AddColumns, Settings, TablesFromCloud};
+use crate::settings::{AddColumns, Reload, Settings, TablesFromCloud};
 
 /// How many writers may die while they have a unit in hand before it is given back: it may be what they die of.
 const WRITE_DEATHS_MAX: u32 = 2;
@@ -106,11 +109,59 @@ struct Inner {
     given_up: watch::Receiver<Option<GaveUp>>,
     availability: watch::Receiver<AvailabilityChanged>,
     timings: Arc<Timings>,
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only HTTP tells it"))]
+    past: Arc<Remembered>,
     /// Where it answers over HTTP, once it does.
     http: OnceLock<SocketAddr>,
     shutdown: Duration,
+    /// Those that it was opened with.
     settings: Settings,
+    /// The same, with what was read again since.
+    live: Live,
     runtime: Mutex<Option<Runtime>>,
+}
+
+/// The settings in use now. What an actor takes from them is taken anew by each generation of it.
+#[derive(Debug, Clone)]
+struct Live(Arc<RwLock<Settings>>);
+
+impl Live {
+    fn new(settings: Settings) -> Self {
+        Self(Arc::new(RwLock::new(settings)))
+    }
+
+    fn get(&self) -> Settings {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what can be.
+    fn take(&self, read: &Settings) -> Reload {
+        let mut settings = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let reload = settings.reload(read);
+        settings.clone_from(&reload.settings);
+        reload
+    }
+}
+
+/// What the watcher takes of the settings that can change.
+fn times_of(settings: &Settings) -> Times {
+    Times {
+        health_interval: settings.proxy.health_interval,
+        recently_verified: settings.proxy.recently_verified,
+        listen_interval: settings.proxy.listen_interval,
+    }
+}
+
+/// What the syncer takes of them.
+fn pace_of(settings: &Settings) -> Pace {
+    Pace {
+        debounce: settings.sync.debounce,
+        pull_interval: settings.sync.pull_interval,
+        poll_interval: settings.sync.feed_poll_interval,
+        poll_first: settings.sync.feed_poll_first,
+        retry_delay: settings.sync.retry_delay,
+        max_retry_delay: settings.proxy.max_retry_delay,
+    }
 }
 
 /// The thread of the actors, which nobody joins: it ends by itself.
@@ -187,8 +238,8 @@ impl std::fmt::Debug for Subscribers {
     }
 }
 
-/// Hears of the cloud for those who are no actors.
-struct Announcer(watch::Sender<AvailabilityChanged>);
+/// Hears of the cloud for those who are no actors, and for those who look only later.
+struct Announcer(watch::Sender<AvailabilityChanged>, Arc<Remembered>);
 
 impl Actor for Announcer {
     type Context = Context<Self>;
@@ -198,6 +249,7 @@ impl Handler<AvailabilityChanged> for Announcer {
     type Result = ();
 
     fn handle(&mut self, changed: AvailabilityChanged, _: &mut Self::Context) {
+        self.1.note_change(changed);
         self.0.send_replace(changed);
     }
 }
@@ -211,7 +263,9 @@ struct Plan {
     cloud: Option<Cloud>,
     gate: Gate,
     timings: Arc<Timings>,
+    past: Arc<Remembered>,
     wanted: Arc<OnceLock<Wanted>>,
+    live: Live,
     log: Logger,
 }
 
@@ -399,8 +453,50 @@ impl Database {
         outcome.map_err(of_reader)
     }
 
+    /// Those that it was opened with: what takes a restart to change.
     pub(crate) fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    /// Those in use now.
+    pub(crate) fn settings_now(&self) -> Settings {
+        self.inner.live.get()
+    }
+
+    /// Uses other settings from now on, as far as that needs no restart: what was taken and what has to wait is in the
+    /// answer, and the same settings as before change nothing. The log's levels are the caller's business.
+    ///
+    /// A password file with another password in it makes the cloud be checked at once, as [`reset`](Self::reset) does.
+    /// Dropping the future after it was polled leaves that out, and nothing else.
+    ///
+    /// ```no_run
+    /// # async fn example(db: tidewater::Database) -> Result<(), Box<dyn std::error::Error>> {
+    /// use tidewater::settings::Settings;
+    ///
+    /// let reload = db.reload(&Settings::builder().process_environment().config_file("notes.toml").build()?).await?;
+    /// for change in &reload.waiting {
+    ///     println!("{} takes a restart", change.key);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::ShutDown`], or [`Error::Failed`] when supervision gave up: nothing is changed then. [`Error::Unanswered`] when
+    /// only the check was not begun.
+    pub async fn reload(&self, settings: &Settings) -> Result<Reload, Error> {
+        self.alive()?;
+        let reload = self.inner.live.take(settings);
+        let now = &reload.settings;
+        let children = &self.inner.children;
+        // Who is being restarted takes them from where they are kept.
+        children.watcher.hint(SetTimes(times_of(now)));
+        children.syncer.hint(SetPace(pace_of(now)));
+        let policies = now.tables.policies();
+        children.writer.hint(SetRules { backlog: now.sync.backlog, policies });
+        if reload.password_changed {
+            self.reset().await?;
+        }
+        Ok(reload)
     }
 
     pub(crate) fn readers(&self) -> &Readers {
@@ -525,14 +621,24 @@ impl Database {
                 actor.state = "silent".to_owned();
             }
         }
+        let unasked = || ProxyReport {
+            detail: match actors.iter().find(|actor| actor.name == "ProxyWatcher") {
+                Some(actor) if actor.state == "silent" => "the watcher does not answer".to_owned(),
+                _ => "the watcher is being restarted".to_owned(),
+            },
+            ..self.inner.unasked.clone()
+        };
+        let sync = sync.ok().and_then(Result::ok).unwrap_or_default();
+        let replaced = self.inner.readers.same_file().err().map(|error| error.to_string());
         let status = StatusSummary {
-            proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(|| self.inner.unasked.clone()),
+            proxy: proxy.ok().and_then(Result::ok).unwrap_or_else(unasked),
             circuit: circuit.ok().and_then(Result::ok).unwrap_or_default(),
-            sync: sync.ok().and_then(Result::ok).unwrap_or_default(),
             sqlite: SqliteReport {
-                problem: self.inner.readers.same_file().err().map(|error| error.to_string()),
+                problem: replaced.or_else(|| sync.uncounted.clone()),
+                copying: self.inner.readers.copying(),
                 ..self.inner.sqlite.clone()
             },
+            sync,
             http: HttpReport { listen: self.inner.http.get().map(ToString::to_string) },
             actors,
             ..StatusSummary::default()
@@ -612,6 +718,12 @@ impl Database {
     #[cfg(feature = "http")]
     pub(crate) fn timings(&self) -> &Timings {
         &self.inner.timings
+    }
+
+    /// What has passed since it was opened, of a day at most.
+    #[cfg(feature = "http")]
+    pub(crate) fn past(&self) -> &Remembered {
+        &self.inner.past
     }
 
     /// From now on the status says where it answers over HTTP.
@@ -722,7 +834,9 @@ impl Plan {
             cloud: cloud_options.map(Cloud::new).transpose().map_err(|error| bad(&error))?,
             gate,
             timings: Arc::default(),
+            past: Arc::default(),
             wanted: Arc::default(),
+            live: Live::new(settings.clone()),
             settings,
             log,
         })
@@ -742,24 +856,25 @@ impl Plan {
             path: self.store.path.display().to_string(),
             journal_mode: "wal".to_owned(),
             problem: None,
+            copying: None,
         };
         let shutdown = self.settings.supervisor.shutdown;
-        let settings = self.settings.clone();
+        let (settings, live) = (self.settings.clone(), self.live.clone());
         let queue_max = self.settings.sqlite.queue_max;
         let unasked = ProxyReport {
             endpoint: self.settings.proxy.endpoint(),
             environment: self.settings.supervisor.environment.to_string(),
             proxy_required: self.settings.proxy.require,
-            detail: "the watcher is being restarted".to_owned(),
             ..ProxyReport::default()
         };
         let log = self.log.clone();
-        let timings = self.timings.clone();
+        let (timings, past) = (self.timings.clone(), self.past.clone());
         let unheard = AvailabilityChanged { epoch: 0, status: ProxyStatus::Unknown, class: None };
         let (heard, availability) = watch::channel(unheard);
         let (children, supervisor) = self.children(store, own_readers.clone());
         // Before there is a watcher, which has to know it.
-        children.subscribers.add(Announcer(heard).start().recipient());
+        past.note_change(unheard);
+        children.subscribers.add(Announcer(heard, past.clone()).start().recipient());
         let supervision = match supervisor.launch().await {
             Ok(supervision) => supervision,
             Err(error) => {
@@ -787,9 +902,11 @@ impl Plan {
             given_up,
             availability,
             timings,
+            past,
             http: OnceLock::new(),
             shutdown,
             settings,
+            live,
             runtime,
         };
         if opened.send(Ok((inner, stop))).is_ok() {
@@ -831,7 +948,9 @@ impl Plan {
             cloud,
             gate,
             timings,
+            past,
             wanted,
+            live,
             log,
         } = self;
         let children = Children {
@@ -854,14 +973,16 @@ impl Plan {
             }
         };
         let (on_watcher_left, on_syncer_left) = (leave.clone(), leave);
-        let (family, watcher_log) = (children.clone(), child_log("ProxyWatcher"));
+        let (family, watcher_log, now) = (children.clone(), child_log("ProxyWatcher"), live.clone());
         let watcher = ChildSpec::new(&children.watcher, move |generation| {
             on_watcher_left(generation);
             // Their living generations: a successor subscribes by itself.
             let breaker = family.breaker.addr().map(Addr::recipient);
             let syncer = family.syncer.addr().map(Addr::recipient);
             let subscribers = breaker.into_iter().chain(syncer).chain(family.subscribers.all()).collect();
-            Ok(ProxyWatcher::new(watcher_options.clone(), probe.clone(), subscribers, watcher_log.clone()))
+            let mut options = watcher_options.clone();
+            options.set_times(times_of(&now.get()));
+            Ok(ProxyWatcher::new(options, probe.clone(), subscribers, watcher_log.clone()))
         });
 
         let (family, breaker_gate, breaker_log) =
@@ -878,7 +999,7 @@ impl Plan {
             backlog: settings.sync.backlog,
             policies: settings.tables.policies(),
         };
-        let (syncer, writer_log) = (children.syncer.clone(), child_log("SqliteWriter"));
+        let (syncer, writer_log, now) = (children.syncer.clone(), child_log("SqliteWriter"), live.clone());
         let same_file = readers.clone();
         let rules = Arc::new(settings.tables.rules());
         let kept = rules.clone();
@@ -899,7 +1020,10 @@ impl Plan {
                 }
             };
             generation.on_abandoned(store.interrupt());
-            Ok(SqliteWriter::new(store, options.clone(), Box::new(syncer.clone()), writer_log.clone()))
+            let settings = now.get();
+            let (backlog, policies) = (settings.sync.backlog, settings.tables.policies());
+            let options = WriterOptions { backlog, policies, ..options.clone() };
+            Ok(SqliteWriter::new(store, options, Box::new(syncer.clone()), writer_log.clone()))
         });
 
         let parts = SyncParts {
@@ -914,17 +1038,12 @@ impl Plan {
             said: Arc::default(),
             not_synced: Arc::default(),
             timings,
+            past,
         };
         let options = SyncOptions {
             window_rows_max: settings.sync.window_rows_max,
             page_rows_max: settings.sync.page_rows_max,
-            pace: Pace {
-                debounce: settings.sync.debounce,
-                pull_interval: settings.sync.pull_interval,
-                poll_interval: settings.sync.feed_poll_interval,
-                retry_delay: settings.sync.retry_delay,
-                max_retry_delay: settings.proxy.max_retry_delay,
-            },
+            pace: pace_of(&settings),
             feed: FeedLimits {
                 pause: settings.sync.trim_interval,
                 retire_after: settings.sync.device_retire,
@@ -936,6 +1055,7 @@ impl Plan {
         let syncer_log = child_log("CloudSyncer");
         let syncer = ChildSpec::new(&children.syncer, move |generation| {
             on_syncer_left(generation);
+            let options = SyncOptions { pace: pace_of(&live.get()), ..options };
             Ok(CloudSyncer::new(parts.clone(), options, syncer_log.clone()))
         });
         let stuck_after = settings.supervisor.stuck_after;

@@ -275,6 +275,7 @@ impl Doctor {
             Err(ControlError::NotRunning(_) | ControlError::PathTooLong(_)) => {
                 (Supervisor::NotRunning { stale_socket: found.is_ok() }, None)
             }
+            Err(error @ ControlError::NotAllowed(_)) => (Supervisor::NotAllowed(error.to_string()), None),
             Err(error) => (Supervisor::Silent(crate::cli::on_one_line(&error.to_string())), None),
         }
     }
@@ -343,7 +344,7 @@ impl Database {
     /// Outside of a tokio or actix runtime.
     pub async fn doctor(&self) -> Result<Report, Error> {
         let running = Running::of(&self.status_summary().await);
-        let doctor = Doctor::new(self.settings().clone());
+        let doctor = Doctor::new(self.settings_now());
         blocking(move || {
             let examined = doctor.look_at_file();
             let cloud = doctor.look_at_cloud(&examined.tables);
@@ -355,7 +356,7 @@ impl Database {
     /// What only this process knows, for a `doctor` in another one.
     pub(crate) async fn tell_doctor(&self) -> Result<Told, Error> {
         let running = Running::of(&self.status_summary().await);
-        let doctor = Doctor::new(self.settings().clone());
+        let doctor = Doctor::new(self.settings_now());
         blocking(move || Told { running, cloud: doctor.look_at_cloud(&doctor.look_at_file().tables) }).await
     }
 }

@@ -18,7 +18,9 @@
 //! | `/readyz` | 200 or 503, with the reasons: [`Readiness`] |
 //! | `/metrics` | OpenMetrics, or Prometheus' older text, as the `Accept` header prefers |
 //! | `/status` | what `run_supervisor status --json` prints |
+//! | `/history` | the availability and the rows since the process began, of a day at most; times in milliseconds since 1970 |
 //! | `/events` | server-sent events, see below |
+//! | `/proof` | to `?nonce=…`, what only somebody can say who knows the token: HMAC-SHA256 of `tidewater token …`; the page asks for it before it sends the token |
 //! | `/parked`, `/conflicts` | with the token: what `parked --json` and `conflicts --json` print; `?table=`, `limit=`, `after=` and `before=` |
 //! | `POST` `/check`, `/reset`, `/flush`, `/warm` | with the token: what the verbs do; the body is `{}`, or `{"wait":true}` for the last two |
 //! | `POST` `/parked/retry` | with the token; `{"which":"all"}`, `{"which":{"table":"note"}}` or `{"which":{"ids":[3]}}` |
@@ -141,11 +143,13 @@ fn routes(
             .service(web::resource("/readyz").wrap(from_fn(guard::open)).to(readyz))
             .service(web::resource("/metrics").wrap(from_fn(guard::state)).to(metrics::metrics))
             .service(web::resource("/status").wrap(from_fn(guard::state)).to(status))
+            .service(web::resource("/history").wrap(from_fn(guard::state)).to(history))
             .service(web::resource("/events").wrap(from_fn(guard::state)).to(events::events));
         if !acts {
             return;
         }
         config
+            .service(web::resource("/proof").wrap(from_fn(guard::open)).to(actions::proof))
             .service(web::resource("/parked").wrap(from_fn(guard::rows)).to(actions::parked))
             .service(web::resource("/conflicts").wrap(from_fn(guard::rows)).to(actions::conflicts));
         for (path, verb) in actions::ROUTES {
@@ -182,6 +186,12 @@ async fn status(shared: Data<Shared>) -> HttpResponse {
         Ok(summary) => HttpResponse::Ok().content_type(ContentType::json()).body(format!("{summary:#}\n")),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
+}
+
+/// What has passed, for whoever looks only now.
+async fn history(shared: Data<Shared>) -> HttpResponse {
+    let (now, availability, rows) = shared.db.past().told();
+    json(true, &serde_json::json!({ "now": now, "availability": availability, "rows": rows }))
 }
 
 /// Whatever has no route of its own.

@@ -16,7 +16,7 @@
 //! | [`doctor`] | what is wrong with the file, the way to the cloud and the cloud, and what helps |
 //! | `http` | the page `/`, `/healthz`, `/readyz`, `/metrics`, `/status`, `/events`, and the verbs for whoever has the token; with the feature `http`, a default one |
 //! | [`service`] | what systemd is told, for the binary |
-//! | [`signals`] | SIGINT and SIGTERM, for the binary |
+//! | [`signals`] | SIGINT, SIGTERM and SIGHUP, for the binary |
 //! | [`telemetry`] | the log on standard error: the documented look, or JSON |
 //!
 //! The binary `run_supervisor` is thin: it parses, loads [`settings`], and calls this crate.
@@ -45,7 +45,7 @@ pub use database::{Committed, Database, Receipt};
 pub use error::Error;
 pub use migrations::Migrated;
 pub use parked::LocalFile;
-pub use run::run;
+pub use run::{Reloading, run};
 /// The `Connection` that [`Database::read`] hands out is this version's.
 pub use rusqlite;
 pub use tidewater_actors::core::value::Value;
@@ -56,6 +56,6 @@ pub use tidewater_actors::messages::{
 pub use tidewater_actors::migrations::{MigrationError, Migrations};
 pub use tidewater_actors::sqlite::{
     Conflict, ConflictPage, Copied, IntegrityReport, Orphans, ParkedPage, ParkedRow, PendingAfter,
-    PendingPage, PendingRow, Retried, RowError, Statement, StatementResult, StoreError, Which,
+    PendingPage, PendingRow, Restores, Retried, RowError, Statement, StatementResult, StoreError, Which,
 };
 pub use tidewater_actors::supervision;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tidewater_actors::messages::{DiscardParked, Discarded, GetSyncReport, RetryParked, SyncError, SyncSoon};
+use tidewater_actors::messages::{DiscardParked, Discarded, RetryParked, SyncError, SyncSoon};
 use tidewater_actors::sqlite::{
     ParkedPage, ParkedRow, PendingAfter, PendingPage, Readers, Retried, StoreError, StoreOptions, Which,
 };
@@ -95,26 +95,52 @@ impl Database {
 
     /// One cycle, and what it came to.
     pub(crate) async fn sync_counted(&self, wait: bool) -> Result<Synced, Error> {
-        let before = self.syncer()?.ask(GetSyncReport).await?;
+        let before = self.totals().await?;
         if wait {
             self.flush().await?;
         } else {
             self.sync_soon().await?;
         }
-        let after = self.syncer()?.ask(GetSyncReport).await?;
+        let after = self.totals().await?;
+        // What cannot be counted is an error, and not a file in which nothing waits.
+        let counts = self.in_background(|readers, _| readers.counts()).await?;
         Ok(Synced {
             done: wait,
-            rows_flushed: after.rows_flushed.saturating_sub(before.rows_flushed),
-            rows_warmed: after.rows_warmed.saturating_sub(before.rows_warmed),
-            pending: after.pending,
-            parked: after.parked,
+            rows_flushed: after[0].saturating_sub(before[0]),
+            rows_warmed: after[1].saturating_sub(before[1]),
+            pending: counts.pending,
+            parked: counts.parked,
         })
+    }
+
+    /// The rows that went to the cloud, and those that came from it, since the file was made.
+    async fn totals(&self) -> Result<[u64; 2], Error> {
+        self.in_background(|readers, _| Ok([readers.total("rows_flushed")?, readers.total("rows_warmed")?]))
+            .await
     }
 }
 
 /// The SQLite file of a supervisor, which may or may not run: for looking, not for writing.
 #[derive(Debug)]
 pub struct LocalFile(Readers);
+
+/// That it is there, and that this user may read it: SQLite would only say that it cannot be opened, and that late. It is not
+/// opened for that, because closing it again would take the locks away that this process may have on it.
+pub(crate) fn require_readable(path: &Path) -> Result<(), StoreError> {
+    let unusable = |reason: String, remedy: &str| StoreError::Open {
+        path: path.display().to_string(),
+        reason,
+        remedy: remedy.into(),
+    };
+    if !path.exists() {
+        let remedy = "name the file with --database or TIDEWATER_DATABASE";
+        return Err(unusable("there is no such file".into(), remedy));
+    }
+    rustix::fs::access(path, rustix::fs::Access::READ_OK).map_err(|error| {
+        let remedy = "give this user the right to read it, or ask as the user that the supervisor runs as";
+        unusable(std::io::Error::from(error).to_string(), remedy)
+    })
+}
 
 impl LocalFile {
     /// The file of these settings.
@@ -128,10 +154,7 @@ impl LocalFile {
             reason: reason.into(),
             remedy: remedy.into(),
         };
-        if !Path::new(&sqlite.path).exists() {
-            let remedy = "name the file with --database or TIDEWATER_DATABASE";
-            return Err(broken("there is no such file", remedy).into());
-        }
+        require_readable(&sqlite.path)?;
         let readers = Readers::open(&StoreOptions {
             path: sqlite.path.clone(),
             busy_timeout: sqlite.busy_timeout,

@@ -180,7 +180,7 @@ fn status_line(summary: &StatusSummary) -> String {
         ProxyStatus::Available => vec!["cloud available".to_owned()],
         ProxyStatus::Unavailable | ProxyStatus::Unknown => vec![explained("SQLite only", &proxy.detail)],
     };
-    if sync.pending > 0 || parts == ["cloud available"] {
+    if sync.pending > 0 || (parts == ["cloud available"] && !sync.state.is_empty()) {
         parts.push(format!("{} pending", sync.pending));
     }
     if sync.parked > 0 {
@@ -218,12 +218,14 @@ mod tests {
         };
         summary.proxy.status = ProxyStatus::Unavailable;
         summary.proxy.detail = "Proxy not running on 127.0.0.1:5432".to_owned();
+        summary.sync.state = "offline".to_owned();
         summary.judged()
     }
 
     fn available(pending: u64) -> StatusSummary {
         let mut summary = offline();
         summary.proxy.status = ProxyStatus::Available;
+        summary.sync.state = "idle".to_owned();
         summary.sync.pending = pending;
         summary.judged()
     }
@@ -239,6 +241,9 @@ mod tests {
     fn the_status_is_one_short_line() {
         assert_eq!(status_line(&available(0)), "cloud available, 0 pending");
         assert_eq!(status_line(&available(12)), "cloud available, 12 pending");
+        let mut uncounted = available(0);
+        uncounted.sync.state.clear();
+        assert_eq!(status_line(&uncounted), "cloud available");
         let mut summary = offline();
         assert_eq!(status_line(&summary), "SQLite only: Proxy not running on 127.0.0.1:5432");
         (summary.sync.pending, summary.sync.parked) = (3, 2);

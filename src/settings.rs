@@ -2,7 +2,8 @@
 //!
 //! Parts: [`Settings`] (the checked result, one struct per section), [`SettingsError`] (names key, source and
 //! what is allowed), [`Secret`]; `sources.rs` has [`Sources`] and the layers, `check.rs` goes from text to types
-//! and has every bound, `tables.rs` has what is set for single tables.
+//! and has every bound, `tables.rs` has what is set for single tables, `reload.rs` what becomes of settings that were read
+//! again.
 //!
 //! ```text
 //! default.toml ◁ production.toml ◁ --config file ◁ TIDEWATER_… ◁ CLOUD_SQL_…, JARVIS_ENV ◁ flags ◁ code
@@ -16,6 +17,7 @@
 //! `config/default.toml`; a key without a default cannot exist. Its `[tables.NAME]` stands for any table.
 
 mod check;
+mod reload;
 mod sources;
 mod tables;
 #[cfg(test)]
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::check::Reader;
+pub use self::reload::{Change, Reload};
 use self::sources::Layer;
 pub use self::sources::Sources;
 /// `supervisor.environment`, also known as `JARVIS_ENV`.
@@ -162,7 +165,7 @@ impl Effective {
 }
 
 /// The sections of [`Settings`]. Only loading makes one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Sections {
     /// How to find the proxy.
@@ -367,8 +370,10 @@ pub struct SyncSettings {
     pub page_rows_max: usize,
     /// Between two looks at the feed.
     pub pull_interval: Duration,
-    /// The same for half a minute after others have changed something.
+    /// The same, at most, for half a minute after others have changed something.
     pub feed_poll_interval: Duration,
+    /// The same right after that, at least.
+    pub feed_poll_first: Duration,
     /// Before a round that failed for a passing reason is tried again.
     pub retry_delay: Duration,
     /// How long a flush waits for further writes; may be zero.
@@ -506,7 +511,12 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// The least important level that is still written.
     pub level: LogLevel,
+    /// The same for single actors, by the names that `status` has for them.
+    pub levels: BTreeMap<&'static str, LogLevel>,
 }
+
+/// The actors that `log.levels` can name, as `status` does.
+pub const ACTORS: [&str; 4] = ["ProxyWatcher", "CircuitBreaker", "SqliteWriter", "CloudSyncer"];
 
 /// `[doctor]`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,14 +1,16 @@
-//! SIGINT and SIGTERM: the first asks for an orderly end, the second ends at once.
+//! SIGINT and SIGTERM: the first asks for an orderly end, the second ends at once. SIGHUP: the settings are read again; from
+//! a terminal that has gone it is what it always was, a reason to end.
 //!
-//! Both are watched by a thread with a runtime of its own, so that the second one works when the thread that
+//! All are watched by a thread with a runtime of its own, so that the second one works when the thread that
 //! should end in order is the one that is stuck.
 
 use std::fmt;
 use std::future::Future;
-use std::io;
+use std::io::{self, IsTerminal as _};
+use std::sync::Arc;
 
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// What asked for the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,8 @@ pub enum Signal {
     Interrupt,
     /// What service managers and `kill` send.
     Terminate,
+    /// The terminal has gone.
+    Hangup,
 }
 
 impl Signal {
@@ -26,6 +30,7 @@ impl Signal {
         match self {
             Self::Interrupt => 130,
             Self::Terminate => 143,
+            Self::Hangup => 129,
         }
     }
 }
@@ -35,44 +40,93 @@ impl fmt::Display for Signal {
         f.write_str(match self {
             Self::Interrupt => "SIGINT",
             Self::Terminate => "SIGTERM",
+            Self::Hangup => "SIGHUP",
         })
     }
 }
 
-/// Takes over both signals at once, before it returns; the future resolves at the first one. From then on a
-/// further one ends the process with [`Signal::exit_status`], whether or not the future was polled or dropped.
+/// Each SIGHUP that does not end the process; those that come while one is being obeyed are one.
+#[derive(Debug, Clone, Default)]
+pub struct Hangups(Arc<Notify>);
+
+impl Hangups {
+    /// Waits for the next one.
+    pub async fn next(&self) {
+        self.0.notified().await;
+    }
+}
+
+/// Takes over the signals at once, before it returns; the future resolves at the first SIGINT or SIGTERM, and at the SIGHUP of
+/// a terminal that has gone. From then on a further SIGINT or SIGTERM ends the process with
+/// [`Signal::exit_status`], whether or not the future was polled or dropped.
 /// Call it once per process, in the binary only: an embedding application has its own idea of signals.
 ///
 /// # Errors
 /// When the operating system refuses a handler, a runtime or a thread.
-pub fn shutdown_requested() -> io::Result<impl Future<Output = Signal> + Send + 'static> {
+pub fn watch() -> io::Result<(impl Future<Output = Signal> + Send + 'static, Hangups)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let (mut interrupt, mut terminate) = {
+    let mut streams = {
         let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+        Streams {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            on_terminal: io::stderr().is_terminal(),
+        }
     };
+    let hangups = Hangups::default();
+    let heard = hangups.clone();
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new().name("tidewater-signals".to_owned()).spawn(move || {
         runtime.block_on(async {
-            let first = next(&mut interrupt, &mut terminate).await;
+            let first = streams.first(&heard).await;
             let _ = tell.send(first);
-            let second = next(&mut interrupt, &mut terminate).await;
+            let second = streams.second().await;
             std::process::exit(i32::from(second.exit_status()));
         });
     })?;
-    Ok(async move {
+    let asked = async move {
         match told.await {
             Ok(signal) => signal,
             // The thread sends before it ends, or does not end; if it could, nothing was asked for.
             Err(_) => std::future::pending().await,
         }
-    })
+    };
+    Ok((asked, hangups))
 }
 
-async fn next(interrupt: &mut Stream, terminate: &mut Stream) -> Signal {
-    tokio::select! {
-        _ = interrupt.recv() => Signal::Interrupt,
-        _ = terminate.recv() => Signal::Terminate,
+struct Streams {
+    interrupt: Stream,
+    terminate: Stream,
+    hangup: Stream,
+    /// Whether there was a terminal at the start.
+    on_terminal: bool,
+}
+
+impl Streams {
+    /// The first one that asks for the end.
+    async fn first(&mut self, hangups: &Hangups) -> Signal {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return Signal::Interrupt,
+                _ = self.terminate.recv() => return Signal::Terminate,
+                _ = self.hangup.recv() => {
+                    // One that has gone is none any more; who started the process there does not see it run on.
+                    if self.on_terminal && !io::stderr().is_terminal() {
+                        return Signal::Hangup;
+                    }
+                    hangups.0.notify_one();
+                }
+            }
+        }
+    }
+
+    /// One that insists. A shell whose terminal has gone tells its children once more; that is not meant so.
+    async fn second(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Signal::Terminate,
+        }
     }
 }
 
@@ -87,7 +141,7 @@ mod tests {
     #[test]
     #[ignore = "run by the tests below, in a process of its own"]
     fn a_process_that_is_stuck() {
-        let asked = shutdown_requested().unwrap();
+        let (asked, _) = watch().unwrap();
         println!("\nready");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         println!("asked by {}", runtime.block_on(asked));

@@ -1,19 +1,21 @@
 //! The log: one line per event on standard error, in the look that people grep for, or as JSON.
 //!
-//! Parts: [`start`] (the root logger and its guard), [`LogGuard`] (writes what is left when it is dropped),
-//! `TextDrain` (the documented look).
+//! Parts: [`start`] (the root logger and its guard), [`LogGuard`] (writes what is left when it is dropped), [`Levels`] (what is
+//! written, for all and for single actors, changed while it is in use), `TextDrain` (the documented look).
 //!
 //! ```text
-//! Logger ─▶ level ─▶ bounded channel, waits when full ─▶ thread ─▶ TextDrain or slog-json ─▶ standard error
+//! Logger ─▶ Levels ─▶ bounded channel, waits when full ─▶ thread ─▶ TextDrain or slog-json ─▶ standard error
 //! ```
 //!
 //! The logger is a value: whoever logs gets a child of it. There is no global one.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use slog::{Drain, FnValue, KV, Level, LevelFilter, Logger, OwnedKVList, PushFnValue, Record, o};
+use slog::{Drain, FnValue, KV, Level, Logger, OwnedKVList, PushFnValue, Record, o};
 use slog_async::{Async, OverflowStrategy};
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
@@ -45,14 +47,104 @@ fn start_on(settings: &LogSettings, writer: impl Write + Send + 'static, colour:
         LogFormat::Text => asynchronous(TextDrain::new(writer, colour)),
         LogFormat::Json => asynchronous(json(writer)),
     };
-    let level = match settings.level {
+    let levels = Levels::of(settings);
+    let filtered = Filtered { levels: levels.clone(), drain };
+    // A log that cannot be written must not end what it tells about.
+    (Logger::root(filtered.ignore_res(), o!()), LogGuard { levels, _inner: guard })
+}
+
+/// What is written: a level for all, and others for single actors. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Levels(Arc<RwLock<Chosen>>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Chosen {
+    usual: Level,
+    of_actors: BTreeMap<&'static str, Level>,
+}
+
+impl Chosen {
+    fn of(settings: &LogSettings) -> Self {
+        let of_actors = settings.levels.iter().map(|(actor, level)| (*actor, level_of(*level))).collect();
+        Self { usual: level_of(settings.level), of_actors }
+    }
+}
+
+impl Levels {
+    fn of(settings: &LogSettings) -> Self {
+        Self(Arc::new(RwLock::new(Chosen::of(settings))))
+    }
+
+    /// From the next line on, these settings' levels hold.
+    pub fn set(&self, settings: &LogSettings) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Chosen::of(settings);
+    }
+
+    /// Whether a line is written. The actor is looked for only where one of them has a level of its own.
+    fn let_through(&self, record: &Record<'_>, of_logger: &OwnedKVList) -> bool {
+        let chosen = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let own = match chosen.of_actors.is_empty() {
+            true => None,
+            false => actor_of(record, of_logger).and_then(|actor| chosen.of_actors.get(actor.as_str())),
+        };
+        record.level().is_at_least(*own.unwrap_or(&chosen.usual))
+    }
+
+    /// The least important level that somebody's lines are written at.
+    fn most(&self) -> Level {
+        let chosen = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = chosen.of_actors.values().copied().chain([chosen.usual]);
+        all.max_by_key(|level| level.as_usize()).unwrap_or(chosen.usual)
+    }
+}
+
+fn level_of(level: LogLevel) -> Level {
+    match level {
         LogLevel::Error => Level::Error,
         LogLevel::Warning => Level::Warning,
         LogLevel::Info => Level::Info,
         LogLevel::Debug => Level::Debug,
-    };
-    // A log that cannot be written must not end what it tells about.
-    (Logger::root(LevelFilter::new(drain, level).ignore_res(), o!()), LogGuard { _inner: guard })
+    }
+}
+
+/// Who speaks, as the logger was given to it.
+fn actor_of(record: &Record<'_>, of_logger: &OwnedKVList) -> Option<String> {
+    #[derive(Default)]
+    struct Actor(Option<String>);
+    impl slog::Serializer for Actor {
+        fn emit_arguments(&mut self, key: slog::Key, value: &fmt::Arguments<'_>) -> slog::Result {
+            if key == "actor" && self.0.is_none() {
+                self.0 = Some(value.to_string());
+            }
+            Ok(())
+        }
+    }
+    let mut actor = Actor::default();
+    // One that cannot be written is nobody.
+    let _ = of_logger.serialize(record, &mut actor);
+    actor.0
+}
+
+/// Passes on what the levels let through.
+struct Filtered<D> {
+    levels: Levels,
+    drain: D,
+}
+
+impl<D: Drain<Ok = ()>> Drain for Filtered<D> {
+    type Ok = ();
+    type Err = D::Err;
+
+    fn log(&self, record: &Record<'_>, of_logger: &OwnedKVList) -> Result<(), D::Err> {
+        if self.levels.let_through(record, of_logger) {
+            self.drain.log(record, of_logger)?;
+        }
+        Ok(())
+    }
+
+    fn is_enabled(&self, level: Level) -> bool {
+        level.is_at_least(self.levels.most())
+    }
 }
 
 fn asynchronous<D>(drain: D) -> (Async, slog_async::AsyncGuard)
@@ -68,7 +160,16 @@ where
 
 /// Keeps the log going; dropping it waits until everything is written.
 pub struct LogGuard {
+    levels: Levels,
     _inner: slog_async::AsyncGuard,
+}
+
+impl LogGuard {
+    /// What is written, to be changed while the log is in use.
+    #[must_use]
+    pub fn levels(&self) -> Levels {
+        self.levels.clone()
+    }
 }
 
 impl fmt::Debug for LogGuard {
@@ -272,6 +373,51 @@ mod tests {
         });
         assert_eq!(lines.len(), 1);
         assert!(lines[0].ends_with("| WARNING | yes"));
+    }
+
+    /// An actor with a level of its own is heard, or not, whatever holds for the others; a later word takes the place of an
+    /// earlier one at once, also for loggers that were handed out before.
+    #[test]
+    fn single_actors_have_levels_of_their_own() {
+        let load = |level: &str, levels: &str| {
+            let sources = Settings::builder().set("log.format", "json").set("log.level", level);
+            sources.set("log.levels", levels).build().unwrap()
+        };
+        let written = Shared::default();
+        let (log, guard) =
+            start_with(&load("info", "CloudSyncer=debug, ProxyWatcher=error").log, written.clone());
+        // As the facade does it, with what keeps a line that cannot be written from doing harm in between.
+        let root = tidewater_actors::supervision::calm(log.clone());
+        let [syncer, watcher, writer] =
+            ["CloudSyncer", "ProxyWatcher", "SqliteWriter"].map(|name| root.new(o!("actor" => name)));
+        for log in [&syncer, &watcher, &writer, &root] {
+            debug!(log, "first debug");
+            warn!(log, "first warning");
+        }
+        guard.levels().set(&load("error", "SqliteWriter=debug").log);
+        for log in [&syncer, &watcher, &writer, &root] {
+            debug!(log, "second debug");
+        }
+        drop(guard);
+        let lines = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let said: Vec<(String, String)> = lines
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .map(|line| {
+                (
+                    line["actor"].as_str().unwrap_or("nobody").to_owned(),
+                    line["msg"].as_str().unwrap().to_owned(),
+                )
+            })
+            .collect();
+        let expected = [
+            ("CloudSyncer", "first debug"),
+            ("CloudSyncer", "first warning"),
+            ("SqliteWriter", "first warning"),
+            ("nobody", "first warning"),
+            ("SqliteWriter", "second debug"),
+        ];
+        assert_eq!(said, expected.map(|(actor, line)| (actor.to_owned(), line.to_owned())));
     }
 
     /// JSON has one object per line with time, level and message.

@@ -247,7 +247,10 @@ fn config_says_where_every_value_came_from() {
     assert_eq!(keys(&config(&["--json"])), every);
     assert!(settings.effective().iter().all(|it| !it.allowed.is_empty()), "{:?}", settings.effective());
     assert_eq!(keys(&config(&["--changed", "--json"])), ["cloud.password", "http.listen", "proxy.port"]);
-    assert_eq!(keys(&config(&["--json", "proxy.port", "log"])), ["log.format", "log.level", "proxy.port"]);
+    assert_eq!(
+        keys(&config(&["--json", "proxy.port", "log"])),
+        ["log.format", "log.level", "log.levels", "proxy.port"]
+    );
     let unknown = config(&["proxy.prot"]);
     assert!(assert_one_line(&unknown, 2).contains("proxy.prot"));
 }

@@ -520,6 +520,8 @@ async fn something_else_listens() {
     assert!(finding.remedy.as_ref().unwrap().text.contains("CLOUD_SQL_PROXY_PORT"));
     assert_eq!(found.finding(Check::Connect).unwrap().mark, Mark::Green);
     assert!(not_looked_at(&found).contains(&Check::Login));
+    // As the remedy says: the port of the proxy.
+    assert_good(&report(&device));
 }
 
 /// The proxy is up and its instance is not: it accepts and closes, or says nothing.
@@ -558,6 +560,12 @@ async fn a_wrong_password_or_role() {
         for check in BEHIND_LOGIN {
             assert!(not_looked_at(&found).contains(&check), "{check:?}");
         }
+        // With the variable that the remedy names set right.
+        assert!(
+            only(&found, Check::Login, says).remedy.as_ref().unwrap().text.contains(variable),
+            "{found:#?}"
+        );
+        assert_good(&report(&device));
     }
 }
 
@@ -568,6 +576,7 @@ async fn nothing_to_log_in_with() {
     let found = report_of(&device, doctor(&device).env_remove("CLOUD_SQL_DATABASE"));
     let finding = only(&found, Check::Login, "nothing to log in with");
     assert!(finding.remedy.as_ref().unwrap().text.contains("CLOUD_SQL_DATABASE"));
+    assert_good(&report(&device));
 }
 
 /// A role that may not log in, one that may not connect, and a database that is not there.

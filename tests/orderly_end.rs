@@ -29,7 +29,8 @@ async fn a_search_that_hangs_does_not_hold_up_the_end() {
     })
     .unwrap();
     let settings = bench.settings().set("supervisor.shutdown_s", 4).build().unwrap();
-    let ended = tidewater::run(settings, bench.log.logger(), None, async { searching.await.unwrap() }).await;
+    let ended =
+        tidewater::run(settings, bench.log.logger(), None, None, async { searching.await.unwrap() }).await;
     assert!(ended.is_ok(), "{ended:?}");
     assert!(bench.log.all().last().unwrap().ends_with("✅ Stopped"), "{:#?}", bench.log.all());
     bench.open().await.shutdown().await.unwrap();

@@ -20,6 +20,7 @@ fn patient(bench: &Bench) -> Sources {
         .settings()
         .set("sync.pull_interval_s", HOUR)
         .set("sync.feed_poll_interval_s", HOUR)
+        .set("sync.feed_poll_first_ms", 60_000)
         .set("proxy.timeout_s", 20)
 }
 

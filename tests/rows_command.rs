@@ -6,7 +6,7 @@ mod process;
 
 use std::process::Output;
 
-use process::{Device, Process, command, output};
+use process::{Device, command, output};
 use serde_json::Value;
 use tidewater_test_support::shell;
 
@@ -274,42 +274,6 @@ async fn a_day_with_refused_rows() {
     "#);
 }
 
-/// On a terminal a bar shows how far `flush --wait` has come, and is gone when it ends.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_terminal_sees_how_far_the_flush_has_come() {
-    let device = Device::new().await;
-    device
-        .cloud
-        .execute_batch(
-            "CREATE TABLE note (id bigint PRIMARY KEY, body text);
-             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$;
-             CREATE TRIGGER slow BEFORE INSERT ON note FOR EACH ROW EXECUTE FUNCTION slow();",
-        )
-        .await;
-    shell::sqlite3_shell(
-        device.path(),
-        "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);
-         WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 300)
-         INSERT INTO note SELECT i, 'body' FROM n;",
-    );
-    device.proxy.start();
-    let process = Process::ready(device.command().env("TIDEWATER_SYNC__WINDOW_ROWS_MAX", "20"));
-    device.wait_for_status("it flushes", |status| status["sync"]["state"] == "flushing");
-    let binary = env!("CARGO_BIN_EXE_run_supervisor");
-    let script = format!(
-        "import os, pty\nos.environ.update(TERM='xterm', COLUMNS='80')\n\
-         raise SystemExit(os.waitstatus_to_exitcode(pty.spawn(['{binary}', 'flush', '--wait'])))"
-    );
-    let mut terminal = std::process::Command::new("python3");
-    let seen = output(terminal.args(["-c", &script]).env("TIDEWATER_DATABASE", device.path()));
-    let text = String::from_utf8(seen.stdout).unwrap();
-    assert_eq!(seen.status.code(), Some(0), "{text}");
-    assert!(text.contains("flushing") && text.contains(" rows, "), "{text:?}");
-    let last = text.trim_end().rsplit(['\r', '\n']).next().unwrap();
-    assert!(last.contains("rows went to the cloud; 0 pending, 0 parked"), "{text:?}");
-    process.stop();
-}
-
 /// A day with conflicts: an edit against an edit, a deletion against an edit and the other way round. What lost is listed, looked
 /// at and brought back as an edit of now, which the cloud gets; what there is nothing to be done about says why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -364,6 +328,14 @@ async fn what_lost_a_conflict_is_brought_back() {
     );
     assert_eq!(says(&device, &["conflicts", "show", &n]), expected);
     assert_eq!(json(&device, &["conflicts", "show", &number(1)])["cloud"], "there");
+    // What lost, and so what restoring does, is told apart: a value, a row, and a deletion, which takes a whole row along.
+    for (z, restores) in [(1, "value"), (2, "row"), (3, "deletion")] {
+        assert_eq!(json(&device, &["conflicts", "show", &number(z)])["restores"], restores);
+        let warns = says(&device, &["conflicts", "show", &number(z)]).contains("deletes the whole row");
+        assert_eq!(warns, restores == "deletion");
+    }
+    let names = serde_json::json!(["z", "a", "body", "data", "x"]);
+    assert_eq!(json(&device, &["conflicts", "show", &n])["columns"], names);
 
     let restored = json(&device, &["conflicts", "restore", &number(1), &number(2), &number(3)]);
     assert_eq!(restored["refused"], serde_json::json!([]));

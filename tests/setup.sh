@@ -27,6 +27,7 @@ if [ "$for_what" = test ]; then
     have_postgres || missing="$missing postgresql"
     command -v sqlite3 >/dev/null 2>&1 || missing="$missing sqlite3"
     command -v python3 >/dev/null 2>&1 || missing="$missing python3"
+    command -v curl >/dev/null 2>&1 || missing="$missing curl"
     have_python_module prometheus_client || missing="$missing python3-prometheus-client"
     have_python_module yaml || missing="$missing python3-yaml"
 fi

@@ -14,12 +14,15 @@
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{oneshot, watch};
 
@@ -29,11 +32,11 @@ use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::from_cloud::Wanted;
 use crate::core::merge::{Change, change};
 use crate::core::rules::TableRules;
-use crate::core::schema::{CloudColumn, CloudTable, Table};
+use crate::core::schema::{CloudColumn, CloudTable, Column, Table};
 use crate::core::sync::{Effect, Event, Outcome, Pace, State, Syncing};
 use crate::core::value::{
-    CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
-    from_cloud_unchanged, from_text, json_array, key_to_cloud, to_cloud, to_text,
+    Affinity, CloudType, CloudValue, Misfit, Value, Wire, alike, as_text_key, computed_there, from_cloud,
+    from_cloud_unchanged, from_text, is_kept, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, CompareKeeping,
@@ -42,6 +45,7 @@ use crate::messages::{
     RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
     WaitSynced,
 };
+use crate::past::Remembered;
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
     RoundItem, RoundOutcome, Standing, needs_others,
@@ -57,13 +61,16 @@ use crate::timings::{Timings, now_us};
 
 mod history;
 mod looks;
+mod pace;
 mod parked;
 mod tables;
+mod told;
 mod trim;
 
 use history::{CameBack, Evidence};
 use looks::{Looks, counted};
 use parked::Discards;
+use told::Told;
 
 /// How the syncer works.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +122,8 @@ pub struct SyncParts {
     pub not_synced: Arc<Mutex<HashMap<i64, String>>>,
     /// Where the durations are counted.
     pub timings: Arc<Timings>,
+    /// Where it is noted how much waited, and went.
+    pub past: Arc<Remembered>,
 }
 
 /// The actor.
@@ -127,6 +136,7 @@ pub struct CloudSyncer {
     windows: Portion,
     pages: Portion,
     doing: Arc<AtomicU8>,
+    told: Told,
     running: Option<SpawnHandle>,
     timer: Option<SpawnHandle>,
     /// Who waits for the end of a cycle, with the number of the first one that counts.
@@ -138,6 +148,8 @@ pub struct CloudSyncer {
     /// Parked rows to be given up by the next cycle.
     discards: Discards,
     cycles_begun: u64,
+    /// When the last of them did.
+    began: Instant,
     trouble: Option<String>,
     /// Somebody is making the file belong to another cloud: what the watcher says meanwhile is heard afterwards.
     adopting: Option<Option<AvailabilityChanged>>,
@@ -225,6 +237,12 @@ const FIRST_PORTION: usize = 64;
 /// The first window, as long as nobody knows how quick the cloud is.
 const FIRST_WINDOW: usize = 1000;
 
+/// How long a table is read as of one moment: the server keeps for so long what is deleted meanwhile.
+const STRETCH: Duration = Duration::from_secs(5);
+
+/// So many pages are on their way at most while one is applied: more than a round trip takes, so that it costs nothing.
+const AHEAD_MAX: usize = 16;
+
 /// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server. A window weighs more
 /// only by the one row with which it began, or grew, if that is heavier by itself.
 const PORTION_BYTES: usize = 16 << 20;
@@ -250,6 +268,10 @@ struct ReadyTable {
     cloud: CloudTable,
     /// By column: whether rows find each other by it, so that it has to come back byte for byte.
     finds: Vec<bool>,
+    /// By column, looked up once and not for each value.
+    affinities: Vec<Affinity>,
+    /// By column: whether whatever the cloud has in it can be kept here, or never goes back.
+    kept: Vec<bool>,
 }
 
 const WARMING: u8 = 0;
@@ -259,6 +281,7 @@ impl CloudSyncer {
     /// A syncer that waits for the cloud.
     pub fn new(parts: SyncParts, options: SyncOptions, log: Logger) -> Self {
         Self {
+            looks: Looks::new(parts.past.clone()),
             parts,
             options,
             machine: Syncing::new(options.pace),
@@ -266,6 +289,7 @@ impl CloudSyncer {
             windows: Portion::new(options.window_rows_max.min(FIRST_WINDOW)),
             pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
             doing: Arc::default(),
+            told: Told::default(),
             running: None,
             timer: None,
             asked: vec![],
@@ -273,9 +297,9 @@ impl CloudSyncer {
             receipts_max: RECEIPTS_MIN,
             discards: Discards::default(),
             cycles_begun: 0,
+            began: Instant::now(),
             trouble: None,
             adopting: None,
-            looks: Looks::default(),
             announced: false,
             offline: None,
             log,
@@ -304,6 +328,7 @@ impl CloudSyncer {
 
     fn start(&mut self, number: u64, ctx: &mut Context<Self>) {
         self.cycles_begun = number;
+        self.began = Instant::now();
         self.doing.store(WARMING, Ordering::Relaxed);
         let cycle = Cycle {
             parts: self.parts.clone(),
@@ -312,6 +337,7 @@ impl CloudSyncer {
             windows: self.windows.clone(),
             pages: self.pages.clone(),
             doing: self.doing.clone(),
+            told: self.told.clone(),
             discards: self.discards.clone(),
             untold: Cell::new(None),
             syncer: ctx.address().downgrade(),
@@ -345,7 +371,7 @@ impl CloudSyncer {
         self.say(&ended);
         if ended.is_ok() {
             // Who looks after a flush sees what it did, not what was counted before.
-            self.looks = Looks::default();
+            self.looks.outdate();
         }
         if !self.announced && self.parts.cloud.as_ref().is_some_and(Cloud::announces) {
             self.announced = true;
@@ -380,9 +406,14 @@ impl CloudSyncer {
         {
             self.discards.refuse(&error);
         }
-        self.advance(Event::Ended { cycle, outcome }, ctx);
+        let took = self.began.elapsed();
+        self.advance(Event::Ended { cycle, outcome, took }, ctx);
         self.settle_receipts();
         self.refuse();
+        let came_to_something = outcome == Outcome::News || !self.parts.past.is_settled();
+        if came_to_something && matches!(self.machine.state(), State::Idle) {
+            self.remember();
+        }
     }
 
     /// One line when trouble begins and one when it ends; nothing while it lasts.
@@ -474,6 +505,12 @@ impl CloudSyncer {
     }
 
     /// What is known without the file.
+    /// Looks at the numbers for those who look only later. It happens where something happens anyway: an idle machine is left
+    /// alone.
+    fn remember(&self) {
+        actix_rt::spawn(counted(self.report(), self.parts.readers.clone(), self.looks.clone()));
+    }
+
     fn report(&self) -> SyncReport {
         let state = match self.machine.state() {
             State::Offline => "offline",
@@ -482,7 +519,13 @@ impl CloudSyncer {
             State::Working if self.doing.load(Ordering::Relaxed) == FLUSHING => "flushing",
             State::Working => "warming",
         };
-        SyncReport { state: state.to_owned(), detail: self.trouble.clone(), ..SyncReport::default() }
+        let progress = self.running.as_ref().and_then(|_| self.told.progress());
+        SyncReport {
+            state: state.to_owned(),
+            detail: self.trouble.clone(),
+            progress,
+            ..SyncReport::default()
+        }
     }
 }
 
@@ -508,6 +551,8 @@ impl Handler<AvailabilityChanged> for CloudSyncer {
         match changed.status {
             ProxyStatus::Available if self.parts.cloud.is_some() => {
                 self.offline = None;
+                // How much has come to wait, before it goes.
+                self.remember();
                 self.advance(Event::Available, ctx);
             }
             // Not checked yet: whoever asks waits for what the first check says.
@@ -558,6 +603,9 @@ impl Handler<JournalGrew> for CloudSyncer {
 
     fn handle(&mut self, _: JournalGrew, ctx: &mut Self::Context) {
         self.advance(Event::Grew, ctx);
+        if self.parts.past.wants_rows() {
+            self.remember();
+        }
     }
 }
 
@@ -642,13 +690,7 @@ impl Handler<GetSyncReport> for CloudSyncer {
     type Result = ResponseFuture<SyncReport>;
 
     fn handle(&mut self, _: GetSyncReport, _: &mut Self::Context) -> Self::Result {
-        let (report, readers, looks) = (self.report(), self.parts.readers.clone(), self.looks.clone());
-        Box::pin(async move {
-            let known = report.clone();
-            // Counting a long journal takes a while, and this thread is the watcher's and the breaker's, too.
-            let counting = actix_rt::task::spawn_blocking(move || counted(report, &readers, &looks));
-            counting.await.unwrap_or(known)
-        })
+        Box::pin(counted(self.report(), self.parts.readers.clone(), self.looks.clone()))
     }
 }
 
@@ -681,6 +723,7 @@ struct Cycle {
     windows: Portion,
     pages: Portion,
     doing: Arc<AtomicU8>,
+    told: Told,
     discards: Discards,
     /// How many rows were parked and not told of, once the first ones were.
     untold: Cell<Option<usize>>,
@@ -699,6 +742,7 @@ impl Cycle {
         };
         fail::fail_point!("syncer.permitted");
         let ended = self.steps().await;
+        self.told.end(&self.log);
         self.tell_parked();
         match &ended {
             Ok(()) => permit.finish(Ok(())),
@@ -902,7 +946,7 @@ impl Cycle {
                 _ => prepared,
             };
             match prepared {
-                Prepared::Ready(cloud) => ready.push(ReadyTable { table, cloud, finds }),
+                Prepared::Ready(cloud) => ready.push(ReadyTable::new(table, cloud, finds)),
                 Prepared::NotYet(reason) => {
                     not_yet = true;
                     not_synced.insert(table.id, format!("table {}: {reason}", table.name));
@@ -1077,6 +1121,12 @@ impl Cycle {
         keys: HashMap<Vec<String>, i64>,
         page: &mut Page,
     ) -> Step<()> {
+        // Neighbours in the table are neighbours on its pages, on both sides: shorter numbers are smaller ones.
+        let mut keys: Vec<(Vec<String>, i64)> = keys.into_iter().collect();
+        keys.sort_unstable_by(|(a, _), (b, _)| {
+            let parts = a.iter().zip(b).map(|(a, b)| (a.len(), a).cmp(&(b.len(), b)));
+            parts.fold(std::cmp::Ordering::Equal, std::cmp::Ordering::then)
+        });
         let (texts, seen): (Vec<Vec<String>>, Vec<i64>) = keys.into_iter().unzip();
         let found = session.fetch(&ready.table, &ready.cloud, &ready.table.key, &texts).await;
         let found = self.or_blame_filter(ready, found)?;
@@ -1325,37 +1375,11 @@ impl Cycle {
             let table = ready.table.id;
             let Some(mut after) = self.ask(GetSnapshotPosition(table)).await? else { continue };
             any = true;
+            self.tell_first_sync(ready);
             if after.is_none() {
                 self.ask(BeginSnapshot(table)).await?;
             }
-            loop {
-                let limit = self.pages.rows();
-                session.begin_read().await?;
-                let found = session
-                    .page(
-                        &ready.table,
-                        &ready.cloud,
-                        after.as_deref(),
-                        i64::try_from(limit).unwrap_or(i64::MAX),
-                    )
-                    .await;
-                let found = self.or_blame_filter(ready, found)?;
-                let Some(last) = found.last() else {
-                    session.end_read().await?;
-                    break;
-                };
-                let last: Vec<String> =
-                    ready.table.key.iter().map(|c| to_text(&last[*c]).unwrap_or_default()).collect();
-                let full = found.len() == limit;
-                let mut page = Page { snapshot: Some((table, last.clone())), ..Page::default() };
-                found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
-                self.apply(session, generation, tables, page, from).await?;
-                session.end_read().await?;
-                after = Some(last);
-                if !full {
-                    break;
-                }
-            }
+            while !self.stretch(session, generation, tables, ready, &mut after, from).await? {}
             loop {
                 let left = self.ask(GetSnapshotLeftovers { table, limit: self.pages.rows() }).await?;
                 let Leftovers { keys, sent_again } = left;
@@ -1373,9 +1397,88 @@ impl Cycle {
                 self.apply(session, generation, tables, page, from).await?;
                 session.end_read().await?;
             }
+            self.told.end(&self.log);
         }
         self.say_what_came_back();
         Ok(any)
+    }
+
+    /// Takes a table's rows home, page by page, as of one moment: until it is through, which is the answer, or for a while. The next
+    /// pages are on their way, and are read, while one is applied: there are no more of them than memory bears.
+    async fn stretch(
+        &self,
+        session: &CloudSession,
+        generation: u64,
+        tables: &[ReadyTable],
+        ready: &ReadyTable,
+        after: &mut Option<Vec<String>>,
+        from: &Asking,
+    ) -> Step<bool> {
+        let table = ready.table.id;
+        let began = session.begin_pages(&ready.table, &ready.cloud, after.as_deref()).await;
+        self.or_blame_filter(ready, began)?;
+        let until = Instant::now() + STRETCH;
+        let next = async |limit: usize| {
+            let found = session.next_page(&ready.cloud, limit).await;
+            let found = self.or_blame_filter(ready, found)?;
+            let (rows, is_last) = (found.len(), found.len() < limit);
+            let key = |row: &Vec<CloudValue>| -> Vec<String> {
+                ready.table.key.iter().map(|c| to_text(&row[*c]).unwrap_or_default()).collect()
+            };
+            let last = found.last().map(key);
+            let mut page = Page { snapshot: last.clone().map(|last| (table, last)), ..Page::default() };
+            found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
+            Ok::<_, Trouble>((page, last, rows, is_last))
+        };
+        let (mut flying, mut here) = (FuturesOrdered::new(), VecDeque::new());
+        // Until one was here nobody knows what they weigh.
+        let (mut ahead, mut through, mut lost) = (1, false, None);
+        loop {
+            while !through && lost.is_none() && Instant::now() < until && flying.len() + here.len() < ahead {
+                flying.push_back(next(self.pages.rows()));
+            }
+            let arrived = match here.pop_front() {
+                Some(arrived) => Ok(arrived),
+                None if lost.is_some() => break,
+                None => match flying.next().await {
+                    Some(arrived) => arrived,
+                    None => break,
+                },
+            };
+            let (page, last, rows, is_last) = match arrived {
+                Ok(arrived) => arrived,
+                Err(trouble) => {
+                    lost = Some(trouble);
+                    break;
+                }
+            };
+            through |= is_last;
+            let Some(last) = last else { continue };
+            let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum::<usize>();
+            ahead = (PORTION_BYTES / weight.max(1)).clamp(1, AHEAD_MAX);
+            let mut applied = pin!(self.apply(session, generation, tables, page, from));
+            loop {
+                tokio::select! {
+                    biased;
+                    applied = &mut applied => break applied?,
+                    // What waits for its turn is read meanwhile: the server is not kept waiting, nor an answer behind it.
+                    Some(arrived) = flying.next(), if lost.is_none() && !flying.is_empty() => match arrived {
+                        Ok(arrived) => here.push_back(arrived),
+                        // What is here is here, and need not come again.
+                        Err(trouble) => lost = Some(trouble),
+                    },
+                }
+            }
+            *after = Some(last);
+            // A question of its own would wait behind the pages that are on their way.
+            self.tell_page(session, ready, rows, !is_last && flying.is_empty()).await?;
+        }
+        if let Some(trouble) = lost {
+            return Err(trouble);
+        }
+        drop(flying);
+        session.end_read().await?;
+        Ok(through)
     }
 
     // -----------------------------------------------------------------------------------------------------
@@ -1419,6 +1522,8 @@ impl Cycle {
             } else if self.windows.rows() > FIRST_PORTION {
                 self.windows.halve();
             }
+            self.tell_flush();
+            self.tell_round(carried.rows).await;
             // Each look at a receipt is one at the journals: not with every round of a long flush, in which most wait for its end.
             if carried.rows < window || carried.then != Then::GoOn || carried.parked {
                 self.tell_receipts();
@@ -1863,8 +1968,16 @@ impl Window {
 }
 
 impl ReadyTable {
+    fn new(table: Table, cloud: CloudTable, finds: Vec<bool>) -> Self {
+        let affinities: Vec<Affinity> = table.columns.iter().map(Column::affinity).collect();
+        let kept = affinities.iter().zip(&cloud.columns);
+        let kept =
+            kept.map(|(affinity, column)| column.generated || is_kept(*affinity, &column.kind)).collect();
+        Self { table, cloud, finds, affinities, kept }
+    }
+
     fn carried(&self, column: usize, value: &Value) -> Result<CloudValue, Misfit> {
-        let (affinity, kind) = (self.table.columns[column].affinity(), &self.cloud.columns[column].kind);
+        let (affinity, kind) = (self.affinities[column], &self.cloud.columns[column].kind);
         if self.finds[column] { key_to_cloud(value, affinity, kind) } else { to_cloud(value, affinity, kind) }
     }
 
@@ -1921,14 +2034,13 @@ impl ReadyTable {
             .into_iter()
             .enumerate()
             .map(|(c, value)| {
-                let (affinity, kind) = (self.table.columns[c].affinity(), &self.cloud.columns[c].kind);
+                let (affinity, kind) = (self.affinities[c], &self.cloud.columns[c].kind);
+                if self.kept[c] {
+                    return from_cloud(value, affinity, kind);
+                }
                 // As it is there, for a key that does not fit, and for the log of what is overwritten unread.
                 let text = self.table.is_key(c) || kind.wire() == Wire::Text && *kind != CloudType::Text;
                 let text = text.then(|| to_text(&value)).flatten();
-                if self.cloud.columns[c].generated {
-                    // It never goes back.
-                    return from_cloud(value, affinity, kind);
-                }
                 from_cloud_unchanged(value, affinity, kind).unwrap_or_else(|(stored, misfit)| {
                     let (table, column) = (&self.table.name, &self.table.columns[c].name);
                     unfit.get_or_insert_with(|| format!("table {table}, column {column}: {misfit}"));
@@ -1947,7 +2059,7 @@ impl ReadyTable {
     }
 
     fn stored(&self, column: usize, value: CloudValue) -> Value {
-        from_cloud(value, self.table.columns[column].affinity(), &self.cloud.columns[column].kind)
+        from_cloud(value, self.affinities[column], &self.cloud.columns[column].kind)
     }
 
     /// The row in wire form, nothing if the cloud has it already, or what does not fit.

@@ -8,6 +8,7 @@ pub mod endpoint;
 mod listeners;
 pub mod messages;
 pub mod migrations;
+pub mod past;
 pub mod postgres;
 pub mod processes;
 pub mod proxy_watcher;

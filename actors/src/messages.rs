@@ -8,6 +8,7 @@
 //! app          ── Write, Migrate ─▶ SqliteWriter ── JournalGrew (a hint) ─▶ CloudSyncer
 //! CloudSyncer  ── NoteRound, Acknowledge, PutBack, Park, ApplyPage … ─▶ SqliteWriter
 //! app          ── Flush, Warm ─▶ CloudSyncer
+//! app          ── SetTimes ─▶ ProxyWatcher; SetPace ─▶ CloudSyncer; SetRules ─▶ SqliteWriter      (settings read again)
 //! ```
 //!
 //! Commands are imperative, facts are in the past tense. Messages are hints (P6): each may be lost at the cost
@@ -21,13 +22,19 @@ use actix::prelude::*;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::core::availability::Times;
 use crate::core::failure::FailureClass;
 use crate::core::from_cloud::NewTable;
+use crate::core::merge::Policies;
+use crate::core::progress::Progress;
 use crate::core::schema::Table;
+use crate::core::sync::Pace;
+use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Anew, Applied, Cursor, Discardable, Grown, Hit, Home, Leftovers, Link, Lookup, MadeTables, Mark, Names,
-    Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which, Witness, Written,
+    Anew, Applied, BacklogLimits, Copying, Cursor, Discardable, Grown, Hit, Home, Leftovers, Link, Lookup,
+    MadeTables, Mark, Names, Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which,
+    Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -98,6 +105,26 @@ pub struct Detection {
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct ResetDetector;
+
+/// From now on, other times hold.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct SetTimes(pub Times);
+
+/// From now on, the syncer waits for other times. While it waits for nothing but the next look, it looks soon.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct SetPace(pub Pace);
+
+/// From now on, so much may wait for the cloud, and these decide who wins.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "()")]
+pub struct SetRules {
+    /// The most that may wait.
+    pub backlog: BacklogLimits,
+    /// Who wins where a row was changed here and in the cloud.
+    pub policies: Policies,
+}
 
 /// A guarded cloud call ended. Sent by the permit of the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Message)]
@@ -570,12 +597,13 @@ pub struct GetSyncReport;
 // `status --json`
 // ---------------------------------------------------------------------------------------------------------
 
-/// The syncer's part of `status --json`.
+/// The syncer's part of `status --json`. A count that takes longer than a second is answered with the last one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct SyncReport {
-    /// `offline`, `blocked`, `warming`, `flushing` or `idle`.
+    /// `offline`, `blocked`, `warming`, `flushing` or `idle`; empty as long as nobody has answered, or counted. No number means
+    /// anything then.
     pub state: String,
-    /// Why, where it is blocked or the last cycle failed.
+    /// Why, where it is blocked or the last cycle failed; or why nothing is known.
     pub detail: Option<String>,
     /// Rows that the cloud has not seen, parked ones excluded.
     pub pending: u64,
@@ -590,6 +618,12 @@ pub struct SyncReport {
     /// What waits.
     #[serde(default)]
     pub backlog: BacklogReport,
+    /// Why the file cannot be counted any more: the numbers are those of the last time that it could.
+    #[serde(default)]
+    pub uncounted: Option<String>,
+    /// How far the work is that is under way, where it comes in many parts.
+    #[serde(default)]
+    pub progress: Option<Progress>,
 }
 
 /// What waits for the cloud, in the syncer's part.
@@ -610,9 +644,12 @@ pub struct SqliteReport {
     pub path: String,
     /// `wal`.
     pub journal_mode: String,
-    /// Why nothing can be written to it, where that is known without trying.
+    /// Why nothing can be written to it, or why it cannot be counted, where that is known without trying.
     #[serde(default)]
     pub problem: Option<String>,
+    /// How far the copy is that is being made of it.
+    #[serde(default)]
+    pub copying: Option<Copying>,
 }
 
 /// The HTTP side's part.

@@ -879,13 +879,12 @@ impl CloudSession {
 
     /// Waits for an answer. What is still on its way there, or back, is waited for as long as that takes; so is what the system,
     /// or a proxy, has taken already and may be sending on: this, and `heavy` bytes that were sent before. What nobody is at work on
-    /// any more is waited for no longer than it takes to be sure of that.
+    /// any more, no longer than it takes to be sure.
     async fn patiently<T>(&self, heavy: usize, work: impl Future<Output = T>) -> Result<T> {
         let limit = self.cloud.options.statement_timeout + self.cloud.options.timeout;
         let (began, at_first) = (tokio::time::Instant::now(), self.cloud.moved.bytes());
-        let on_its_way = |now: u64| time_for(usize::try_from(now - at_first).unwrap_or(0).max(heavy));
         let mut before = at_first;
-        let (mut work, mut silence) = (std::pin::pin!(work), std::pin::pin!(self.silence()));
+        let (mut work, mut silence) = (std::pin::pin!(work), std::pin::pin!(self.silence(heavy)));
         loop {
             let ended = async {
                 tokio::select! {
@@ -894,21 +893,15 @@ impl CloudSession {
                     failure = &mut silence => Err(failure),
                 }
             };
-            match tokio::time::timeout(limit, ended).await {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(failure)) if began.elapsed() >= on_its_way(self.cloud.moved.bytes()) => {
-                    return Err(failure);
-                }
-                // A server that waits may be waiting for what a proxy has taken.
-                Ok(Err(_)) => silence.set(self.silence()),
-                Err(_) => {
-                    let now = self.cloud.moved.bytes();
-                    if now - before < MOVES_AT_LEAST && began.elapsed() >= limit + on_its_way(now) {
-                        return Err(silent(limit));
-                    }
-                    before = now;
-                }
+            if let Ok(ended) = tokio::time::timeout(limit, ended).await {
+                return ended;
             }
+            let now = self.cloud.moved.bytes();
+            let on_its_way = time_for(usize::try_from(now - at_first).unwrap_or(0).max(heavy));
+            if now - before < MOVES_AT_LEAST && began.elapsed() >= limit + on_its_way {
+                return Err(silent(limit));
+            }
+            before = now;
         }
     }
 
@@ -1552,19 +1545,35 @@ impl CloudSession {
         rows.iter().map(|row| Ok((position(row, values.len())?, decode(row, cloud_table)?))).collect()
     }
 
-    /// The next rows of a table in key order, after the given key (in PostgreSQL's text).
-    pub async fn page(
+    /// Begins to read a table in key order, after the given key (in PostgreSQL's text), as of one moment: what
+    /// [`CloudSession::next_page`] is asked for until [`CloudSession::end_read`].
+    pub async fn begin_pages(
         &self,
         table: &Table,
         cloud_table: &CloudTable,
         after: Option<&[String]>,
-        limit: i64,
-    ) -> Result<Vec<Vec<CloudValue>>> {
-        let mut params: Vec<&dyn Param> = vec![&limit];
-        params.extend(after.into_iter().flatten().map(|text| text as &dyn Param));
-        let rows =
-            self.query(&cloud::page(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
-        rows.iter().map(|row| decode(row, cloud_table)).collect()
+    ) -> Result<()> {
+        self.begin_read().await?;
+        let params: Vec<&dyn Param> = after.into_iter().flatten().map(|text| text as &dyn Param).collect();
+        self.execute(&cloud::open_pages(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
+        Ok(())
+    }
+
+    /// The next rows. It may be asked for before the answer to the last one is here: nobody has to know where a page ends to
+    /// ask for the next, and so the time does not depend on the round trip.
+    pub async fn next_page(&self, cloud_table: &CloudTable, limit: usize) -> Result<Vec<Vec<CloudValue>>> {
+        // Not kept: what the columns are is the cursor's to say.
+        let statement = client::Statement::Unnamed(cloud::next_page(limit));
+        let answer =
+            self.bounded(async { self.client.ask(&statement, &[]).await.map_err(self.failed(Phase::Pull)) });
+        answer.await?.rows.iter().map(|row| decode(row, cloud_table)).collect()
+    }
+
+    /// How many rows a table has, about; none where nobody knows without counting.
+    pub async fn rows_about(&self, oid: u32) -> Result<Option<u64>> {
+        let rows = self.query(include_str!("sql/postgres/rows_about.sql"), &[&oid], Phase::Pull).await?;
+        let found = rows.first().map(|row| row.cell::<i64>("rows")).transpose()?;
+        Ok(found.and_then(|rows| u64::try_from(rows).ok()))
     }
 
     // -----------------------------------------------------------------------------------------------------

@@ -23,14 +23,14 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::core::availability::{
-    Availability, Effect, Environment, Event, Legacy, Level, Listening, Notice, Policy,
+    Availability, Effect, Environment, Event, Legacy, Level, Listening, Notice, Policy, Times,
 };
 use crate::core::backoff::Backoff;
 use crate::core::failure::CloudFailure;
 use crate::endpoint::{Endpoint, Lookout};
 use crate::messages::{
     AvailabilityChanged, CallFinished, DetectProxy, Detection, GetProxyReport, ProxyReport, ResetDetector,
-    Subscribe,
+    SetTimes, Subscribe,
 };
 use crate::supervision::Context;
 
@@ -111,6 +111,14 @@ impl WatcherOptions {
             gate: None,
             legacy: Arc::default(),
         }
+    }
+
+    /// Sets the times that may change while it runs.
+    pub fn set_times(&mut self, times: Times) {
+        let Times { health_interval, recently_verified, listen_interval } = times;
+        self.health_interval = health_interval;
+        self.recently_verified = recently_verified;
+        self.listen_interval = listen_interval;
     }
 
     fn policy(&self, has_probe: bool) -> Policy {
@@ -361,6 +369,14 @@ impl Handler<ResetDetector> for ProxyWatcher {
 
     fn handle(&mut self, _: ResetDetector, ctx: &mut Self::Context) {
         self.advance(Event::Reset, ctx);
+    }
+}
+
+impl Handler<SetTimes> for ProxyWatcher {
+    type Result = ();
+
+    fn handle(&mut self, SetTimes(times): SetTimes, ctx: &mut Self::Context) {
+        self.advance(Event::Retimed(times), ctx);
     }
 }
 

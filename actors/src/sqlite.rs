@@ -70,8 +70,8 @@ use crate::supervision::{is_stale, patiently, progress};
 pub use self::background::{Cancel, Canceller};
 use self::backlog::Gauge;
 pub use self::backlog::{Backlog, BacklogLimits};
-pub use self::conflicts::{Conflict, ConflictPage};
-pub use self::copy::{Copied, IntegrityReport, Orphans};
+pub use self::conflicts::{Conflict, ConflictPage, Restores};
+pub use self::copy::{Copied, Copying, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::from_cloud::{MadeTables, Names};
 pub use self::growing::{Grown, InFlight, Part, Rest};
@@ -1451,9 +1451,12 @@ impl Store {
         same_schema(&tx, self.schema_version)?;
         let seen = ident(&side_table(SEEN, table));
         let keys = list(key_columns(table), |k| k);
-        tx.execute_batch(&format!(
-            "DROP TABLE IF EXISTS {seen}; CREATE TABLE {seen} ({keys}, PRIMARY KEY ({keys})) WITHOUT ROWID;"
-        ))?;
+        tx.execute_batch(&format!("DROP TABLE IF EXISTS {seen}"))?;
+        // What comes later comes from the cloud, or is pending: nothing can be left over.
+        let any = format!("SELECT 1 FROM {} LIMIT 1", ident(&table.name));
+        if tx.prepare(&any)?.exists([])? {
+            tx.execute_batch(&format!("CREATE TABLE {seen} ({keys}, PRIMARY KEY ({keys})) WITHOUT ROWID"))?;
+        }
         tx.execute(
             "UPDATE _tidewater_tables SET snapshot = 'paging', snapshot_after = NULL WHERE id = ?1",
             [table.id],
@@ -1475,6 +1478,7 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         same_schema(&tx, self.schema_version)?;
         let keeps = history::keeps_leftovers(&tx, table)?;
+        let compares = remembers_seen(&tx, table)?;
         // What is pending on top of a row that the cloud had and does not show any more is for the merge.
         let in_side = |kind: &str| {
             let keys = all(table.key_names().iter().enumerate(), |(at, k)| side_key("s", at, "t", k));
@@ -1488,12 +1492,16 @@ impl Store {
             all(table.key_names(), |k| format!("t.{} IS NOT NULL", ident(k))),
             all([SEEN, JOURNAL, FLIGHT, PARKED], in_side),
         );
-        if keeps {
+        if keeps && compares {
             // Whether they were deleted there or never came there, nobody can tell: they are not lost.
             tx.execute(&capture::journal_left(table, &own, &left), [])?;
         }
-        let sql = format!("SELECT {own} {left} LIMIT {limit}");
-        let keys = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
+        let keys = if compares {
+            let sql = format!("SELECT {own} {left} LIMIT {limit}");
+            query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?
+        } else {
+            vec![]
+        };
         let mut sent_again = 0;
         if keys.is_empty() {
             sent_again = history::list_sent_again(&tx, table)?;
@@ -1733,6 +1741,7 @@ pub struct Readers {
     /// For a connection beside the pool.
     options: Arc<StoreOptions>,
     place: Arc<Place>,
+    copying: Arc<copy::CopyingNow>,
 }
 
 impl Readers {
@@ -1759,7 +1768,12 @@ impl Readers {
             .connection_timeout(busy.max(Duration::from_secs(1)))
             .build(manager)
             .map_err(|error| StoreError::Io(error.to_string()))?;
-        Ok(Self { pool: Arc::new(RwLock::new(Some(pool))), options: Arc::new(options.clone()), place })
+        Ok(Self {
+            pool: Arc::new(RwLock::new(Some(pool))),
+            options: Arc::new(options.clone()),
+            place,
+            copying: Arc::default(),
+        })
     }
 
     /// Whether the file that is open is still the one that its name stands for.
@@ -3253,19 +3267,106 @@ fn log_losses(conn: &Connection, table: &Table, key: &[Value], losses: &[Loss]) 
 }
 
 fn read_row(conn: &Connection, table: &Table, key: &[Value]) -> Result<Option<Vec<Value>>> {
-    let sql = format!(
+    let mut rows = query(conn, &select_row(table), key, |row| values(row, 0, table.columns.len()))?;
+    Ok(rows.pop())
+}
+
+fn select_row(table: &Table) -> String {
+    format!(
         "SELECT {} FROM {} AS t WHERE {}",
         list(&table.columns, |c| format!("t.{}", ident(&c.name))),
         ident(&table.name),
-        row_is(table, "t", |at| format!("?{}", at + 1))
+        row_is(table, "t", param)
+    )
+}
+
+/// Inserts a row, with what it had in the columns that are left out, if it had anything.
+fn insert(conn: &Connection, table: &Table, row: &[Value], left_out: &[Value]) -> rusqlite::Result<usize> {
+    let names = table.columns.iter().map(|column| &column.name);
+    let sql = format!(
+        "INSERT INTO {} ({}) VALUES ({})",
+        ident(&table.name),
+        list(names.chain(&table.rule.left_out).take(row.len() + left_out.len()), |name| ident(name)),
+        list(0..row.len() + left_out.len(), param)
     );
-    let mut rows = query(conn, &sql, key, |row| values(row, 0, table.columns.len()))?;
-    Ok(rows.pop())
+    conn.prepare_cached(&sql)?.execute(params_from_iter(row.iter().chain(left_out)))
+}
+
+/// Whether the keys that the comparison of a table has shown are remembered: not where nothing was here when it began, so that
+/// nothing can be left over.
+fn remembers_seen(conn: &Connection, table: &Table) -> Result<bool> {
+    let sql = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1";
+    Ok(conn.prepare_cached(sql)?.exists([side_table(SEEN, table)])?)
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Applying
 // ---------------------------------------------------------------------------------------------------------
+
+/// The statements for one table's rows, kept at hand: a page has thousands of rows of the same table.
+struct Hands<'a> {
+    tx: &'a Connection,
+    table: &'a Table,
+    /// Whether any row of the table is set aside.
+    aside: bool,
+    /// Whether anything is pending in the table.
+    pending: bool,
+    /// Whether the next row is probably not here: that is what the last one was. A guess, which costs time where it is wrong.
+    expects_none: bool,
+    put: Option<CachedStatement<'a>>,
+    read: Option<CachedStatement<'a>>,
+    set: Option<(Vec<usize>, CachedStatement<'a>)>,
+}
+
+impl Hands<'_> {
+    /// Inserts a row. False: it is here already, or a unique value is in its way, or the table does not take it.
+    fn put(&mut self, row: &[Value]) -> rusqlite::Result<bool> {
+        let table = self.table;
+        if self.put.is_none() {
+            let sql = format!(
+                "INSERT INTO {} ({}) VALUES ({}) ON CONFLICT DO NOTHING",
+                ident(&table.name),
+                list(&table.columns, |column| ident(&column.name)),
+                list(0..table.columns.len(), param)
+            );
+            self.put = Some(self.tx.prepare_cached(&sql)?);
+        }
+        let Some(put) = &mut self.put else { return Ok(false) };
+        match put.execute(params_from_iter(row)) {
+            Ok(rows) => Ok(rows > 0),
+            Err(error) if is_refused(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The row with this key, as it is here.
+    fn read(&mut self, key: &[Value]) -> Result<Option<Vec<Value>>> {
+        let table = self.table;
+        if self.read.is_none() {
+            self.read = Some(self.tx.prepare_cached(&select_row(table))?);
+        }
+        let Some(read) = &mut self.read else { return Ok(None) };
+        let mut rows = read.query(params_from_iter(key))?;
+        let row = rows.next()?.map(|row| values(row, 0, table.columns.len())).transpose()?;
+        Ok(row)
+    }
+
+    /// Stores a row as it should be.
+    fn perform(&mut self, key: &[Value], action: &Local, target: &[Value]) -> rusqlite::Result<usize> {
+        let table = self.table;
+        let Local::Set(columns) = action else { return insert(self.tx, table, target, &[]) };
+        if self.set.as_ref().is_none_or(|(of, _)| of != columns) {
+            let assigned = list(columns.iter().enumerate(), |(at, c)| {
+                format!("{} = ?{}", ident(&table.columns[*c].name), table.key.len() + at + 1)
+            });
+            let target = ident(&table.name);
+            let sql = format!("UPDATE {target} AS t SET {assigned} WHERE {}", row_is(table, "t", param));
+            self.set = Some((columns.clone(), self.tx.prepare_cached(&sql)?));
+        }
+        let Some((_, set)) = &mut self.set else { return Ok(0) };
+        set.execute(params_from_iter(key.iter().chain(columns.iter().map(|c| &target[*c]))))
+    }
+}
 
 /// Applies one page inside its transaction.
 struct Applier<'a> {
@@ -3301,26 +3402,35 @@ impl<'a> Applier<'a> {
             };
         }
         let mut undecided = vec![];
-        let paging: HashSet<i64> =
-            query(self.tx, "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'", &[], |row| {
-                row.get(0)
-            })?
-            .into_iter()
-            .collect();
+        let paging = self.remember_seen()?;
         let mut missing: Vec<Lookup> = vec![];
         let mut collided = vec![];
         let mut deleted = vec![];
         let mut revived = vec![];
-        let tables = self.tables;
+        let mut hands: Option<Hands<'a>> = None;
         for pulled in &self.page.rows {
-            let table =
-                tables.iter().find(|table| table.id == pulled.table).ok_or(StoreError::SchemaChanged)?;
-            self.forget_aside(table, &pulled.key)?;
+            let hands = match &mut hands {
+                Some(hands) if hands.table.id == pulled.table => hands,
+                other => other.insert(self.hands(pulled.table)?),
+            };
+            let table = hands.table;
+            if hands.aside {
+                self.forget_aside(table, &pulled.key)?;
+            }
             if pulled.row.is_some() && paging.contains(&table.id) {
                 self.mark_seen(table, &pulled.key)?;
             }
-            let local = read_row(self.tx, table, &pulled.key)?;
-            let pending = if self.discard(table, pulled, local.as_deref())? {
+            if let (Some(row), false, true) = (&pulled.row, hands.pending, hands.expects_none) {
+                if hands.put(row)? {
+                    self.changed += 1;
+                    continue;
+                }
+                // It is here, or something is in its way.
+                hands.expects_none = false;
+            }
+            let local = hands.read(&pulled.key)?;
+            hands.expects_none = local.is_none();
+            let pending = if !hands.pending || self.discard(table, pulled, local.as_deref())? {
                 None
             } else {
                 self.take_pending(table, &pulled.key)?
@@ -3400,8 +3510,10 @@ impl<'a> Applier<'a> {
                 }
                 _ => continue,
             };
-            if !self.perform(pulled, &action, &target)? {
-                collided.push((pulled, target));
+            match hands.perform(&pulled.key, &action, &target) {
+                Ok(_) => self.changed += 1,
+                Err(error) if is_refused(&error) => collided.push((pulled, target)),
+                Err(error) => return Err(error.into()),
             }
         }
         if !undecided.is_empty() {
@@ -3461,6 +3573,39 @@ impl<'a> Applier<'a> {
             (Some(Since::Stamp(_)), Some(None)) => Ok(true),
             (Some(Since::Stamp(_)), Some(Some(_))) | (Some(Since::Cursor) | None, _) => Ok(false),
         }
+    }
+
+    /// The tables that are being compared, of which the keys that were shown are remembered.
+    fn remember_seen(&self) -> Result<HashSet<i64>> {
+        let sql = "SELECT id FROM _tidewater_tables WHERE snapshot = 'paging'";
+        let paging: Vec<i64> = query(self.tx, sql, &[], |row| row.get(0))?;
+        let mut remembered = HashSet::new();
+        for table in self.tables.iter().filter(|table| paging.contains(&table.id)) {
+            if remembers_seen(self.tx, table)? {
+                remembered.insert(table.id);
+            }
+        }
+        Ok(remembered)
+    }
+
+    /// What the rows of one table need, looked up once for those of a page that stand together. What the page itself makes pending
+    /// or sets aside it does after the last of them.
+    fn hands(&self, table: i64) -> Result<Hands<'a>> {
+        let table = self.table(table)?;
+        let any = |kind: &str| -> Result<bool> {
+            let sql = format!("SELECT 1 FROM {} LIMIT 1", ident(&side_table(kind, table)));
+            Ok(self.tx.prepare_cached(&sql)?.exists([])?)
+        };
+        Ok(Hands {
+            tx: self.tx,
+            table,
+            aside: any(ASIDE)?,
+            pending: any(JOURNAL)? || any(PARKED)?,
+            expects_none: self.page.snapshot.is_some(),
+            put: None,
+            read: None,
+            set: None,
+        })
     }
 
     /// The snapshot has shown this row.
@@ -3538,7 +3683,7 @@ impl<'a> Applier<'a> {
             parked::others_moved(self.tx)?;
             parked::unpark_children_of(self.tx, self.tables, &self.page.rows)?;
         }
-        for table in self.tables {
+        for table in self.tables.iter().filter(|_| !self.were_aside.is_empty()) {
             let settled = |pulled: &&PulledRow| {
                 pulled.table == table.id && self.were_aside.contains(&ledger_name(table, &pulled.key))
             };
@@ -3634,36 +3779,6 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Stores a row as it should be. False: a unique value is in the way.
-    fn perform(&mut self, pulled: &PulledRow, action: &Local, target: &[Value]) -> Result<bool> {
-        let table = self.table(pulled.table)?;
-        let done = if let Local::Set(columns) = action {
-            let keys = table.key.len();
-            let sql = format!(
-                "UPDATE {} AS t SET {} WHERE {}",
-                ident(&table.name),
-                list(columns.iter().enumerate(), |(at, c)| format!(
-                    "{} = ?{}",
-                    ident(&table.columns[*c].name),
-                    keys + at + 1
-                )),
-                row_is(table, "t", param)
-            );
-            let values = pulled.key.iter().chain(columns.iter().map(|c| &target[*c]));
-            self.tx.prepare_cached(&sql)?.execute(params_from_iter(values))
-        } else {
-            self.insert(table, target)
-        };
-        match done {
-            Ok(_) => {
-                self.changed += 1;
-                Ok(true)
-            }
-            Err(error) if is_refused(&error) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Deletes what the cloud deleted, after everything else of the page is in its place. A row that stays because
     /// something pending refers to it keeps what it refers to itself, to any depth.
     fn delete(&mut self, mut rows: Vec<(&PulledRow, Vec<Value>)>, missing: &mut Vec<Lookup>) -> Result<()> {
@@ -3694,7 +3809,7 @@ impl<'a> Applier<'a> {
     }
 
     fn insert(&self, table: &Table, row: &[Value]) -> rusqlite::Result<usize> {
-        self.insert_with(table, row, &[])
+        insert(self.tx, table, row, &[])
     }
 
     /// Rows that trade unique values with each other: all leave, then all come back. What still cannot be stored is
@@ -3714,7 +3829,7 @@ impl<'a> Applier<'a> {
         }
         for ((pulled, target), kept) in collided.iter().zip(&kept) {
             if outcome.is_ok() {
-                outcome = self.insert_with(self.table(pulled.table)?, target, kept).map(|_| ());
+                outcome = insert(self.tx, self.table(pulled.table)?, target, kept).map(|_| ());
             }
         }
         match outcome {

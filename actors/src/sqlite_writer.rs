@@ -25,7 +25,8 @@ use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, CompareKeeping, DissolveRound, FixCursor,
     GetDiscardable, GetLink, GetNames, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables,
     GrowRound, JournalGrew, MakeTables, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud,
-    RememberCloudTable, RememberWitness, RetryMended, RetryParked, StartOver, Stored, TrimRound, Write,
+    RememberCloudTable, RememberWitness, RetryMended, RetryParked, SetRules, StartOver, Stored, TrimRound,
+    Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{BacklogLimits, Notice, Store, StoreError, Unit, Written};
@@ -230,6 +231,17 @@ impl Handler<Migrate> for SqliteWriter {
         if !is_stale() {
             let _ = answer.send(migrated);
         }
+    }
+}
+
+impl Handler<SetRules> for SqliteWriter {
+    type Result = ();
+
+    fn handle(&mut self, SetRules { backlog, policies }: SetRules, _: &mut Self::Context) {
+        // What was asked for before is done by the rules of that time.
+        self.commit();
+        self.store.limit_backlog(backlog);
+        self.store.decide_by(policies);
     }
 }
 

@@ -5,25 +5,23 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use slog::Logger;
 use tidewater::ProxyStatus;
 use tidewater::cli::{
-    Answered, Cli, ConfigArgs, Exit, Output, StatusArgs, Verb, render_adoption, render_status,
+    Answered, Cli, ConfigArgs, Exit, Output, StatusArgs, Verb, call, on_one_line, render_adoption,
+    render_status,
 };
-use tidewater::control::{Checked, ControlClient, ControlError, Request};
+use tidewater::control::{Checked, ControlClient, Request};
 use tidewater::doctor::{Doctor, Step, size};
 use tidewater::service::ServiceManager;
-use tidewater::settings::Settings;
-use tidewater::{Copied, Error, signals, telemetry};
+use tidewater::settings::{Settings, Sources};
+use tidewater::{Error, Reloading, signals, telemetry};
 
 /// A verb asks actors; one that is stuck is reported, not waited for.
 const WAIT: Duration = Duration::from_secs(10);
-
-/// A copy takes as long as its disk does; who does not want to wait ends the verb, and the copy with it.
-const BACKUP_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Between two looks of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -33,14 +31,15 @@ fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();
     let cli = Cli::parse();
-    let settings = match cli.settings(Settings::builder().process_environment()) {
+    let sources = cli.sources(Settings::builder().process_environment());
+    let settings = match sources.build() {
         Ok(settings) => settings,
         Err(error) => return complain(&error, Exit::Usage).into(),
     };
     let exit = match cli.verb {
         None => {
             let (log, guard) = telemetry::start(&settings.log);
-            let ended = supervise(settings, log);
+            let ended = supervise(settings, sources, log, guard.levels());
             // Why it ends is the last line.
             drop(guard);
             ended.map_or_else(|(exit, why)| complain(&why, exit), |()| Exit::Success)
@@ -51,13 +50,20 @@ fn main() -> ExitCode {
 }
 
 /// Runs until it is asked to end. The error is the exit status with the reason.
-fn supervise(settings: Settings, log: Logger) -> Result<(), (Exit, String)> {
-    let shutdown = signals::shutdown_requested()
-        .map_err(|error| (Exit::Failed, format!("signals cannot be watched: {error}")))?;
+fn supervise(
+    settings: Settings,
+    sources: Sources,
+    log: Logger,
+    levels: telemetry::Levels,
+) -> Result<(), (Exit, String)> {
+    let (shutdown, hangups) =
+        signals::watch().map_err(|error| (Exit::Failed, format!("signals cannot be watched: {error}")))?;
     let shutdown = async {
         shutdown.await;
     };
-    let running = tidewater::run(settings, log, ServiceManager::of_this_process(), shutdown);
+    let reloading = Reloading { sources, asked: hangups, levels };
+    let manager = ServiceManager::of_this_process();
+    let running = tidewater::run(settings, log, manager, Some(reloading), shutdown);
     actix_rt::System::new().block_on(running).map_err(|error| match error {
         Error::Failed(why) => (Exit::BudgetSpent, why),
         error => (Exit::Failed, error.to_string()),
@@ -77,7 +83,7 @@ fn obey(settings: &Settings, verb: &Verb) -> Exit {
         },
         Verb::Status(StatusArgs { watch: true, output }) => watch(settings, output),
         Verb::Status(StatusArgs { watch: false, output }) => {
-            ask(settings, &Request::Status, WAIT, output, |answer| good(render_status(answer)))
+            ask(settings, &Request::Status, WAIT, output, |answer| good(render_status(answer, true)))
         }
         Verb::Check(output) => ask(settings, &Request::Check, WAIT + settings.check_timeout(), output, said),
         Verb::Reset(output) => ask(settings, &Request::Reset, WAIT, output, |_| {
@@ -94,16 +100,7 @@ fn obey(settings: &Settings, verb: &Verb) -> Exit {
                 Ok((text, if at_home { Exit::Success } else { Exit::Failed }))
             })
         }
-        Verb::Backup { path, overwrite, output } => match std::path::absolute(path) {
-            Ok(path) => {
-                let request = Request::Backup { path, overwrite: *overwrite };
-                ask(settings, &request, BACKUP_WAIT, output, |answer| {
-                    let Copied { path, bytes } = Copied::deserialize(answer)?;
-                    good(format!("{bytes} bytes are in {}\n", path.display()))
-                })
-            }
-            Err(error) => complain(&format!("{}: {error}", path.display()), Exit::Failed),
-        },
+        Verb::Backup(args) => tell(args.run(settings)),
     }
 }
 
@@ -122,16 +119,19 @@ fn ask(
     output: &Output,
     render: impl FnOnce(&Value) -> Rendered,
 ) -> Exit {
-    let answer = match ControlClient::call(&settings.sqlite.control_socket(), request, wait) {
+    let answer = match call(settings, request, wait) {
         Ok(answer) => answer,
-        Err(error @ ControlError::NotRunning(_)) => return complain(&error, Exit::NotRunning),
-        Err(error) => return complain(&error, Exit::Failed),
+        Err((exit, why)) => return complain(&why, exit),
     };
     let (text, exit) = match render(&answer) {
         Ok(rendered) => rendered,
         Err(error) => return complain(&error, Exit::Failed),
     };
-    match print(&if output.json { format!("{answer:#}\n") } else { text }) {
+    let printed = match output.json {
+        true => print(&format!("{answer:#}\n")),
+        false => print_coloured(&text),
+    };
+    match printed {
         Exit::Success => exit,
         failed => failed,
     }
@@ -140,14 +140,15 @@ fn ask(
 /// Shows the status until somebody presses ctrl-C or nobody reads any more; it outlives the supervisor, and finds the next one.
 fn watch(settings: &Settings, output: &Output) -> Exit {
     let in_place = io::stdout().is_terminal() && !output.json;
+    let coloured = anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
     let mut shown = None;
     loop {
         let asked = ControlClient::call(&settings.sqlite.control_socket(), &Request::Status, WAIT);
         let (changes, text) = match asked {
             Ok(status) if output.json => (without_times(&status), format!("{status}\n")),
-            Ok(status) => (without_times(&status), render_status(&status)),
+            Ok(status) => (without_times(&status), render_status(&status, coloured)),
             Err(error) => {
-                let error = error.to_string();
+                let error = on_one_line(&error.to_string());
                 let said = Value::from(error.clone());
                 let text = if output.json {
                     format!("{}\n", json!({ "error": said }))
@@ -196,7 +197,7 @@ fn config(settings: &Settings, args: &ConfigArgs) -> Exit {
                 // A line for people; the exit status is that of the settings, which are there.
                 let _ = writeln!(io::stderr(), "run_supervisor: {note}");
             }
-            print_to(&mut anstream::stdout().lock(), &page.text)
+            print_coloured(&page.text)
         }
         Err((exit, why)) => complain(&why, exit),
     }
@@ -204,7 +205,10 @@ fn config(settings: &Settings, args: &ConfigArgs) -> Exit {
 
 /// Looks at everything, with a sign of life on a terminal.
 fn doctor(settings: Settings, output: &Output) -> Exit {
-    let bar = ProgressBar::new_spinner();
+    // How long the look through the file takes, nobody knows before it is over.
+    let style = ProgressStyle::with_template("{spinner} {msg}, for {elapsed} so far");
+    let bar =
+        ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
     // Drawn on standard error, and only on a terminal.
     bar.enable_steady_tick(Duration::from_millis(100));
     let sign = bar.clone();
@@ -223,8 +227,7 @@ fn doctor(settings: Settings, output: &Output) -> Exit {
             Err(error) => complain(&error, Exit::Failed),
         }
     } else {
-        // Colours are taken out again where nobody wants them: no terminal, NO_COLOR.
-        print_to(&mut anstream::stdout().lock(), &report.page(true))
+        print_coloured(&report.page(true))
     };
     match printed {
         Exit::Success if !report.is_good() => Exit::Failed,
@@ -248,12 +251,17 @@ fn said(answer: &Value) -> Rendered {
     let Checked { detection, proxy_required } = Checked::deserialize(answer)?;
     let available = detection.status == ProxyStatus::Available;
     let exit = if available || !proxy_required { Exit::Success } else { Exit::Failed };
-    Ok((format!("{}: {}\n", detection.status, detection.detail), exit))
+    Ok((format!("{}: {}\n", detection.status, on_one_line(&detection.detail)), exit))
 }
 
 /// `println!` would panic when the reader has gone (`run_supervisor status | head -1`).
 fn print(text: &str) -> Exit {
     print_to(&mut io::stdout().lock(), text)
+}
+
+/// Colours are taken out again where nobody wants them: no terminal, NO_COLOR.
+fn print_coloured(text: &str) -> Exit {
+    print_to(&mut anstream::stdout().lock(), text)
 }
 
 fn print_to(out: &mut dyn Write, text: &str) -> Exit {
@@ -265,6 +273,6 @@ fn print_to(out: &mut dyn Write, text: &str) -> Exit {
 
 /// One line on standard error; if that has gone, the exit status has to do.
 fn complain(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
-    let _ = writeln!(io::stderr(), "run_supervisor: {error}");
+    let _ = writeln!(io::stderr(), "run_supervisor: {}", on_one_line(&error.to_string()));
     exit
 }

@@ -5,7 +5,10 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use tidewater_actors::messages::{Adopt, Adoption, Residence};
 
-use super::{Output, on_one_line};
+use super::{COLUMNS_MAX, Output, on_one_line, wrapped};
+
+/// The longest name, "belongs to", and a space.
+const INDENT: usize = 11;
 
 /// What `adopt` takes.
 #[derive(Debug, Clone, Args)]
@@ -13,7 +16,9 @@ use super::{Output, on_one_line};
     long_about = "Shows which cloud answers now and to which one this database belongs. With --yes, or with the identity \
                   of the one that answers, the database belongs to that one from then on: every table is compared with \
                   it, what is pending stays pending, rows that only one side has go to the other, and nothing is deleted.",
-    after_help = "Exit status: 0 it belongs to the cloud that answers, 1 it does not (yet), 2 usage, 3 not running."
+    after_help = "Examples:\n  run_supervisor adopt\n  run_supervisor adopt 6f1c2e5a-0d35-4b0e-9a55-1d9d2f1c7b11\n  \
+                  run_supervisor adopt --yes\n\n--json prints {belongs, answers, adopted, pending}.\n\
+                  Exit status: 0 it belongs to the cloud that answers, 1 it does not (yet), 2 usage, 3 not running."
 )]
 pub struct AdoptArgs {
     /// Adopt the cloud that answers if it has this identity
@@ -47,17 +52,22 @@ pub fn render(answer: &Value) -> Result<(String, bool), serde_json::Error> {
     let Adoption { belongs, answers, adopted, pending } = Adoption::deserialize(answer)?;
     let before = belongs.as_ref().map_or_else(|| "no cloud yet".to_owned(), place);
     let there = place(&answers);
+    // What is wider than a terminal goes on below itself.
+    let field = |name: &str, text: &str| {
+        let text = wrapped(text, COLUMNS_MAX - INDENT).join(&format!("\n{:INDENT$}", ""));
+        format!("{name:<INDENT$}{text}\n")
+    };
     let same = belongs.as_ref().is_some_and(|belongs| {
         (&belongs.identity, &belongs.system) == (&answers.identity, &answers.system)
             && belongs.database.as_ref().is_none_or(|known| Some(known) == answers.database.as_ref())
     });
-    let mut text = format!("{:<10} {there}\n", "answers");
+    let mut text = field("answers", &there);
     if adopted {
-        text += &format!("{:<10} {before}\n", "before");
+        text += &field("before", &before);
         text +=
             &format!("adopted: every table is compared with it, {pending} row(s) are pending as before\n");
     } else {
-        text += &format!("{:<10} {before}\n", "belongs to");
+        text += &field("belongs to", &before);
         text += match same {
             true => "nothing to do: this database belongs to the cloud that answers\n",
             false => "nothing was changed; if this is the right cloud: run_supervisor adopt --yes\n",

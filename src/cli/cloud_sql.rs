@@ -7,6 +7,7 @@ use tidewater_actors::sqlite;
 
 use super::rows::{Answered, answered, failed};
 use super::{Exit, Output, on_one_line};
+use crate::parked::require_readable;
 use crate::settings::Settings;
 
 /// What `cloud-sql` takes.
@@ -16,9 +17,11 @@ use crate::settings::Settings;
                   tables of this file, the least rights to push, and the change feed, which is what it takes to pull. An \
                   administrator runs it, once and after each change of the tables; what is there already stays. Needs \
                   neither a supervisor nor a connection, and changes nothing.",
-    after_help = "As a superuser, or as the owner of the database and of its tables:\n  \
-                  run_supervisor cloud-sql --role app | psql -v ON_ERROR_STOP=1 -d orders\n\
-                  --json prints {role, schema, tables, local, push, pull}: push and pull are SQL, one transaction each."
+    after_help = "Examples, as a superuser, or as the owner of the database and of its tables:\n  \
+                  run_supervisor cloud-sql --role app | psql -v ON_ERROR_STOP=1 -d orders\n\n\
+                  --json prints {role, schema, tables, local, push, pull}: push and pull are SQL, one transaction each; \
+                  without pull where --push-only is given.\n\
+                  Exit status: 0 printed, 1 the file cannot be read, 2 usage."
 )]
 pub struct CloudSqlArgs {
     /// The role of the devices [default: that of CLOUD_SQL_USER]
@@ -54,6 +57,7 @@ impl CloudSqlArgs {
         let Some(role) = self.role.as_deref().or(cloud.user.as_deref()) else {
             return Err((Exit::Usage, "name the role of the devices: --role NAME, or CLOUD_SQL_USER".into()));
         };
+        require_readable(&settings.sqlite.path).map_err(failed)?;
         let (tables, local) =
             sqlite::syncable(&settings.sqlite.path, settings.sqlite.busy_timeout, &settings.tables.rules())
                 .map_err(failed)?;

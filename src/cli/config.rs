@@ -17,7 +17,8 @@ const INDENT: &str = "    ";
                   that runs on this database, or, where none runs, those with which one would start here. Passwords are never \
                   printed.",
     after_help = "Examples:\n  run_supervisor config\n  run_supervisor config sync proxy.port\n  run_supervisor config --changed\n\n\
-                  --json prints a list of {key, value, origin, allowed}, all of them texts."
+                  --json prints a list of {key, value, origin, allowed}, all of them texts.\n\
+                  Exit status: 0 printed, 1 the supervisor that runs does not answer, 2 usage or bad setting."
 )]
 pub struct ConfigArgs {
     /// Only these: a key, or a section

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use tidewater_actors::sqlite::{Conflict, ConflictPage};
+use tidewater_actors::sqlite::{Conflict, ConflictPage, Restores};
 
 use super::rows::{
     LONG_WAIT, Outcome, answered, bounded, call, failed, key, line, minutes, more, plain, put_field,
@@ -15,7 +15,14 @@ use crate::settings::Settings;
 
 /// `conflicts`.
 #[derive(Debug, Clone, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  run_supervisor conflicts\n  run_supervisor conflicts list note --limit 10\n  \
+                  run_supervisor conflicts show 12\n  run_supervisor conflicts restore 12 13\n\n\
+                  --json prints {total, rows}; show: one of the rows, which is {id, at, table, key, column, base, local, \
+                  cloud, kept}; restore: {ids, refused}.\n\
+                  Exit status: 0 done, 1 failed, or some could not be restored, 2 usage, 3 not running (restore only)."
+)]
 pub struct ConflictsArgs {
     /// What to do
     #[command(subcommand)]
@@ -149,5 +156,8 @@ fn render_one(conflict: &Conflict) -> String {
     }
     field("when", &minutes(&conflict.at));
     field("restore", &format!("run_supervisor conflicts restore {}", conflict.id));
+    if conflict.restores == Restores::Deletion {
+        field("", "deletes the whole row, here and in the cloud, and what goes along with it");
+    }
     text
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -45,6 +45,12 @@ pub enum RowsVerb {
 
 /// `flush` and `warm`.
 #[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  run_supervisor flush\n  run_supervisor flush --wait && echo everything is in the cloud\n  \
+                        run_supervisor warm --wait --json | jq .rows_warmed\n\n\
+                        --json prints {done, rows_flushed, rows_warmed, pending, parked}.\n\
+                        Exit status: 0 begun, or with --wait done, 1 failed, 2 usage, 3 not running."
+)]
 pub struct SyncArgs {
     /// Wait until it is done; with a bar on a terminal
     #[arg(long)]
@@ -56,6 +62,9 @@ pub struct SyncArgs {
 
 /// `pending`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  run_supervisor pending\n  run_supervisor pending note --limit 500\n\n\
+                        --json prints {total, rows}; a row is {table, key, change, columns, state, changed_at}.\n\
+                        Exit status: 0 printed, 1 the file cannot be read, 2 usage.")]
 pub struct PendingArgs {
     /// Only this table
     #[arg(value_name = "TABLE")]
@@ -70,7 +79,17 @@ pub struct PendingArgs {
 
 /// `parked`.
 #[derive(Debug, Clone, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  run_supervisor parked\n  run_supervisor parked show 3\n  \
+                  run_supervisor parked retry              all of them\n  run_supervisor parked retry --table note\n  \
+                  run_supervisor parked discard 3 4\n\n\
+                  --json prints {total, rows}; show: one of the rows, which is {id, table, key, change, sqlstate, message, \
+                  constraint, values, first_refused, last_refused, tries, edited}; retry: {rows, unknown}; discard: {ids, \
+                  refused}.\n\
+                  Exit status: 0 done, 1 failed, or some numbers are unknown or refused, 2 usage, 3 not running (retry, \
+                  discard)."
+)]
 pub struct ParkedArgs {
     /// What to do
     #[command(subcommand)]
@@ -189,12 +208,22 @@ pub(super) fn answered<T: Serialize>(value: &T, output: &Output, text: String) -
     Ok(Answered { text, exit: Exit::Success })
 }
 
-pub(super) fn call<T: DeserializeOwned>(
+/// Asks the supervisor that runs. The error is the exit status with the reason, and with what helps where nobody runs.
+///
+/// # Errors
+/// [`Exit::NotRunning`] where none does, otherwise [`Exit::Failed`].
+pub fn call<T: DeserializeOwned>(
     settings: &Settings,
     request: &Request,
     wait: Duration,
 ) -> Result<T, (Exit, String)> {
-    let answer = ControlClient::call(&settings.sqlite.control_socket(), request, wait);
+    let socket = settings.sqlite.control_socket();
+    let asked = match wait > WAIT {
+        // Who does not answer the simplest question is not waited for until the end of the longest work.
+        true => ControlClient::call(&socket, &Request::Status, WAIT).map(|_| ()),
+        false => Ok(()),
+    };
+    let answer = asked.and_then(|()| ControlClient::call(&socket, request, wait));
     let answer = answer.map_err(|error| match error {
         ControlError::NotRunning(_) => {
             (Exit::NotRunning, format!("{error}; start `run_supervisor` on this database, and ask again"))
@@ -228,28 +257,46 @@ fn sync(settings: &Settings, SyncArgs { wait, output }: &SyncArgs, flush: bool) 
     answered(&done, output, text)
 }
 
-/// Waits for the answer, and shows on a terminal how far it has come.
+/// Waits for the end of a flush or a warm-up, and shows on a terminal how far it has come.
 fn accompanied(settings: &Settings, request: &Request) -> Result<Synced, (Exit, String)> {
-    let bar = bar();
+    let flushing = matches!(request, Request::Flush { .. });
+    let mut begun: Option<u64> = None;
+    watched(settings, request, &bar(), move |bar, status| {
+        let sync = &status["sync"];
+        let amount = |key: &str| sync[key].as_u64().unwrap_or(0);
+        let (moved, left) = match flushing {
+            true => (amount("rows_flushed"), amount("pending")),
+            // How many rows the cloud has is known, about, where a table is compared for the first time.
+            false => (amount("rows_warmed"), sync["progress"]["rows_left"].as_u64().unwrap_or(0)),
+        };
+        let before = *begun.get_or_insert(moved);
+        advance(bar, moved.saturating_sub(before), left);
+        bar.set_message(sync["state"].as_str().unwrap_or_default().to_owned());
+    })
+}
+
+/// Waits for the answer of something that takes long. Meanwhile, on a terminal, the status is looked at, and shown.
+pub(super) fn watched<T: DeserializeOwned + Send>(
+    settings: &Settings,
+    request: &Request,
+    bar: &ProgressBar,
+    mut show: impl FnMut(&ProgressBar, &Value),
+) -> Result<T, (Exit, String)> {
     thread::scope(|scope| {
         let (answer, answered) = mpsc::channel();
         scope.spawn(move || {
             // The other end waits for exactly this.
             let _ = answer.send(call(settings, request, LONG_WAIT));
         });
-        let mut begun: Option<u64> = None;
         let answer = loop {
             match answered.recv_timeout(LOOK) {
                 Ok(answer) => break answer,
                 Err(RecvTimeoutError::Timeout) if bar.is_hidden() => {}
                 Err(RecvTimeoutError::Timeout) => {
                     // A look that fails is one that is not shown.
-                    let Ok(status) = call::<Value>(settings, &Request::Status, WAIT) else { continue };
-                    let amount = |key: &str| status["sync"][key].as_u64().unwrap_or(0);
-                    let flushed = amount("rows_flushed");
-                    let before = *begun.get_or_insert(flushed);
-                    advance(&bar, flushed.saturating_sub(before), amount("pending"));
-                    bar.set_message(status["sync"]["state"].as_str().unwrap_or_default().to_owned());
+                    if let Ok(status) = call::<Value>(settings, &Request::Status, WAIT) {
+                        show(bar, &status);
+                    }
                 }
                 Err(RecvTimeoutError::Disconnected) => break Err(failed("the verb failed")),
             }
@@ -261,8 +308,12 @@ fn accompanied(settings: &Settings, request: &Request) -> Result<Synced, (Exit, 
 
 /// On standard error, and only where that is a terminal.
 fn bar() -> ProgressBar {
-    let template = "{msg:>8} {wide_bar} {human_pos} of {human_len} rows, {elapsed}";
+    let template = "{msg:>8} {wide_bar} {human_pos} of {human_len} rows, {rate}, {eta} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = style.with_key("rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // A bar that cannot be drawn is not drawn.
+        let _ = write!(out, "{:.0}/s", state.per_sec());
+    });
     ProgressBar::new(0).with_style(style)
 }
 

@@ -108,6 +108,35 @@ pub(super) async fn conflicts(request: HttpRequest, shared: Data<Shared>) -> Htt
     }
 }
 
+/// `?nonce=…`
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProofQuery {
+    nonce: String,
+}
+
+/// A nonce that nobody else has thought of, and that is no book.
+const NONCE_CHARS: std::ops::RangeInclusive<usize> = 32..=128;
+
+/// Shows whoever is about to send the token that it is known here already: somebody else may have taken the port.
+pub(super) async fn proof(request: HttpRequest, shared: Data<Shared>) -> HttpResponse {
+    let nonce = Query::<ProofQuery>::from_query(request.query_string()).map(|query| query.into_inner().nonce);
+    let nonce = nonce
+        .ok()
+        .filter(|it| NONCE_CHARS.contains(&it.len()) && it.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let Some(nonce) = nonce else {
+        let (least, most) = (NONCE_CHARS.start(), NONCE_CHARS.end());
+        return plain(
+            StatusCode::BAD_REQUEST,
+            &format!("a nonce of {least} to {most} hexadecimal digits is needed"),
+        );
+    };
+    match shared.token.as_ref().and_then(|token| token.proof(&nonce)) {
+        Some(proof) => pretty(StatusCode::OK, &json!({ "proof": proof })),
+        None => plain(StatusCode::NOT_FOUND, "there is no token here"),
+    }
+}
+
 /// A list's query with its limit; the error is for who asks.
 fn asked<Q: DeserializeOwned>(
     request: &HttpRequest,

@@ -101,23 +101,19 @@ impl Collector for Scrape {
             .encode_info(&version)?;
         page.yes_no("ready", "Whether the process can do its job, as /readyz says", readiness.ready)?;
 
-        let available = proxy.status == ProxyStatus::Available;
-        page.yes_no(
-            "cloud_available",
-            "Whether PostgreSQL answers through the proxy, and is ours",
-            available,
-        )?;
         page.yes_no("cloud_required", "Whether the cloud has to be available", proxy.proxy_required)?;
         let status = proxy.status.to_string();
         let statuses = ["available", "unavailable", "unknown"];
         page.state("proxy_status", "What is known of the proxy", "status", &statuses, &status)?;
-        page.yes_no(
-            "proxy_checks_paused",
-            "Whether the checks are paused until something listens",
-            proxy.paused,
-        )?;
-        let failures = i64::from(proxy.consecutive_failures);
-        page.gauge("proxy_consecutive_failures", "Failed checks in a row", None, &failures)?;
+        if actors.iter().any(|actor| actor.name == "ProxyWatcher" && actor.state == "running") {
+            let available = proxy.status == ProxyStatus::Available;
+            let help = "Whether PostgreSQL answers through the proxy, and is ours";
+            page.yes_no("cloud_available", help, available)?;
+            let help = "Whether the checks are paused until something listens";
+            page.yes_no("proxy_checks_paused", help, proxy.paused)?;
+            let failures = i64::from(proxy.consecutive_failures);
+            page.gauge("proxy_consecutive_failures", "Failed checks in a row", None, &failures)?;
+        }
         if let Some(at) = proxy.last_success {
             let help = "When PostgreSQL last answered, since 1970";
             page.gauge("proxy_last_success_timestamp", help, Some(&Unit::Seconds), &at)?;
@@ -138,6 +134,8 @@ impl Collector for Scrape {
             page.state("sync_state", "What the sync does", "state", &states, &sync.state)?;
             let pending = "Rows that the cloud has not seen, parked ones excluded";
             page.gauge("journal_pending_entries", pending, None, &gauged(sync.pending))?;
+            let help = "What the entries of these rows take in the file, besides the rows themselves";
+            page.gauge("journal_pending", help, Some(&Unit::Bytes), &gauged(sync.backlog.bytes))?;
             if let Some(age) = sync.backlog.oldest_age_s.or((sync.pending == 0).then_some(0.0)) {
                 let help = "How long the row that has waited longest waits";
                 page.gauge("journal_oldest_age", help, Some(&Unit::Seconds), &age)?;
@@ -153,6 +151,7 @@ impl Collector for Scrape {
         page.by_actor("actor_running", help, MetricType::Gauge, actors, |actor| {
             u64::from(actor.state == "running")
         })?;
+        page.actor_states("actor_state", "What the actor does", actors)?;
         let help = "How often the actor was restarted";
         page.by_actor("actor_restarts", help, MetricType::Counter, actors, |actor| actor.restarts.into())?;
         let help = "How often the actor panicked";
@@ -204,6 +203,18 @@ impl Page<'_> {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for state in states {
             metric.encode_family(&[(label, *state)])?.encode_gauge(&i64::from(*state == now))?;
+        }
+        Ok(())
+    }
+
+    /// The same for each actor.
+    fn actor_states(&mut self, name: &str, help: &str, actors: &[ActorReport]) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for actor in actors {
+            for state in ["running", "silent", "restarting", "ended"] {
+                let labels = [("actor", actor.name.as_str()), ("state", state)];
+                metric.encode_family(&labels)?.encode_gauge(&i64::from(state == actor.state))?;
+            }
         }
         Ok(())
     }

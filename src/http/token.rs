@@ -5,6 +5,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
 
 use crate::settings::Secret;
@@ -17,6 +19,9 @@ const TOKEN_BYTES_MAX: usize = 1024;
 
 /// What this process makes, before it is written in hexadecimal.
 const RANDOM_BYTES: usize = 32;
+
+/// What a proof is of, so that nobody takes it for anything else.
+const PROOF_OF: &str = "tidewater token ";
 
 /// The word that actions, and whatever shows rows, ask for: `Authorization: Bearer …`. It is never printed.
 ///
@@ -91,6 +96,15 @@ impl Token {
     /// Whether this is the one. How long it takes tells nothing but the length.
     pub(super) fn is(&self, given: &[u8]) -> bool {
         self.0.expose().as_bytes().ct_eq(given).into()
+    }
+
+    /// What nobody can say to this nonce who does not know the token, and what tells nothing of it: HMAC-SHA256, in hexadecimal.
+    pub(super) fn proof(&self, nonce: &str) -> Option<String> {
+        // A key of any length will do.
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.expose().as_bytes()).ok()?;
+        mac.update(PROOF_OF.as_bytes());
+        mac.update(nonce.as_bytes());
+        Some(mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }
 
@@ -218,5 +232,14 @@ mod tests {
             assert!(!token.is(other.as_bytes()), "{other}");
         }
         assert!(!format!("{token:?}").contains(WORD));
+    }
+
+    /// A proof is of one token and one nonce, as every other HMAC-SHA256 has it.
+    #[test]
+    fn a_proof_is_of_the_token_and_the_nonce() {
+        let proof = |word: &str, nonce: &str| Token::new(word).unwrap().proof(nonce).unwrap();
+        assert_eq!(proof(WORD, "0123"), "90d3274130a2667a8d8ebf7b7b44e4cc761fc8749cf5e4094cb437bd26b5e89e");
+        assert_ne!(proof(WORD, "0123"), proof(WORD, "0124"));
+        assert_ne!(proof(WORD, "0123"), proof(&format!("{WORD}0"), "0123"));
     }
 }

@@ -11,9 +11,9 @@ use config::{Value, ValueKind};
 
 use super::sources::Layer;
 use super::{
-    AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective, Environment, Host,
-    HttpSettings, LinkOptions, LogFormat, LogLevel, LogSettings, PasswordCommand, PasswordSource,
-    ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings,
+    ACTORS, AddColumns, BacklogLimits, CircuitSettings, CloudSettings, DoctorSettings, Effective,
+    Environment, Host, HttpSettings, LinkOptions, LogFormat, LogLevel, LogSettings, PasswordCommand,
+    PasswordSource, ProxySettings, SOCKET_PATH_BYTES_MAX, Secret, Sections, SettingsError, SqliteSettings,
     SupervisorSettings, SyncSettings, TablesFromCloud, TablesSettings, TlsMode, TlsOptions, UpkeepOptions,
     socket_path,
 };
@@ -188,7 +188,7 @@ impl<'a> Reader<'a> {
 }
 
 /// What may be an array of texts, or one text with commas.
-const LISTS: [&str; 2] = ["http.hosts", "sync.tables_from_cloud"];
+const LISTS: [&str; 3] = ["http.hosts", "log.levels", "sync.tables_from_cloud"];
 
 /// How a value is shown to people.
 fn shown(key: &str, value: &Value) -> String {
@@ -263,6 +263,7 @@ impl Sections {
                 page_rows_max: reader.count("sync.page_rows_max", 1, 100_000)?,
                 pull_interval: reader.seconds("sync.pull_interval_s", SHORTEST_S, DAY_S)?,
                 feed_poll_interval: reader.seconds("sync.feed_poll_interval_s", SHORTEST_S, DAY_S)?,
+                feed_poll_first: reader.millis("sync.feed_poll_first_ms", 1, 60_000)?,
                 retry_delay: reader.seconds("sync.retry_delay_s", SHORTEST_S, HOUR_S)?,
                 debounce: reader.millis("sync.debounce_ms", 0, 60_000)?,
                 foreign_poll: reader.millis("sync.foreign_poll_ms", 1, 60_000)?,
@@ -292,16 +293,8 @@ impl Sections {
             sqlite,
             log: LogSettings {
                 format: reader.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)])?,
-                level: reader.word(
-                    "log.level",
-                    &[
-                        ("error", LogLevel::Error),
-                        ("warning", LogLevel::Warning),
-                        ("info", LogLevel::Info),
-                        ("debug", LogLevel::Debug),
-                        ("warn", LogLevel::Warning),
-                    ],
-                )?,
+                level: reader.word("log.level", &LEVELS)?,
+                levels: read_levels(reader)?,
             },
             tables: TablesSettings::read(reader.layers, reader)?,
             doctor: DoctorSettings {
@@ -312,6 +305,36 @@ impl Sections {
                 integrity: reader.seconds("doctor.integrity_s", SHORTEST_S, DAY_S)?,
             },
         })
+    }
+}
+
+const LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warning", LogLevel::Warning),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("warn", LogLevel::Warning),
+];
+
+/// `CloudSyncer=debug`, one or more; of an actor that is named twice, the last one holds.
+fn read_levels(reader: &Reader<'_>) -> Result<BTreeMap<&'static str, LogLevel>, SettingsError> {
+    let key = "log.levels";
+    let allowed = format!(
+        "ACTOR=LEVEL, with commas or as an array; the actors are {}, the levels error, warning, info, debug",
+        ACTORS.join(", ")
+    );
+    let level = |text: &String| {
+        let (actor, level) = text.split_once('=')?;
+        let actor = ACTORS.iter().find(|name| name.eq_ignore_ascii_case(actor.trim()))?;
+        let (_, level) = LEVELS.iter().find(|(word, _)| word.eq_ignore_ascii_case(level.trim()))?;
+        Some((*actor, *level))
+    };
+    match reader.names(key, &allowed)?.iter().map(level).collect() {
+        Some(levels) => Ok(levels),
+        None => {
+            let (value, origin) = reader.find(key)?;
+            Err(bad(key, &value, origin, &allowed))
+        }
     }
 }
 

@@ -109,6 +109,18 @@ impl TablesSettings {
         Ok(Self { named, others })
     }
 
+    /// Who wins where, as others say it; nothing else of theirs.
+    pub(super) fn take_policies(&mut self, others: &Self) {
+        let names = others.named.iter().map(|(folded, table)| (folded.clone(), table.name.clone()));
+        for (folded, name) in names.collect::<Vec<_>>() {
+            self.named.entry(folded).or_insert_with(|| TableSettings { name, ..self.others.clone() });
+        }
+        for (folded, table) in &mut self.named {
+            table.conflicts = others.of(folded).conflicts;
+        }
+        self.others.conflicts = others.others.conflicts;
+    }
+
     /// As the actors take them.
     pub(crate) fn rules(&self) -> TableRules {
         self.named.iter().map(|(name, table)| (name.clone(), table.rule())).collect()

@@ -26,7 +26,10 @@ fn the_built_in_values_are_the_documented_ones() {
     assert_eq!(settings.sqlite.control_socket(), Path::new("tidewater.db.sock"));
     assert_eq!(settings.cloud.add_columns, AddColumns::Auto);
     assert_eq!(settings.sync.debounce, Duration::from_millis(2));
-    assert_eq!(settings.log, LogSettings { format: LogFormat::Text, level: LogLevel::Info });
+    assert_eq!(
+        settings.log,
+        LogSettings { format: LogFormat::Text, level: LogLevel::Info, levels: BTreeMap::new() }
+    );
     assert!(settings.effective().iter().all(|it| it.origin == "the built-in default"));
 }
 

@@ -241,6 +241,44 @@ async fn whoever_may_not_act_changes_nothing() {
     assert!(!lines.iter().any(|line| line.contains("Proxy detector reset")), "{lines:#?}");
 }
 
+/// Whoever is about to send the token can ask for a proof that it is known here; that is another one for each nonce, tells nothing
+/// of it, and is nobody's who has none.
+#[test]
+fn the_token_is_proven_without_being_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut command, _nobody) = alone(folder.path());
+    let (process, address) = serving(&mut command);
+    let token = std::fs::read_to_string(folder.path().join("alone.db.token")).unwrap();
+    let proof = |nonce: &str| {
+        let answer = get(address, &format!("/proof?nonce={nonce}"));
+        assert_eq!((answer.status, answer.header("Cache-Control")), (200, Some("no-store")), "{answer:?}");
+        assert!(!answer.body.contains(token.trim_end()), "{answer:?}");
+        answer.json()["proof"].as_str().unwrap().to_owned()
+    };
+    let (one, other) = ("0".repeat(64), "1".repeat(64));
+    assert_eq!(proof(&one).len(), 64);
+    assert_eq!(proof(&one), proof(&one));
+    assert_ne!(proof(&one), proof(&other));
+    for query in [
+        "",
+        "?nonce=",
+        "?nonce=0",
+        "?nonce=zz",
+        &format!("?nonce={}", "0".repeat(129)),
+        &format!("?nonce={one}&x=1"),
+    ] {
+        assert_eq!(get(address, &format!("/proof{query}")).status, 400, "{query}");
+    }
+    let request = format!("GET /proof?nonce={one} HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert_eq!(exchange(address, request.as_bytes()).unwrap().status, 421);
+    process.stop();
+
+    let (mut command, _nobody) = alone(folder.path());
+    let (process, address) = serving(command.env("TIDEWATER_HTTP__TOKEN_FILE", "off"));
+    assert_eq!(get(address, &format!("/proof?nonce={one}")).status, 404);
+    process.stop();
+}
+
 /// A body that does not come is given the time of a request and no more.
 #[test]
 fn a_slow_body_is_not_waited_for() {
@@ -447,6 +485,7 @@ fn elsewhere_the_state_takes_the_token() {
         ("/readyz", true),
         ("/status", false),
         ("/metrics", false),
+        ("/history", false),
         ("/parked", false),
     ] {
         let answer = get(address, path);

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tidewater_test_support::{shell, wait};
+use tidewater_test_support::{Browser, shell, wait};
 
 use crate::client::{Answer, Events, ask, get};
 use crate::process::{Device, PATIENCE, Process, message, output};
@@ -48,6 +48,7 @@ async fn every_route_follows_the_cloud() {
     events.wait_for("counts", |it| it["pending"] == 2);
     let metrics = get(address, "/metrics");
     assert_eq!(metrics.metric("tidewater_journal_pending_entries"), Some(2.0));
+    assert!(metrics.metric("tidewater_journal_pending_bytes") > Some(2.0), "{}", metrics.body);
     let age = metrics.metric("tidewater_journal_oldest_age_seconds").unwrap();
     assert!(age > 0.0 && age < 60.0, "{age}");
 
@@ -64,6 +65,7 @@ async fn every_route_follows_the_cloud() {
     });
     assert_eq!(metrics.metric("tidewater_cloud_available"), Some(1.0));
     assert_eq!(metrics.metric("tidewater_rows_flushed_total"), Some(2.0));
+    assert_eq!(metrics.metric("tidewater_journal_pending_bytes"), Some(0.0));
     assert_eq!(metrics.metric("tidewater_journal_oldest_age_seconds"), Some(0.0));
     assert_eq!(metrics.metric("tidewater_propagation_delay_seconds_count"), Some(2.0));
     assert!(metrics.metric("tidewater_flush_round_duration_seconds_count") >= Some(1.0));
@@ -80,6 +82,39 @@ async fn every_route_follows_the_cloud() {
     assert_well();
     process.stop();
     assert!(events.next().is_none(), "whoever follows sees the end");
+}
+
+/// An outage and what waited in it are told after it has passed, also when nobody had looked: `/history` looks at nothing itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_passed_is_told_to_whoever_looks_only_now() {
+    let device = Device::new().await;
+    device.proxy.start();
+    let (process, address) = serving(&mut device.command());
+    let sql = |sql: &str| shell::sqlite3_shell(device.path(), sql);
+    sql("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO note (body) VALUES ('a');");
+    device.wait_until_equal(&["note"]).await;
+    let points = |answer: &Answer| -> Vec<(u64, u64)> {
+        let rows = answer.json()["rows"].as_array().unwrap().clone();
+        rows.iter()
+            .map(|it| (it["pending"].as_u64().unwrap(), it["rows_flushed"].as_u64().unwrap()))
+            .collect()
+    };
+    wait_for(address, "/history", "a row went", |answer| points(answer).last() == Some(&(0, 1)));
+    device.proxy.stop();
+    process.wait_for_line("Proxy not running on");
+    sql("INSERT INTO note (body) VALUES ('b'), ('c');");
+    wait_for(address, "/history", "two rows wait", |answer| points(answer).last() == Some(&(2, 1)));
+    device.proxy.start();
+    device.wait_until_equal(&["note"]).await;
+    let told =
+        wait_for(address, "/history", "three rows went", |answer| points(answer).last() == Some(&(0, 3)));
+    let availability = told.json()["availability"].as_array().unwrap().clone();
+    let statuses: Vec<_> = availability.iter().map(|it| it["status"].as_str().unwrap()).collect();
+    assert!(statuses.ends_with(&["available", "unavailable", "available"]), "{statuses:?}");
+    assert!(availability[statuses.len() - 2]["reason"].is_string(), "{availability:#?}");
+    let times: Vec<u64> = availability.iter().map(|it| it["at"].as_u64().unwrap()).collect();
+    assert!(times.is_sorted() && times.last() <= told.json()["now"].as_u64().as_ref(), "{told:?}");
+    process.stop();
 }
 
 /// `/status` is what `status --json` prints, byte by byte, and says where it listens; so does the page of `status`.
@@ -130,6 +165,49 @@ async fn readiness_is_red_where_the_cloud_is_required_and_away() {
     process.stop();
 }
 
+/// Somebody's disk writes over a page of what waits. The numbers stay those of before, and nothing says that nothing waits: the
+/// process is not ready, with the reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_counted_is_not_told_as_nothing() {
+    let device = Device::new().await;
+    let (process, address) = serving(&mut device.command());
+    let sql = |sql: &str| shell::sqlite3_shell(device.path(), sql);
+    sql(
+        "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO note (body) VALUES ('a'), ('b');",
+    );
+    wait_for(address, "/status", "two rows wait", |answer| answer.json()["sync"]["pending"] == 2);
+    assert_eq!(get(address, "/readyz").status, 200);
+    let page = "SELECT max(rootpage) FROM sqlite_schema WHERE name LIKE '\\_tidewater\\_journal\\_%' ESCAPE '\\' AND type = 'table';";
+    let page: u64 = sql(page).trim().parse().unwrap();
+    let size: u64 = sql("PRAGMA page_size;").trim().parse().unwrap();
+    // Everything is in the file itself, and what the supervisor has read of it before is read again.
+    wait::until_blocking("the log is folded in", PATIENCE, || {
+        let folded = sql("PRAGMA wal_checkpoint(TRUNCATE);");
+        if folded.trim() == "0|0|0" { Ok(()) } else { Err(folded) }
+    });
+    let file = std::fs::File::options().write(true).open(device.path()).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(
+        &file,
+        &vec![0xff; usize::try_from(size).unwrap()],
+        (page - 1) * size,
+    )
+    .unwrap();
+    sql("PRAGMA user_version = 7;");
+    let red = wait_for(address, "/readyz", "it is not ready", |answer| answer.status == 503);
+    assert!(red.body.contains("the SQLite file is damaged"), "{red:?}");
+    let status = get(address, "/status").json();
+    assert_eq!(
+        (&status["sync"]["state"], &status["sync"]["pending"]),
+        (&json!("offline"), &json!(2)),
+        "{status:#}"
+    );
+    assert!(status["sync"]["detail"].as_str().unwrap().contains("damaged"), "{status:#}");
+    let metrics = get(address, "/metrics");
+    assert_eq!(metrics.metric("tidewater_journal_pending_entries"), Some(2.0));
+    assert_eq!(metrics.metric("tidewater_rows_flushed_total"), Some(0.0));
+    process.kill();
+}
+
 /// An actor that holds its thread is named within a bounded time, and no route waits for it for longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_names_an_actor_that_is_stuck() {
@@ -152,11 +230,32 @@ async fn health_names_an_actor_that_is_stuck() {
     let metrics = get(address, "/metrics");
     assert_eq!(metrics.metric("tidewater_actor_running{actor=\"CloudSyncer\"}"), Some(0.0));
     assert_eq!(metrics.metric("tidewater_actor_running{actor=\"SqliteWriter\"}"), Some(1.0));
+    for (actor, state) in [("CloudSyncer", "silent"), ("SqliteWriter", "running")] {
+        for known in ["running", "silent", "restarting", "ended"] {
+            let series = format!("tidewater_actor_state{{actor=\"{actor}\",state=\"{known}\"}}");
+            assert_eq!(metrics.metric(&series), Some(f64::from(u8::from(known == state))), "{series}");
+        }
+    }
+    // The watcher shares the thread: what it does not say is not said for it.
+    for series in ["cloud_available", "proxy_checks_paused", "proxy_consecutive_failures"] {
+        assert_eq!(metrics.metric(&format!("tidewater_{series}")), None);
+    }
     assert_eq!(
         metrics.metric("tidewater_rows_flushed_total"),
         None,
         "nobody knows, and a zero would be wrong"
     );
+    let page = String::from_utf8(output(device.command().arg("status")).stdout).unwrap();
+    assert!(page.contains("sync     -\n") && !page.contains("pending"), "{page}");
+    // The page in a browser does not say so either, and says what it is that does not answer.
+    let browser = Browser::start();
+    browser.open(&format!("http://{address}/"));
+    browser.wait_for_text("#actors", "CloudSyncer ✕ silent");
+    browser.wait_for_text("#sync", "nobody answers");
+    browser.wait_for_text("#parked-title", "Parked rows (–)");
+    browser.wait_for_text("#conflicts-title", "Conflicts (–)");
+    assert!(browser.script("return document.title").as_str().unwrap().ends_with(", – pending"));
+    assert!(browser.text("#pending").contains("Pending: –"), "{}", browser.text("#pending"));
     process.kill();
 }
 
@@ -234,12 +333,14 @@ async fn prometheus_reads_both_forms() {
         ("tidewater_circuit_state", "gauge"),
         ("tidewater_sync_state", "gauge"),
         ("tidewater_journal_pending_entries", "gauge"),
+        ("tidewater_journal_pending_bytes", "gauge"),
         ("tidewater_journal_oldest_age_seconds", "gauge"),
         ("tidewater_parked_rows", "gauge"),
         ("tidewater_conflicts", "gauge"),
         ("tidewater_rows_flushed", "counter"),
         ("tidewater_rows_warmed", "counter"),
         ("tidewater_actor_running", "gauge"),
+        ("tidewater_actor_state", "gauge"),
         ("tidewater_actor_restarts", "counter"),
         ("tidewater_actor_panics", "counter"),
         ("tidewater_sqlite_file_bytes", "gauge"),

@@ -56,7 +56,8 @@ fn asked_for(expression: &str) -> Vec<(String, Vec<String>)> {
         let (name, after) = rest.split_at(end);
         let labels =
             after.strip_prefix('{').and_then(|it| it.split_once('}')).map_or("", |(labels, _)| labels);
-        let exact = labels.split(',').map(str::trim).filter(|label| label.contains("=\""));
+        let exact =
+            labels.split(',').map(str::trim).filter(|label| label.contains("=\"") && !label.contains("!="));
         found.push((name.to_owned(), exact.map(str::to_owned).collect()));
         rest = after;
     }

@@ -128,6 +128,17 @@ pub struct Policy {
     pub probe_missing: Option<String>,
 }
 
+/// The times of a [`Policy`] that may change while the watcher runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// As in [`Policy::health_interval`].
+    pub health_interval: Duration,
+    /// As in [`Policy::recently_verified`].
+    pub recently_verified: Duration,
+    /// As in [`Policy::listen_interval`].
+    pub listen_interval: Duration,
+}
+
 impl Policy {
     /// Where the proxy is expected its absence is a fault, and the watcher never gives up.
     fn proxy_expected(&self) -> bool {
@@ -158,6 +169,8 @@ pub enum Event {
     },
     /// Somebody wants it to start over.
     Reset,
+    /// From now on other times hold.
+    Retimed(Times),
     /// A real call ended.
     TrafficEnded(Result<(), FailureClass>),
     /// The answer to [`Effect::FindProcess`]: the proxy's process in words, where there is one.
@@ -407,6 +420,7 @@ impl Availability {
             Event::CheckEnded { id, result } => self.check_ended(id, result),
             Event::Asked { force } => self.asked(force),
             Event::Reset => self.reset(),
+            Event::Retimed(times) => self.retimed(times),
             Event::TrafficEnded(outcome) => self.traffic_ended(outcome),
             Event::ProcessFound(process) => self.process_found(process),
         }
@@ -612,6 +626,20 @@ impl Availability {
             Activity::Looking(purpose) => *purpose = Some(Cause::Schedule),
             Activity::Idle => self.check_is_due(),
         }
+    }
+
+    /// What was going to happen later than the new times allow happens by then; no check is put off, and none is made for it.
+    fn retimed(&mut self, times: Times) {
+        let Times { health_interval, recently_verified, listen_interval } = times;
+        self.policy.health_interval = health_interval;
+        self.policy.recently_verified = recently_verified;
+        self.policy.listen_interval = listen_interval;
+        if self.status == ProxyStatus::Available {
+            let by = self.now + at_least_min(health_interval);
+            self.next_check = self.next_check.map(|at| at.min(by));
+        }
+        let by = self.now + self.look_interval();
+        self.next_look = self.next_look.map(|at| at.min(by));
     }
 
     fn traffic_ended(&mut self, outcome: Result<(), FailureClass>) {

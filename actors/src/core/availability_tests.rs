@@ -759,6 +759,44 @@ fn traffic_counts() {
     assert_eq!(world.attempts_s(), [0.0, 100.0]);
 }
 
+/// Other times hold from now on: what was to happen later happens by then, nothing is put off, and no check is made for it.
+#[test]
+fn other_times_hold_from_now_on() {
+    let times = |health_s| Times {
+        health_interval: Duration::from_secs(health_s),
+        recently_verified: Duration::from_secs(2),
+        listen_interval: Duration::from_secs(1),
+    };
+    let mut world = World::up();
+    world.run_until(4.0);
+    world.feed(Event::Retimed(times(3)));
+    world.run_until(13.5);
+    assert_eq!(world.attempts_s(), [0.0, 7.0, 10.0, 13.0]);
+    world.feed(Event::Retimed(times(100)));
+    world.run_until(200.0);
+    assert_eq!(world.attempts_s(), [0.0, 7.0, 10.0, 13.0, 16.0, 116.0]);
+}
+
+/// While nobody is there, a shorter interval between looks finds a listener sooner.
+#[test]
+fn a_shorter_look_interval_finds_a_listener_sooner() {
+    let mut world =
+        World::new(Policy { listen_interval: Duration::from_secs(60), ..policy() }, Listening::No);
+    world.feed(Event::Started);
+    world.run_until(1.0);
+    let looks = world.looks;
+    world.feed(Event::Retimed(Times {
+        health_interval: Duration::from_secs(10),
+        recently_verified: Duration::from_secs(2),
+        listen_interval: Duration::from_secs(1),
+    }));
+    world.run_until(5.0);
+    assert!(world.looks >= looks + 3, "{} after {looks}", world.looks);
+    world.listening = Listening::Yes;
+    world.run_until(6.5);
+    assert_eq!(world.machine.status, ProxyStatus::Available);
+}
+
 /// One stale pooled connection is not an outage; two failures are.
 #[test]
 fn a_broken_pooled_connection_is_asked_twice() {

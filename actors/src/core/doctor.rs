@@ -361,6 +361,8 @@ pub enum Supervisor {
     NotASocket(String),
     /// It listens and does not answer as it should.
     Silent(String),
+    /// It belongs to another user, who alone may ask it.
+    NotAllowed(String),
     /// It answers.
     Runs(Box<Running>),
 }
@@ -593,6 +595,9 @@ impl Evidence {
                 Check::Lock,
                 format!("held by process {pid}, the supervisor that does not answer"),
             ),
+            (Lock::Held { pid, .. }, Supervisor::NotAllowed(_)) => {
+                Finding::green(Check::Lock, format!("held by process {pid}, another user's supervisor"))
+            }
             (Lock::Held { pid, name }, _) => {
                 let name = name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
                 Finding::red(
@@ -731,6 +736,10 @@ impl Evidence {
                     }
                     _ => Remedy::words("end it and start it again"),
                 };
+                return Finding::red(check, why.as_str(), remedy);
+            }
+            Supervisor::NotAllowed(why) => {
+                let remedy = Remedy::words("run doctor as the user that the supervisor runs as");
                 return Finding::red(check, why.as_str(), remedy);
             }
             Supervisor::Runs(running) => running,

@@ -12,6 +12,8 @@ pub mod failure;
 pub mod from_cloud;
 pub mod isolation;
 pub mod merge;
+pub mod past;
+pub mod progress;
 pub mod restart;
 pub mod rules;
 pub mod schema;

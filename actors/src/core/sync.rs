@@ -25,6 +25,8 @@ pub enum Event {
     Heard,
     /// Somebody asked for a cycle.
     Asked,
+    /// From now on other times hold.
+    Paced(Pace),
     /// The wait that was asked for is over.
     Woke {
         /// The wait's number.
@@ -36,6 +38,8 @@ pub enum Event {
         cycle: u64,
         /// How.
         outcome: Outcome,
+        /// How long it took.
+        took: Duration,
     },
 }
 
@@ -76,14 +80,16 @@ pub enum Effect {
 }
 
 /// The times that the machine keeps.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
     /// From a new entry to the cycle that carries it: what comes within it goes along.
     pub debounce: Duration,
     /// Between two looks at the feed while nothing happens here.
     pub pull_interval: Duration,
-    /// The same for a while after others have changed something.
+    /// The same, at most, for a while after others have changed something.
     pub poll_interval: Duration,
+    /// The same right after that, at least.
+    pub poll_first: Duration,
     /// The wait after the first failure.
     pub retry_delay: Duration,
     /// The longest wait.
@@ -92,6 +98,13 @@ pub struct Pace {
 
 /// For how long, after somebody else's change, the next one is expected.
 const LIVELY: Duration = Duration::from_secs(30);
+
+/// The next change is expected soon, or as long after the last one as nothing has come already: a look comes after this part of
+/// that time.
+const PATIENT_PART: u32 = 8;
+
+/// Nobody looks more often than this many times the time that it takes: a server, or a link, that is slow is asked seldom.
+const AT_EASE: u32 = 4;
 
 /// Between two questions to a circuit that has not heard yet; shorter ones would be a busy loop.
 const MOMENT: Duration = Duration::from_millis(2);
@@ -120,8 +133,8 @@ pub struct Syncing {
     /// A debounce is under way, which further entries do not prolong.
     debouncing: bool,
     failures: u32,
-    /// How many looks at the feed come at the shorter interval.
-    lively: u32,
+    /// For how long nobody else has changed anything, as long as the next change is expected.
+    quiet: Option<Duration>,
     cycles: u64,
     waits: u64,
 }
@@ -137,7 +150,7 @@ impl Syncing {
             again: false,
             debouncing: false,
             failures: 0,
-            lively: 0,
+            quiet: None,
             cycles: 0,
             waits: 0,
         }
@@ -188,15 +201,20 @@ impl Syncing {
                 self.soon()
             }
             Event::Grew => self.soon(),
+            Event::Paced(pace) => {
+                self.pace = pace;
+                // The look that is under way, or that comes now, is followed by a wait of the new length.
+                if self.running.is_some() { vec![] } else { self.soon() }
+            }
             Event::Asked if self.available => self.start_or_remember(),
             Event::Asked => vec![],
             Event::Woke { wait } if wait == self.waits && self.available && self.running.is_none() => {
                 self.start_or_remember()
             }
             Event::Woke { .. } => vec![],
-            Event::Ended { cycle, outcome } if self.running == Some(cycle) => {
+            Event::Ended { cycle, outcome, took } if self.running == Some(cycle) => {
                 self.running = None;
-                self.ended(outcome)
+                self.ended(outcome, took)
             }
             Event::Ended { .. } => vec![],
         };
@@ -220,11 +238,22 @@ impl Syncing {
     }
 
     fn expect_more(&mut self) {
-        let looks = LIVELY.as_millis() / self.pace.poll_interval.as_millis().max(1);
-        self.lively = u32::try_from(looks).unwrap_or(u32::MAX);
+        self.quiet = Some(Duration::ZERO);
     }
 
-    fn ended(&mut self, outcome: Outcome) -> Vec<Effect> {
+    /// How long until the next look at the feed.
+    fn until_next_look(&mut self, took: Duration) -> Duration {
+        let Pace { pull_interval, poll_interval, poll_first, .. } = self.pace;
+        let Some(quiet) = &mut self.quiet else { return pull_interval };
+        let wait = poll_first.max(*quiet / PATIENT_PART).max(took * AT_EASE).min(poll_interval);
+        *quiet += took + wait;
+        if *quiet > LIVELY {
+            self.quiet = None;
+        }
+        wait.min(pull_interval)
+    }
+
+    fn ended(&mut self, outcome: Outcome, took: Duration) -> Vec<Effect> {
         match outcome {
             Outcome::Done | Outcome::News => {
                 self.failures = 0;
@@ -235,11 +264,7 @@ impl Syncing {
                 if std::mem::take(&mut self.again) {
                     return self.start_or_remember();
                 }
-                let mut after = self.pace.pull_interval;
-                if self.lively > 0 {
-                    self.lively -= 1;
-                    after = after.min(self.pace.poll_interval);
-                }
+                let after = self.until_next_look(took);
                 vec![self.wake(after)]
             }
             Outcome::Failed(class) if !class.retry_helps() => {
@@ -287,9 +312,12 @@ mod tests {
         debounce: Duration::from_millis(5),
         pull_interval: Duration::from_secs(10),
         poll_interval: Duration::from_secs(1),
+        poll_first: Duration::from_millis(20),
         retry_delay: Duration::from_secs(1),
         max_retry_delay: Duration::from_secs(60),
     };
+
+    const TOOK: Duration = Duration::from_millis(2);
 
     fn started(effects: &[Effect]) -> Option<u64> {
         effects.iter().find_map(|effect| match effect {
@@ -312,27 +340,74 @@ mod tests {
         let mut cycle = started(&machine.advance(Event::Available)).unwrap();
         for _ in 0..20 {
             let (wait, after) =
-                wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Held })).unwrap();
+                wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Held, took: TOOK })).unwrap();
             assert_eq!(after, PACE.retry_delay);
             cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
         }
     }
 
-    /// After somebody else's change the feed is looked at more often for half a minute, and then as before.
+    /// After somebody else's change the feed is looked at at once again and again, then less and less often, and after half a
+    /// minute as before.
     #[test]
     fn one_change_makes_the_next_one_likely() {
         let mut machine = Syncing::new(PACE);
         let mut cycle = started(&machine.advance(Event::Available)).unwrap();
         let mut outcome = Outcome::News;
         let mut waits = vec![];
-        for _ in 0..32 {
-            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+        for _ in 0..100 {
+            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
             waits.push(after);
             outcome = Outcome::Done;
             cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
         }
-        assert_eq!((waits[0], waits[29]), (PACE.poll_interval, PACE.poll_interval));
-        assert_eq!((waits[30], waits[31]), (PACE.pull_interval, PACE.pull_interval));
+        assert_eq!((waits[0], waits[5]), (PACE.poll_first, PACE.poll_first));
+        let lively = waits.iter().take_while(|wait| **wait < PACE.pull_interval).count();
+        assert!(waits[..lively].is_sorted() && lively < 70, "{waits:?}");
+        assert_eq!(waits[lively - 1], PACE.poll_interval);
+        let in_all: Duration = waits[..lively].iter().sum();
+        assert!(
+            in_all > LIVELY - PACE.poll_interval * 2 && in_all <= LIVELY + PACE.poll_interval,
+            "{in_all:?}"
+        );
+        assert!(waits[lively..].iter().all(|wait| *wait == PACE.pull_interval));
+    }
+
+    /// Who takes long to answer is asked seldom, however much is going on there.
+    #[test]
+    fn a_slow_server_is_asked_seldom() {
+        let mut machine = Syncing::new(PACE);
+        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        let took = Duration::from_millis(100);
+        let (wait, after) =
+            wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::News, took })).unwrap();
+        assert_eq!(after, took * AT_EASE);
+        let cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+        let took = Duration::from_secs(9);
+        let (_, after) =
+            wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::News, took })).unwrap();
+        assert_eq!(after, PACE.poll_interval);
+    }
+
+    /// Another pull interval holds from now on: a syncer that only waits looks soon, and then at the new interval; one that
+    /// works finishes first; the wait after a failure stays as long as it was, and nobody who is offline is woken.
+    #[test]
+    fn another_pace_holds_from_now_on() {
+        let faster = Pace { pull_interval: Duration::from_secs(2), ..PACE };
+        let mut machine = Syncing::new(PACE);
+        assert_eq!(machine.advance(Event::Paced(PACE)), vec![], "offline");
+        let cycle = started(&machine.advance(Event::Available)).unwrap();
+        assert_eq!(machine.advance(Event::Paced(faster)), vec![], "it works");
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).unwrap();
+        assert_eq!(after, faster.pull_interval);
+        let (wait, after) = wake(&machine.advance(Event::Paced(PACE))).unwrap();
+        assert_eq!(after, PACE.debounce);
+        let cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).unwrap();
+        assert_eq!(after, PACE.pull_interval);
+        let cycle = started(&machine.advance(Event::Asked)).unwrap();
+        let refused = Outcome::Failed(FailureClass::Credentials);
+        machine.advance(Event::Ended { cycle, outcome: refused });
+        assert_eq!(machine.advance(Event::Paced(faster)), vec![], "a failure's wait");
     }
 
     /// Entries that come during a cycle are carried by the next one, at once.
@@ -341,7 +416,9 @@ mod tests {
         let mut machine = Syncing::new(PACE);
         let cycle = started(&machine.advance(Event::Available)).unwrap();
         assert_eq!(machine.advance(Event::Grew), vec![]);
-        assert!(started(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).is_some());
+        assert!(
+            started(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).is_some()
+        );
     }
 
     /// A failed round is tried again although nobody writes anything, and the wait doubles up to its bound.
@@ -352,7 +429,7 @@ mod tests {
         let mut waits = vec![];
         for _ in 0..8 {
             let outcome = Outcome::Failed(FailureClass::Transient);
-            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+            let (wait, after) = wake(&machine.advance(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
             waits.push(after.as_secs());
             assert_eq!(machine.advance(Event::Grew), vec![], "new entries do not cut the wait short");
             cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
@@ -366,7 +443,7 @@ mod tests {
         let mut machine = Syncing::new(PACE);
         let cycle = started(&machine.advance(Event::Available)).unwrap();
         let outcome = Outcome::Failed(FailureClass::Credentials);
-        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome })).unwrap();
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome, took: TOOK })).unwrap();
         assert_eq!((after, machine.state()), (PACE.max_retry_delay, State::Blocked));
         assert!(started(&machine.advance(Event::Available)).is_some());
     }
@@ -377,7 +454,7 @@ mod tests {
         let mut machine = Syncing::new(PACE);
         let cycle = started(&machine.advance(Event::Available)).unwrap();
         assert_eq!(machine.advance(Event::Unavailable(Some(FailureClass::NotRunning))), vec![Effect::Cancel]);
-        assert_eq!(machine.advance(Event::Ended { cycle, outcome: Outcome::Done }), vec![]);
+        assert_eq!(machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK }), vec![]);
         let next = started(&machine.advance(Event::Available)).unwrap();
         assert_ne!(next, cycle);
         assert_eq!(machine.advance(Event::Woke { wait: 0 }), vec![]);
@@ -404,9 +481,9 @@ mod tests {
                     2 | 3 => Event::Grew,
                     4 => Event::Asked,
                     5 => Event::Woke { wait: waits[usize::try_from(random(waits.len() as u64)).unwrap()] },
-                    6 => Event::Ended { cycle: random(20), outcome: Outcome::Done },
+                    6 => Event::Ended { cycle: random(20), outcome: Outcome::Done, took: TOOK },
                     _ => match running {
-                        Some(cycle) => Event::Ended { cycle, outcome: Outcome::Done },
+                        Some(cycle) => Event::Ended { cycle, outcome: Outcome::Done, took: TOOK },
                         None => Event::Grew,
                     },
                 };

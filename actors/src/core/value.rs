@@ -720,7 +720,7 @@ pub fn from_cloud_unchanged(
 }
 
 /// Whether every value of such a cloud column goes back from such a column as it came: what need not be tried.
-fn is_kept(affinity: Affinity, from: &CloudType) -> bool {
+pub fn is_kept(affinity: Affinity, from: &CloudType) -> bool {
     match from {
         CloudType::Int2 | CloudType::Int4 | CloudType::Bool | CloudType::Bytea => true,
         CloudType::Int8 => affinity != Affinity::Real,

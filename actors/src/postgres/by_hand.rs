@@ -127,7 +127,7 @@ impl ByHand<'_> {
         let texts = [
             include_str!("../sql/postgres/columns.sql"),
             include_str!("../sql/postgres/feed_targets.sql"),
-            &cloud::feed_body_of("<oid>", "<key>"),
+            &cloud::feed_body_of("<oid>", "<key>", "<same>"),
             &cloud::feed_function("<oid>", "<body>"),
             &cloud::feed_triggers("<oid>", "<target>"),
         ];
@@ -135,14 +135,17 @@ impl ByHand<'_> {
         for table in self.tables.iter().filter(|table| table.rule.direction.receives()) {
             let key = || table.key.iter().map(|c| ident(&table.columns[*c].name));
             let written = |kind: &CloudType| array(key().map(|name| cloud::text_of(kind, &name)));
+            let kept = |is_its_text| array(key().map(|name| cloud::key_is_kept(&name, is_its_text)));
             calls += &format!(
-                "    PERFORM pg_temp.tidewater_cover({}, {}, {}, {}, {}, triggers, find_columns, find_targets, body, \
+                "    PERFORM pg_temp.tidewater_cover({}, {}, {}, {}, {}, {}, {}, triggers, find_columns, find_targets, body, \
                  make_function, make_triggers);\n",
                 quoted(self.schema),
                 quoted(&table.name),
                 array(table.key_names()),
                 written(&CloudType::Text),
                 written(&CloudType::Other("inet".into())),
+                kept(true),
+                kept(false),
             );
         }
         let names = ["find_columns", "find_targets", "body", "make_function", "make_triggers"];

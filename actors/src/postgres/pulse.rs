@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::word;
-use super::{CloudFailure, CloudSession, MOVES_AT_LEAST, silent};
+use super::{CloudFailure, CloudSession, MOVES_AT_LEAST, silent, time_for};
 
 /// What was found when somebody looked last. The statements that a connection waits for share one look.
 #[derive(Debug, Default)]
@@ -40,16 +40,19 @@ enum Found {
 }
 
 impl CloudSession {
-    /// Ends when nobody works for this connection any more, and never while somebody does.
-    pub(super) async fn silence(&self) -> CloudFailure {
+    /// Ends when nobody works for this connection any more, and never while somebody does, or while `heavy` bytes, or what has
+    /// moved meanwhile, may be on their way.
+    pub(super) async fn silence(&self, heavy: usize) -> CloudFailure {
         let Some(pid) = self.client.pid() else { return std::future::pending().await };
-        let began = Instant::now();
+        let (began, at_first) = (Instant::now(), self.cloud.moved.bytes());
         let silence = self.cloud.options.link.silence;
         loop {
             let before = self.cloud.moved.bytes();
             sleep(silence).await;
-            if self.cloud.moved.bytes() - before >= MOVES_AT_LEAST {
-                // Much is on its way: that is no silence.
+            let now = self.cloud.moved.bytes();
+            let on_its_way = time_for(usize::try_from(now - at_first).unwrap_or(0).max(heavy));
+            if now - before >= MOVES_AT_LEAST || began.elapsed() < on_its_way {
+                // Much is on its way, or a proxy has it and sends it on: that is no silence.
                 continue;
             }
             let mut last = self.pulse.0.lock().await;

@@ -381,23 +381,29 @@ pub(crate) fn fetch(table: &Table, cloud: &CloudTable, by: &[usize], rows: Rows)
     )
 }
 
-/// One page of the table in key order. Parameters: the page's length, then, unless it is the first, the last
-/// key of the page before, as text.
-pub(crate) fn page(table: &Table, cloud: &CloudTable, first: bool) -> String {
+/// A cursor over the table in key order. Parameters, unless it begins with the first row: the key after which it does, as text.
+///
+/// Planned for its first rows: in the order of an index, never by sorting all that is left before the first of them comes.
+pub(crate) fn open_pages(table: &Table, cloud: &CloudTable, first: bool) -> String {
     let key = list(&table.key, |c| format!("t.{}", name(table, *c)));
     let after = if first {
         String::new()
     } else {
         let last = list(table.key.iter().enumerate(), |(at, c)| {
-            format!("${}::text::{}", at + 2, cloud.columns[*c].cast)
+            format!("${}::text::{}", at + 1, cloud.columns[*c].cast)
         });
         format!("WHERE ({key}) > ({last})")
     };
     format!(
-        "SELECT 0::int8, {} FROM {} AS t {after} ORDER BY {key} LIMIT $1",
+        "DECLARE tidewater_pages NO SCROLL CURSOR FOR SELECT 0::int8, {} FROM {} AS t {after} ORDER BY {key}",
         selected(table, cloud),
         wanted(table, cloud),
     )
+}
+
+/// So many of its next rows.
+pub(crate) fn next_page(rows: usize) -> String {
+    format!("FETCH FORWARD {rows} FROM tidewater_pages")
 }
 
 fn selected(table: &Table, cloud: &CloudTable) -> String {
@@ -553,13 +559,27 @@ pub(crate) fn foreign_keys(table: &Table, tracked: &[Table], schema: &str) -> Ve
 /// trigger fires for the whole.
 pub(crate) fn feed_body(table: &Table, cloud: &CloudTable) -> String {
     let key = list(&table.key, |c| text_of(&cloud.columns[*c].kind, &name(table, *c)));
-    feed_body_of(&cloud.oid.to_string(), &key)
+    let same = all(&table.key, |c| {
+        let is_its_text = matches!(
+            cloud.columns[*c].kind,
+            CloudType::Int2 | CloudType::Int4 | CloudType::Int8 | CloudType::Uuid
+        );
+        key_is_kept(&name(table, *c), is_its_text)
+    });
+    feed_body_of(&cloud.oid.to_string(), &key, &same)
 }
 
-/// The same for a table's number and the texts of its key. What a round says of stamps: `postgres/stamps.rs`. The user's columns
+/// Whether a changed row (`o`) and what a statement made of rows (`n`) have the same value in a column of the key. With
+/// `is_its_text`, values that are equal have the same text.
+pub(crate) fn key_is_kept(column: &str, is_its_text: bool) -> String {
+    let text = if is_its_text { "" } else { "::text COLLATE \"C\"" };
+    format!("n.{column}{text} = o.{column}{text}")
+}
+
+/// The same for a table's number, the texts of its key, and [`key_is_kept`] of all of it. What a round says of stamps: `postgres/stamps.rs`. The user's columns
 /// may have any name: these are theirs where a variable has the same. Each change of the text is another version of it, which
 /// devices of earlier ones leave as it is.
-pub(crate) fn feed_body_of(oid: &str, key: &str) -> String {
+pub(crate) fn feed_body_of(oid: &str, key: &str, same: &str) -> String {
     let key = format!("ARRAY[{key}]");
     let append = |rows: &str| {
         format!(
@@ -570,7 +590,7 @@ pub(crate) fn feed_body_of(oid: &str, key: &str) -> String {
         )
     };
     format!(
-        "\n-- version 2\n#variable_conflict use_column\n\
+        "\n-- version 3\n#variable_conflict use_column\n\
          DECLARE\n  its_device text := nullif(current_setting('tidewater.device', true), '');\n  \
            its_stamp bigint := least(nullif(current_setting('tidewater.stamp', true), '')::bigint,\n                            \
              (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);\n  \
@@ -586,7 +606,11 @@ pub(crate) fn feed_body_of(oid: &str, key: &str) -> String {
          END ",
         inserted = append(&format!("SELECT {key} AS key FROM new_rows")),
         deleted = append(&format!("SELECT {key} AS key FROM old_rows")),
-        updated = append(&format!("SELECT {key} AS key FROM new_rows UNION SELECT {key} FROM old_rows")),
+        // Most changes leave the key as it is: what it was is named only where no row has it now.
+        updated = append(&format!(
+            "SELECT {key} AS key FROM new_rows UNION ALL SELECT {key} FROM old_rows AS o \
+             WHERE NOT EXISTS (SELECT FROM new_rows AS n WHERE {same})"
+        )),
     )
 }
 
@@ -601,13 +625,15 @@ pub(crate) fn feed(table: &Table, cloud: &CloudTable, targets: &[String]) -> Str
     feed_function(&oid, &feed_body(table, cloud)) + &triggers.collect::<String>()
 }
 
-/// The function alone, of the table with this number.
+/// The function alone, of the table with this number. A plan that was made for a statement of one row is kept for one of a million:
+/// hence no nested loops.
 pub(crate) fn feed_function(oid: &str, body: &str) -> String {
     let function = format!("tidewater.feed_{oid}");
     format!(
         "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n\
          SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET timezone = 'UTC'\n\
-         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $tidewater_feed${body}$tidewater_feed$;\n\
+         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' SET enable_nestloop = off\n\
+         AS $tidewater_feed${body}$tidewater_feed$;\n\
          REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;\n"
     )
 }

@@ -26,14 +26,30 @@ pub struct Conflict {
     pub key: serde_json::Value,
     /// The column; none where the row as a whole is meant, whose values are an array then.
     pub column: Option<String>,
+    /// The names of the columns of such an array, as long as the table has as many.
+    pub columns: Option<Vec<String>>,
     /// What both sides started from, where that is known.
     pub base: Option<serde_json::Value>,
-    /// What was here; none: deleted.
+    /// What was here; none: deleted. In JSON that is `null`, as a column's NULL is: `restores` tells them apart.
     pub local: Option<serde_json::Value>,
     /// What was in the cloud; none: deleted.
     pub cloud: Option<serde_json::Value>,
     /// Whose was kept: `local` or `cloud`.
     pub kept: String,
+    /// What lost, and so what bringing it back does.
+    pub restores: Restores,
+}
+
+/// What comes back when a conflict's loser is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Restores {
+    /// The value of a column, which may be NULL.
+    Value,
+    /// A row that is not there any more.
+    Row,
+    /// A deletion: the row goes, whichever column the conflict is about, with every row that goes along with it.
+    Deletion,
 }
 
 /// Some of the conflicts, the newest first.
@@ -106,23 +122,37 @@ fn conflict(row: &Row<'_>, tables: &[Table]) -> rusqlite::Result<Conflict> {
         (_, value) => value,
     };
     let table: String = row.get(2)?;
-    let key = match (json(row.get(3)?), tables.iter().find(|known| known.name.eq_ignore_ascii_case(&table))) {
+    let known = tables.iter().find(|known| known.name.eq_ignore_ascii_case(&table));
+    let key = match (json(row.get(3)?), known) {
         (serde_json::Value::Array(parts), Some(known)) if parts.len() == known.key.len() => {
             let names = known.key_names().into_iter().map(str::to_owned);
             serde_json::Value::Object(names.zip(parts).collect())
         }
         (key, _) => key,
     };
+    let (local, cloud, kept): (_, _, String) = (whole(value(6)?), whole(value(7)?), row.get(8)?);
+    let lost = if kept == "cloud" { &local } else { &cloud };
+    let restores = match (&column, lost) {
+        (_, None) => Restores::Deletion,
+        (Some(_), Some(_)) => Restores::Value,
+        (None, Some(_)) => Restores::Row,
+    };
+    let width = |side: &Option<serde_json::Value>| side.as_ref()?.as_array().map(Vec::len);
+    let columns = known
+        .filter(|known| column.is_none() && width(&local).or(width(&cloud)) == Some(known.columns.len()))
+        .map(|known| known.columns.iter().map(|column| column.name.clone()).collect());
     Ok(Conflict {
         id: row.get(0)?,
         at: row.get(1)?,
         key,
         base: whole(value(5)?),
-        local: whole(value(6)?),
-        cloud: whole(value(7)?),
-        kept: row.get(8)?,
+        local,
+        cloud,
+        kept,
+        restores,
         table,
         column,
+        columns,
     })
 }
 

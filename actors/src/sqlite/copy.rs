@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
@@ -27,6 +28,25 @@ pub struct Copied {
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
+}
+
+/// A copy that is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copying {
+    /// Bytes that are copied.
+    pub bytes: u64,
+    /// Bytes that the copy will have.
+    pub of_bytes: u64,
+}
+
+/// How far the copy is that is being made; of several, the one that moved last.
+#[derive(Debug, Default)]
+pub(super) struct CopyingNow(Mutex<Option<Copying>>);
+
+impl CopyingNow {
+    fn set(&self, copying: Option<Copying>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = copying;
+    }
 }
 
 /// What a check of the file found.
@@ -95,6 +115,12 @@ impl Readers {
         Ok(Copied { path: path.to_owned(), bytes })
     }
 
+    /// How far the copy is that is being made, if one is.
+    #[must_use]
+    pub fn copying(&self) -> Option<Copying> {
+        *self.copying.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn refuse_target(&self, path: &Path, overwrite: bool) -> Result<()> {
         let refuse = |reason: &str| {
             Err(StoreError::Copy { path: path.display().to_string(), reason: reason.to_owned() })
@@ -137,6 +163,15 @@ impl Readers {
         // Nobody looks at it before it is complete, and then it is brought to the disk as a whole.
         to.pragma_update(None, "journal_mode", "off")?;
         to.pragma_update(None, "synchronous", "off")?;
+        /// However it ends.
+        struct Over<'a>(&'a CopyingNow);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.set(None);
+            }
+        }
+        let page_bytes: u32 = state.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        let _over = Over(&self.copying);
         let copy = Backup::new(&state, &mut to)?;
         for batch in 1_u32.. {
             if cancel.is_cancelled() {
@@ -145,6 +180,10 @@ impl Readers {
             if copy.step(PAGES_AT_ONCE)? == StepResult::Done {
                 break;
             }
+            let progress = copy.progress();
+            let bytes = |pages| u64::try_from(pages).unwrap_or(0) * u64::from(page_bytes);
+            let (left, of_bytes) = (bytes(progress.remaining), bytes(progress.pagecount));
+            self.copying.set(Some(Copying { bytes: of_bytes.saturating_sub(left), of_bytes }));
             if batch.is_multiple_of(BATCHES_SYNCED) {
                 partial.as_file().sync_data().map_err(|error| StoreError::Io(error.to_string()))?;
             }

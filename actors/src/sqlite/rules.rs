@@ -192,23 +192,6 @@ impl Applier<'_> {
         Ok(())
     }
 
-    /// Inserts a row, with what it had in the columns that are left out, if it had anything.
-    pub(super) fn insert_with(
-        &self,
-        table: &Table,
-        row: &[Value],
-        left_out: &[Value],
-    ) -> rusqlite::Result<usize> {
-        let names = table.columns.iter().map(|column| &column.name);
-        let sql = format!(
-            "INSERT INTO {} ({}) VALUES ({})",
-            ident(&table.name),
-            list(names.chain(&table.rule.left_out).take(row.len() + left_out.len()), |name| ident(name)),
-            list(0..row.len() + left_out.len(), param)
-        );
-        self.tx.prepare_cached(&sql)?.execute(params_from_iter(row.iter().chain(left_out)))
-    }
-
     /// In a table whose rows only come home, the cloud's row takes the place of what was edited here; the edit is on record.
     /// True: nothing is pending in the row any more.
     pub(super) fn give_way(

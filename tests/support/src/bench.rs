@@ -6,7 +6,8 @@
 //! round 3   b  twin  a        what disturbs the machine disturbs all of them
 //! ```
 //!
-//! Parts: [`Comparison`], the lines and their rounds; [`Figure`], what one line took.
+//! Parts: [`Comparison`], the lines and their rounds; [`Figure`], what one line took. Where each run needs a ground of its own:
+//! [`Samples`], what was measured by hand; [`verdict`], a figure beside its target.
 
 // Whoever runs a benchmark wants to read the figures.
 #![allow(clippy::print_stdout)]
@@ -111,6 +112,74 @@ fn readable(nanoseconds: f64) -> String {
         middle if middle < 1e6 => format!("{:.1} us", middle / 1e3),
         large => format!("{:.2} ms", large / 1e6),
     }
+}
+
+/// A number that an environment variable may set.
+///
+/// # Panics
+/// When it is set to something else.
+pub fn from_environment(name: &str, default: usize) -> usize {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")),
+        Err(_) => default,
+    }
+}
+
+/// What one thing took each time, in seconds: the middle one, and the figures around it.
+#[derive(Debug, Clone)]
+pub struct Samples {
+    name: &'static str,
+    took: Vec<f64>,
+}
+
+impl Samples {
+    /// None yet.
+    pub fn new(name: &'static str) -> Self {
+        Self { name, took: vec![] }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.took.len()
+    }
+
+    /// One more.
+    pub fn add(&mut self, took: Duration) {
+        self.took.push(took.as_secs_f64());
+    }
+
+    /// The one below which this share of them lies: 0.5 is the median, 1.0 the slowest. Not a number where there is none.
+    pub fn at(&mut self, share: f64) -> f64 {
+        self.took.sort_unstable_by(f64::total_cmp);
+        let last = self.took.len().saturating_sub(1);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+        let at = ((self.took.len() as f64 * share) as usize).min(last);
+        self.took.get(at).copied().unwrap_or(f64::NAN)
+    }
+
+    /// Prints rows per second, and hands back the median's.
+    pub fn rate(&mut self, rows: usize) -> f64 {
+        let [median, slowest, quickest] = [0.5, 1.0, 0.0].map(|share| rows as f64 / self.at(share));
+        println!("  {:28} {median:>10.0} rows/s  ({slowest:.0} to {quickest:.0})", self.name);
+        median
+    }
+
+    /// Prints the median and what lies around it, in milliseconds, and hands back the median.
+    pub fn time(&mut self) -> f64 {
+        let [median, p99, quickest, slowest] = [0.5, 0.99, 0.0, 1.0].map(|share| self.at(share) * 1e3);
+        println!("  {:28} {median:>10.2} ms  ({quickest:.2} to {slowest:.2}, p99 {p99:.2})", self.name);
+        median
+    }
+}
+
+/// Prints a figure beside its target.
+pub fn verdict(what: &str, figure: f64, holds: bool, target: &str) {
+    println!("  {what:28} {figure:>10.2}         target {target}: {}", if holds { "met" } else { "MISSED" });
 }
 
 #[cfg(test)]
