@@ -29,7 +29,6 @@ use crate::core::merge::Policies;
 use crate::core::progress::Progress;
 use crate::core::schema::Table;
 use crate::core::sync::Pace;
-use crate::core::value::Value;
 use crate::migrations::Migrations;
 use crate::sqlite::{
     Anew, Applied, BacklogLimits, Copying, Cursor, Discardable, Grown, Hit, Home, Leftovers, Link, Lookup,

@@ -1563,9 +1563,10 @@ impl CloudSession {
     /// ask for the next, and so the time does not depend on the round trip.
     pub async fn next_page(&self, cloud_table: &CloudTable, limit: usize) -> Result<Vec<Vec<CloudValue>>> {
         // Not kept: what the columns are is the cursor's to say.
-        let statement = client::Statement::Unnamed(cloud::next_page(limit));
-        let answer =
-            self.bounded(async { self.client.ask(&statement, &[]).await.map_err(self.failed(Phase::Pull)) });
+        let sql = cloud::next_page(limit);
+        let failed = self.failed(Phase::Pull, &sql);
+        let statement = client::Statement::Unnamed(sql.clone());
+        let answer = self.bounded(async { self.client.ask(&statement, &[]).await.map_err(failed) });
         answer.await?.rows.iter().map(|row| decode(row, cloud_table)).collect()
     }
 

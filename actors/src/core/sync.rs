@@ -397,16 +397,16 @@ mod tests {
         assert_eq!(machine.advance(Event::Paced(PACE)), vec![], "offline");
         let cycle = started(&machine.advance(Event::Available)).unwrap();
         assert_eq!(machine.advance(Event::Paced(faster)), vec![], "it works");
-        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).unwrap();
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).unwrap();
         assert_eq!(after, faster.pull_interval);
         let (wait, after) = wake(&machine.advance(Event::Paced(PACE))).unwrap();
         assert_eq!(after, PACE.debounce);
         let cycle = started(&machine.advance(Event::Woke { wait })).unwrap();
-        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done })).unwrap();
+        let (_, after) = wake(&machine.advance(Event::Ended { cycle, outcome: Outcome::Done, took: TOOK })).unwrap();
         assert_eq!(after, PACE.pull_interval);
         let cycle = started(&machine.advance(Event::Asked)).unwrap();
         let refused = Outcome::Failed(FailureClass::Credentials);
-        machine.advance(Event::Ended { cycle, outcome: refused });
+        machine.advance(Event::Ended { cycle, outcome: refused, took: TOOK });
         assert_eq!(machine.advance(Event::Paced(faster)), vec![], "a failure's wait");
     }
 
