@@ -486,7 +486,7 @@ async fn a_shop_after(how: CopyOf) {
 }
 
 /// Of two files: what the later one lacks of the earlier one, but for what was changed since; the rows that it has besides, by
-/// table and key, and those of them that are on record in it, or in the other device's file, as deleted.
+/// table and key, and those of them that are on record as a whole: here as deleted, or in the other device's file as sent again.
 fn compared(now: &Path, before: &Path, other: &Path) -> (Vec<String>, BTreeSet<String>, BTreeSet<String>) {
     let file = rusqlite::Connection::open(now).unwrap();
     for (path, name) in [(before, "before"), (other, "other")] {
@@ -516,8 +516,8 @@ fn compared(now: &Path, before: &Path, other: &Path) -> (Vec<String>, BTreeSet<S
         "SELECT 'measurement ' || json_array(id) FROM main.measurement WHERE sensor = 'since the loss'";
     let since: String = file.query_row(since, [], |row| row.get(0)).unwrap_or_default();
     lacking.retain(|row| *row != since);
-    let listed = "SELECT table_name || ' ' || key FROM main._tidewater_conflicts WHERE column IS NULL AND local IS NULL \
-                  UNION SELECT table_name || ' ' || key FROM other._tidewater_conflicts WHERE column IS NULL AND local IS NULL";
+    let listed = "SELECT table_name || ' ' || key FROM main._tidewater_conflicts WHERE column IS NULL \
+                  UNION SELECT table_name || ' ' || key FROM other._tidewater_conflicts WHERE column IS NULL";
     let mut statement = file.prepare(listed).unwrap();
     let listed: BTreeSet<String> =
         statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
