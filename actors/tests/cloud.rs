@@ -661,8 +661,8 @@ async fn every_wire_type_crosses_unchanged() {
     assert!(device.pull(&plain).await.iter().all(|entry| entry == "own"));
     expected[1][7] = text(&format!("1{}", "0".repeat(300)));
     let (table, cloud_table) = &device.tables[0];
-    let page = page(&device.conn, table, cloud_table, None, 10).await;
-    for (found, expected) in page.iter().zip(&expected) {
+    let found = page(&device.conn, table, cloud_table, None, 10).await;
+    for (found, expected) in found.iter().zip(&expected) {
         assert_eq!(found, expected);
     }
     // The same through updates, row by row to other values.
@@ -674,8 +674,8 @@ async fn every_wire_type_crosses_unchanged() {
     let items: Vec<_> = expected.iter().map(|row| device.update("w", &columns, row)).collect();
     assert_eq!(device.round(&items).await, []);
     let (table, cloud_table) = &device.tables[0];
-    let page = page(&device.conn, table, cloud_table, None, 10).await;
-    assert_eq!(page, expected);
+    let found = page(&device.conn, table, cloud_table, None, 10).await;
+    assert_eq!(found, expected);
     let items: Vec<_> = expected.iter().map(|row| device.delete("w", row)).collect();
     assert_eq!(device.round(&items).await, []);
     assert_eq!(device.round(&[]).await, [], "an empty round");
@@ -1571,11 +1571,11 @@ async fn paging_meets_every_row_once() {
         device.conn.begin_read().await.unwrap();
         let mut seen: Vec<Vec<String>> = vec![];
         loop {
-            let page = page(&device.conn, table, cloud_table, seen.last().map(Vec::as_slice), 2).await;
-            if page.is_empty() {
+            let rows = page(&device.conn, table, cloud_table, seen.last().map(Vec::as_slice), 2).await;
+            if rows.is_empty() {
                 break;
             }
-            seen.extend(page.iter().map(|row| {
+            seen.extend(rows.iter().map(|row| {
                 let key: Vec<CloudValue> = table.key.iter().map(|c| row[*c].clone()).collect();
                 tidewater_actors::postgres::key_text(&key)
             }));

@@ -104,7 +104,12 @@ impl Settings {
             sections.cloud.password.clone_from(&read.cloud.password);
         }
         let effective = effective.into_values().collect::<Vec<_>>().into();
-        Reload { settings: Self { sections: sections.into(), effective, resolver: self.resolver.clone() }, taken, waiting, password_changed }
+        Reload {
+            settings: Self { sections: sections.into(), effective, resolver: self.resolver.clone() },
+            taken,
+            waiting,
+            password_changed,
+        }
     }
 
     /// Whether a value that is not shown, or not as a whole, is another one.

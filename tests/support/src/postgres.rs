@@ -678,8 +678,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_committed_survives_stop_and_crash_and_dropping_leaves_nothing() {
-        let server =
-            Postgres::start_with(&Options { fsync: true, settings: vec!["work_mem = '5MB'".into()] });
+        let server = Postgres::start_with(&Options {
+            fsync: true,
+            settings: vec!["work_mem = '5MB'".into()],
+            ..Options::default()
+        });
         let database = server.create_database().await;
         database.execute_batch("CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await;
         let client = database.connect().await;
