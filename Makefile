@@ -19,8 +19,8 @@ test: setup
 long: setup
 	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test history --test feed_fuzz --test first_sync --test histories --test hammer -- --ignored --nocapture --test-threads=1
 
-# Two hundred devices (TIDEWATER_FLEET says how many) that lose one PostgreSQL at the same moment, and get it back; what 100,000 of them are in its tables, and how
-# these come back after an outage (in virtual time).
+# Two hundred devices (TIDEWATER_FLEET says how many) that lose one PostgreSQL at the same moment, and get it back; what 100,000 of
+# them are in its tables, and how these come back after an outage (in virtual time).
 fleet: setup
 	cargo test -p tidewater --features failpoints --locked --test fleet -- --ignored --nocapture --test-threads=1
 	cargo test -p tidewater-actors --features failpoints --locked --lib fleet_tests -- --ignored --nocapture

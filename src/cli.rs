@@ -595,7 +595,7 @@ actors   ProxyWatcher      running
 not ready ⟦1;31⟧CloudSyncer is restarting⟦0⟧
 sync     ⟦33⟧offline⟦0⟧  12 pending  ⟦33⟧2 parked⟦0⟧  1 conflicts
          340 rows flushed  7 rows warmed
-         the oldest has waited for 5 min
+         the oldest has waited for 5 min  480 bytes of journal
 proxy    ⟦33⟧unavailable⟦0⟧  127.0.0.1:5432  development
          Proxy not running on 127.0.0.1:5432
          5 failures in a row, checks are paused until something listens

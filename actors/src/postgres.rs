@@ -680,6 +680,13 @@ pub struct RoundItem {
     pub stamp: i64,
 }
 
+impl RoundItem {
+    /// What is sent of the row, about, in bytes.
+    fn bytes(&self) -> usize {
+        self.values.iter().map(CloudValue::size).sum()
+    }
+}
+
 /// What a round does to one row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Op {
@@ -793,6 +800,8 @@ pub struct Look {
     pub ends_at_cursor: bool,
     /// Whether others changed something.
     pub news: bool,
+    /// Whether no transaction is open that may still change something as of a moment before this look.
+    pub settled: bool,
     /// The last entry, if any, that only our own rounds lead to.
     pub ours: Option<Cursor>,
     /// What the server's clock showed.
@@ -1098,6 +1107,7 @@ impl CloudSession {
             whole: row.cell("whole")?,
             ends_at_cursor: row.cell("trimmed")?,
             news: row.cell("news")?,
+            settled: row.cell("settled")?,
             ours,
             clock,
         })
@@ -1553,7 +1563,12 @@ impl CloudSession {
         cloud_table: &CloudTable,
         after: Option<&[String]>,
     ) -> Result<()> {
-        self.begin_read().await?;
+        // Not by sorting, which a table's first rows would wait for; a condition may hold for so few that its index is better.
+        let kind = match table.rule.filter {
+            None => format!("{READING}; SET LOCAL cursor_tuple_fraction = 0"),
+            Some(_) => READING.to_owned(),
+        };
+        self.begin(&kind, Phase::Pull).await?;
         let params: Vec<&dyn Param> = after.into_iter().flatten().map(|text| text as &dyn Param).collect();
         self.execute(&cloud::open_pages(table, cloud_table, after.is_none()), &params, Phase::Pull).await?;
         Ok(())

@@ -577,6 +577,12 @@ impl Page {
         }
     }
 
+    /// What its rows weigh, in bytes, those with it that cannot be kept here.
+    pub fn weight(&self) -> usize {
+        let kept = self.rows.iter().flat_map(|row| &row.row).flatten().map(Value::size).sum::<usize>();
+        kept + self.unfit.iter().map(|unfit| unfit.texts.len()).sum::<usize>()
+    }
+
     /// Takes a row that does not come home.
     pub fn put_stranger(&mut self, pulled: std::result::Result<PulledRow, Unfit>) {
         let row = pulled.as_ref().unwrap_or_else(|unfit| &unfit.row);
@@ -904,8 +910,11 @@ impl Store {
             return Ok(());
         }
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // As if the clock had been set: what it was off by was found with the one before.
-        tx.execute("UPDATE _tidewater_clock SET ahead = ahead + ?1", [offset_us.saturating_sub(before)])?;
+        // Until the server shows what the time is; what it has shown of this machine's clock stays where the app takes its word back.
+        tx.execute(
+            "UPDATE _tidewater_clock SET ahead = CASE WHEN ?1 <> 0 OR seen = 0 THEN ?1 ELSE ahead END",
+            [offset_us],
+        )?;
         set_meta(&tx, CLOCK_OFFSET, offset_us)?;
         commit(tx)?;
         Ok(())
@@ -3496,7 +3505,10 @@ impl<'a> Applier<'a> {
             if pulled.row.is_some() && paging.contains(&table.id) {
                 self.mark_seen(table, &pulled.key)?;
             }
-            if let (Some(row), false, true) = (&pulled.row, hands.pending, hands.expects_none) {
+            // Where a row may have come back from the dead, each is asked about.
+            let may_come_back = matches!(followed.get(&table.id), Some(Since::Stamp(_)));
+            let is_plain = !hands.pending && hands.expects_none && !may_come_back;
+            if let (Some(row), true) = (&pulled.row, is_plain) {
                 if hands.put(row)? {
                     self.changed += 1;
                     continue;
@@ -3880,6 +3892,9 @@ impl<'a> Applier<'a> {
                 let table = self.table(pulled.table)?;
                 if self.children_allow_delete(table, &pulled.key, &local, &mut looked_up)? {
                     going.push((pulled, local));
+                } else if self.remember_seen()?.contains(&table.id) {
+                    // Else a comparison would find it left over, again and again.
+                    self.mark_seen(table, &pulled.key)?;
                 }
             }
             rows = going;

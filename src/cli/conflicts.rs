@@ -19,8 +19,8 @@ use crate::settings::Settings;
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  run_supervisor conflicts\n  run_supervisor conflicts list note --limit 10\n  \
                   run_supervisor conflicts show 12\n  run_supervisor conflicts restore 12 13\n\n\
-                  --json prints {total, rows}; show: one of the rows, which is {id, at, table, key, column, base, local, \
-                  cloud, kept}; restore: {ids, refused}.\n\
+                  --json prints {total, rows}; show: one of the rows, which is {id, at, table, key, column, columns, \
+                  base, local, cloud, kept, restores}; restore: {ids, refused}.\n\
                   Exit status: 0 done, 1 failed, or some could not be restored, 2 usage, 3 not running (restore only)."
 )]
 pub struct ConflictsArgs {

@@ -83,7 +83,8 @@ impl Desk {
     fn substituted(&self, command: &str) -> String {
         let script = "sh examples/throwaway-postgres.sh";
         command
-            .replace(script, &format!("exec {script} {}", self.postgres.port()))
+            // Whoever runs the tests in the background ignores Ctrl-C, and a shell that was started so cannot but do the same.
+            .replace(script, &format!("exec env --default-signal=INT {script} {}", self.postgres.port()))
             .replace("127.0.0.1:8432", &format!("127.0.0.1:{}", self.http))
     }
 
@@ -204,7 +205,30 @@ fn every_command_of_the_readme_does_what_it_says() {
         if out.contains("edited in the cloud") { Ok(()) } else { Err(out) }
     });
 
-    // 5. Break it: in words there, and so here.
+    // 5. A conflict: the commands as they stand, in one shell.
+    let steps = [
+        "export PGPASSWORD=tour; run=",
+        "sqlite3 -cmd \".timeout 5000\" tidewater.db \"CREATE TABLE stock",
+        "$run flush --wait",
+        "$run circuit open",
+        "sqlite3 -cmd \".timeout 5000\" tidewater.db \"UPDATE stock",
+        "psql -h 127.0.0.1 -U tour tour -c \"UPDATE stock",
+        "$run circuit auto",
+        "sqlite3 tidewater.db \"SELECT pieces",
+        "$run conflicts",
+        "$run conflicts restore 1",
+    ];
+    let conflict = steps.map(|begins| desk.take(begins)).join("\n");
+    let told = output(&mut desk.shell(&format!("set -e\n{conflict}")));
+    let (out, err) = said(&told);
+    assert!(told.status.success() && out.contains("\n15\n"), "{out}{err}");
+    let restored = "PGPASSWORD=tour psql -h 127.0.0.1 -U tour tour -Atc 'SELECT pieces FROM stock'";
+    wait::until_blocking("what lost is everywhere again", PATIENCE, || {
+        let (out, err) = said(&output(&mut desk.shell(restored)));
+        if out == "7\n" { Ok(()) } else { Err(out + &err) }
+    });
+
+    // 6. Break it: in words there, and so here.
     server.press_ctrl_c();
     server.hear("It is stopped.");
     let write = "sqlite3 -cmd '.timeout 5000' tidewater.db \"INSERT INTO note (body) VALUES ('while it was broken')\"";

@@ -118,6 +118,7 @@ fn pages_in_colour_and_without() {
     insta::assert_snapshot!(see(&["status"]), @r#"
     sync     ⟨yellow⟩offline⟨/⟩  2 pending  0 parked  0 conflicts
              0 rows flushed  0 rows warmed
+             22 bytes of journal
     proxy    ⟨yellow⟩unavailable⟨/⟩  127.0.0.1:PORT  development
              Proxy not running on 127.0.0.1:PORT
              1 failure, retry delay 10 min

@@ -58,7 +58,8 @@ impl CloudSession {
             let mut last = self.pulse.0.lock().await;
             if last.as_ref().is_none_or(|look| look.at.elapsed() >= silence) {
                 let found = self.look_after(pid).await;
-                let is_again = found != Found::Working && last.take().is_some_and(|last| last.found == found);
+                let is_again = found != Found::Working
+                    && last.take().is_some_and(|last| last.at >= began && last.found == found);
                 *last = Some(Look { at: Instant::now(), found, is_again });
             }
             let is_over = last.as_ref().is_some_and(|look| look.is_again || look.found == Found::Gone);
@@ -75,7 +76,12 @@ impl CloudSession {
     async fn look_after(&self, pid: i32) -> Found {
         let sql = format!("SELECT coalesce(state, ''), state_change FROM pg_stat_activity WHERE pid = {pid}");
         let asked = async {
-            let other = self.cloud.connect().await.ok()?;
+            let other = match self.cloud.connect().await {
+                Ok(other) => other,
+                // There is no room for another one, or no leave: of this one that says nothing.
+                Err(failure) if failure.sqlstate.is_some() => return Some(Found::Working),
+                Err(_) => return None,
+            };
             let answer = other.client.simple_query(&sql).await.ok()?;
             other.release();
             Some(match word(&answer, 0) {

@@ -291,6 +291,9 @@ impl<'s> OpenRound<'s> {
     async fn read(self, early_echo: bool) -> std::result::Result<Option<(Taken, bool)>, Trouble> {
         let Self { session, frame, requests, parts, unsent, in_steps } = self;
         let heavy = parts.iter().filter_map(|part| part.patience.as_ref()).map(|it| it.bytes).sum();
+        // What several light rows take too long for, fewer will do.
+        let heaviest = parts.iter().flat_map(|part| part.items.iter()).map(RoundItem::bytes).max();
+        let heavy = heaviest.unwrap_or(0).max(heavy);
         let (answers, trouble) = session.read_all(requests, heavy).await?;
         let trouble = trouble.or(unsent);
         // Behind BEGIN and the fence.
@@ -461,7 +464,7 @@ pub(super) struct Patience {
 impl Patience {
     /// Nothing where the server waits long enough anyway.
     pub(super) fn with(items: &[RoundItem], statement_timeout: Duration) -> Option<Self> {
-        let bytes: usize = items.iter().flat_map(|item| &item.values).map(CloudValue::size).sum();
+        let bytes: usize = items.iter().map(RoundItem::bytes).sum();
         let set =
             |wait: Duration| format!("SET LOCAL idle_in_transaction_session_timeout = {}", wait.as_millis());
         let (usual, takes) = (2 * statement_timeout, time_for(bytes));
