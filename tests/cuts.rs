@@ -313,7 +313,7 @@ impl Scene {
     }
 }
 
-/// One cut in a small round, in both directions: at half of the borders of a message where somebody waits for the other, or one
+/// One cut in a small round, in both directions: at a third of the borders of a message where somebody waits for the other, or one
 /// byte earlier or later, and at some of the others. `make long` cuts at every byte.
 #[actix_rt::test]
 async fn cut_beside_every_message_a_round_takes_effect_once() {
@@ -323,7 +323,7 @@ async fn cut_beside_every_message_a_round_takes_effect_once() {
         for at in 0..toward(&scene.undisturbed().await, to).len() {
             let kind = toward(&scene.warm, to).get(at).map(|message| message.kind);
             let turns = matches!(kind, Some(b'Q' | b'S' | b'Z'));
-            let one_in = if turns { 2 } else { 6 };
+            let one_in = if turns { 3 } else { 12 };
             if !random().is_multiple_of(one_in) {
                 continue;
             }

@@ -502,9 +502,10 @@ impl Cloud {
             || is_about("tidewater") && sql.contains("tidewater.");
         if is_ours {
             format!(
-                "another role made schema tidewater; as that role: GRANT USAGE, CREATE ON SCHEMA tidewater TO {role}; \
+                "another role made schema tidewater; as that role, run what `run_supervisor cloud-sql` prints, or, which is more: \
+                 GRANT USAGE, CREATE ON SCHEMA tidewater TO {role}; \
                  GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tidewater TO {role}; GRANT EXECUTE ON ALL \
-                 FUNCTIONS IN SCHEMA tidewater TO {role}. Or what `run_supervisor cloud-sql` prints, which is less"
+                 FUNCTIONS IN SCHEMA tidewater TO {role}"
             )
         } else if is_about(&self.options.database) && (sql.is_empty() || sql.contains("CREATE SCHEMA")) {
             format!("GRANT CONNECT, CREATE ON DATABASE {} TO {role}", ident(&self.options.database))

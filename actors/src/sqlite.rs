@@ -3482,7 +3482,8 @@ impl<'a> Applier<'a> {
             kept_until.insert(id, until);
             match state {
                 0 => None,
-                2 => followed.insert(id, Since::Stamp(until)),
+                // Up to then: since nothing comes home any more, or since the cloud was set back.
+                2 | 3 => followed.insert(id, Since::Stamp(until)),
                 _ => followed.insert(id, Since::Cursor),
             };
         }

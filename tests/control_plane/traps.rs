@@ -238,7 +238,10 @@ async fn a_restart_of_the_instance_loses_nothing() {
     }
     let status = wait_for(&db, "it is closed", |status| status.circuit.state == "closed").await;
     assert_eq!(status.proxy.status, ProxyStatus::Available);
-    assert_eq!((status.sync.parked, status.sync.conflicts), (0, 0), "{:#?}", bench.log.all());
+    assert_eq!(status.sync.parked, 0, "{:#?}", bench.log.all());
+    // On record is what had to be sent again, where the crash took something along.
+    let was_set_back = bench.log.count("The cloud was set back") > 0;
+    assert!(was_set_back || status.sync.conflicts == 0, "{:#?}", bench.log.all());
     assert_eq!(bench.log.count("ERRO"), 0, "nobody has to act: {:#?}", bench.log.all());
     db.shutdown().await.unwrap();
 }

@@ -128,7 +128,7 @@ pub(super) fn send_again(conn: &Connection, tables: &[Table]) -> Result<()> {
     conn.execute(
         "UPDATE _tidewater_tables SET snapshot = 'none', snapshot_after = NULL, \
          kept_until = CASE followed WHEN 1 THEN (SELECT known FROM _tidewater_clock) ELSE kept_until END, \
-         followed = CASE WHEN followed THEN 2 ELSE 0 END",
+         followed = CASE WHEN followed THEN 3 ELSE 0 END",
         [],
     )?;
     forget_cursor(conn)?;
@@ -141,7 +141,7 @@ const LISTED_MAX: usize = 1000;
 /// Puts on record the rows of a table that only this file has after the cloud was set back: it gets them again, and somebody may
 /// have deleted one of them since. Answers how many there are.
 pub(super) fn list_sent_again(conn: &Connection, table: &Table) -> Result<u64> {
-    let was_set_back = "SELECT 1 FROM _tidewater_tables WHERE id = ?1 AND followed = 2";
+    let was_set_back = "SELECT 1 FROM _tidewater_tables WHERE id = ?1 AND followed = 3";
     if !conn.prepare_cached(was_set_back)?.exists([table.id])? {
         return Ok(0);
     }

@@ -73,7 +73,7 @@ pub(super) fn settle(tx: &Connection, table: &Table) -> Result<Option<Notice>> {
         // From here on the feed is not followed. When the table is compared again, it is asked what others did since.
         tx.execute(
             "UPDATE _tidewater_tables SET kept_until = CASE followed WHEN 1 THEN (SELECT known FROM _tidewater_clock) \
-             ELSE kept_until END, followed = CASE WHEN followed THEN 2 ELSE 0 END WHERE id = ?1",
+             ELSE kept_until END, followed = CASE followed WHEN 1 THEN 2 ELSE followed END WHERE id = ?1",
             [table.id],
         )?;
     }
