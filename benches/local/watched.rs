@@ -17,7 +17,7 @@ use super::{Ours, row};
 const WRITERS: usize = 64;
 const ROUND: Duration = Duration::from_secs(2);
 /// With a scraper; between them, and at both ends, one without.
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 30;
 const SCRAPE_EVERY: Duration = Duration::from_secs(1);
 
 /// How many rows per second, and how much of a processor per row, with a scraper beside without.
