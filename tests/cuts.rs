@@ -136,6 +136,8 @@ impl Scene {
             .set("proxy.health_interval_s", 3600)
             .set("circuit.open_s", 0.005)
             .set("sync.pull_interval_s", 3600)
+            .set("sync.feed_poll_interval_s", 3600)
+            .set("sync.feed_poll_first_ms", 60_000)
             .set("sync.retry_delay_s", 0.005)
             .set("sync.debounce_ms", 0);
         let db = bench.open_with(change(settings)).await;
