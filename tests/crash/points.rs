@@ -191,6 +191,8 @@ async fn child_that_is_killed() {
         .set("cloud.user", variable("CRASH_USER"))
         .set("cloud.password", variable("CRASH_PASSWORD"))
         .set("sync.pull_interval_s", 3600)
+        .set("sync.feed_poll_interval_s", 3600)
+        .set("sync.feed_poll_first_ms", 60_000)
         .set("sync.retry_delay_s", 0.01)
         .set("sync.debounce_ms", 0)
         .set("sync.foreign_poll_ms", 10);
