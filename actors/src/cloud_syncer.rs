@@ -253,7 +253,8 @@ const AHEAD_MAX: usize = 16;
 /// only by the one row with which it began, or grew, if that is heavier by itself.
 const PORTION_BYTES: usize = 16 << 20;
 
-/// How many rows are noted in one local transaction: some milliseconds, for which those who write meanwhile wait.
+/// How many rows a round begins with, and by how many times as many it grows: some milliseconds, for which the first one who writes
+/// waits; then it goes on in smaller steps.
 const NOTED_AT_ONCE: usize = 1000;
 
 /// How many rows of a round that the cloud has are cleared in one local transaction as long as somebody writes: half a
@@ -1628,13 +1629,16 @@ impl Cycle {
         let mut held = vec![];
         while good && carried.rows < room.rows_max && carried.bytes < PORTION_BYTES {
             let Some(table) = noted.grows.take() else { break };
+            // In growing statements, so that the server has something to do from the beginning.
+            let parts = sent.len().min(SENT_AT_ONCE);
             let grow = GrowRound {
                 round: noted.id.clone(),
                 generation: noted.generation,
                 eligible: room.eligible.clone(),
                 table,
                 upto: room.upto.unwrap_or(noted.epoch),
-                rows_max: self.noted_at_once().min(room.rows_max - carried.rows),
+                // What becomes one statement comes in one local transaction: each costs an fsync.
+                rows_max: (parts * self.noted_at_once() - held.len()).min(room.rows_max - carried.rows),
             };
             let Some(Grown { part, grows, complete }) = self.ask(grow).await? else { break };
             fail::fail_point!("syncer.grown");
@@ -1644,8 +1648,6 @@ impl Cycle {
             let part = self.encode(tables, noted, read.rows);
             good = part.refusals.is_empty();
             held.append(&mut part.items.into_whole());
-            // In growing statements, so that the server has something to do from the beginning.
-            let parts = sent.len().min(SENT_AT_ONCE);
             if good && held.len() >= parts * self.noted_at_once() {
                 sent.push(Arc::new(std::mem::take(&mut held)));
                 open.send(sent[sent.len() - 1].clone()).await;
