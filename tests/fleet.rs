@@ -336,7 +336,7 @@ async fn a_hundred_thousand_devices_are_a_small_table() {
         ),
         ("witness", "uuid, uuid, text, int8", witness, format!("{uuid}, {uuid}, {cursor}")),
         ("look", "text, int8, int4, text", look, format!("{cursor}, 1, '{id}'")),
-        ("page", "text, int8, int8, text", page, format!("{cursor}, 100, '{id}'")),
+        ("page", "text, int8, int8, text, int8", page, format!("{cursor}, 100, '{id}', 0")),
         (
             "standing",
             "uuid, uuid, text[], oid[]",

@@ -47,7 +47,7 @@ use crate::messages::{
 };
 use crate::past::Remembered;
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op, Prepared, RoundFrame,
     RoundItem, RoundOutcome, Standing, needs_others,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
@@ -1061,36 +1061,45 @@ impl Cycle {
         self.memory.news = true;
         // Tables of which the feed names keys that PostgreSQL cannot read as such.
         let mut unreadable = HashSet::new();
+        let key_width = tables.iter().map(|ready| ready.table.key.len()).max().unwrap_or(1);
+        // So much of the entry behind the cursor was read.
+        let mut read = 0;
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
-            let limit = self.pages.rows();
-            let entries =
-                session.feed_page(&cursor, i64::try_from(limit).unwrap_or(i64::MAX), &link.device).await?;
+            let texts_max = self.pages.rows().saturating_mul(key_width);
+            let FeedPage { entries, reached, texts, is_last } =
+                session.feed_page(&cursor, read, texts_max, &link.device).await?;
             fail::fail_point!("syncer.pulled");
-            let Some(last) = entries.last().map(|entry| entry.cursor.clone()) else {
+            if entries.is_empty() {
                 session.end_read().await?;
                 return Ok(());
-            };
+            }
             let mut wanted: BTreeMap<usize, HashMap<Vec<String>, i64>> = BTreeMap::new();
             let mut emptied = HashSet::new();
-            for entry in entries.iter().filter(|entry| !entry.own) {
+            for entry in entries.into_iter().filter(|entry| !entry.own) {
                 // A table that is not tracked here, or not yet: its snapshot will show it.
                 let Some(at) = tables.iter().position(|t| t.cloud.oid == entry.table_oid) else { continue };
                 if !tables[at].receives() {
                     continue;
                 }
-                match &entry.key {
-                    Some(key) if tables[at].has_key_like(key) && !unreadable.contains(&at) => {
-                        let newest = wanted.entry(at).or_default().entry(key.clone()).or_default();
-                        *newest = (*newest).max(entry.cursor.id);
+                match entry.keys {
+                    Some(keys)
+                        if keys.iter().all(|key| tables[at].has_key_like(key)) && !unreadable.contains(&at) =>
+                    {
+                        let wanted = wanted.entry(at).or_default();
+                        for key in keys {
+                            let newest = wanted.entry(key).or_default();
+                            *newest = (*newest).max(entry.cursor.id);
+                        }
                     }
-                    // The whole table; or one of its rows, by the key of before it got another one, or by somebody's nonsense.
+                    // The whole table; or some of its rows, by the keys of before it got another one, or by somebody's nonsense.
                     _ => drop(emptied.insert(at)),
                 }
             }
-            let is_last = look.settled && entries.len() < limit;
-            let mut page = Page { cursor: Some(last.clone()), clock, is_last, ..Page::default() };
+            let has_everything = look.settled && is_last;
+            let mut page =
+                Page { cursor: reached.clone(), clock, is_last: has_everything, ..Page::default() };
             let mut failed = None;
             for (at, keys) in wanted {
                 let read = self.current_rows(session, &tables[at], keys, &mut page).await;
@@ -1116,10 +1125,13 @@ impl Cycle {
             from.cursor = cursor;
             self.apply(session, generation, &tables, page, &from).await?;
             session.end_read().await?;
-            link.cursor = Some(last.clone());
-            from.cursor = last;
+            read = texts;
+            if let Some(reached) = reached {
+                link.cursor = Some(reached.clone());
+                from.cursor = reached;
+            }
             self.snapshots(session, generation, &tables, &from).await?;
-            if entries.len() < limit {
+            if is_last {
                 return Ok(());
             }
         }

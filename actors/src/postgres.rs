@@ -36,6 +36,7 @@ mod client;
 mod dial;
 mod ears;
 mod examine;
+mod feed;
 mod from_cloud;
 mod guard;
 mod isolate;
@@ -55,6 +56,7 @@ use dial::{Dialer, Obstacle};
 use ears::Ears;
 use guard::{Bounds, Excess, Moved};
 use isolate::Ring;
+pub use feed::{FeedEntry, FeedPage};
 pub use link::LinkOptions;
 use link::{Door, LastWords};
 use password::Passwords;
@@ -777,19 +779,6 @@ pub enum RoundOutcome {
     },
 }
 
-/// One entry of the feed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FeedEntry {
-    /// Its position.
-    pub cursor: Cursor,
-    /// PostgreSQL's number of the table.
-    pub table_oid: u32,
-    /// The key in PostgreSQL's text; none means the whole table.
-    pub key: Option<Vec<String>>,
-    /// Whether this device's round wrote it, and the row is as sent.
-    pub own: bool,
-}
-
 /// What lies beyond a cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
@@ -1495,28 +1484,6 @@ impl CloudSession {
     /// Ends the reading.
     pub async fn end_read(&self) -> Result<()> {
         self.commit(Phase::Pull).await
-    }
-
-    /// The next entries of the feed, in order.
-    ///
-    /// # Errors
-    /// Where it was trimmed beyond the cursor, too.
-    pub async fn feed_page(&self, cursor: &Cursor, limit: i64, device: &str) -> Result<Vec<FeedEntry>> {
-        let sql = include_str!("sql/postgres/feed_page.sql");
-        let rows = self.query(sql, &[&cursor.xid, &cursor.id, &limit, &device], Phase::Pull).await?;
-        if rows.first().map(|row| row.cell::<bool>("whole")).transpose()? != Some(true) {
-            return Err(trim::passed_over());
-        }
-        let entry = |row: &Row| {
-            let Some(id) = row.cell(1)? else { return Ok(None) };
-            Ok(Some(FeedEntry {
-                cursor: Cursor { xid: row.cell(0)?, id, tag: Some(row.cell(2)?) },
-                table_oid: row.cell(3)?,
-                key: row.cell(4)?,
-                own: row.cell(5)?,
-            }))
-        };
-        rows.iter().filter_map(|row| entry(row).transpose()).collect()
     }
 
     /// The rows that come home and whose given columns have the given values (in PostgreSQL's text), each with its position.
