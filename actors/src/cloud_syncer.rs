@@ -47,8 +47,8 @@ use crate::messages::{
 };
 use crate::past::Remembered;
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op, Prepared, RoundFrame,
-    RoundItem, RoundOutcome, Standing, needs_others,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op, Prepared,
+    RoundFrame, RoundItem, RoundOutcome, Standing, needs_others,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
@@ -343,6 +343,7 @@ impl CloudSyncer {
             told: self.told.clone(),
             discards: self.discards.clone(),
             untold: Cell::new(None),
+            blamed: Cell::new(false),
             syncer: ctx.address().downgrade(),
             came_back: CameBack::default(),
             log: self.log.clone(),
@@ -738,6 +739,8 @@ struct Cycle {
     discards: Discards,
     /// How many rows were parked and not told of, once the first ones were.
     untold: Cell<Option<usize>>,
+    /// The trouble of this cycle is a table's condition.
+    blamed: Cell<bool>,
     syncer: actix::WeakAddr<CloudSyncer>,
     /// Rows that came back from the dead, until somebody was told.
     came_back: CameBack,
@@ -752,7 +755,12 @@ impl Cycle {
             Err(open) => return (self.memory, Err(Trouble::Open(open))),
         };
         fail::fail_point!("syncer.permitted");
-        let ended = self.steps().await;
+        let mut ended = self.steps().await;
+        // The table whose condition failed is left alone from here on: whoever waits for the others need not hear of it.
+        while matches!(ended, Err(Trouble::Cloud(_))) && self.blamed.take() {
+            self.memory = Memory::default();
+            ended = self.steps().await;
+        }
         self.told.end(&self.log);
         self.tell_parked();
         match &ended {
@@ -1085,7 +1093,8 @@ impl Cycle {
                 }
                 match entry.keys {
                     Some(keys)
-                        if keys.iter().all(|key| tables[at].has_key_like(key)) && !unreadable.contains(&at) =>
+                        if keys.iter().all(|key| tables[at].has_key_like(key))
+                            && !unreadable.contains(&at) =>
                     {
                         let wanted = wanted.entry(at).or_default();
                         for key in keys {

@@ -79,7 +79,7 @@ impl Cycle {
     }
 
     /// What a query with a table's condition was answered with. Where PostgreSQL fails over the condition, or takes too long over
-    /// it, that table is left alone for a while, and the others go on with the next cycle.
+    /// it, that table is left alone for a while, and the cycle begins again without it.
     pub(super) fn or_blame_filter<T>(
         &self,
         ready: &ReadyTable,
@@ -95,6 +95,7 @@ impl Cycle {
             let (until, wait) = again(last, &self.options.pace);
             let why = format!("tables.{}.where fails on a row: {}", ready.table.name, failure.detail);
             failed.insert(ready.table.id, FailedFilter { until, wait, why });
+            self.blamed.set(true);
         }
         answer
     }

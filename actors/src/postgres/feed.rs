@@ -123,8 +123,7 @@ mod tests {
 
     fn entry(id: i64, width: usize, texts: usize) -> Vec<Text> {
         let text = |place: usize| Some(format!("{id}.{place}"));
-        let one =
-            Text { cursor: at(id), table_oid: 1, own: false, width: Some(width), texts, text: None };
+        let one = Text { cursor: at(id), table_oid: 1, own: false, width: Some(width), texts, text: None };
         (0..texts).map(|place| Text { text: text(place), ..one.clone() }).collect()
     }
 
@@ -135,8 +134,10 @@ mod tests {
         let whole = Text { width: None, texts: 1, text: None, ..entry(4, 1, 1)[0].clone() };
         let feed: Vec<Vec<Text>> =
             vec![entry(1, 1, 5), entry(2, 2, 8), vec![own], vec![whole], entry(5, 3, 3), entry(6, 1, 1)];
-        let all: Vec<String> =
-            [0, 1, 4, 5].iter().flat_map(|at| feed[*at].iter().filter_map(|text| text.text.clone())).collect();
+        let all: Vec<String> = [0, 1, 4, 5]
+            .iter()
+            .flat_map(|at| feed[*at].iter().filter_map(|text| text.text.clone()))
+            .collect();
         for texts_max in 3..30 {
             let (mut cursor, mut read) = (0, 0);
             let (mut found, mut emptied, mut owns) = (vec![], 0, 0);
@@ -155,7 +156,11 @@ mod tests {
                     break;
                 }
             }
-            assert_eq!((found.as_slice(), emptied, owns, cursor, read), (all.as_slice(), 1, 1, 6, 0), "{texts_max}");
+            assert_eq!(
+                (found.as_slice(), emptied, owns, cursor, read),
+                (all.as_slice(), 1, 1, 6, 0),
+                "{texts_max}"
+            );
         }
     }
 
@@ -164,7 +169,9 @@ mod tests {
     fn nonsense_means_the_whole_table() {
         let with_null = entry(1, 1, 4).into_iter().enumerate();
         let with_null = with_null.map(|(at, text)| Text { text: text.text.filter(|_| at != 2), ..text });
-        for nonsense in [with_null.collect(), entry(1, 0, 4), entry(1, 9, 9).into_iter().take(4).collect::<Vec<_>>()] {
+        for nonsense in
+            [with_null.collect(), entry(1, 0, 4), entry(1, 9, 9).into_iter().take(4).collect::<Vec<_>>()]
+        {
             let page = page(&nonsense, 0, 4);
             assert_eq!(page.entries.iter().map(|entry| &entry.keys).collect::<Vec<_>>(), [&None]);
             assert_eq!((page.reached, page.texts), (Some(at(1)), 0));
