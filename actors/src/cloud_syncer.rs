@@ -13,7 +13,7 @@
 //! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -135,6 +135,7 @@ pub struct CloudSyncer {
     memory: Memory,
     windows: Portion,
     pages: Portion,
+    within: Within,
     doing: Arc<AtomicU8>,
     told: Told,
     running: Option<SpawnHandle>,
@@ -227,6 +228,22 @@ impl Portion {
     }
 }
 
+/// How far the feed's entry behind a cursor was read: many rows that it names may be heavy, and a pull that fails among them goes
+/// on there.
+#[derive(Debug, Clone, Default)]
+struct Within(Arc<Mutex<Option<(Cursor, usize)>>>);
+
+impl Within {
+    fn read(&self, behind: &Cursor) -> usize {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.as_ref().filter(|(cursor, _)| cursor == behind).map_or(0, |(_, texts)| *texts)
+    }
+
+    fn note(&self, behind: &Cursor, texts: usize) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((behind.clone(), texts));
+    }
+}
+
 /// A failure of the link's is the watcher's to tell, unless it is the third in a row while the cloud is called available.
 const TOLD_FAILURE: u32 = 3;
 
@@ -290,6 +307,7 @@ impl CloudSyncer {
             memory: Memory::default(),
             windows: Portion::new(options.window_rows_max.min(FIRST_WINDOW)),
             pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
+            within: Within::default(),
             doing: Arc::default(),
             told: Told::default(),
             running: None,
@@ -339,11 +357,12 @@ impl CloudSyncer {
             memory: Memory { news: false, ..std::mem::take(&mut self.memory) },
             windows: self.windows.clone(),
             pages: self.pages.clone(),
+            within: self.within.clone(),
             doing: self.doing.clone(),
             told: self.told.clone(),
             discards: self.discards.clone(),
             untold: Cell::new(None),
-            blamed: Cell::new(false),
+            blamed: RefCell::default(),
             syncer: ctx.address().downgrade(),
             came_back: CameBack::default(),
             log: self.log.clone(),
@@ -734,13 +753,14 @@ struct Cycle {
     memory: Memory,
     windows: Portion,
     pages: Portion,
+    within: Within,
     doing: Arc<AtomicU8>,
     told: Told,
     discards: Discards,
     /// How many rows were parked and not told of, once the first ones were.
     untold: Cell<Option<usize>>,
-    /// The trouble of this cycle is a table's condition.
-    blamed: Cell<bool>,
+    /// Tables whose condition failed in this cycle.
+    blamed: RefCell<HashSet<i64>>,
     syncer: actix::WeakAddr<CloudSyncer>,
     /// Rows that came back from the dead, until somebody was told.
     came_back: CameBack,
@@ -756,9 +776,11 @@ impl Cycle {
         };
         fail::fail_point!("syncer.permitted");
         let mut ended = self.steps().await;
-        // The table whose condition failed is left alone from here on: whoever waits for the others need not hear of it.
-        while matches!(ended, Err(Trouble::Cloud(_))) && self.blamed.take() {
-            self.memory = Memory::default();
+        // A table whose condition failed is left alone for the rest of this cycle: whoever waits for the others need not hear of it.
+        let mut blamed = 0;
+        while ended.is_err() && self.blamed.borrow().len() > blamed {
+            blamed = self.blamed.borrow().len();
+            self.memory = Memory { news: self.memory.news, ..Memory::default() };
             ended = self.steps().await;
         }
         self.told.end(&self.log);
@@ -1016,6 +1038,7 @@ impl Cycle {
         let session_id = self.memory.session.clone().unwrap_or_default();
         let horizon = session.register(&link.device, &session_id).await?;
         self.ask(FixCursor(Some(horizon.clone()))).await?;
+        self.within.note(&horizon, 0);
         link.cursor = Some(horizon);
         fail::fail_point!("syncer.registered");
         Ok((link, None))
@@ -1070,14 +1093,12 @@ impl Cycle {
         // Tables of which the feed names keys that PostgreSQL cannot read as such.
         let mut unreadable = HashSet::new();
         let key_width = tables.iter().map(|ready| ready.table.key.len()).max().unwrap_or(1);
-        // So much of the entry behind the cursor was read.
-        let mut read = 0;
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
-            let texts_max = self.pages.rows().saturating_mul(key_width);
+            let (read, most) = (self.within.read(&cursor), (self.pages.rows(), key_width));
             let FeedPage { entries, reached, texts, is_last } =
-                session.feed_page(&cursor, read, texts_max, &link.device).await?;
+                session.feed_page(&cursor, read, most, &link.device).await?;
             fail::fail_point!("syncer.pulled");
             if entries.is_empty() {
                 session.end_read().await?;
@@ -1134,11 +1155,11 @@ impl Cycle {
             from.cursor = cursor;
             self.apply(session, generation, &tables, page, &from).await?;
             session.end_read().await?;
-            read = texts;
             if let Some(reached) = reached {
                 link.cursor = Some(reached.clone());
                 from.cursor = reached;
             }
+            self.within.note(&from.cursor, texts);
             self.snapshots(session, generation, &tables, &from).await?;
             if is_last {
                 return Ok(());

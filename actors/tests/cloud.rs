@@ -174,7 +174,7 @@ impl Device {
     }
 
     async fn feed(&self) -> Vec<FeedEntry> {
-        self.conn.feed_page(&self.cursor, 0, 1_000_000, &self.id).await.unwrap().entries
+        self.conn.feed_page(&self.cursor, 0, (100_000, 10), &self.id).await.unwrap().entries
     }
 
     /// The feed beyond the cursor: each key, and `own` for each entry of this device's; the cursor moves behind it.
@@ -1527,7 +1527,7 @@ async fn keys_are_independent_of_the_writers_settings() {
         .unwrap();
     device.pull(&plain).await;
     let start = Cursor { xid: "0".into(), id: 0, tag: None };
-    let page = device.conn.feed_page(&start, 0, 80, &device.id).await.unwrap();
+    let page = device.conn.feed_page(&start, 0, (10, 8), &device.id).await.unwrap();
     let [key] = page.entries[0].keys.clone().unwrap().try_into().unwrap();
     assert_eq!(
         key,
@@ -1961,7 +1961,7 @@ async fn a_device_that_a_trim_went_past_sends_nothing_before_it_has_compared() {
     for _ in 0..2 {
         let look = behind.conn.look(&behind.cursor, &behind.id).await.unwrap();
         assert!(look.require_whole().is_err(), "{look:?}");
-        assert!(behind.conn.feed_page(&behind.cursor, 0, 10, &behind.id).await.is_err());
+        assert!(behind.conn.feed_page(&behind.cursor, 0, (10, 1), &behind.id).await.is_err());
         let failure = behind.try_round(std::slice::from_ref(&edit)).await.unwrap_err();
         assert_eq!(failure.class, FailureClass::Transient);
         // As does whoever wakes with a session of its own.

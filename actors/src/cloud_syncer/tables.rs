@@ -95,7 +95,7 @@ impl Cycle {
             let (until, wait) = again(last, &self.options.pace);
             let why = format!("tables.{}.where fails on a row: {}", ready.table.name, failure.detail);
             failed.insert(ready.table.id, FailedFilter { until, wait, why });
-            self.blamed.set(true);
+            self.blamed.borrow_mut().insert(ready.table.id);
         }
         answer
     }
@@ -103,7 +103,9 @@ impl Cycle {
     /// Why a table is left alone for now.
     pub(super) fn failed_filter(&self, table: i64) -> Option<String> {
         let failed = self.parts.failed_filters.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.get(&table).filter(|failed| Instant::now() < failed.until).map(|failed| failed.why.clone())
+        let is_left_alone =
+            |failed: &&FailedFilter| Instant::now() < failed.until || self.blamed.borrow().contains(&table);
+        failed.get(&table).filter(is_left_alone).map(|failed| failed.why.clone())
     }
 
     /// The tables that are not this file's alone. Says once what is set for a table that is not there.

@@ -6,7 +6,7 @@
 //!
 //! An entry has many keys, a page may have fewer, down to one: the rows that they name may be heavy. So an entry can come in
 //! several pages. The cursor moves to an entry when its last key was read, and is durable; how far the one behind it was read is
-//! known to this pull alone, and after a crash it is read again from its first key, which changes nothing.
+//! known to this process alone, and after a crash it is read again from its first key, which changes nothing.
 
 use super::cells::Cells as _;
 use super::{CloudSession, Cursor, Param, Phase, Result, Row, trim};
@@ -37,6 +37,9 @@ pub struct FeedPage {
     pub is_last: bool,
 }
 
+/// An entry with more keys than this is no trigger's: to read it page by page costs the server all of it each time.
+const KEYS_MAX: usize = 1024;
+
 /// One text of an entry, or all there is of one that has no keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Text {
@@ -51,8 +54,8 @@ struct Text {
 }
 
 impl CloudSession {
-    /// The next entries of the feed beyond the cursor, in order, with so many texts of keys at most, without those of the first
-    /// entry that were read already.
+    /// The next entries of the feed beyond the cursor, in order, with so many keys at most, each of so many texts at most, without
+    /// the texts of the first entry that were read already. An entry without keys counts as one.
     ///
     /// # Errors
     /// Where the feed was trimmed beyond the cursor, too.
@@ -60,10 +63,11 @@ impl CloudSession {
         &self,
         cursor: &Cursor,
         read: usize,
-        texts_max: usize,
+        (keys_max, width_max): (usize, usize),
         device: &str,
     ) -> Result<FeedPage> {
         let sql = include_str!("../sql/postgres/feed_page.sql");
+        let texts_max = keys_max.saturating_mul(width_max);
         let [limit, read_already] = [texts_max, read].map(|texts| i64::try_from(texts).unwrap_or(i64::MAX));
         let params: [&dyn Param; 5] = [&cursor.xid, &cursor.id, &limit, &device, &read_already];
         let rows = self.query(sql, &params, Phase::Pull).await?;
@@ -71,7 +75,7 @@ impl CloudSession {
             return Err(trim::passed_over());
         }
         let texts = rows.iter().filter_map(|row| text(row).transpose()).collect::<Result<Vec<_>>>()?;
-        Ok(page(&texts, read, texts_max))
+        Ok(page(&texts, read, (keys_max, width_max)))
     }
 }
 
@@ -88,29 +92,41 @@ fn text(row: &Row) -> Result<Option<Text>> {
     }))
 }
 
-/// Puts the texts together to keys. What cannot be a key, or is wider than any page, is somebody's nonsense: it means the whole
-/// table, and nobody waits for the rest of it.
-fn page(texts: &[Text], mut read: usize, texts_max: usize) -> FeedPage {
-    let mut page = FeedPage { is_last: texts.len() < texts_max, ..FeedPage::default() };
+/// Puts the texts together to keys. What cannot be a key of these tables is somebody's nonsense: it means the whole table, and
+/// nobody waits for the rest of it.
+fn page(texts: &[Text], mut read: usize, (keys_max, width_max): (usize, usize)) -> FeedPage {
+    let mut page =
+        FeedPage { is_last: texts.len() < keys_max.saturating_mul(width_max), ..FeedPage::default() };
+    let mut room = keys_max;
     for entry in texts.chunk_by(|a, b| a.cursor == b.cursor) {
+        if room == 0 {
+            page.is_last = false;
+            break;
+        }
         let Text { cursor, table_oid, own, texts, .. } = &entry[0];
-        let keys = if *own { None } else { keys(entry, texts_max) };
+        let keys = if *own { None } else { keys(entry, width_max, room) };
         let came = read + keys.as_ref().map_or(0, |keys| keys.iter().map(Vec::len).sum());
         if keys.is_none() || came >= *texts {
             (page.reached, page.texts) = (Some(cursor.clone()), 0);
         } else {
             page.texts = came;
+            page.is_last = false;
         }
+        room -= keys.as_ref().map_or(1, Vec::len);
         page.entries.push(FeedEntry { cursor: cursor.clone(), table_oid: *table_oid, keys, own: *own });
         read = 0;
     }
     page
 }
 
-/// The keys that are here with all their texts: none where even the first is cut.
-fn keys(entry: &[Text], texts_max: usize) -> Option<Vec<Vec<String>>> {
-    let width = entry[0].width.filter(|width| (1..=texts_max).contains(width))?;
-    entry.chunks_exact(width).map(|key| key.iter().map(|text| text.text.clone()).collect()).collect()
+/// The keys that are here with all their texts, as many as there is room for: none where even the first is cut.
+fn keys(entry: &[Text], width_max: usize, room: usize) -> Option<Vec<Vec<String>>> {
+    let width = entry[0].width.filter(|width| (1..=width_max).contains(width))?;
+    if entry[0].texts > width * KEYS_MAX {
+        return None;
+    }
+    let keys = entry.chunks_exact(width).take(room);
+    keys.map(|key| key.iter().map(|text| text.text.clone()).collect()).collect()
 }
 
 #[cfg(test)]
@@ -138,13 +154,15 @@ mod tests {
             .iter()
             .flat_map(|at| feed[*at].iter().filter_map(|text| text.text.clone()))
             .collect();
-        for texts_max in 3..30 {
+        for keys_max in 1..30 {
             let (mut cursor, mut read) = (0, 0);
             let (mut found, mut emptied, mut owns) = (vec![], 0, 0);
             loop {
                 let beyond = feed.iter().flatten().filter(|text| text.cursor.id > cursor);
-                let rows: Vec<Text> = beyond.skip(read).take(texts_max).cloned().collect();
-                let page = page(&rows, read, texts_max);
+                let rows: Vec<Text> = beyond.skip(read).take(3 * keys_max).cloned().collect();
+                let page = page(&rows, read, (keys_max, 3));
+                let named = page.entries.iter().map(|entry| entry.keys.as_ref().map_or(1, Vec::len));
+                assert!(named.sum::<usize>() <= keys_max);
                 for entry in page.entries {
                     owns += usize::from(entry.own);
                     emptied += usize::from(!entry.own && entry.keys.is_none());
@@ -159,7 +177,7 @@ mod tests {
             assert_eq!(
                 (found.as_slice(), emptied, owns, cursor, read),
                 (all.as_slice(), 1, 1, 6, 0),
-                "{texts_max}"
+                "{keys_max}"
             );
         }
     }
@@ -169,10 +187,13 @@ mod tests {
     fn nonsense_means_the_whole_table() {
         let with_null = entry(1, 1, 4).into_iter().enumerate();
         let with_null = with_null.map(|(at, text)| Text { text: text.text.filter(|_| at != 2), ..text });
-        for nonsense in
-            [with_null.collect(), entry(1, 0, 4), entry(1, 9, 9).into_iter().take(4).collect::<Vec<_>>()]
-        {
-            let page = page(&nonsense, 0, 4);
+        for nonsense in [
+            with_null.collect(),
+            entry(1, 0, 4),
+            entry(1, 9, 9).into_iter().take(4).collect(),
+            entry(1, 1, KEYS_MAX + 1).into_iter().take(4).collect::<Vec<_>>(),
+        ] {
+            let page = page(&nonsense, 0, (4, 1));
             assert_eq!(page.entries.iter().map(|entry| &entry.keys).collect::<Vec<_>>(), [&None]);
             assert_eq!((page.reached, page.texts), (Some(at(1)), 0));
         }
