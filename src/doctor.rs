@@ -31,10 +31,9 @@ use tidewater_actors::core::doctor::{
     Supervisor, judge,
 };
 use tidewater_actors::core::failure::FailureClass;
-use tidewater_actors::core::schema::Table;
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::StatusSummary;
-use tidewater_actors::postgres::Cloud;
+use tidewater_actors::postgres::{Cloud, Questions};
 use tidewater_actors::processes::running_proxies;
 use tidewater_actors::sqlite::{self, Canceller, Examined};
 
@@ -181,7 +180,7 @@ impl Doctor {
         let examined = self.look_at_file();
         (self.tell)(Step::Asking);
         let (supervisor, cloud) = self.ask_supervisor();
-        let cloud = cloud.unwrap_or_else(|| self.look_at_cloud(&examined.tables));
+        let cloud = cloud.unwrap_or_else(|| self.look_at_cloud(&examined));
         self.report(examined, supervisor, cloud)
     }
 
@@ -285,7 +284,7 @@ impl Doctor {
     }
 
     /// The way to the cloud, with one attempt where there may be somebody, and what PostgreSQL says.
-    pub(crate) fn look_at_cloud(&self, tables: &[Table]) -> CloudEvidence {
+    pub(crate) fn look_at_cloud(&self, examined: &Examined) -> CloudEvidence {
         let (proxy, cloud) = (&self.settings.proxy, &self.settings.cloud);
         let endpoint = Endpoint::new(&proxy.host.to_string(), proxy.port);
         let looked = within(LOOK_MAX, move || {
@@ -311,10 +310,15 @@ impl Doctor {
             dial: None,
         };
         if let (Some(options), Some(true) | None) = (cloud_options(&self.settings), listening) {
-            let (tables, clock, limit) = (tables.to_vec(), self.clock.clone(), self.cloud_limit());
+            let questions = Questions {
+                tables: examined.tables.clone(),
+                device: examined.device().map(str::to_owned),
+                retire_after: self.settings.sync.device_retire,
+            };
+            let (clock, limit) = (self.clock.clone(), self.cloud_limit());
             let dial = within(limit, move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-                let dial = runtime.block_on(Cloud::examine(options, &tables, &*clock));
+                let dial = runtime.block_on(Cloud::examine(options, &questions, &*clock));
                 // A resolver that hangs has a thread that nobody waits for.
                 runtime.shutdown_background();
                 Some(dial)
@@ -347,7 +351,7 @@ impl Database {
         let doctor = Doctor::new(self.settings_now());
         blocking(move || {
             let examined = doctor.look_at_file();
-            let cloud = doctor.look_at_cloud(&examined.tables);
+            let cloud = doctor.look_at_cloud(&examined);
             doctor.report(examined, Supervisor::Runs(Box::new(running)), cloud)
         })
         .await
@@ -357,7 +361,7 @@ impl Database {
     pub(crate) async fn tell_doctor(&self) -> Result<Told, Error> {
         let running = Running::of(&self.status_summary().await);
         let doctor = Doctor::new(self.settings_now());
-        blocking(move || Told { running, cloud: doctor.look_at_cloud(&doctor.look_at_file().tables) }).await
+        blocking(move || Told { running, cloud: doctor.look_at_cloud(&doctor.look_at_file()) }).await
     }
 }
 
