@@ -862,7 +862,8 @@ async fn devices_of_other_versions() {
     admin(&device, "DELETE FROM tidewater.devices WHERE version = '0.0.1' AND round IS NULL").await;
     assert_eq!(line(), all);
     admin(&device, gone).await;
-    let long_ago = "UPDATE tidewater.devices SET seen_at = now() - interval '31 days' WHERE version = '0.0.1'";
+    let long_ago =
+        "UPDATE tidewater.devices SET seen_at = now() - interval '31 days' WHERE version = '0.0.1'";
     admin(&device, long_ago).await;
     assert_eq!(line(), format!("protocol 3, 3 devices, {this} on all seen lately"));
 }

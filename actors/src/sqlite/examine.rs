@@ -125,8 +125,13 @@ fn describe_syncable(conn: &Connection, rules: &TableRules) -> Result<Syncable> 
 ///
 /// # Errors
 /// As there.
-pub fn check_integrity(path: &Path, busy_timeout: Duration, cancel: &Cancel) -> Result<IntegrityReport> {
-    looking(path, busy_timeout, cancel, |conn| integrity(conn, cancel))
+pub fn check_integrity(
+    path: &Path,
+    busy_timeout: Duration,
+    cancel: &Cancel,
+    now: &LookingNow,
+) -> Result<IntegrityReport> {
+    looking(path, busy_timeout, cancel, |conn| integrity(conn, cancel, now))
 }
 
 /// What cannot be opened, in the words that the supervisor would use.
