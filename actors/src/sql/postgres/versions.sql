@@ -2,7 +2,8 @@
 -- was carried out by an older version; by the owner of tidewater.devices, who alone may add a column.
 
 -- What the device said when it settled last; `seen_at` says when it was there last. NULL: it runs a version that does not say,
--- or has not settled since, or its role has no right on this column. Asked for first: to alter a table locks it.
+-- or has not settled since, or its role has no right on this column. One that goes back to a version that does not say leaves here
+-- what it said before. Asked for first: to alter a table locks it.
 DO $tidewater_version$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute
