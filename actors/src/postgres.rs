@@ -1123,16 +1123,16 @@ impl CloudSession {
         }
         let rows = settled?;
         let row = rows.first().ok_or_else(|| unexpected("the ledger did not answer"))?;
-        if row.cell("says_version")? {
-            let version = env!("CARGO_PKG_VERSION");
-            let sql = include_str!("sql/postgres/say_version.sql");
-            self.execute(sql, &[&device, &session, &version], Phase::Setup).await?;
-        }
-        Ok(Ledger {
+        let ledger = Ledger {
             round: row.cell::<Option<Uuid>>(0)?.map(|id| id.to_string()),
             number: row.cell(1)?,
             left_out: row.cell(2)?,
-        })
+        };
+        if row.cell(3)? {
+            let sql = include_str!("sql/postgres/say_version.sql");
+            self.execute(sql, &[&device, &session, &env!("CARGO_PKG_VERSION")], Phase::Setup).await?;
+        }
+        Ok(ledger)
     }
 
     /// Whether the feed still has the entry that a cursor stands on, or, where it stands on none, whether this server
