@@ -1011,7 +1011,7 @@ impl CloudSession {
     }
 
     /// Brings our side of the cloud to this version, where an older one made it. Whoever did so a moment ago was first. Beyond what
-    /// a sync needs ([`NEEDED`]) it is left as it is where this role may not, or where somebody is in the way: the next
+    /// a sync needs (`NEEDED`) it is left as it is where this role may not, or where somebody is in the way: the next
     /// settlement asks again.
     ///
     /// # Errors
