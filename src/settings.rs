@@ -530,6 +530,8 @@ pub struct LogSettings {
     pub level: LogLevel,
     /// The same for single actors, by the names that `status` has for them.
     pub levels: BTreeMap<&'static str, LogLevel>,
+    /// Work that takes longer says how far it is, for the first time after so long.
+    pub progress_after: Duration,
 }
 
 /// The actors that `log.levels` can name, as `status` does.

@@ -85,6 +85,8 @@ pub struct SyncOptions {
     pub feed: FeedLimits,
     /// Whoever needs the cloud while it is not available is refused, not kept waiting.
     pub proxy_required: bool,
+    /// A first sync, or a flush, that takes longer says how far it is, for the first time after so long.
+    pub progress_after: Duration,
 }
 
 /// A condition over which PostgreSQL failed.
@@ -309,7 +311,7 @@ impl CloudSyncer {
             pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
             within: Within::default(),
             doing: Arc::default(),
-            told: Told::default(),
+            told: Told::new(options.progress_after),
             running: None,
             timer: None,
             asked: vec![],
