@@ -553,3 +553,21 @@ async fn a_row_that_nobody_could_take_from_the_cloud_again_is_parked() {
     wait_for(&db, "nothing is parked", |status| status.sync.parked == 0).await;
     db.shutdown().await.unwrap();
 }
+
+/// Whoever raises that limit need do no more: what was parked for it is sent.
+#[actix_rt::test]
+async fn a_raised_limit_lets_larger_rows_through() {
+    let bench = Bench::new().await;
+    let limit = |bytes: u32| bench.settings().set("cloud.message_bytes_max", bytes);
+    let db = bench.open_with(limit(1 << 20)).await;
+    let picture = "CREATE TABLE picture (id INTEGER PRIMARY KEY, content BLOB);\n\
+                   INSERT INTO picture VALUES (1, zeroblob(1100000)), (2, x'01')";
+    run(&db, picture).await;
+    bench.proxy.start();
+    wait_until_parked(&db, 1).await;
+    db.shutdown().await.unwrap();
+    let db = bench.open_with(limit(2 << 20)).await;
+    bench.wait_until_equal(&db, &["picture"]).await;
+    wait_for(&db, "nothing is parked", |status| status.sync.parked == 0).await;
+    db.shutdown().await.unwrap();
+}

@@ -7,7 +7,7 @@
 //!   settle    new session; what became of the round in flight; has history changed?
 //!   prepare   tables that this file lacks (`tables.rs`); those of the cloud, and their feed
 //!   pull      snapshots of new tables; the feed up to the horizon ─▶ ApplyPage ─▶ SqliteWriter
-//!   flush     NoteRound ─▶ read and encode ─▶ PostgreSQL ─▶ AcknowledgeRound | ParkRows | PutBackRound
+//!   flush     NoteRound ─▶ read and encode ─▶ PostgreSQL ─▶ AcknowledgeRound, ClearRound | ParkRows | PutBackRound
 //! ```
 //!
 //! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
@@ -39,7 +39,7 @@ use crate::core::value::{
     from_cloud_unchanged, from_text, is_kept, json_array, key_to_cloud, to_cloud, to_text,
 };
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, CompareAnew, CompareKeeping,
+    AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, ClearRound, CompareAnew, CompareKeeping,
     DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
     GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
     RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
@@ -270,6 +270,10 @@ const PORTION_BYTES: usize = 16 << 20;
 
 /// How many rows are noted in one local transaction: some milliseconds, for which those who write meanwhile wait.
 const NOTED_AT_ONCE: usize = 1000;
+
+/// How many rows of a round that the cloud has are cleared in one local transaction as long as somebody writes: half a
+/// millisecond, for which a write waits.
+const CLEARED_AT_ONCE: usize = 500;
 
 /// The largest window has so many such parts at least: one is noted and read while the server is at work on those before it.
 const PARTS_MIN: usize = 8;
@@ -911,7 +915,7 @@ impl Cycle {
         if flying.is_some() && ledger.round == flying {
             let round = flying.unwrap_or_default();
             let left_out = ledger.left_out;
-            self.ask(AcknowledgeRound { round, hits: vec![], generation: 0, left_out }).await?;
+            self.acknowledge(round, vec![], 0, left_out).await?;
         } else if ledger.round == link.last_round {
             if let Some(round) = flying {
                 self.ask(PutBackRound { round, refused: vec![], others_first: false }).await?;
@@ -1619,19 +1623,22 @@ impl Cycle {
     }
 
     fn encode(&self, tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>) -> Window {
-        let row_bytes_max = self.parts.cloud.as_ref().map_or(usize::MAX, Cloud::message_bytes_max);
-        Window::encode(tables, noted, rows, row_bytes_max)
+        Window::encode(tables, noted, rows, self.row_bytes_max())
+    }
+
+    fn row_bytes_max(&self) -> usize {
+        self.parts.cloud.as_ref().map_or(usize::MAX, Cloud::message_bytes_max)
     }
 
     /// The row of each of these once more, as it was sent: a round keeps no more of its rows than what most of them need.
     async fn read_again(
         &self,
         noted: &Noted,
+        pairs: &[(Table, CloudTable)],
         window: &Window,
         items: impl Iterator<Item = usize>,
     ) -> Step<Vec<Option<RoundRow>>> {
-        let wanted: Vec<_> =
-            items.map(|item| &window.origins[item]).map(|it| (it.table, it.key.clone())).collect();
+        let wanted: Vec<_> = items.map(|item| window.origin(pairs, item)).collect();
         if wanted.is_empty() {
             return Ok(vec![]);
         }
@@ -1683,7 +1690,6 @@ impl Cycle {
                 sent.push(Arc::new(std::mem::take(&mut held)));
                 open.send(sent[sent.len() - 1].clone()).await;
             }
-            window.origins.append(&mut part.origins);
             window.refusals.append(&mut part.refusals);
         }
         if !held.is_empty() {
@@ -1694,8 +1700,9 @@ impl Cycle {
         }
         fail::fail_point!("syncer.sent");
         let judged = if good { Some(open.judge(conflicts).await) } else { None };
+        window.items = Vec::with_capacity(sent.iter().map(|part| part.len()).sum());
         // Nobody else has them any more.
-        window.items = sent.into_iter().flat_map(Arc::unwrap_or_clone).collect();
+        sent.into_iter().for_each(|part| window.items.append(&mut Arc::unwrap_or_clone(part)));
         Ok(judged)
     }
 
@@ -1775,24 +1782,26 @@ impl Cycle {
                     }
                     let left: HashSet<usize> =
                         hits.iter().map(|hit| hit.item).chain(unseen.iter().copied()).collect();
-                    let sent = self.read_again(&noted, &window, hits.iter().map(|hit| hit.item)).await?;
+                    let sent =
+                        self.read_again(&noted, pairs, &window, hits.iter().map(|hit| hit.item)).await?;
                     let hits = hits
                         .into_iter()
                         .zip(sent)
                         .map(|(hit, sent)| {
-                            let Origin { table, key, .. } = &window.origins[hit.item];
+                            let (table, key) = window.origin(pairs, hit.item);
                             let ready = &tables[window.items[hit.item].table];
                             let row =
                                 hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
-                            Hit { table: *table, key: key.clone(), row, seen: hit.seen, stamp: hit.stamp }
+                            Hit { table, key, row, seen: hit.seen, stamp: hit.stamp }
                         })
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
-                    let left_out = unseen.iter().map(|item| window.items[*item].name.clone()).collect();
+                    let left_out = unseen.iter().map(|item| &window.items[*item]);
+                    let left_out = left_out.map(|item| item.name(&pairs[item.table])).collect();
                     self.count_propagated(&window, &left, link.clock_ahead);
                     // So many small pieces of memory take a while to be let go, and the next round waits for this one.
                     drop(actix_rt::task::spawn_blocking(move || drop(window)));
-                    self.ask(AcknowledgeRound { round, hits, generation, left_out }).await?;
+                    self.acknowledge(round, hits, generation, left_out).await?;
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
@@ -1806,7 +1815,7 @@ impl Cycle {
                     // the feed has to show first.
                     let deletions =
                         (0..window.items.len()).filter(|item| window.items[*item].op == Op::Delete);
-                    let refused = deletions.map(|item| window.refusal(&unseen(item), None)).collect();
+                    let refused = deletions.map(|item| window.refusal(pairs, &unseen(item), None)).collect();
                     self.ask(PutBackRound { round: id, refused, others_first: false }).await?;
                     carried.then = if noted.retry { Then::Later } else { Then::PullFirst };
                     return Ok(carried);
@@ -1818,16 +1827,17 @@ impl Cycle {
                     let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
                         refused.into_iter().partition(|r| is_last || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
-                        let sent = self.read_again(&noted, &window, park.iter().map(|it| it.item)).await?;
+                        let sent =
+                            self.read_again(&noted, pairs, &window, park.iter().map(|it| it.item)).await?;
                         let refusals = park.iter().zip(sent).map(|(refusal, sent)| {
                             let ready = &tables[window.items[refusal.item].table];
                             let values = sent.and_then(|sent| sent.row).map(|values| ready.row_json(&values));
-                            window.refusal(refusal, values)
+                            window.refusal(pairs, refusal, values)
                         });
                         let refusals = refusals.collect();
                         let shapes = park
                             .iter()
-                            .map(|refusal| (window.origins[refusal.item].table, refusal.shape.clone()))
+                            .map(|refusal| (window.origin(pairs, refusal.item).0, refusal.shape.clone()))
                             .collect();
                         id = self.park(tables, id, refusals, shapes).await?;
                         noted.id.clone_from(&id);
@@ -1841,7 +1851,8 @@ impl Cycle {
                     // nothing else, it goes on at once.
                     carried.slowly = unfinished && !is_last && !noted.retry;
                     if !wait.is_empty() || carried.slowly {
-                        let refused = wait.iter().map(|refusal| window.refusal(refusal, None)).collect();
+                        let refused =
+                            wait.iter().map(|refusal| window.refusal(pairs, refusal, None)).collect();
                         self.ask(PutBackRound { round: id, refused, others_first: carried.slowly }).await?;
                         if carried.slowly {
                             carried.then = Then::PullFirst;
@@ -1856,13 +1867,31 @@ impl Cycle {
         }
     }
 
+    /// The cloud has the round: it leaves the file, in as many pieces as those who write meanwhile need.
+    async fn acknowledge(
+        &self,
+        round: String,
+        hits: Vec<Hit>,
+        generation: u64,
+        left_out: Vec<String>,
+    ) -> Step<()> {
+        let clear = ClearRound { round: round.clone(), rows_max: CLEARED_AT_ONCE };
+        let rows_max = CLEARED_AT_ONCE;
+        let mut cleared = self.ask(AcknowledgeRound { round, hits, generation, left_out, rows_max }).await?;
+        while !cleared {
+            fail::fail_point!("syncer.cleared");
+            cleared = self.ask(clear.clone()).await?;
+        }
+        Ok(())
+    }
+
     /// The rows of a round that the cloud has now, but for those that left it.
     fn count_propagated(&self, window: &Window, left: &HashSet<usize>, clock_ahead: i64) {
         let now = now_us() + clock_ahead;
-        for (item, origin) in window.origins.iter().enumerate() {
+        for (at, item) in window.items.iter().enumerate() {
             // Without a stamp, nobody knows when it was written.
-            if origin.stamp > 0 && !left.contains(&item) {
-                self.parts.timings.propagation.observe_since(origin.stamp, now);
+            if item.stamp > 0 && !left.contains(&at) {
+                self.parts.timings.propagation.observe_since(item.stamp, now);
             }
         }
     }
@@ -1951,19 +1980,9 @@ fn unseen(item: usize) -> CloudRefusal {
 /// What a value of a row takes in a message besides its bytes, where it is a number in PostgreSQL's text.
 const CELL_BYTES: usize = 32;
 
-/// A row of a round, as SQLite knows it.
-struct Origin {
-    table: i64,
-    key: Vec<Value>,
-    /// When it was last changed here, in microseconds since 1970.
-    stamp: i64,
-}
-
 /// A round's rows in wire form.
 struct Window {
     items: Vec<RoundItem>,
-    /// By item.
-    origins: Vec<Origin>,
     /// Rows with a value that does not fit its column.
     refusals: Vec<Refusal>,
 }
@@ -1971,7 +1990,7 @@ struct Window {
 impl Window {
     /// A row of more bytes than `row_bytes_max` is refused here: no device would take it from the cloud again.
     fn encode(tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>, row_bytes_max: usize) -> Self {
-        let mut window = Self { items: vec![], origins: vec![], refusals: vec![] };
+        let mut window = Self { items: vec![], refusals: vec![] };
         for (table, rows) in noted.tables.iter().zip(rows) {
             let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
             for row in rows {
@@ -1986,10 +2005,7 @@ impl Window {
                         values: None,
                         key: row.key,
                     }),
-                    Ok(Some(item)) => {
-                        window.items.push(item);
-                        window.origins.push(Origin { table: table.id, key: row.key, stamp: row.entry.stamp });
-                    }
+                    Ok(Some(item)) => window.items.push(item),
                     Ok(None) => {}
                     Err(misfit) => window.refusals.push(Refusal {
                         table: table.id,
@@ -2005,11 +2021,23 @@ impl Window {
         window
     }
 
-    fn refusal(&self, refused: &CloudRefusal, values: Option<String>) -> Refusal {
-        let origin = &self.origins[refused.item];
+    /// The table and the key by which SQLite knows a row.
+    fn origin(&self, pairs: &[(Table, CloudTable)], item: usize) -> (i64, Vec<Value>) {
+        let item = &self.items[item];
+        let pair = &pairs[item.table];
+        (pair.0.id, item.local_key(pair))
+    }
+
+    fn refusal(
+        &self,
+        pairs: &[(Table, CloudTable)],
+        refused: &CloudRefusal,
+        values: Option<String>,
+    ) -> Refusal {
+        let (table, key) = self.origin(pairs, refused.item);
         Refusal {
-            table: origin.table,
-            key: origin.key.clone(),
+            table,
+            key,
             sqlstate: Some(refused.sqlstate.clone()),
             message: refused.message.clone(),
             constraint: refused.constraint.clone(),
@@ -2022,8 +2050,6 @@ impl Window {
         let kept = |at: &mut std::ops::Range<usize>| at.next().is_some_and(|at| !gone.contains(&at));
         let mut at = 0..self.items.len();
         self.items.retain(|_| kept(&mut at));
-        let mut at = 0..self.origins.len();
-        self.origins.retain(|_| kept(&mut at));
     }
 }
 
@@ -2161,9 +2187,8 @@ impl ReadyTable {
             .zip(&row.key)
             .map(|(c, value)| carried(*c, value))
             .collect::<Result<_, _>>()?;
-        let name = ledger_name(&self.table, &row.key);
         let (seen, stamp) = (row.entry.seen, row.entry.stamp);
-        Ok(Some(RoundItem { table: at, key, values, op, seen, name, stamp }))
+        Ok(Some(RoundItem { table: at, key, values, op, seen, stamp }))
     }
 
     fn local_row(&self, row: Vec<CloudValue>) -> Vec<Value> {

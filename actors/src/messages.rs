@@ -306,9 +306,9 @@ pub struct TrimRound {
     pub rest: Rest,
 }
 
-/// The round took effect.
+/// The round took effect. Answers whether nothing of it is left to be cleared.
 #[derive(Debug, Clone, Message)]
-#[rtype(result = "Stored<()>")]
+#[rtype(result = "Stored<bool>")]
 pub struct AcknowledgeRound {
     /// The round's id; another one is not touched.
     pub round: String,
@@ -318,6 +318,18 @@ pub struct AcknowledgeRound {
     pub generation: u64,
     /// Rows that left it, by their names in the ledger, when a crash took the rest.
     pub left_out: Vec<String>,
+    /// The most rows that are cleared at once while somebody writes.
+    pub rows_max: usize,
+}
+
+/// Clears the next piece of a round that was acknowledged. Answers whether it was the last.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<bool>")]
+pub struct ClearRound {
+    /// The round's id; another one is not touched.
+    pub round: String,
+    /// The most rows that are cleared at once while somebody writes.
+    pub rows_max: usize,
 }
 
 /// The round did not take effect.

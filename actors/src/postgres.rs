@@ -76,10 +76,12 @@ pub use whose::{LastSeen, Whereabouts};
 use crate::core::doctor::PROTOCOL;
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate, one_line};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
-use crate::core::value::{CloudType, CloudValue, Element, Wire, changed_by_type, from_cloud, from_text};
+use crate::core::value::{
+    CloudType, CloudValue, Element, Value, Wire, changed_by_type, from_cloud, from_text,
+};
 use crate::sql::cloud::{self, Rows};
 use crate::sql::ident;
-use crate::sqlite::{Cursor, ServerClock, Since};
+use crate::sqlite::{Cursor, ServerClock, Since, ledger_name};
 use crate::timings::now_us;
 
 type Result<T> = std::result::Result<T, CloudFailure>;
@@ -680,13 +682,24 @@ pub struct RoundItem {
     pub op: Op,
     /// The newest feed entry that this row has already taken into account.
     pub seen: i64,
-    /// The row's name in the ledger, if it has to leave the round.
-    pub name: String,
     /// When it was changed last, in microseconds since 1970.
     pub stamp: i64,
 }
 
 impl RoundItem {
+    /// The primary key as the file has it: keys come back as they were.
+    pub fn local_key(&self, (table, cloud_table): &(Table, CloudTable)) -> Vec<Value> {
+        let stored = |(c, value): (&usize, &CloudValue)| {
+            from_cloud(value.clone(), table.columns[*c].affinity(), &cloud_table.columns[*c].kind)
+        };
+        table.key.iter().zip(&self.key).map(stored).collect()
+    }
+
+    /// The row's name in the ledger, if it has to leave the round.
+    pub fn name(&self, table: &(Table, CloudTable)) -> String {
+        ledger_name(&table.0, &self.local_key(table))
+    }
+
     /// What is sent of the row, about, in bytes.
     fn bytes(&self) -> usize {
         self.values.iter().map(CloudValue::size).sum()
@@ -1708,7 +1721,8 @@ impl CloudSession {
         }
         // Whoever settles this round after a crash has to know what it did not carry.
         let left_out = taken.hits.iter().map(|hit| hit.item).chain(taken.unseen.iter().copied());
-        let names: Vec<&str> = left_out.map(|item| items[item].name.as_str()).collect();
+        let names: Vec<String> =
+            left_out.map(|item| items[item].name(&frame.tables[items[item].table])).collect();
         if !names.is_empty() {
             let sql = "UPDATE tidewater.devices SET left_out = $2 WHERE id = $1";
             self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;

@@ -10,7 +10,7 @@
 //! Parts: `migrate.rs` (the app's own schema), `background.rs` (reads on other threads, and how they are ended), `rows.rs`
 //! (rows as types), `rules.rs` (what is set for single tables), `from_cloud.rs` (tables made from the cloud's), `backlog.rs` (how much waits, and its limit), `parked.rs` (rows that PostgreSQL refuses), `copy.rs` (a copy of the file while it is in use; whether
 //! it is whole), `examine.rs` (a look that changes nothing), `upkeep.rs` (keeps the log short and gives free pages back),
-//! `watch.rs` (notices what others do with the file).
+//! `watch.rs` (notices what others do with the file), `growing.rs` and `clearing.rs` (how a round comes, and how it leaves).
 //!
 //! Invariants:
 //! - S1 (P1): nothing is answered before its COMMIT returned, in WAL mode with `synchronous=FULL`.
@@ -24,6 +24,7 @@
 
 mod background;
 mod backlog;
+mod clearing;
 mod conflicts;
 mod copy;
 mod examine;
@@ -726,8 +727,8 @@ pub struct Store {
     sweep: HashMap<i64, Vec<Value>>,
     /// The table with which the next round begins, for the same reason.
     first_table: usize,
-    /// Somebody wrote since the round in flight last grew.
-    written: bool,
+    /// Since a round last grew, and since some of one was last cleared.
+    written: WrittenSince,
     /// Found while somebody's write was tracked, for the next caller of [`Store::track`].
     untold: Vec<Notice>,
     /// What has been said is not said again.
@@ -735,6 +736,13 @@ pub struct Store {
     gauge: Gauge,
     policies: Policies,
     conflicts_max: i64,
+}
+
+/// Whether somebody wrote since then.
+#[derive(Debug, Clone, Copy, Default)]
+struct WrittenSince {
+    growth: bool,
+    clearing: bool,
 }
 
 /// Keeps other supervisors away from the file for as long as it lives.
@@ -850,7 +858,7 @@ impl Store {
             data_version: -1,
             sweep: HashMap::new(),
             first_table: 0,
-            written: false,
+            written: WrittenSince::default(),
             untold: vec![],
             told: HashSet::new(),
             gauge: Gauge::default(),
@@ -936,7 +944,7 @@ impl Store {
     /// Runs several callers' units in one transaction, each in a savepoint of its own, and answers each after the
     /// commit. One caller's error rolls that caller back alone.
     pub fn write_group(&mut self, callers: &[Unit]) -> Vec<Result<Written>> {
-        self.written = true;
+        self.written = WrittenSince { growth: true, clearing: true };
         let group = self.try_group(callers).map_err(|error| self.place.explain(error));
         match group {
             Ok(results) => results,
@@ -1164,11 +1172,13 @@ impl Store {
         };
         for (is_retry, refused, upto) in passes.iter().copied() {
             let before = taken;
+            // What is tried again does not grow.
+            let at_once = if is_retry { rows_max } else { growing::at_once(rows_max, self.written.growth) };
             let (came, stopped) = take_in_turn(
                 &tx,
                 &tables,
                 self.first_table,
-                rows_max - taken,
+                at_once - taken,
                 (refused, upto),
                 first,
                 &mut sweep,
@@ -1237,127 +1247,6 @@ impl Store {
         round(&self.write)
     }
 
-    /// The round took effect. What was in flight is cleared, except for the rows that left the round: those in `hits`
-    /// are merged with the cloud's, those in `left_out` (by their names in the ledger, [`ledger_name`]) wait again as
-    /// they were.
-    ///
-    /// Does not wait for the disk: the next commit does, for both. An acknowledgement that a power cut takes is made again
-    /// from the ledger.
-    pub fn acknowledge(
-        &mut self,
-        id: &str,
-        hits: &[Hit],
-        generation: u64,
-        left_out: &[String],
-    ) -> Result<()> {
-        self.look()?;
-        self.write.pragma_update(None, "synchronous", "NORMAL")?;
-        let acknowledged = self.try_acknowledge(id, hits, generation, left_out);
-        self.write.pragma_update(None, "synchronous", "FULL")?;
-        acknowledged
-    }
-
-    fn try_acknowledge(
-        &mut self,
-        id: &str,
-        hits: &[Hit],
-        generation: u64,
-        left_out: &[String],
-    ) -> Result<()> {
-        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let number = the_round(&tx, id)?;
-        for hit in hits {
-            let Some(table) = self.tables.iter().find(|table| table.id == hit.table) else { continue };
-            let Some(entry) = take_from_flight(&tx, table, &hit.key)? else { continue };
-            if generation != self.generation {
-                // The cloud's row is a list of values under columns that are not ours any more: the next round meets
-                // it again.
-                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
-                continue;
-            }
-            let local = read_row(&tx, table, &hit.key)?;
-            // What the cloud has changed, or wins, comes with the feed entry that made this a hit. Where there is none, nobody
-            // tells of others' changes, and nothing of them would ever come.
-            let kept_until = kept_until(&tx, table)?;
-            let theirs = hit.stamp.map_or(Theirs::Before, |stamp| Theirs::of(stamp, &entry, kept_until));
-            let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
-            let judge = self.policies.of(table);
-            let Ok(Merged { entry: left, losses, values: made, .. }) =
-                merge(table, judge, entry.clone(), local.as_deref(), seen)
-            else {
-                // It has been asked.
-                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
-                continue;
-            };
-            let is_own_insert = !entry.known && !entry.whole;
-            if is_own_insert && !losses.is_empty() && rules::keeps_strangers_away(table) {
-                // A row that this file could not know of: nobody meant to change that.
-                let message = "the cloud has another row under this key, which does not come here".to_owned();
-                let values = local.as_deref().map(json_array);
-                let (id, key) = (table.id, hit.key.clone());
-                let refusal = Refusal { table: id, key, sqlstate: None, message, constraint: None, values };
-                let parkings = meta::<i64>(&tx, "parkings")?.unwrap_or(0) + 1;
-                set_meta(&tx, "parkings", parkings)?;
-                park_entry(&tx, table, &entry, &refusal, parkings, None)?;
-                continue;
-            }
-            let entry = left;
-            match entry {
-                Some(entry) => put_entry(&tx, table, JOURNAL, &hit.key, &entry)?,
-                None => parked::forget_refusal(&tx, table, &hit.key)?,
-            }
-            if !made.is_empty() {
-                set_unwatched(&tx, table, &hit.key, &made)?;
-            }
-            log_losses(&tx, table, &hit.key, &losses)?;
-        }
-        if !left_out.is_empty() {
-            let left_out: HashSet<&str> = left_out.iter().map(String::as_str).collect();
-            for table in &self.tables {
-                let sql = format!(
-                    "SELECT {} FROM {}",
-                    list(key_columns(table), |k| k),
-                    ident(&side_table(FLIGHT, table))
-                );
-                for key in query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))? {
-                    if !left_out.contains(ledger_name(table, &key).as_str()) {
-                        continue;
-                    }
-                    let Some(entry) = take_from_flight(&tx, table, &key)? else { continue };
-                    put_entry(&tx, table, JOURNAL, &key, &entry)?;
-                }
-            }
-        }
-        let tables: Vec<&Table> = self.tables.iter().collect();
-        unpark_dependents(&tx, &tables, JOURNAL)?;
-        parked::forget_refusals_in_flight(&tx, &self.tables)?;
-        let mut flushed = 0;
-        for table in &self.tables {
-            history::note_sent(&tx, table)?;
-            flushed += tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
-        }
-        if flushed > 0 {
-            parked::others_moved(&tx)?;
-        }
-        tx.execute(
-            "INSERT INTO _tidewater_meta SELECT 'conflicts_told', conflicts_upto FROM _tidewater_round \
-             WHERE conflicts_upto IS NOT NULL ON CONFLICT DO UPDATE SET value = excluded.value",
-            [],
-        )?;
-        let trimmed = conflicts::trim(&tx, self.conflicts_max)?;
-        tx.execute("DELETE FROM _tidewater_round", [])?;
-        set_meta(&tx, "last_round", id)?;
-        set_meta(&tx, "round_number", number)?;
-        let total =
-            meta::<i64>(&tx, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
-        set_meta(&tx, "rows_flushed", total)?;
-        commit(tx)?;
-        if trimmed > 0 {
-            self.say_log_is_full();
-        }
-        Ok(())
-    }
-
     /// The round did not take effect: its entries wait again, under what was dirtied meanwhile. Rows named here
     /// wait until the rest of the journal has been tried. With `others_first` the next round begins with another table.
     pub fn put_back(&mut self, id: &str, refused: &[Refusal], others_first: bool) -> Result<()> {
@@ -1388,8 +1277,8 @@ impl Store {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, id)?;
-        parked::forget_refusals_in_flight(&tx, &self.tables)?;
         for table in &self.tables {
+            parked::forget_refusals_in_flight(&tx, table, "true", &[])?;
             tx.execute(&format!("DELETE FROM {}", ident(&side_table(FLIGHT, table))), [])?;
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
@@ -2028,8 +1917,9 @@ impl Readers {
     }
 }
 
-/// What a row takes in memory beside its values, roughly: a round of light rows has a bound as well.
-const ROW_WEIGHT: usize = 400;
+/// What a row is counted for beside its values: a round of light rows has a bound as well, also where very many have to come
+/// along. It takes some three times as much in memory while its round is on its way.
+const ROW_WEIGHT: usize = 128;
 
 /// Reads what a part of the round has of a table, up to so many bytes in all.
 fn read_flight(
@@ -2579,10 +2469,10 @@ fn round(conn: &Connection) -> Result<Option<(String, i64)>> {
         .optional()?)
 }
 
-/// The number of the round in flight, if it is this one.
-fn the_round(conn: &Connection, id: &str) -> Result<i64> {
+/// This is the round in flight, and nobody has acknowledged it.
+fn the_round(conn: &Connection, id: &str) -> Result<()> {
     match round(conn)? {
-        Some((flying, number)) if flying == id => Ok(number),
+        Some((flying, _)) if flying == id && !clearing::is_acknowledged(conn)? => Ok(()),
         _ => Err(StoreError::NotInFlight),
     }
 }
@@ -3006,7 +2896,7 @@ fn take_next(
     let columns = list(entry_columns(table), |c| c);
     let journal = ident(&side_table(JOURNAL, table));
     let flight = ident(&side_table(FLIGHT, table));
-    let until = last_of_next(conn, table, which, after, limit)?;
+    let until = last_of_next(conn, table, JOURNAL, which, after, limit)?;
     let (range, params) = key_range(table, after, until.as_deref());
     let step = Value::Integer(part.0);
     let moved = conn
@@ -3027,6 +2917,7 @@ fn take_next(
 fn last_of_next(
     conn: &Connection,
     table: &Table,
+    kind: &str,
     which: &str,
     after: Option<&[Value]>,
     count: usize,
@@ -3036,7 +2927,7 @@ fn last_of_next(
     let skipped = count.saturating_sub(1);
     let sql = format!(
         "SELECT {keys} FROM {} WHERE {which} AND {range} ORDER BY {keys} LIMIT 1 OFFSET {skipped}",
-        ident(&side_table(JOURNAL, table))
+        ident(&side_table(kind, table))
     );
     Ok(query(conn, &sql, &params, |row| values(row, 0, table.key.len()))?.pop())
 }
@@ -3075,7 +2966,7 @@ fn is_all_there_is(conn: &Connection, tables: &[&Table], last_chance: bool) -> R
     Ok(all)
 }
 
-/// So many former children of deleted rows come along with a round that has its last chance: about as many as it can weigh, each of
+/// So many former children of deleted rows come along with a round that has its last chance: fewer than it can weigh, each of
 /// them [`ROW_WEIGHT`] at least. Its parents have no such bound: without them it would be refused for certain.
 const ALONG_MAX: usize = 40_000;
 
@@ -4686,6 +4577,11 @@ fn park_all(tx: &Connection, id: i64, message: &str) -> Result<usize> {
     let into = ident(&format!("_tidewater_{PARKED}_{id}"));
     for kind in [FLIGHT, JOURNAL] {
         let from = ident(&format!("_tidewater_{kind}_{id}"));
+        if kind == FLIGHT && clearing::is_acknowledged(tx)? {
+            // The cloud has it.
+            tx.execute(&format!("DELETE FROM {from}"), [])?;
+            continue;
+        }
         let columns = query(
             tx,
             "SELECT name FROM pragma_table_info(?1) WHERE name NOT IN ('refused', 'step')",

@@ -22,11 +22,11 @@ use tokio::sync::oneshot;
 
 use crate::core::merge::Policies;
 use crate::messages::{
-    AcknowledgeRound, ApplyPage, BeginSnapshot, CompareAnew, CompareKeeping, DissolveRound, FixCursor,
-    GetDiscardable, GetLink, GetNames, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetTables,
-    GrowRound, JournalGrew, MakeTables, Migrate, NoteRound, ParkRows, PutBackRound, Rehome, RememberCloud,
-    RememberCloudTable, RememberWitness, RetryMended, RetryParked, SetRules, StartOver, Stored, TrimRound,
-    Write,
+    AcknowledgeRound, ApplyPage, BeginSnapshot, ClearRound, CompareAnew, CompareKeeping, DissolveRound,
+    FixCursor, GetDiscardable, GetLink, GetNames, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition,
+    GetTables, GrowRound, JournalGrew, MakeTables, Migrate, NoteRound, ParkRows, PutBackRound, Rehome,
+    RememberCloud, RememberCloudTable, RememberWitness, RetryMended, RetryParked, SetRules, StartOver,
+    Stored, TrimRound, Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{BacklogLimits, Notice, Store, StoreError, Unit, Written};
@@ -296,7 +296,8 @@ store_calls! {
     NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(&m);
     GrowRound => Option<crate::sqlite::Grown>, |store, m| store.grow_round(&m);
     TrimRound => (), |store, m| store.trim_round(&m);
-    AcknowledgeRound => (), |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out);
+    AcknowledgeRound => bool, |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out, m.rows_max);
+    ClearRound => bool, |store, m| store.clear_round(&m.round, m.rows_max);
     PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused, m.others_first);
     DissolveRound => (), |store, m| store.dissolve(&m.round);
     ParkRows => crate::sqlite::Parked, |store, m| store.park(&m.round, &m.refusals, &m.shapes);

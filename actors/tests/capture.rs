@@ -213,7 +213,19 @@ impl Bench {
     fn acknowledge(&mut self) {
         let (generation, _) = self.store().tables().unwrap();
         let id = self.flying();
-        self.store().acknowledge(&id, &[], generation, &[]).unwrap();
+        assert!(self.store().acknowledge(&id, &[], generation, &[], usize::MAX).unwrap());
+    }
+
+    /// Clears a piece of a round that the cloud has, as long as somebody writes; whether that was the last.
+    fn acknowledge_a_piece(&mut self, rng: &mut fastrand::Rng) -> bool {
+        let (generation, _) = self.store().tables().unwrap();
+        let (id, rows_max) = (self.flying(), rng.usize(1..4));
+        let cleared = self.store().acknowledge(&id, &[], generation, &[], rows_max).unwrap();
+        if cleared || rng.bool() {
+            return cleared;
+        }
+        assert_eq!(self.put_back(&[]), Err(StoreError::NotInFlight), "the cloud has it");
+        self.store().clear_round(&id, rows_max).unwrap()
     }
 
     /// One round there and back.
@@ -1746,9 +1758,11 @@ fn history(seed: u64) {
                         log += "put back\n";
                         bench.put_back(&[]).unwrap();
                     }
-                    Some((_, _, true)) => {
+                    Some((round, rows, true)) => {
                         log += "acknowledge\n";
-                        bench.acknowledge();
+                        if !bench.acknowledge_a_piece(&mut rng) {
+                            noted = Some((round, rows, true));
+                        }
                     }
                 },
             }
@@ -2309,14 +2323,14 @@ fn pending_rows_merge() {
     let hit = Hit { table: t.id, key: vec![int(1)], row, seen: 5, stamp: Some(8) };
     let (generation, _) = bench.store().tables().unwrap();
     let id = bench.flying();
-    bench.store().acknowledge(&id, &[hit], generation, &[]).unwrap();
+    bench.store().acknowledge(&id, &[hit], generation, &[], usize::MAX).unwrap();
     assert_eq!(bench.counts().0, 1);
     // Of a newer one nothing is left to be sent; its value comes with the feed.
     bench.note(10).unwrap();
     let row = Some(vec![int(1), int(11), int(8)]);
     let hit = Hit { table: t.id, key: vec![int(1)], row, seen: 6, stamp: Some(i64::MAX) };
     let id = bench.flying();
-    bench.store().acknowledge(&id, &[hit], generation, &[]).unwrap();
+    bench.store().acknowledge(&id, &[hit], generation, &[], usize::MAX).unwrap();
     assert_eq!(bench.counts().0, 0);
     assert_eq!(
         bench.all("SELECT local, cloud, kept FROM _tidewater_conflicts ORDER BY id DESC LIMIT 1"),

@@ -125,8 +125,7 @@ impl Device {
     fn item(&self, table: &str, op: Op, values: &[CloudValue]) -> RoundItem {
         let at = self.tables.iter().position(|(t, _)| t.name == table).unwrap();
         let key: Vec<CloudValue> = self.tables[at].0.key.iter().map(|c| values[*c].clone()).collect();
-        let name = format!("{table}:{key:?}");
-        RoundItem { table: at, key, values: values.to_vec(), op, seen: 0, name, stamp: 0 }
+        RoundItem { table: at, key, values: values.to_vec(), op, seen: 0, stamp: 0 }
     }
 
     fn insert(&self, table: &str, values: &[CloudValue]) -> RoundItem {
@@ -715,7 +714,8 @@ async fn what_others_changed_leaves_the_round_until_it_was_seen() {
     let mut left =
         device.conn.settle(&device.id, &device.session, Some(&device.cursor)).await.unwrap().left_out;
     left.sort();
-    let mut names: Vec<_> = hits.iter().map(|hit| items[hit.item].name.clone()).collect();
+    let mut names: Vec<_> =
+        hits.iter().map(|hit| items[hit.item].name(&device.tables[items[hit.item].table])).collect();
     names.sort();
     assert_eq!(left, names);
     // Seen, it passes, and the other column survives; unless it was touched again.

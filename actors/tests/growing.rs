@@ -1,5 +1,5 @@
-//! A round that grows while it is on its way, and one that is too heavy: whatever happens meanwhile, every row is in exactly
-//! one place, and what was written since the round was noted waits for the next.
+//! A round that grows while it is on its way, one that is too heavy, and one that leaves in pieces: whatever happens meanwhile,
+//! every row is in exactly one place, and what was written since the round was noted waits for the next.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -77,7 +77,7 @@ impl Bench {
     /// Everything that waits is taken for flushed.
     fn settle(&mut self) {
         while let Some(noted) = self.note_any(1000) {
-            self.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+            self.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
         }
     }
 
@@ -168,7 +168,7 @@ fn what_is_dirtied_while_a_round_grows_waits_for_the_next() {
     let whole = bench.readers.read_round(&noted).unwrap();
     let second = whole[0].iter().find(|row| row.key == [Value::Integer(2)]).unwrap();
     assert_eq!(second.row.as_ref().unwrap()[1], Value::Text("row 2".into()));
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
     assert_eq!((bench.in_flight(), bench.waiting()), (0, 3));
 }
 
@@ -202,7 +202,7 @@ fn a_round_that_is_too_heavy_is_trimmed() {
     bench.write("UPDATE note SET body = 'later' WHERE id IN (2, 8)");
     bench.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest: read.rest.unwrap() }).unwrap();
     assert_eq!((bench.in_flight(), bench.waiting()), (3, 8));
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
     let next = bench.note(2);
     let read = bench.readers.read_part(&next, part, 50_000).unwrap();
     // Heavier than the bound, and alone.
@@ -220,7 +220,7 @@ fn read_to_the_end(bench: &mut Bench, noted: &Noted, rows_max: usize) -> Vec<Str
 fn a_round_that_went_on_at_the_beginning_has_each_row_once() {
     let mut bench = Bench::with_rows(10);
     let noted = bench.note(7);
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
     bench.write("UPDATE note SET body = 'row again' WHERE id < 7");
     let noted = bench.note(5);
     let mut read = read_to_the_end(&mut bench, &noted, 100);
@@ -240,7 +240,7 @@ fn parents_that_came_along_are_not_sent_twice() {
     // The first flush begins with the parents, the second with the children.
     bench.write("INSERT INTO parent VALUES (0, 'parent')");
     let noted = bench.note(4);
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
     for id in 1..=10 {
         bench.write(&format!("INSERT INTO parent VALUES ({id}, 'parent')"));
     }
@@ -405,7 +405,7 @@ fn a_round_grows_by_deletions_behind_those_of_the_children() {
         let parts = bench.parts(&noted, 100, |_| {});
         assert_no_part_needs_a_later_one(&noted, &parts);
         carried += parts.iter().map(|part| rows(part).len()).sum::<usize>();
-        bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+        bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
         rounds += 1;
     }
     assert_eq!((i64::try_from(carried).unwrap(), waiting(&bench)), (all, 0));
@@ -423,7 +423,7 @@ fn what_is_dirtied_in_a_parent_that_flies_stays() {
     });
     assert_no_part_needs_a_later_one(&noted, &parts);
     assert!(parts.len() > 2);
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
     let next = bench.note(10);
     let names: Vec<String> = rows(&bench.read(&next, Part::default()));
     assert!(names.iter().any(|row| row.contains("a!")), "{names:?}");
@@ -453,7 +453,7 @@ fn a_deletion_waits_for_a_child_that_an_earlier_part_brought() {
     bench.write("UPDATE leaf SET middle = 2; DELETE FROM middle WHERE id = 1; DELETE FROM top WHERE id = 1");
     let parts = bench.parts(&noted, 10, |_| {});
     assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 1, "{parts:?}");
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
     let next = bench.note(10);
     let parts = bench.parts(&next, 10, |_| {});
     assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 3);
@@ -475,7 +475,7 @@ fn a_round_that_grew_is_not_complete_while_somebody_hopes() {
         values: None,
     };
     let parked = bench.store.park(&noted.id, &[refusal], &HashMap::new()).unwrap();
-    bench.store.acknowledge(&parked.round, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&parked.round, &[], noted.generation, &[], usize::MAX).unwrap();
     bench.write("UPDATE note SET body = 'again' WHERE id < 3");
     let noted = bench.note(1);
     let grown = bench.grow(&noted, noted.grows.unwrap(), 10).unwrap();
@@ -564,7 +564,7 @@ fn a_trimmed_part_keeps_the_change_of_a_row_that_was_deleted_since() {
     bench.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest: read.rest.unwrap() }).unwrap();
     let kept = rows(&bench.readers.read_part(&noted, part, 20_000).unwrap());
     assert_eq!(kept, ["[Integer(1)] Some(Text(\"renamed\"))"]);
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
     let next = bench.note(10);
     assert_eq!(rows(&bench.read(&next, part)), ["[Integer(1)] None", "[Integer(1)] Some(Null)"]);
 }
@@ -586,7 +586,7 @@ fn a_child_of_a_row_inserted_anew_waits_for_it() {
     };
     bench.write("INSERT INTO folder VALUES (1, 'anew'); UPDATE page SET folder = 1");
     assert_eq!(bench.parts(&noted, 10, |_| {}).len(), 1);
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&noted.id, &[], noted.generation, &[], usize::MAX).unwrap();
     let next = bench.note(10);
     let kept = rows(&bench.read(&next, Part::default()));
     assert_eq!(kept, ["[Integer(1)] Some(Text(\"anew\"))", "[Integer(7)] Some(Integer(1))"]);
@@ -610,7 +610,7 @@ fn a_parked_row_that_comes_along_comes_with_its_edits() {
         values: None,
     };
     let parked = bench.store.park(&noted.id, &[refusal], &HashMap::new()).unwrap();
-    bench.store.acknowledge(&parked.round, &[], noted.generation, &[]).unwrap();
+    bench.store.acknowledge(&parked.round, &[], noted.generation, &[], usize::MAX).unwrap();
     bench.write("UPDATE seat SET v = 1 WHERE id = 9; UPDATE seat SET place = 'b' WHERE id = 1");
     bench.write("UPDATE seat SET v = 1 WHERE id = 2");
     let noted = loop {
@@ -626,6 +626,59 @@ fn a_parked_row_that_comes_along_comes_with_its_edits() {
     let all = bench.readers.read_round(&noted).unwrap();
     let ninth = all[0].iter().find(|row| row.key == [Value::Integer(9)]).unwrap();
     assert!(ninth.entry.dirty[1] && ninth.entry.dirty[2], "{ninth:?}");
+}
+
+/// While somebody writes, a round that the cloud has leaves in pieces. In between it is still in flight, whatever was written
+/// since waits for the next, and nobody can put it back; after a crash it is acknowledged again.
+#[test]
+fn a_round_that_the_cloud_has_leaves_in_pieces_while_somebody_writes() {
+    let mut bench = Bench::with_rows(10);
+    bench.settle();
+    bench.write("UPDATE note SET body = 'first'");
+    let noted = bench.note(10);
+    assert_eq!(
+        bench.store.clear_round(&noted.id, 3),
+        Err(StoreError::NotInFlight),
+        "nobody says that it is there"
+    );
+    bench.write("UPDATE note SET body = 'second' WHERE id IN (2, 9)");
+    let acknowledge =
+        |bench: &mut Bench| bench.store.acknowledge(&noted.id, &[], noted.generation, &[], 3).unwrap();
+    assert!(!acknowledge(&mut bench));
+    assert_eq!((bench.in_flight(), bench.waiting()), (7, 2));
+    assert_eq!(bench.store.put_back(&noted.id, &[], false), Err(StoreError::NotInFlight));
+    assert_eq!(bench.store.dissolve(&noted.id), Err(StoreError::NotInFlight));
+    // One that is gone from the round, and one that is not yet.
+    bench.write("UPDATE note SET body = 'third' WHERE id IN (1, 10)");
+    assert!(!bench.store.clear_round(&noted.id, 3).unwrap());
+    assert_eq!((bench.in_flight(), bench.waiting()), (4, 4));
+    bench.restart();
+    bench.write("UPDATE note SET body = 'fourth' WHERE id = 3");
+    assert!(!acknowledge(&mut bench));
+    // Nobody writes any more: everything at once.
+    assert!(bench.store.clear_round(&noted.id, 1).unwrap());
+    assert_eq!((bench.in_flight(), bench.store.in_flight().unwrap()), (0, None));
+    assert_eq!(bench.count("SELECT value FROM _tidewater_meta WHERE key = 'rows_flushed'"), 20);
+    assert_eq!(bench.count("SELECT count(*) FROM _tidewater_sent_1"), 10, "each once");
+    let next = bench.note(20);
+    let left = rows(&bench.read(&next, Part::default()));
+    let expected = [(1, "third"), (2, "second"), (3, "fourth"), (9, "second"), (10, "third")]
+        .map(|(id, body)| format!("[Integer({id})] Some(Text(\"{body}\"))"));
+    assert_eq!(left, expected);
+}
+
+/// A table that is not tracked any more, in the middle of a round's leaving: what the cloud has of it is not parked as if it had
+/// not.
+#[test]
+fn what_the_cloud_has_is_not_parked_when_its_table_goes() {
+    let mut bench = Bench::with_rows(5);
+    let noted = bench.note(10);
+    bench.write("INSERT INTO note VALUES (6, 'waits')");
+    assert!(!bench.store.acknowledge(&noted.id, &[], noted.generation, &[], 2).unwrap());
+    bench.write("ALTER TABLE note RENAME TO other");
+    let parked = "SELECT count(*) FROM _tidewater_parked_1";
+    assert_eq!((bench.in_flight(), bench.count(parked)), (0, 1));
+    assert!(bench.store.clear_round(&noted.id, 2).unwrap());
 }
 
 /// A file that an older version left with a round in flight: what flies is put back, or acknowledged, and rounds grow.
@@ -647,7 +700,7 @@ fn a_file_of_an_older_version_goes_on() {
         if lost {
             bench.store.put_back(&id, &[], false).unwrap();
         } else {
-            bench.store.acknowledge(&id, &[], noted.generation, &[]).unwrap();
+            bench.store.acknowledge(&id, &[], noted.generation, &[], usize::MAX).unwrap();
         }
         let noted = bench.note(2);
         let read = read_to_the_end(&mut bench, &noted, 3);
@@ -674,6 +727,8 @@ fn whatever_happens_meanwhile_nothing_is_lost() {
             let parts = bench.parts(&noted, rng.usize(1..6), |bench| some_writes(bench, &mut rng, 4));
             end(&mut bench, &mut rng, &noted, &parts, &mut cloud);
         }
+        // Nobody writes any more.
+        bench.restart();
         while let Some(noted) = bench.note_any(3) {
             let parts = bench.parts(&noted, 2, |_| {});
             assert_no_part_needs_a_later_one(&noted, &parts);
@@ -744,5 +799,17 @@ fn end(
             None => drop(cloud.remove(&(table.to_owned(), key.unwrap()))),
         }
     }
-    bench.store.acknowledge(&noted.id, &[], noted.generation, &[]).unwrap();
+    // In pieces, as long as somebody writes between them. After a crash the ledger says it once more.
+    while !bench.store.acknowledge(&noted.id, &[], noted.generation, &[], rng.usize(1..4)).unwrap() {
+        let mut cleared = false;
+        while !cleared && rng.u8(0..3) > 0 {
+            some_writes(bench, rng, 3);
+            cleared = bench.store.clear_round(&noted.id, rng.usize(1..4)).unwrap();
+        }
+        if cleared {
+            break;
+        }
+        bench.restart();
+        assert_eq!(bench.store.in_flight().unwrap().unwrap().0, noted.id);
+    }
 }

@@ -255,11 +255,12 @@ async fn child_that_is_killed() {
     at_rest(&db, &log).await;
 }
 
-/// How many rows of how many bytes it takes that somebody comes by: for a round that grows while it is on its way, and for one
-/// that is too heavy.
+/// How many rows of how many bytes it takes that somebody comes by: for a round that grows while it is on its way, for one that
+/// leaves in pieces because somebody wrote, and for one that is too heavy.
 fn bulk(point: &str) -> Option<(u32, u32)> {
     match point.rsplit('.').next() {
         Some("GrowRound" | "grown") => Some((3_000, 1)),
+        Some("ClearRound" | "cleared") => Some((900, 1)),
         Some("TrimRound") => Some((20, 1 << 20)),
         _ => None,
     }

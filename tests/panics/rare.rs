@@ -31,7 +31,7 @@ async fn a_panic_in_the_first_sync_of_a_file_costs_nothing() {
 }
 
 /// A table's first sync, with rows on both sides of which one is refused; rows that are gone before they are sent; a table
-/// that is emptied in the cloud; a round that is put back: the same with a panic before or after each call of the writer.
+/// that is emptied in the cloud; a round that is put back, and one that leaves in pieces: the same with a panic before or after each call of the writer.
 #[actix_rt::test]
 async fn a_panic_at_a_rare_stage_costs_nothing() {
     let mut random = Random::new();
@@ -91,6 +91,18 @@ async fn rare_stages(mut points: impl FnMut(&str) -> Vec<String>) {
         db.synced(&receipt).await.unwrap();
         let inserts = format!("SELECT count(*) FROM audit WHERE body = '{body}'");
         assert_eq!(there(&client, &inserts).await, "1", "{point}");
+    }
+    // So many in one write that they leave in pieces.
+    let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900)";
+    for point in [points("ClearRound"), vec!["syncer.cleared".into()]].concat() {
+        let trap = Trap::set(&point, 1);
+        let receipt = run(db, &format!("{many} INSERT INTO note (body) SELECT '{point}' FROM n")).await;
+        trap.sprung().await;
+        deaths += u32::from(point.starts_with("writer"));
+        db.synced(&receipt).await.unwrap();
+        let inserts = format!("SELECT count(*) FROM audit WHERE body = '{point}'");
+        assert_eq!(there(&client, &inserts).await, "900", "{point}");
+        wait_for(db, &point, |status| status.sync.pending == 0).await;
     }
     for (point, table) in points("CompareAnew").iter().zip(["extra1", "extra2"]) {
         let trap = Trap::set(point, 1);

@@ -73,6 +73,7 @@ impl Cycle {
                 }
             })
             .collect();
+        let shapes = shapes.into_iter().map(|(table, shape)| (table, self.with_limit(&shape))).collect();
         let parked = self.ask(ParkRows { round, refusals, shapes }).await?;
         if let Some(first) = parked.fresh.first() {
             let fresh = parked.fresh.len();
@@ -99,8 +100,13 @@ impl Cycle {
         }
     }
 
-    /// Parked rows whose cloud table is not what it was when they were refused wait again. Asks the cloud only while
-    /// something is parked.
+    /// What has to change for a refused row to be tried again by itself: the cloud's table, or how large a row may be.
+    fn with_limit(&self, shape: &str) -> String {
+        format!("{shape} {}", self.row_bytes_max())
+    }
+
+    /// Parked rows whose cloud table, or whose limit, is not what it was when they were refused wait again. Asks the cloud only
+    /// while something is parked.
     pub(super) async fn retry_mended(&mut self, session: &CloudSession, link: &Link) -> Step<()> {
         let readers = self.parts.readers.clone();
         let parked = actix_rt::task::spawn_blocking(move || readers.parked_shapes())
@@ -124,7 +130,7 @@ impl Cycle {
         }
         for ready in &tables {
             let Some(before) = parked.get(&ready.table.id) else { continue };
-            let shape = shape(ready);
+            let shape = self.with_limit(&shape(ready));
             if before.iter().any(|before| before.as_ref() != Some(&shape)) {
                 self.ask(RetryMended { table: ready.table.id, shape }).await?;
             }

@@ -115,12 +115,12 @@ pub(crate) fn create_sent(table: &Table) -> String {
 
 /// Of the rows that the cloud has just taken, those that it had before: others may have them as they were. Not one that somebody
 /// else has changed beyond what was read: of that one this file does not have everything.
-pub(crate) fn note_sent(table: &Table) -> String {
+pub(crate) fn note_sent(table: &Table, range: &str) -> String {
     let [sent, flight] = [SENT, FLIGHT].map(|kind| ident(&side_table(kind, table)));
     let keys = list(key_columns(table), |k| k);
     format!(
         "INSERT INTO {sent} ({keys}, at) SELECT {keys}, (SELECT {WALL} FROM _tidewater_clock) FROM {flight} \
-         WHERE (known OR whole) AND seen <= 0"
+         WHERE (known OR whole) AND seen <= 0 AND {range}"
     )
 }
 

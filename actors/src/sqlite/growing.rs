@@ -16,9 +16,14 @@
 use super::*;
 use crate::messages::{GrowRound, TrimRound};
 
-/// As long as somebody writes meanwhile, a round grows by no more rows at a time: a write waits for one growth and its fsync,
+/// As long as somebody writes meanwhile, a round begins with, and grows by, no more rows at a time: a write waits for one growth and its fsync,
 /// which takes a millisecond then. Smaller ones cost the flush more fsyncs than the writer is spared.
 const GROWN_BESIDE_WRITES: usize = 300;
+
+/// How many rows come at a time.
+pub(super) fn at_once(rows_max: usize, beside_writes: bool) -> usize {
+    if beside_writes { rows_max.min(GROWN_BESIDE_WRITES) } else { rows_max }
+}
 
 /// A part of the round in flight, by its first step. The last part has all that came since; the first one, before the round
 /// grew, is all of it.
@@ -64,8 +69,7 @@ impl Store {
     /// [`StoreError::NotInFlight`] for another round, [`StoreError::SchemaChanged`] for other tables.
     pub fn grow_round(&mut self, wanted: &GrowRound) -> Result<Option<Grown>> {
         let GrowRound { ref round, generation, ref eligible, table, upto, rows_max } = *wanted;
-        let rows_max =
-            if std::mem::take(&mut self.written) { rows_max.min(GROWN_BESIDE_WRITES) } else { rows_max };
+        let rows_max = at_once(rows_max, std::mem::take(&mut self.written.growth));
         self.look()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);

@@ -170,9 +170,12 @@ pub(super) fn list_sent_again(conn: &Connection, table: &Table) -> Result<u64> {
 /// How many keys of a table are remembered at most between two pulls. A flush pulls before it has sent so many.
 const SENT_MAX: i64 = 400_000;
 
-/// Remembers what the cloud has taken in a round: of these rows this file has the youngest state, of others perhaps not.
-pub(super) fn note_sent(conn: &Connection, table: &Table) -> Result<()> {
-    let noted = conn.prepare_cached(&capture::note_sent(table))?.execute([])?;
+/// Remembers what the cloud has taken in a round, in a range of its keys: of these rows this file has the youngest state, of
+/// others perhaps not.
+pub(super) fn note_sent(conn: &Connection, table: &Table, range: &str, params: &[Value]) -> Result<()> {
+    let noted = conn
+        .prepare_cached(&capture::note_sent(table, range))?
+        .execute(rusqlite::params_from_iter(params))?;
     let noted = i64::try_from(noted).unwrap_or(i64::MAX);
     if noted > 0 {
         // Where there is no feed, nothing tells of the end of a pull.

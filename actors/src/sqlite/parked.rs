@@ -206,16 +206,21 @@ pub(super) fn forget_refusal(conn: &Connection, table: &Table, key: &[Value]) ->
     Ok(())
 }
 
-/// The same for everything in flight.
-pub(super) fn forget_refusals_in_flight(conn: &Connection, tables: &[Table]) -> Result<()> {
-    let with =
-        query(conn, "SELECT DISTINCT table_id FROM _tidewater_refusals", &[], |row| row.get::<_, i64>(0))?;
-    for table in tables.iter().filter(|table| with.contains(&table.id)) {
-        let keys = list(key_columns(table), |k| k);
-        let sql = format!("SELECT {keys} FROM {}", ident(&side_table(FLIGHT, table)));
-        for key in query(conn, &sql, &[], |row| values(row, 0, table.key.len()))? {
-            forget_refusal(conn, table, &key)?;
-        }
+/// The same for a range of the keys in flight.
+pub(super) fn forget_refusals_in_flight(
+    conn: &Connection,
+    table: &Table,
+    range: &str,
+    params: &[Value],
+) -> Result<()> {
+    let any = "SELECT 1 FROM _tidewater_refusals WHERE table_id = ?1 LIMIT 1";
+    if !conn.prepare_cached(any)?.exists([table.id])? {
+        return Ok(());
+    }
+    let keys = list(key_columns(table), |k| k);
+    let sql = format!("SELECT {keys} FROM {} WHERE {range}", ident(&side_table(FLIGHT, table)));
+    for key in query(conn, &sql, params, |row| values(row, 0, table.key.len()))? {
+        forget_refusal(conn, table, &key)?;
     }
     Ok(())
 }

@@ -1,0 +1,225 @@
+//! A round that took effect leaves the file in pieces, as it came into it in pieces (`growing.rs`).
+//!
+//! ```text
+//! acknowledge ─▶ hits merged, left out put back; the round counts as one that the cloud has ─▶ a piece is cleared
+//!                                            ┌───────────── rows are left ◀──────────────────────┤
+//!                                            └▶ clear_round ─▶ the next piece ─▶ … ─▶ nothing is left: no round in flight
+//! ```
+//!
+//! Each piece is a transaction of its own, so that a write waits for one of them at most; while nobody writes, one piece is
+//! all there is. What decides about single rows is done in the first: the pieces behind it only forget.
+//!
+//! The invariant: **from the first piece on, `last_round` and `round_number` are those of the round in flight, and only then
+//! is anything of it forgotten.** So whatever happens between two pieces:
+//!
+//! - *The process, the writer or the syncer dies, or the cycle is cut off.* The next one finds the round in flight, and its id
+//!   in the cloud's ledger: it acknowledges the round again. Hits and what was left out are not in flight any more, and what
+//!   was cleared is not either; the rest goes.
+//! - *The cloud is set back meanwhile.* Its ledger has an older round than `last_round`, with a lower number than ours: what was
+//!   cleared and what was not is pending again, like everything else.
+//! - *Nothing can put the round back*, or park a row of it: it is not one whose outcome is open.
+//! - *The app writes to a row.* One that is still in flight has an entry in the journal since, or gets one, as at any time
+//!   after it was noted; one that was cleared gets one as any row does that the cloud has.
+//! - *The schema changes.* Whatever is left in flight of a table that is not tracked any more goes, instead of being parked:
+//!   the cloud has it.
+//! - *The power fails.* The pieces do not wait for the disk. It has the first ones or none: the round is in flight with that
+//!   much of it, or as it was.
+
+use super::*;
+
+impl Store {
+    /// The round took effect. What was in flight is cleared, except for the rows that left the round: those in `hits`
+    /// are merged with the cloud's, those in `left_out` (by their names in the ledger, [`ledger_name`]) wait again as
+    /// they were. Answers whether that is all: otherwise [`clear_round`](Self::clear_round) has to follow. While somebody writes,
+    /// no more than `rows_max` rows are cleared at once.
+    ///
+    /// Does not wait for the disk: the next commit does, for both. An acknowledgement that a power cut takes is made again
+    /// from the ledger.
+    ///
+    /// # Errors
+    /// [`StoreError::NotInFlight`] for another round.
+    pub fn acknowledge(
+        &mut self,
+        id: &str,
+        hits: &[Hit],
+        generation: u64,
+        left_out: &[String],
+        rows_max: usize,
+    ) -> Result<bool> {
+        self.look()?;
+        self.without_the_disk(|store| store.try_acknowledge(id, hits, generation, left_out, rows_max))
+    }
+
+    /// Clears more of a round that was acknowledged, while somebody writes no more than so many rows. Answers whether that was
+    /// the last of it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotInFlight`] for another round, and for one that was not acknowledged.
+    pub fn clear_round(&mut self, id: &str, rows_max: usize) -> Result<bool> {
+        self.look()?;
+        self.without_the_disk(|store| {
+            let rows_max = store.piece(rows_max);
+            let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            if round(&tx)?.is_none_or(|(flying, _)| flying != id) || !is_acknowledged(&tx)? {
+                return Err(StoreError::NotInFlight);
+            }
+            let cleared = clear(&tx, &store.tables, rows_max)?;
+            commit(tx)?;
+            Ok(cleared)
+        })
+    }
+
+    fn without_the_disk<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.write.pragma_update(None, "synchronous", "NORMAL")?;
+        let done = work(self);
+        self.write.pragma_update(None, "synchronous", "FULL")?;
+        done
+    }
+
+    /// How many rows leave now.
+    fn piece(&mut self, rows_max: usize) -> usize {
+        if std::mem::take(&mut self.written.clearing) { rows_max.max(1) } else { usize::MAX }
+    }
+
+    fn try_acknowledge(
+        &mut self,
+        id: &str,
+        hits: &[Hit],
+        generation: u64,
+        left_out: &[String],
+        rows_max: usize,
+    ) -> Result<bool> {
+        let rows_max = self.piece(rows_max);
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let number = match round(&tx)? {
+            Some((flying, number)) if flying == id => number,
+            _ => return Err(StoreError::NotInFlight),
+        };
+        for hit in hits {
+            let Some(table) = self.tables.iter().find(|table| table.id == hit.table) else { continue };
+            let Some(entry) = take_from_flight(&tx, table, &hit.key)? else { continue };
+            if generation != self.generation {
+                // The cloud's row is a list of values under columns that are not ours any more: the next round meets
+                // it again.
+                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
+                continue;
+            }
+            let local = read_row(&tx, table, &hit.key)?;
+            // What the cloud has changed, or wins, comes with the feed entry that made this a hit. Where there is none, nobody
+            // tells of others' changes, and nothing of them would ever come.
+            let kept_until = kept_until(&tx, table)?;
+            let theirs = hit.stamp.map_or(Theirs::Before, |stamp| Theirs::of(stamp, &entry, kept_until));
+            let seen = Seen { row: hit.row.as_deref(), newest: hit.seen, theirs };
+            let judge = self.policies.of(table);
+            let Ok(Merged { entry: left, losses, values: made, .. }) =
+                merge(table, judge, entry.clone(), local.as_deref(), seen)
+            else {
+                // It has been asked.
+                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
+                continue;
+            };
+            let is_own_insert = !entry.known && !entry.whole;
+            if is_own_insert && !losses.is_empty() && rules::keeps_strangers_away(table) {
+                // A row that this file could not know of: nobody meant to change that.
+                let message = "the cloud has another row under this key, which does not come here".to_owned();
+                let values = local.as_deref().map(json_array);
+                let (id, key) = (table.id, hit.key.clone());
+                let refusal = Refusal { table: id, key, sqlstate: None, message, constraint: None, values };
+                let parkings = meta::<i64>(&tx, "parkings")?.unwrap_or(0) + 1;
+                set_meta(&tx, "parkings", parkings)?;
+                park_entry(&tx, table, &entry, &refusal, parkings, None)?;
+                continue;
+            }
+            let entry = left;
+            match entry {
+                Some(entry) => put_entry(&tx, table, JOURNAL, &hit.key, &entry)?,
+                None => parked::forget_refusal(&tx, table, &hit.key)?,
+            }
+            if !made.is_empty() {
+                set_unwatched(&tx, table, &hit.key, &made)?;
+            }
+            log_losses(&tx, table, &hit.key, &losses)?;
+        }
+        if !left_out.is_empty() {
+            let left_out: HashSet<&str> = left_out.iter().map(String::as_str).collect();
+            for table in &self.tables {
+                let sql = format!(
+                    "SELECT {} FROM {}",
+                    list(key_columns(table), |k| k),
+                    ident(&side_table(FLIGHT, table))
+                );
+                for key in query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))? {
+                    if !left_out.contains(ledger_name(table, &key).as_str()) {
+                        continue;
+                    }
+                    let Some(entry) = take_from_flight(&tx, table, &key)? else { continue };
+                    put_entry(&tx, table, JOURNAL, &key, &entry)?;
+                }
+            }
+        }
+        let tables: Vec<&Table> = self.tables.iter().collect();
+        unpark_dependents(&tx, &tables, JOURNAL)?;
+        if anything_flies(&tx, &tables, Part::default())? {
+            parked::others_moved(&tx)?;
+        }
+        tx.execute(
+            "INSERT INTO _tidewater_meta SELECT 'conflicts_told', conflicts_upto FROM _tidewater_round \
+             WHERE conflicts_upto IS NOT NULL ON CONFLICT DO UPDATE SET value = excluded.value",
+            [],
+        )?;
+        let trimmed = conflicts::trim(&tx, self.conflicts_max)?;
+        set_meta(&tx, "last_round", id)?;
+        set_meta(&tx, "round_number", number)?;
+        let cleared = clear(&tx, &self.tables, rows_max)?;
+        commit(tx)?;
+        if trimmed > 0 {
+            self.say_log_is_full();
+        }
+        Ok(cleared)
+    }
+}
+
+/// Whether the cloud is known here to have the round in flight.
+pub(super) fn is_acknowledged(conn: &Connection) -> Result<bool> {
+    let sql = "SELECT 1 FROM _tidewater_round WHERE id = \
+               (SELECT value FROM _tidewater_meta WHERE key = 'last_round')";
+    Ok(conn.prepare_cached(sql)?.exists([])?)
+}
+
+/// The cloud has these: up to so many rows leave, and with the last of them the round. Answers whether it did.
+fn clear(conn: &Connection, tables: &[Table], rows_max: usize) -> Result<bool> {
+    let mut room = rows_max;
+    let mut flushed = 0;
+    for table in tables {
+        if !anything_flies(conn, &[table], Part::default())? {
+            continue;
+        }
+        if room == 0 {
+            break;
+        }
+        // As a whole, its pages go and no row is looked for: a tenth of the work.
+        let until = if rows_max == usize::MAX {
+            None
+        } else {
+            last_of_next(conn, table, FLIGHT, "true", None, room)?
+        };
+        let (range, params) = key_range(table, None, until.as_deref());
+        parked::forget_refusals_in_flight(conn, table, &range, &params)?;
+        history::note_sent(conn, table, &range, &params)?;
+        let mut sql = format!("DELETE FROM {}", ident(&side_table(FLIGHT, table)));
+        if until.is_some() {
+            sql += &format!(" WHERE {range}");
+        }
+        let gone = conn.prepare_cached(&sql)?.execute(params_from_iter(&params))?;
+        room = room.saturating_sub(gone);
+        flushed += gone;
+    }
+    let total = meta::<i64>(conn, "rows_flushed")?.unwrap_or(0) + i64::try_from(flushed).unwrap_or(i64::MAX);
+    set_meta(conn, "rows_flushed", total)?;
+    let left: Vec<&Table> = tables.iter().collect();
+    if anything_flies(conn, &left, Part::default())? {
+        return Ok(false);
+    }
+    conn.execute("DELETE FROM _tidewater_round", [])?;
+    Ok(true)
+}
