@@ -28,7 +28,7 @@ impl Sign {
     /// Drawn on standard error, and only where that is a terminal. Elsewhere the first line comes after so long.
     #[must_use]
     pub fn new(after: Duration) -> Self {
-        let bar = ProgressBar::new_spinner().with_style(spinner());
+        let bar = ProgressBar::new_spinner().with_style(spinner()).with_message("looking at the file");
         bar.enable_steady_tick(Duration::from_millis(100));
         Self { bar, after, shown: Mutex::default() }
     }

@@ -227,12 +227,11 @@ impl FileCourse {
                 rate(),
                 self.left("at most", done, of)
             ),
-            Extent::References { done, of } => {
-                format!("{work}: {done} of {of} tables looked at for rows without their parents")
-            }
-            Extent::Unknown => {
-                format!("{work}: for {} so far", seconds(now.saturating_sub(self.began)))
-            }
+            Extent::References { done, of } => format!(
+                "{work}: {done} of {of} tables looked at for rows without their parents, {} so far",
+                seconds(now.saturating_sub(self.began))
+            ),
+            Extent::Unknown => format!("{work}: {} so far", seconds(now.saturating_sub(self.began))),
         }
     }
 
@@ -397,12 +396,12 @@ mod tests {
         );
         assert_eq!(
             line(FileWork::Check, &[(Extent::Unknown, 400)]),
-            "looking through the file: for 7 min so far"
+            "looking through the file: 7 min so far"
         );
         let references = Extent::References { done: 3, of: 12 };
         assert_eq!(
             line(FileWork::Check, &[(references, 50)]),
-            "looking through the file: 3 of 12 tables looked at for rows without their parents"
+            "looking through the file: 3 of 12 tables looked at for rows without their parents, 50 s so far"
         );
         // At the very beginning there is no rate.
         assert_eq!(line(FileWork::Copy, &[(copied, 0)]), "copying the file: 512.0 MiB of 2.0 GiB");
