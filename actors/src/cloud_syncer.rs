@@ -48,7 +48,7 @@ use crate::messages::{
 use crate::past::Remembered;
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op, Prepared,
-    RoundFrame, RoundItem, RoundOutcome, Standing, needs_others,
+    RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, needs_others,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
@@ -210,7 +210,11 @@ impl Portion {
     /// After a round that took so long: the next one shall take about [`ROUND_TIME`]. Its bytes are bounded where it is read.
     fn adapt(&self, most: usize, rows: usize, bytes: usize, took: Duration) {
         let bearable = (PORTION_BYTES / (bytes / rows.max(1)).max(1)).max(1);
-        let factor = (ROUND_TIME.as_secs_f64() / took.as_secs_f64().max(0.001)).clamp(0.5, GROWTH_MAX);
+        // Much of a short round is round trips, which a larger one does not have more of.
+        let factor = match took * 3 < ROUND_TIME {
+            true => GROWTH_MAX,
+            false => (ROUND_TIME.as_secs_f64() / took.as_secs_f64()).clamp(0.5, GROWTH_MAX),
+        };
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -1662,7 +1666,7 @@ impl Cycle {
         conflicts: &[ConflictRow],
     ) -> Step<Option<Judged>> {
         let mut open = session.open_round(frame).await?;
-        let mut sent = vec![Arc::new(std::mem::take(&mut window.items))];
+        let mut sent = vec![Arc::new(std::mem::take(&mut window.items).into_whole())];
         open.send(sent[0].clone()).await;
         let mut good = true;
         let mut held = vec![];
@@ -1681,16 +1685,16 @@ impl Cycle {
             (noted.complete, noted.grows) = (complete, grows);
             let read = self.read_noted(noted, part, PORTION_BYTES - carried.bytes).await?;
             carried.add(&read);
-            let mut part = self.encode(tables, noted, read.rows);
+            let part = self.encode(tables, noted, read.rows);
             good = part.refusals.is_empty();
-            held.append(&mut part.items);
+            held.append(&mut part.items.into_whole());
             // In growing statements, so that the server has something to do from the beginning.
             let parts = sent.len().min(SENT_AT_ONCE);
             if good && held.len() >= parts * self.noted_at_once() {
                 sent.push(Arc::new(std::mem::take(&mut held)));
                 open.send(sent[sent.len() - 1].clone()).await;
             }
-            window.refusals.append(&mut part.refusals);
+            window.refusals.extend(part.refusals);
         }
         if !held.is_empty() {
             sent.push(Arc::new(held));
@@ -1700,9 +1704,8 @@ impl Cycle {
         }
         fail::fail_point!("syncer.sent");
         let judged = if good { Some(open.judge(conflicts).await) } else { None };
-        window.items = Vec::with_capacity(sent.iter().map(|part| part.len()).sum());
         // Nobody else has them any more.
-        sent.into_iter().for_each(|part| window.items.append(&mut Arc::unwrap_or_clone(part)));
+        window.items = sent.into();
         Ok(judged)
     }
 
@@ -1888,12 +1891,12 @@ impl Cycle {
     /// The rows of a round that the cloud has now, but for those that left it.
     fn count_propagated(&self, window: &Window, left: &HashSet<usize>, clock_ahead: i64) {
         let now = now_us() + clock_ahead;
-        for (at, item) in window.items.iter().enumerate() {
+        window.items.for_each(|at, item| {
             // Without a stamp, nobody knows when it was written.
             if item.stamp > 0 && !left.contains(&at) {
                 self.parts.timings.propagation.observe_since(item.stamp, now);
             }
-        }
+        });
     }
 
     fn tell_receipts(&self) {
@@ -1909,8 +1912,9 @@ struct Asking {
     cursor: Cursor,
 }
 
-/// After so many rows a flush pulls: the check of each round looks at the feed beyond the cursor, our own entries included.
-const UNPULLED_MAX: usize = 200_000;
+/// After so many rows a flush pulls: the check of each round looks at the feed beyond the cursor, our own entries included. And it
+/// is remembered of no more rows than that and one round's that they were sent (`SENT_MAX`).
+const UNPULLED_MAX: usize = 300_000;
 
 /// How many windows a round takes at most when its rows need others.
 const WIDTH_MAX: usize = 16;
@@ -1982,7 +1986,7 @@ const CELL_BYTES: usize = 32;
 
 /// A round's rows in wire form.
 struct Window {
-    items: Vec<RoundItem>,
+    items: RoundItems,
     /// Rows with a value that does not fit its column.
     refusals: Vec<Refusal>,
 }
@@ -1990,13 +1994,13 @@ struct Window {
 impl Window {
     /// A row of more bytes than `row_bytes_max` is refused here: no device would take it from the cloud again.
     fn encode(tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>, row_bytes_max: usize) -> Self {
-        let mut window = Self { items: vec![], refusals: vec![] };
+        let (mut items, mut refusals) = (vec![], vec![]);
         for (table, rows) in noted.tables.iter().zip(rows) {
             let Some(at) = tables.iter().position(|ready| ready.table.id == table.id) else { continue };
             for row in rows {
                 let bytes = tables[at].weighs_there(row.row.as_deref().unwrap_or(&[]));
                 match tables[at].item(at, &row) {
-                    Ok(Some(_)) if bytes > row_bytes_max => window.refusals.push(Refusal {
+                    Ok(Some(_)) if bytes > row_bytes_max => refusals.push(Refusal {
                         table: table.id,
                         sqlstate: None,
                         message: format!("its {bytes} bytes are more than cloud.message_bytes_max allows"),
@@ -2005,9 +2009,9 @@ impl Window {
                         values: None,
                         key: row.key,
                     }),
-                    Ok(Some(item)) => window.items.push(item),
+                    Ok(Some(item)) => items.push(item),
                     Ok(None) => {}
-                    Err(misfit) => window.refusals.push(Refusal {
+                    Err(misfit) => refusals.push(Refusal {
                         table: table.id,
                         sqlstate: None,
                         message: misfit.to_string(),
@@ -2018,7 +2022,7 @@ impl Window {
                 }
             }
         }
-        window
+        Self { items: items.into(), refusals }
     }
 
     /// The table and the key by which SQLite knows a row.
@@ -2048,8 +2052,10 @@ impl Window {
     fn remove(&mut self, refused: &[CloudRefusal]) {
         let gone: HashSet<usize> = refused.iter().map(|refusal| refusal.item).collect();
         let kept = |at: &mut std::ops::Range<usize>| at.next().is_some_and(|at| !gone.contains(&at));
-        let mut at = 0..self.items.len();
-        self.items.retain(|_| kept(&mut at));
+        let mut items = std::mem::take(&mut self.items).into_whole();
+        let mut at = 0..items.len();
+        items.retain(|_| kept(&mut at));
+        self.items = items.into();
     }
 }
 

@@ -20,7 +20,7 @@ use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{
@@ -704,6 +704,61 @@ impl RoundItem {
     fn bytes(&self) -> usize {
         self.values.iter().map(CloudValue::size).sum()
     }
+}
+
+/// The rows of a round, in the parts in which they are sent. They are put together only where somebody asks for one of them, which
+/// a round that is taken as it is does not: there may be very many.
+#[derive(Debug, Default)]
+pub struct RoundItems {
+    parts: Mutex<Vec<Arc<Vec<RoundItem>>>>,
+    whole: OnceLock<Vec<RoundItem>>,
+}
+
+impl RoundItems {
+    /// All of them. Nobody else should have the parts any more: what somebody has is copied.
+    pub fn into_whole(self) -> Vec<RoundItem> {
+        let Self { parts, whole } = self;
+        let parts = || parts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        whole.into_inner().unwrap_or_else(|| put_together(parts()))
+    }
+
+    /// Goes through them, without putting them together.
+    pub fn for_each(&self, mut each: impl FnMut(usize, &RoundItem)) {
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let items = parts.iter().flat_map(|part| part.iter()).chain(self.whole.get().into_iter().flatten());
+        items.enumerate().for_each(|(at, item)| each(at, item));
+    }
+}
+
+impl From<Vec<Arc<Vec<RoundItem>>>> for RoundItems {
+    fn from(parts: Vec<Arc<Vec<RoundItem>>>) -> Self {
+        Self { parts: Mutex::new(parts), whole: OnceLock::new() }
+    }
+}
+
+impl From<Vec<RoundItem>> for RoundItems {
+    fn from(items: Vec<RoundItem>) -> Self {
+        vec![Arc::new(items)].into()
+    }
+}
+
+impl std::ops::Deref for RoundItems {
+    type Target = [RoundItem];
+
+    fn deref(&self) -> &[RoundItem] {
+        self.whole.get_or_init(|| {
+            put_together(std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner)))
+        })
+    }
+}
+
+fn put_together(mut parts: Vec<Arc<Vec<RoundItem>>>) -> Vec<RoundItem> {
+    if parts.len() == 1 {
+        return parts.pop().map(Arc::unwrap_or_clone).unwrap_or_default();
+    }
+    let mut whole = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+    parts.into_iter().for_each(|part| whole.append(&mut Arc::unwrap_or_clone(part)));
+    whole
 }
 
 /// What a round does to one row.
@@ -1643,7 +1698,7 @@ impl CloudSession {
         let mut open = self.open_round(frame).await?;
         open.send(Arc::new(items.to_vec())).await;
         let judged = open.judge(conflicts).await;
-        self.conclude(frame, items, conflicts, may_widen, judged).await
+        self.conclude(frame, &items.to_vec().into(), conflicts, may_widen, judged).await
     }
 
     /// Takes a round to its end that was sent, and whose answers were read: nothing of it is committed yet. The items are
@@ -1654,7 +1709,7 @@ impl CloudSession {
     pub async fn conclude(
         &self,
         frame: RoundFrame<'_>,
-        items: &[RoundItem],
+        items: &RoundItems,
         conflicts: &[ConflictRow],
         may_widen: bool,
         judged: Judged,
@@ -1697,7 +1752,7 @@ impl CloudSession {
         };
         let mut caused_more = match at_once {
             Some(caused_more) => caused_more,
-            None => self.mark_echo(frame, items, &taken).await?,
+            None => self.mark_echo(frame, items.iter(), &taken).await?,
         };
         if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
             // Which of the deletions do, shows in parts.
@@ -1710,7 +1765,7 @@ impl CloudSession {
             }
             taken = again;
             at_once = None;
-            caused_more = self.mark_echo(frame, items, &taken).await?;
+            caused_more = self.mark_echo(frame, items.iter(), &taken).await?;
         }
         if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
             self.rollback(Phase::Pull).await?;

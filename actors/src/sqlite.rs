@@ -727,8 +727,8 @@ pub struct Store {
     sweep: HashMap<i64, Vec<Value>>,
     /// The table with which the next round begins, for the same reason.
     first_table: usize,
-    /// Since a round last grew, and since some of one was last cleared.
-    written: WrittenSince,
+    /// Somebody wrote not long ago.
+    considerate: Considerate,
     /// Found while somebody's write was tracked, for the next caller of [`Store::track`].
     untold: Vec<Notice>,
     /// What has been said is not said again.
@@ -738,11 +738,22 @@ pub struct Store {
     conflicts_max: i64,
 }
 
-/// Whether somebody wrote since then.
+/// How many of the next steps keep out of the way of somebody who wrote, and perhaps goes on.
 #[derive(Debug, Clone, Copy, Default)]
-struct WrittenSince {
-    growth: bool,
-    clearing: bool,
+struct Considerate {
+    growth: u8,
+    clearing: u8,
+}
+
+/// So many small steps follow a write before there is a large one: they take some ten milliseconds, and who writes more often
+/// than that meets no large one.
+const SMALL_STEPS: u8 = 10;
+
+/// Counts a step: whether it is one of the small ones.
+fn is_small(steps: &mut u8) -> bool {
+    let small = *steps > 0;
+    *steps = steps.saturating_sub(1);
+    small
 }
 
 /// Keeps other supervisors away from the file for as long as it lives.
@@ -858,7 +869,7 @@ impl Store {
             data_version: -1,
             sweep: HashMap::new(),
             first_table: 0,
-            written: WrittenSince::default(),
+            considerate: Considerate::default(),
             untold: vec![],
             told: HashSet::new(),
             gauge: Gauge::default(),
@@ -944,7 +955,7 @@ impl Store {
     /// Runs several callers' units in one transaction, each in a savepoint of its own, and answers each after the
     /// commit. One caller's error rolls that caller back alone.
     pub fn write_group(&mut self, callers: &[Unit]) -> Vec<Result<Written>> {
-        self.written = WrittenSince { growth: true, clearing: true };
+        self.considerate = Considerate { growth: SMALL_STEPS, clearing: SMALL_STEPS };
         let group = self.try_group(callers).map_err(|error| self.place.explain(error));
         match group {
             Ok(results) => results,
@@ -1173,7 +1184,8 @@ impl Store {
         for (is_retry, refused, upto) in passes.iter().copied() {
             let before = taken;
             // What is tried again does not grow.
-            let at_once = if is_retry { rows_max } else { growing::at_once(rows_max, self.written.growth) };
+            let at_once =
+                if is_retry { rows_max } else { growing::at_once(rows_max, self.considerate.growth > 0) };
             let (came, stopped) = take_in_turn(
                 &tx,
                 &tables,

@@ -2000,7 +2000,7 @@ async fn a_trim_does_not_go_past_an_open_round() {
     assert_eq!((trimmed.passed, one(&plain, THEIRS).await), (0, "2".into()));
     open.send(std::sync::Arc::new(items.clone())).await;
     let judged = open.judge(&[]).await;
-    let outcome = behind.conn.conclude(frame, &items, &[], false, judged).await.unwrap();
+    let outcome = behind.conn.conclude(frame, &items.clone().into(), &[], false, judged).await.unwrap();
     let RoundOutcome::Committed { hits, .. } = outcome else { panic!("{outcome:?}") };
     assert_eq!(hits.iter().map(|hit| hit.item).collect::<Vec<_>>(), [0]);
     assert_eq!(one(&plain, "SELECT name FROM item WHERE id = 1").await, "theirs");

@@ -667,6 +667,21 @@ fn a_round_that_the_cloud_has_leaves_in_pieces_while_somebody_writes() {
     assert_eq!(left, expected);
 }
 
+/// Some small pieces follow a write; then, when nobody writes any more, all that is left goes at once.
+#[test]
+fn what_is_left_of_a_round_goes_at_once_when_nobody_writes() {
+    let mut bench = Bench::with_rows(100);
+    let noted = bench.note(100);
+    let mut cleared = bench.store.acknowledge(&noted.id, &[], noted.generation, &[], 1).unwrap();
+    let mut left = vec![];
+    while !cleared {
+        left.push(bench.in_flight());
+        cleared = bench.store.clear_round(&noted.id, 1).unwrap();
+    }
+    assert_eq!(left, (90..100).rev().collect::<Vec<i64>>());
+    assert_eq!(bench.in_flight(), 0);
+}
+
 /// A table that is not tracked any more, in the middle of a round's leaving: what the cloud has of it is not parked as if it had
 /// not.
 #[test]

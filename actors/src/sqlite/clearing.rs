@@ -6,8 +6,8 @@
 //!                                            └▶ clear_round ─▶ the next piece ─▶ … ─▶ nothing is left: no round in flight
 //! ```
 //!
-//! Each piece is a transaction of its own, so that a write waits for one of them at most; while nobody writes, one piece is
-//! all there is. What decides about single rows is done in the first: the pieces behind it only forget.
+//! Each piece is a transaction of its own, so that a write waits for one of them at most; when nobody has written for a while,
+//! one piece is all there is. What decides about single rows is done in the first: the pieces behind it only forget.
 //!
 //! The invariant: **from the first piece on, `last_round` and `round_number` are those of the round in flight, and only then
 //! is anything of it forgotten.** So whatever happens between two pieces:
@@ -78,7 +78,7 @@ impl Store {
 
     /// How many rows leave now.
     fn piece(&mut self, rows_max: usize) -> usize {
-        if std::mem::take(&mut self.written.clearing) { rows_max.max(1) } else { usize::MAX }
+        if is_small(&mut self.considerate.clearing) { rows_max.max(1) } else { usize::MAX }
     }
 
     fn try_acknowledge(

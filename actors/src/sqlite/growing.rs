@@ -16,7 +16,7 @@
 use super::*;
 use crate::messages::{GrowRound, TrimRound};
 
-/// As long as somebody writes meanwhile, a round begins with, and grows by, no more rows at a time: a write waits for one growth and its fsync,
+/// While somebody writes, and for some steps after that, a round begins with, and grows by, no more rows at a time: a write waits for one growth and its fsync,
 /// which takes a millisecond then. Smaller ones cost the flush more fsyncs than the writer is spared.
 const GROWN_BESIDE_WRITES: usize = 300;
 
@@ -69,7 +69,7 @@ impl Store {
     /// [`StoreError::NotInFlight`] for another round, [`StoreError::SchemaChanged`] for other tables.
     pub fn grow_round(&mut self, wanted: &GrowRound) -> Result<Option<Grown>> {
         let GrowRound { ref round, generation, ref eligible, table, upto, rows_max } = *wanted;
-        let rows_max = at_once(rows_max, std::mem::take(&mut self.written.growth));
+        let rows_max = at_once(rows_max, is_small(&mut self.considerate.growth));
         self.look()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
