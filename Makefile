@@ -22,8 +22,8 @@ long: setup
 # Two hundred devices (TIDEWATER_FLEET says how many) that lose one PostgreSQL at the same moment, and get it back; what 100,000 of
 # them are in its tables, and how these come back after an outage (in virtual time).
 fleet: setup
-	cargo test -p tidewater --features failpoints --locked --test fleet -- --ignored --nocapture --test-threads=1
-	cargo test -p tidewater-actors --features failpoints --locked --lib fleet_tests -- --ignored --nocapture
+	cargo test --release -p tidewater --features failpoints --locked --test fleet -- --ignored --nocapture --test-threads=1
+	cargo test --release -p tidewater-actors --features failpoints --locked --lib fleet_tests -- --ignored --nocapture
 
 # Speed, each figure beside its raw twin's of the same run.
 bench:

@@ -3,7 +3,7 @@
 //! Parts: [`Cli`] and [`Verb`] (clap), [`Cli::settings`] (flags are the strongest layer), [`Exit`] (every exit
 //! status), [`render_status`] (a page of text from the JSON of a running supervisor), `rows.rs` (the verbs that take rows to
 //! the cloud, or list them), `backup.rs`, `adopt.rs` (the verb that says which cloud), `config.rs` (the settings), `cloud_sql.rs` (what an
-//! administrator runs), `install.rs` (what a shell and `man` want to know).
+//! administrator runs), `sign.rs` (what `doctor` shows while it looks), `install.rs` (what a shell and `man` want to know).
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,6 +13,7 @@ use anstyle::{AnsiColor, Style};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize as _;
 use serde_json::Value;
+use tidewater_actors::core::doctor::size;
 use tidewater_actors::core::progress::Progress;
 use tidewater_actors::messages::Forced;
 
@@ -25,6 +26,7 @@ mod config;
 mod conflicts;
 mod install;
 mod rows;
+mod sign;
 
 pub use adopt::{AdoptArgs, render as render_adoption};
 pub use backup::BackupArgs;
@@ -33,6 +35,7 @@ pub use config::{ConfigArgs, ConfigPage};
 pub use conflicts::{ConflictsArgs, ConflictsList, ConflictsVerb};
 pub use install::InstallVerb;
 pub use rows::{Answered, ParkedArgs, ParkedList, ParkedVerb, PendingArgs, RowsVerb, SyncArgs, call};
+pub use sign::Sign;
 
 /// The width that fits every terminal.
 const COLUMNS_MAX: usize = 80;
@@ -319,6 +322,10 @@ fn render_status_at(status: &Value, coloured: bool, now: Duration) -> String {
     page.row("circuit", vec![state, plain(word(circuit, "reason"))]);
     let journal = word(sqlite, "journal_mode").map(|mode| format!("{mode} mode"));
     page.row("sqlite", vec![plain(word(sqlite, "path")), plain(journal)]);
+    let copying = &sqlite["copying"];
+    let copied = amount(copying, "bytes").zip(amount(copying, "of_bytes"));
+    let copied = copied.map(|(bytes, of)| format!("copying it: {} of {}", size(bytes), size(of)));
+    page.row("", vec![plain(copied)]);
     page.row("http", vec![plain(word(&status["http"], "listen"))]);
 
     for (n, actor) in status["actors"].as_array().into_iter().flatten().enumerate() {
@@ -628,6 +635,12 @@ actors   proxy_watcher     ⟦32⟧running⟦0⟧
         status["sync"]["progress"] =
             json!({"work": "flush", "rows": 10, "rows_left": null, "rows_per_s": 2.0, "left_s": null});
         assert!(render_status(&status, false).contains("\n         flushing: 10 rows, 2/s\n"));
+        status["sqlite"]["copying"] = json!({"bytes": 3 << 20, "of_bytes": 5_u64 << 30});
+        let page = render_status(&status, false);
+        assert!(
+            page.contains("sqlite   tidewater.db  wal mode\n         copying it: 3.0 MiB of 5.0 GiB\n"),
+            "{page}"
+        );
     }
 
     /// A healthy system says nothing of failures, and of retries only while there are any.

@@ -117,6 +117,7 @@ struct Inner {
     /// Where it answers over HTTP, once it does.
     http: OnceLock<SocketAddr>,
     shutdown: Duration,
+    log: Logger,
     /// Those that it was opened with.
     settings: Settings,
     /// The same, with what was read again since.
@@ -459,6 +460,10 @@ impl Database {
     /// Those that it was opened with: what takes a restart to change.
     pub(crate) fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    pub(crate) fn log(&self) -> &Logger {
+        &self.inner.log
     }
 
     /// Those in use now.
@@ -923,6 +928,7 @@ impl Plan {
             past,
             http: OnceLock::new(),
             shutdown,
+            log: log.clone(),
             settings,
             live,
             runtime,
@@ -1072,6 +1078,7 @@ impl Plan {
                 conflicts_max: settings.sync.conflicts_max,
             },
             proxy_required: settings.proxy.require,
+            progress_after: settings.log.progress_after,
         };
         let syncer_log = child_log("CloudSyncer");
         let syncer = ChildSpec::new(&children.syncer, move |generation| {

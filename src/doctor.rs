@@ -21,8 +21,8 @@ mod page;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tidewater_actors::core::availability::Listening;
@@ -31,18 +31,21 @@ use tidewater_actors::core::doctor::{
     Supervisor, judge,
 };
 use tidewater_actors::core::failure::FailureClass;
-use tidewater_actors::core::schema::Table;
+use tidewater_actors::core::progress::FileWork;
 use tidewater_actors::endpoint::Endpoint;
 use tidewater_actors::messages::StatusSummary;
-use tidewater_actors::postgres::Cloud;
+use tidewater_actors::postgres::{Cloud, Questions};
 use tidewater_actors::processes::running_proxies;
-use tidewater_actors::sqlite::{self, Canceller, Examined};
+use tidewater_actors::sqlite::{self, Canceller, Examined, LookingNow};
+
+pub use tidewater_actors::core::progress::Extent;
 
 pub use tidewater_actors::core::doctor::{Check, Finding, Mark, Remedy, size};
 
 use crate::control::{ControlClient, ControlError, Request};
 use crate::database::{Database, cloud_options};
 use crate::error::Error;
+use crate::long_work::LOOK;
 use crate::settings::Settings;
 
 /// What a look at the file's schema, the lock or the disk may take, beyond the wait for another program's lock: a disk that
@@ -62,6 +65,10 @@ pub enum Step {
     Asking,
     /// A file of so many bytes is looked through, which can take minutes.
     Reading(u64),
+    /// It still is, and so far it came; many times a second.
+    Looking(Extent),
+    /// It was looked through, or there was no more time for it.
+    Looked,
 }
 
 /// Looks at everything that a sync depends on.
@@ -181,7 +188,7 @@ impl Doctor {
         let examined = self.look_at_file();
         (self.tell)(Step::Asking);
         let (supervisor, cloud) = self.ask_supervisor();
-        let cloud = cloud.unwrap_or_else(|| self.look_at_cloud(&examined.tables));
+        let cloud = cloud.unwrap_or_else(|| self.look_at_cloud(&examined));
         self.report(examined, supervisor, cloud)
     }
 
@@ -199,7 +206,9 @@ impl Doctor {
         let integrity = match &examined.file {
             File::Opened(inside) => {
                 (self.tell)(Step::Reading(inside.bytes));
-                self.look_through()
+                let found = self.look_through();
+                (self.tell)(Step::Looked);
+                found
             }
             _ => Integrity::NotLooked("there is no file to look through".into()),
         };
@@ -239,7 +248,10 @@ impl Doctor {
         let limit = self.settings.doctor.integrity;
         // Dropped at the end, which ends a check that takes too long.
         let (_canceller, cancel) = Canceller::new();
-        match within(limit, move || sqlite::check_integrity(&path, busy, &cancel)) {
+        let now = Arc::<LookingNow>::default();
+        let looking = now.clone();
+        let look = move || sqlite::check_integrity(&path, busy, &cancel, &looking);
+        match within_watched(limit, look, || (self.tell)(Step::Looking(now.extent()))) {
             Some(Ok(report)) => Integrity::Looked {
                 damage: report.damage.iter().map(|line| crate::cli::on_one_line(line)).collect(),
                 orphans: report
@@ -285,7 +297,7 @@ impl Doctor {
     }
 
     /// The way to the cloud, with one attempt where there may be somebody, and what PostgreSQL says.
-    pub(crate) fn look_at_cloud(&self, tables: &[Table]) -> CloudEvidence {
+    pub(crate) fn look_at_cloud(&self, examined: &Examined) -> CloudEvidence {
         let (proxy, cloud) = (&self.settings.proxy, &self.settings.cloud);
         let endpoint = Endpoint::new(&proxy.host.to_string(), proxy.port);
         let looked = within(LOOK_MAX, move || {
@@ -311,10 +323,15 @@ impl Doctor {
             dial: None,
         };
         if let (Some(options), Some(true) | None) = (cloud_options(&self.settings), listening) {
-            let (tables, clock, limit) = (tables.to_vec(), self.clock.clone(), self.cloud_limit());
+            let questions = Questions {
+                tables: examined.tables.clone(),
+                device: examined.device().map(str::to_owned),
+                retire_after: self.settings.sync.device_retire,
+            };
+            let (clock, limit) = (self.clock.clone(), self.cloud_limit());
             let dial = within(limit, move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-                let dial = runtime.block_on(Cloud::examine(options, &tables, &*clock));
+                let dial = runtime.block_on(Cloud::examine(options, &questions, &*clock));
                 // A resolver that hangs has a thread that nobody waits for.
                 runtime.shutdown_background();
                 Some(dial)
@@ -344,10 +361,15 @@ impl Database {
     /// Outside of a tokio or actix runtime.
     pub async fn doctor(&self) -> Result<Report, Error> {
         let running = Running::of(&self.status_summary().await);
-        let doctor = Doctor::new(self.settings_now());
+        let work = self.long_work(FileWork::Check);
+        let doctor = Doctor::new(self.settings_now()).telling(move |step| match step {
+            Step::Looking(extent) => work.see(extent),
+            Step::Looked => work.end::<Error>(Ok(None)),
+            Step::Asking | Step::Reading(_) => {}
+        });
         blocking(move || {
             let examined = doctor.look_at_file();
-            let cloud = doctor.look_at_cloud(&examined.tables);
+            let cloud = doctor.look_at_cloud(&examined);
             doctor.report(examined, Supervisor::Runs(Box::new(running)), cloud)
         })
         .await
@@ -357,7 +379,7 @@ impl Database {
     pub(crate) async fn tell_doctor(&self) -> Result<Told, Error> {
         let running = Running::of(&self.status_summary().await);
         let doctor = Doctor::new(self.settings_now());
-        blocking(move || Told { running, cloud: doctor.look_at_cloud(&doctor.look_at_file().tables) }).await
+        blocking(move || Told { running, cloud: doctor.look_at_cloud(&doctor.look_at_file()) }).await
     }
 }
 
@@ -390,13 +412,29 @@ impl OfStatus for Running {
 
 /// Does it on a thread of its own, and goes on without it after a while: what hangs in the operating system cannot be ended.
 fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    within_watched(limit, work, || ())
+}
+
+/// The same; while it works, somebody watches.
+fn within_watched<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+    watch: impl Fn(),
+) -> Option<T> {
     let (done, answer) = channel();
     let thread = std::thread::Builder::new().name("doctor".into()).spawn(move || {
         // Nobody may wait any more.
         let _ = done.send(work());
     });
     thread.ok()?;
-    answer.recv_timeout(limit).ok()
+    let began = Instant::now();
+    loop {
+        let left = limit.saturating_sub(began.elapsed());
+        match answer.recv_timeout(left.min(LOOK)) {
+            Err(RecvTimeoutError::Timeout) if left > LOOK => watch(),
+            answer => return answer.ok(),
+        }
+    }
 }
 
 fn slow(limit: Duration) -> String {

@@ -30,6 +30,7 @@ pub mod doctor;
 mod error;
 #[cfg(feature = "http")]
 pub mod http;
+mod long_work;
 mod migrations;
 mod parked;
 mod reads;

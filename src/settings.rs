@@ -397,7 +397,8 @@ pub struct SyncSettings {
     pub trim_interval: Duration,
     /// A device that the cloud has not seen for so long does not hold the trim back.
     pub device_retire: Duration,
-    /// A change feed with more entries is trimmed past slow devices, too; at least 10.
+    /// A change feed with more entries, each of which names up to 128 rows of one statement, is trimmed past slow devices, too;
+    /// at least 10.
     pub feed_entries_max: i64,
     /// Conflicts that the cloud's log keeps; at least 10.
     pub conflicts_max: i64,
@@ -529,6 +530,8 @@ pub struct LogSettings {
     pub level: LogLevel,
     /// The same for single actors, by the names that `status` has for them.
     pub levels: BTreeMap<&'static str, LogLevel>,
+    /// Work that takes longer says how far it is, for the first time after so long.
+    pub progress_after: Duration,
 }
 
 /// The actors that `log.levels` can name, as `status` does.

@@ -2,15 +2,18 @@
 
 use std::path::PathBuf;
 
-use tidewater_actors::sqlite::{Copied, IntegrityReport};
+use tidewater_actors::core::progress::{Extent, FileWork};
+use tidewater_actors::sqlite::{Copied, Copying, IntegrityReport, LookingNow};
 
 use crate::database::Database;
 use crate::error::Error;
+use crate::long_work::{LongWork, looked_at};
 
 impl Database {
     /// Copies the database to a file while it is in use: all of it as it is now, with what waits to be sent. Nobody waits for
     /// it; until it is done, the write-ahead log grows with what is written meanwhile. The copy has its name when it is
-    /// complete and on the disk, with mode 0600; a file that has the name already is left alone.
+    /// complete and on the disk, with mode 0600; a file that has the name already is left alone. Where it takes longer than
+    /// `log.progress_after_s`, the log says how far it is.
     ///
     /// A copy that is put in the database's place goes on as a new device: what the cloud has comes, what was pending stays
     /// pending, and nothing is deleted.
@@ -39,11 +42,19 @@ impl Database {
     }
 
     pub(crate) async fn copy_to(&self, path: PathBuf, overwrite: bool) -> Result<Copied, Error> {
-        self.in_background(move |readers, cancel| readers.copy_to(&path, overwrite, cancel)).await
+        let work = self.long_work(FileWork::Copy);
+        self.in_background(move |readers, cancel| {
+            let see = |Copying { bytes, of_bytes }| work.see(Extent::Bytes { done: bytes, of: of_bytes });
+            let copied = readers.copy_to(&path, overwrite, cancel, see);
+            work.end(copied.as_ref().map(|copied| Some(copied.bytes)));
+            copied
+        })
+        .await
     }
 
     /// Looks whether the file is whole (SQLite's `quick_check`), and whether every row that the app's tables refer to is
-    /// there. Reads all of the file, on a blocking thread; dropping the future ends it.
+    /// there. Reads all of the file, on a blocking thread; dropping the future ends it. Where it takes longer than
+    /// `log.progress_after_s`, the log says how far it is.
     ///
     /// ```no_run
     /// # async fn example(db: tidewater::Database) -> Result<(), tidewater::Error> {
@@ -57,6 +68,17 @@ impl Database {
     /// # Errors
     /// What keeps SQLite from looking at all; damage is what the report is for.
     pub async fn check_integrity(&self) -> Result<IntegrityReport, Error> {
-        self.in_background(tidewater_actors::sqlite::Readers::check_integrity).await
+        let work = self.long_work(FileWork::Check);
+        self.in_background(move |readers, cancel| {
+            let now = LookingNow::default();
+            let report = looked_at(|| work.see(now.extent()), || readers.check_integrity(cancel, &now));
+            work.end(report.as_ref().map(|_| None));
+            report
+        })
+        .await
+    }
+
+    pub(crate) fn long_work(&self, what: FileWork) -> LongWork {
+        LongWork::begin(what, self.settings().log.progress_after, self.log())
     }
 }

@@ -9,9 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use harness::{Bench, Lines, here, wait_until_available};
+use harness::{Bench, Lines, PATIENCE, here, wait_until_available};
 use tidewater::settings::Settings;
 use tidewater::{Database, Error, Orphans, Statement, StoreError};
+use tidewater_test_support::wait;
 
 async fn open(folder: &Path) -> Database {
     let settings = Settings::builder()
@@ -185,6 +186,90 @@ async fn a_copy_put_back_goes_on_as_a_new_device() {
     assert_eq!(bench.log.count("set back or copied"), 1, "{:#?}", bench.log.all());
     db.shutdown().await.unwrap();
     assert_ne!(device(&bench.path()), old);
+}
+
+/// A copy, and a look through the file, that take long say in the log how far they are, at an ever calmer pace, and that they are
+/// done; those that do not take long say nothing.
+#[actix_rt::test]
+async fn long_work_on_the_file_says_how_far_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = |after: f64| {
+        Settings::builder()
+            .set("sqlite.path", folder.path().join("app.db").display())
+            .set("proxy.port", 1)
+            .set("log.progress_after_s", after)
+            .build()
+            .unwrap()
+    };
+    let lines = Lines::default();
+    let db = Database::open(settings(0.01), lines.logger()).await.unwrap();
+    db.write([Statement::new(NOTE)]).await.unwrap();
+    let said = |part: &str| lines.all().into_iter().filter(|line| line.contains(part)).collect::<Vec<_>>();
+    // Until there is so much of it that it takes longer than a look at the clock, however quick this machine is.
+    let mut rows = 50_000;
+    let measured = |line: &String| line.contains("B of at most ") && line.contains("B/s, at most ");
+    while !said("looking through the file: ").iter().any(measured) {
+        assert!(rows < 50_000 << 6, "{:#?}", lines.all());
+        let more = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) \
+                    INSERT INTO note (body) SELECT hex(randomblob(60)) FROM n";
+        db.write([Statement::new(more).bind(rows)]).await.unwrap();
+        rows *= 2;
+        assert!(db.check_integrity().await.unwrap().is_whole());
+    }
+    let copied = db.backup(folder.path().join("copy.db")).await.unwrap();
+    let check = said("looking through the file: ");
+    assert!(check[check.len() - 1].contains("looking through the file: done in "), "{check:#?}");
+    let copy = said("copying the file: ");
+    assert!(copy[0].contains("B of ") && copy[0].contains("B/s, some "), "{copy:#?}");
+    assert!(copy[copy.len() - 1].contains("copying the file: done in "), "{copy:#?}");
+    // The waits double: in so many batches, each of which takes two milliseconds at least, few have a line.
+    let batches = usize::try_from(copied.bytes >> 20).unwrap();
+    assert!(copy.len() < 2 + batches / 2, "{batches} {copy:#?}");
+    db.shutdown().await.unwrap();
+
+    let calm = Lines::default();
+    let db = Database::open(settings(600.0), calm.logger()).await.unwrap();
+    assert!(db.check_integrity().await.unwrap().is_whole());
+    db.backup(folder.path().join("second.db")).await.unwrap();
+    assert_eq!(calm.count("the file: "), 0, "{:#?}", calm.all());
+    db.shutdown().await.unwrap();
+}
+
+/// A copy that nobody waits for any more, once there was a line about it, is not left open in the log.
+#[actix_rt::test]
+async fn a_copy_that_is_given_up_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings::builder()
+        .set("sqlite.path", folder.path().join("app.db").display())
+        .set("proxy.port", 1)
+        .set("log.progress_after_s", 0.001);
+    let lines = Lines::default();
+    let db = Database::open(settings.build().unwrap(), lines.logger()).await.unwrap();
+    db.write([
+        Statement::new(NOTE),
+        Statement::new(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 120) \
+             INSERT INTO note (body) SELECT zeroblob(1000000) FROM n",
+        ),
+    ])
+    .await
+    .unwrap();
+    let told = wait::until("it has a line", PATIENCE, async || match lines.count("copying the file: ") {
+        0 => Err(format!("{:#?}", lines.all())),
+        _ => Ok(()),
+    });
+    let copying = db.backup(folder.path().join("copy.db"));
+    tokio::select! {
+        () = told => {}
+        copied = copying => panic!("it is done before anybody looked: {copied:?}"),
+    }
+    wait::until("its end is told", PATIENCE, async || match lines.count("copying the file: not done") {
+        0 => Err(format!("{:#?}", lines.all())),
+        _ => Ok(()),
+    })
+    .await;
+    assert!(!folder.path().join("copy.db").exists());
+    db.shutdown().await.unwrap();
 }
 
 /// A sound file is whole; rows without parents, and damage, are told.

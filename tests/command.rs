@@ -249,7 +249,7 @@ fn config_says_where_every_value_came_from() {
     assert_eq!(keys(&config(&["--changed", "--json"])), ["cloud.password", "http.listen", "proxy.port"]);
     assert_eq!(
         keys(&config(&["--json", "proxy.port", "log"])),
-        ["log.format", "log.level", "log.levels", "proxy.port"]
+        ["log.format", "log.level", "log.levels", "log.progress_after_s", "proxy.port"]
     );
     let unknown = config(&["proxy.prot"]);
     assert!(assert_one_line(&unknown, 2).contains("proxy.prot"));

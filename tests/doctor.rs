@@ -792,13 +792,99 @@ async fn a_clock_that_is_wrong() {
 #[tokio::test]
 async fn a_newer_version() {
     let device = synced().await;
-    admin(&device, "UPDATE tidewater.identity SET schema_version = 3").await;
+    admin(&device, "UPDATE tidewater.identity SET schema_version = 4").await;
     let found = report(&device);
-    let finding = only(&found, Check::Versions, "protocol 3, and this one knows 2");
+    let finding = only(&found, Check::Versions, "protocol 4, and this one knows 3");
     assert!(finding.remedy.as_ref().unwrap().text.contains("update Tidewater"));
-    admin(&device, "UPDATE tidewater.identity SET schema_version = 2").await;
+    admin(&device, "UPDATE tidewater.identity SET schema_version = 3").await;
     shell::sqlite3_shell(device.path(), "UPDATE _tidewater_meta SET value = 7 WHERE key = 'format';");
     only(&report(&device), Check::Versions, "format is 7");
+}
+
+/// Other devices of the same cloud that run another version, in either direction, or one that does not say; each says its version
+/// when it settles, so that an update mends it. What this device said last, and who was not seen for long, do not count.
+#[tokio::test]
+async fn devices_of_other_versions() {
+    let this = env!("CARGO_PKG_VERSION");
+    let device = synced().await;
+    let alone = report(&device).finding(Check::Versions).unwrap().finding.clone();
+    assert_eq!(alone, format!("protocol 3, 1 device, {this}"));
+    let other = device.another();
+    shell::sqlite3_shell(other.path(), TABLE);
+    other.proxy.start();
+    start_and_stop(&other);
+    let line = || {
+        let found = report(&device);
+        assert_good(&found);
+        found.finding(Check::Versions).unwrap().finding.clone()
+    };
+    let all = format!("protocol 3, 2 devices, {this} on all seen lately");
+    assert_eq!(line(), all);
+    let name = |device: &Device| {
+        let name = "SELECT value FROM _tidewater_meta WHERE key = 'device';";
+        shell::sqlite3_shell(device.path(), name).trim().to_owned()
+    };
+    let (its, mine) = (name(&other), name(&device));
+    let say = async |id: &str, version: &str| {
+        admin(&device, &format!("UPDATE tidewater.devices SET version = {version} WHERE id = '{id}'")).await;
+    };
+    for (version, says, remedy) in [
+        (
+            "'0.0.1'",
+            format!("{this} here, 0.0.1 on 1"),
+            "update Tidewater on the device with an older version",
+        ),
+        ("'99.0.0'", format!("{this} here, 99.0.0 on 1"), "update Tidewater on this device"),
+        (
+            "NULL",
+            format!("{this} here, 1 device says not"),
+            "update Tidewater on the device with an older version",
+        ),
+    ] {
+        say(&its, version).await;
+        let found = report(&device);
+        let finding = only(&found, Check::Versions, &format!("versions differ: {says}"));
+        assert!(finding.remedy.as_ref().unwrap().text.contains(remedy), "{finding:#?}");
+        assert!(finding.details[0].ends_with(&its[..8]), "{finding:#?}");
+        // Both devices have this one's version now.
+        start_and_stop(&other);
+        assert_eq!(line(), all);
+    }
+    say(&mine, "'0.0.1'").await;
+    assert_eq!(line(), all);
+    // A device that is gone for ever, as the remedy says; and one that was not seen for so long that nobody counts it.
+    let gone = "INSERT INTO tidewater.devices (id, session, version) VALUES (gen_random_uuid(), gen_random_uuid(), '0.0.1')";
+    admin(&device, gone).await;
+    let found = report(&device);
+    let finding = only(&found, Check::Versions, &format!("{this} here and on 1, 0.0.1 on 1"));
+    assert!(finding.remedy.as_ref().unwrap().text.contains("DELETE FROM tidewater.devices WHERE id ="));
+    admin(&device, "DELETE FROM tidewater.devices WHERE version = '0.0.1' AND round IS NULL").await;
+    assert_eq!(line(), all);
+    admin(&device, gone).await;
+    let long_ago =
+        "UPDATE tidewater.devices SET seen_at = now() - interval '31 days' WHERE version = '0.0.1'";
+    admin(&device, long_ago).await;
+    assert_eq!(line(), format!("protocol 3, 3 devices, {this} on all seen lately"));
+}
+
+/// A cloud that nobody has brought to this version's protocol yet is no fault, and says nothing of versions; this device's next
+/// sync brings it there.
+#[tokio::test]
+async fn a_cloud_of_an_older_protocol() {
+    let device = synced().await;
+    admin(
+        &device,
+        "ALTER TABLE tidewater.devices DROP COLUMN version; UPDATE tidewater.identity SET schema_version = 2",
+    )
+    .await;
+    let found = report(&device);
+    assert_good(&found);
+    let finding = found.finding(Check::Versions).unwrap();
+    assert_eq!(finding.finding, "protocol 2, 1 device");
+    assert!(finding.details[0].contains("from protocol 3 on"), "{finding:#?}");
+    start_and_stop(&device);
+    let finding = report(&device).finding(Check::Versions).unwrap().finding.clone();
+    assert_eq!(finding, format!("protocol 3, 1 device, {}", env!("CARGO_PKG_VERSION")));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -992,8 +1078,13 @@ fn healthy() -> evidence::Evidence {
                 server: "15.8".into(),
                 identity: Some(id.into()),
                 system: Some("71".into()),
-                protocol: Some(1),
+                protocol: Some(3),
                 devices: Some(2),
+                versions: Some(vec![evidence::Others {
+                    version: Some("0.1.0".into()),
+                    devices: 1,
+                    some: vec!["0b7a9c1e-3b1f-4a53-8a0e-4df7a1a5c0de".into()],
+                }]),
                 clock_ahead_s: 0.3,
                 clock_within_s: 0.012,
                 tables: vec![note],
@@ -1053,7 +1144,7 @@ fn the_page_of_a_healthy_device() {
     ✓ schema drift 1 table the same on both sides
     ✓ clock skew   300 ms, to within 12 ms
     ✓ backlog      3 rows wait, the oldest for 60 s
-    ✓ versions     protocol 1, 2 devices
+    ✓ versions     protocol 3, 2 devices, 0.1.0 on all seen lately
     0 red, 21 green, 0 not looked at
     "#);
 }
@@ -1105,7 +1196,7 @@ fn the_page_with_faults() {
           timedatectl set-ntp true
     ✗ backlog      3 rows wait, the oldest for 5 h
         → start run_supervisor: it sends them
-    ✓ versions     protocol 1, 2 devices
+    ✓ versions     protocol 3, 2 devices, 0.1.0 on all seen lately
     6 red, 15 green, 0 not looked at
     "#);
 }
@@ -1137,7 +1228,7 @@ fn the_page_in_colour() {
     \u{1b}[32m✓\u{1b}[0m schema drift 1 table the same on both sides
     \u{1b}[32m✓\u{1b}[0m clock skew   300 ms, to within 12 ms
     \u{1b}[32m✓\u{1b}[0m backlog      3 rows wait, the oldest for 60 s
-    \u{1b}[32m✓\u{1b}[0m versions     protocol 1, 2 devices
+    \u{1b}[32m✓\u{1b}[0m versions     protocol 3, 2 devices, 0.1.0 on all seen lately
     \u{1b}[32m0 red, 21 green, 0 not looked at\u{1b}[0m
     "#);
     for report in [healthy, faulty] {

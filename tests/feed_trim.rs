@@ -20,12 +20,17 @@ const ENTRIES: &str = "SELECT count(*) FROM tidewater.changes";
 /// How many devices a trim went past that have not come back since.
 const PASSED: &str = "SELECT count(*) FROM tidewater.cursors WHERE xid IS NULL";
 
-/// The previous version's side of the cloud.
+/// The first version's side of the cloud.
 const OLD: &str = include_str!("../actors/src/sql/postgres/bootstrap.sql");
 
-/// Puts the cloud back to the previous version.
+/// Puts the cloud back to the first version.
 const DOWNGRADE: &str = "DROP FUNCTION tidewater.trim, tidewater.register; DROP TABLE tidewater.feed, tidewater.cursors; \
+                         ALTER TABLE tidewater.devices DROP COLUMN version; \
                          UPDATE tidewater.identity SET schema_version = 1";
+
+/// How many devices have said that they run this version.
+const SAID: &str =
+    concat!("SELECT count(*) FROM tidewater.devices WHERE version = '", env!("CARGO_PKG_VERSION"), "'");
 
 /// A second, about.
 const SOON: f64 = 0.000_012;
@@ -116,7 +121,44 @@ async fn the_feed_stays_small_while_everybody_reads() {
     bench.wait_until_equal(&a, &["note"]).await;
     other.wait_until_equal(&b, &["note"]).await;
     wait_until_small(&a, &client).await;
+    wait_until_there(&a, &client, SAID, "2").await;
     assert_eq!((compared(&bench), compared(&other)), (0, 0));
+    end([a, b]).await;
+}
+
+/// The version that came before this one has everything that a sync needs: where somebody is in the way of the upgrade, nobody
+/// waits for it for long, and the next settlement does it. Who did not do it says its version as well.
+#[actix_rt::test]
+async fn an_upgrade_that_somebody_is_in_the_way_of_comes_later() {
+    let (bench, a, other, b, client) = two_devices().await;
+    for (bench, db) in [(&bench, &a), (&other, &b)] {
+        bench.wait_until_equal(db, &["note"]).await;
+        offline(bench, db).await;
+    }
+    client
+        .batch_execute(
+            "ALTER TABLE tidewater.devices DROP COLUMN version; UPDATE tidewater.identity SET schema_version = 2",
+        )
+        .await
+        .unwrap();
+    let blocker = bench.cloud.connect().await;
+    blocker.batch_execute("BEGIN; LOCK TABLE tidewater.devices IN ROW SHARE MODE").await.unwrap();
+    let a = {
+        a.shutdown().await.unwrap();
+        bench.open_with(eager(&bench).set("proxy.timeout_s", 1)).await
+    };
+    for (bench, db, id) in [(&bench, &a, 20), (&other, &b, 21)] {
+        bench.proxy.start();
+        write(db, &format!("INSERT INTO note VALUES ({id}, 'in the meantime', NULL)")).await;
+    }
+    assert_eq!(there(&client, "SELECT schema_version FROM tidewater.identity").await, "2");
+    blocker.batch_execute("COMMIT").await.unwrap();
+    a.shutdown().await.unwrap();
+    let a = bench.open_with(eager(&bench)).await;
+    wait_until_there(&a, &client, "SELECT schema_version FROM tidewater.identity", "3").await;
+    wait_until_there(&a, &client, SAID, "2").await;
+    bench.wait_until_equal(&a, &["note"]).await;
+    other.wait_until_equal(&b, &["note"]).await;
     end([a, b]).await;
 }
 
@@ -281,10 +323,10 @@ async fn the_conflicts_in_the_cloud_are_bounded() {
     db.shutdown().await.unwrap();
 }
 
-/// A cloud of the previous version is brought to this one in place, under devices that are connected and such that are not:
+/// A cloud of the first version is brought to this one in place, under devices that are connected and such that are not:
 /// they go on where they were, and the feed that had grown is trimmed.
 #[actix_rt::test]
-async fn a_cloud_of_the_previous_version_is_upgraded_in_place() {
+async fn a_cloud_of_the_first_version_is_upgraded_in_place() {
     let (bench, a, other, b, client) = two_devices().await;
     for (bench, db) in [(&bench, &a), (&other, &b)] {
         bench.wait_until_equal(db, &["note"]).await;
@@ -295,7 +337,7 @@ async fn a_cloud_of_the_previous_version_is_upgraded_in_place() {
     client.batch_execute("UPDATE note SET body = 'meanwhile' WHERE id = 1").await.unwrap();
     bench.proxy.start();
     bench.wait_until_equal(&a, &["note"]).await;
-    wait_until_there(&a, &client, "SELECT schema_version FROM tidewater.identity", "2").await;
+    wait_until_there(&a, &client, "SELECT schema_version FROM tidewater.identity", "3").await;
     wait_until_looked(&a, &client).await;
     let entries: usize = there(&client, ENTRIES).await.parse().unwrap();
     assert!(entries > 6_000, "nobody knows how far the other one is: {entries}");
@@ -315,8 +357,8 @@ async fn a_cloud_of_the_previous_version_is_upgraded_in_place() {
     end([a, b]).await;
 }
 
-/// Two roles share a cloud of the previous version, with the documented grants; whoever of them comes first upgrades it, and
-/// both go on.
+/// Two roles share a cloud of the first version, with the documented grants; whoever of them comes first makes what a sync
+/// needs, the owner also what comes beyond that, and both go on.
 #[actix_rt::test]
 async fn whichever_role_comes_first_upgrades_the_cloud() {
     for owner_first in [true, false] {
@@ -336,7 +378,8 @@ async fn whichever_role_comes_first_upgrades_the_cloud() {
         }
         let (first, second) = if owner_first { (&bench, &other) } else { (&other, &bench) };
         let a = device(first, eager(first)).await;
-        assert_eq!(there(&admin, "SELECT schema_version FROM tidewater.identity").await, "2");
+        let version = there(&admin, "SELECT schema_version FROM tidewater.identity").await;
+        assert_eq!(version, if owner_first { "3" } else { "2" });
         admin.batch_execute(&format!("GRANT ALL ON note TO {}", second.cloud.user)).await.unwrap();
         let b = device(second, eager(second)).await;
         for n in 0..5 {
@@ -346,6 +389,8 @@ async fn whichever_role_comes_first_upgrades_the_cloud() {
         first.wait_until_equal(&a, &["note"]).await;
         second.wait_until_equal(&b, &["note"]).await;
         wait_until_small(&a, &admin).await;
+        assert_eq!(there(&admin, "SELECT schema_version FROM tidewater.identity").await, "3");
+        wait_until_there(&a, &admin, SAID, "2").await;
         for bench in [first, second] {
             assert_eq!(bench.log.count("is not trimmed by this device"), 0, "{:#?}", bench.log.all());
         }

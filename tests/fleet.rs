@@ -278,13 +278,16 @@ async fn a_hundred_thousand_devices_are_a_small_table() {
     let client = bench.cloud.connect().await;
     let settle = include_str!("../actors/src/sql/postgres/settle.sql");
     let witness = include_str!("../actors/src/sql/postgres/bear_witness.sql");
-    // The rows that the statements of a registration leave (settle.sql, tidewater.register), all at once.
+    let say = include_str!("../actors/src/sql/postgres/say_version.sql");
+    // The rows that the statements of a registration leave (settle.sql, say_version.sql, tidewater.register), all at once.
     client
         .batch_execute(&format!(
-            "INSERT INTO tidewater.devices (id, session) SELECT gen_random_uuid(), gen_random_uuid() FROM generate_series(1, {devices});
+            "INSERT INTO tidewater.devices (id, session, version)
+             SELECT gen_random_uuid(), gen_random_uuid(), '{}' FROM generate_series(1, {devices});
              INSERT INTO tidewater.cursors (device, xid, id, at, session)
              SELECT d.id, pg_snapshot_xmin(pg_current_snapshot()), 0, clock_timestamp(), d.session FROM tidewater.devices d
-             ON CONFLICT DO NOTHING"
+             ON CONFLICT DO NOTHING",
+            env!("CARGO_PKG_VERSION")
         ))
         .await
         .unwrap();
@@ -328,6 +331,7 @@ async fn a_hundred_thousand_devices_are_a_small_table() {
     let (uuid, cursor) = (format!("'{id}'::uuid"), "'1', 1::int8");
     for (name, types, sql, values) in [
         ("settle", "uuid, uuid, text, text, int8", settle, format!("{uuid}, {uuid}, '1000', {cursor}")),
+        ("say", "uuid, uuid, text", say, format!("{uuid}, {uuid}, '9.9.9'")),
         (
             "fence",
             "uuid, uuid, uuid, uuid, text, int8",
@@ -336,7 +340,7 @@ async fn a_hundred_thousand_devices_are_a_small_table() {
         ),
         ("witness", "uuid, uuid, text, int8", witness, format!("{uuid}, {uuid}, {cursor}")),
         ("look", "text, int8, int4, text", look, format!("{cursor}, 1, '{id}'")),
-        ("page", "text, int8, int8, text", page, format!("{cursor}, 100, '{id}'")),
+        ("page", "text, int8, int8, text, int8", page, format!("{cursor}, 100, '{id}', 0")),
         (
             "standing",
             "uuid, uuid, text[], oid[]",

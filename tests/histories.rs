@@ -71,6 +71,21 @@ async fn whatever_the_histories_all_devices_and_the_cloud_converge_and_nothing_i
     histories_for(15).await;
 }
 
+/// The judge of the histories finds what it is there for: without the record of what lost, the histories that were good are not any
+/// more; and a cloud that swallows some of the devices' updates, as a careless trigger does, loses what nobody replaced.
+#[actix_rt::test]
+async fn a_loss_is_found_by_the_judge() {
+    let mut fleet = Fleet::new().await;
+    let plan = Plan::random(1, 200);
+    fleet.run(&plan, fleet::PATIENCE).await.unwrap();
+    let unrecorded = fleet.judged_without_records();
+    assert!(unrecorded.iter().any(|what| what.contains("lost without a record")), "{unrecorded:?}");
+    fleet.swallow_updates().await;
+    let wrong = fleet.run(&plan, fleet::PATIENCE).await.unwrap_err();
+    assert!(wrong.iter().any(|(_, what)| what.contains("lost without a record")), "{wrong:?}");
+    fleet.end().await;
+}
+
 /// The same for ten minutes.
 #[actix_rt::test]
 #[ignore = "takes ten minutes: make long"]

@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use harness::{Bench, Lines, PATIENCE, run, there, wait_for, wait_until_available};
-use tidewater::{Adopt, Database, ProxyStatus, SyncError};
+use rusqlite::Connection;
+use rusqlite::types::Value;
+use tidewater::{Adopt, Database, ProxyStatus, Statement, SyncError};
 use tidewater_test_support::postgres::CopyOf;
 use tidewater_test_support::shop::{self, Generator};
 use tidewater_test_support::{Postgres, postgres, wait};
@@ -67,6 +69,55 @@ async fn synced(server: &Postgres) -> (Bench, Database) {
     bench.wait_until_equal(&db, &["note"]).await;
     proven(&bench, &db).await;
     (bench, db)
+}
+
+/// The same with a shop beside it, whose rows nobody touches: [`assert_whole`] expects them everywhere as they are now.
+async fn synced_with_a_shop(server: &Postgres) -> (Bench, Database) {
+    let (bench, db) = synced(server).await;
+    run(&db, shop::SCHEMA).await;
+    let rows: Vec<_> = Generator::new(7).statements(80).map(harness::statement).collect();
+    for unit in rows.chunks(20) {
+        db.write(unit.to_vec()).await.unwrap();
+    }
+    harness::wait_until_flushed(&db).await;
+    bench.wait_until_equal(&db, shop::TABLES).await;
+    // Without a key it stays in this file, and goes wherever that is copied.
+    db.write([
+        Statement::new("CREATE TABLE as_stocked (rows TEXT)"),
+        Statement::new("INSERT INTO as_stocked VALUES (?1)").bind(db.read(stock).unwrap()),
+    ])
+    .await
+    .unwrap();
+    proven(&bench, &db).await;
+    (bench, db)
+}
+
+/// Every value of the shop.
+fn stock(conn: &Connection) -> rusqlite::Result<String> {
+    let mut rows = vec![];
+    for table in shop::TABLES {
+        let mut all = conn.prepare(&format!("SELECT * FROM \"{table}\""))?;
+        let columns = all.column_count();
+        let found = all.query_map([], |row| {
+            let values: rusqlite::Result<Vec<Value>> = (0..columns).map(|at| row.get(at)).collect();
+            Ok(format!("{table} {:?}", values?))
+        })?;
+        rows.extend(found.collect::<Result<Vec<_>, _>>()?);
+    }
+    rows.sort();
+    Ok(rows.join("\n"))
+}
+
+/// Where there is a shop, nothing of it has changed, here or in the cloud.
+async fn assert_stocked(bench: &Bench, db: &Database) {
+    let is_there = "SELECT count(*) FROM sqlite_schema WHERE name = 'as_stocked'";
+    if harness::here(db, is_there) == "0" {
+        return;
+    }
+    bench.wait_until_equal(db, shop::TABLES).await;
+    let (before, now) = (harness::here(db, "SELECT rows FROM as_stocked"), db.read(stock).unwrap());
+    assert!(before.lines().count() > 50, "{before}");
+    assert_eq!(now.lines().collect::<Vec<_>>(), before.lines().collect::<Vec<_>>());
 }
 
 /// Writes a row and waits until the cloud has it.
@@ -137,6 +188,7 @@ async fn assert_whole_there(bench: &Bench, db: &Database, rows: &[&str]) {
     wait_for(db, "nothing is pending", |status| status.sync.pending == 0).await;
     bench.wait_until_equal(db, &["note"]).await;
     assert_eq!(bodies(db), rows);
+    assert_stocked(bench, db).await;
 }
 
 fn copy_file(from: &Path, to: &Path) {
@@ -146,6 +198,13 @@ fn copy_file(from: &Path, to: &Path) {
         let _ = std::fs::remove_file(name);
     }
     std::fs::copy(from, to).unwrap();
+}
+
+/// Whatever has happened, it costs a few connections to find out, and to go on.
+fn assert_few_connections(bench: &Bench, before: u64, what: &str) {
+    let connections = bench.proxy.accepted() - before;
+    println!("{what}: {connections} connection(s)");
+    assert!(connections <= 4, "{what}: {connections} connections: {:#?}", bench.log.all());
 }
 
 /// Who must not be synced with is found out with a few connections, and then left alone, whatever is written meanwhile.
@@ -160,9 +219,8 @@ async fn is_blocked_and_left_alone(bench: &Bench, db: &Database, before: u64) {
         (status.sync.pending, &*status.sync.state) == (pending, "blocked")
     })
     .await;
-    let connections = bench.proxy.accepted() - before;
-    println!("blocked after {until_then} connection(s), {connections} in all");
-    assert!(connections <= 4, "{connections} connections: {:#?}", bench.log.all());
+    println!("blocked after {until_then} connection(s)");
+    assert_few_connections(bench, before, "blocked");
 }
 
 /// A failover to a standby that has everything is no reason to compare anything: not a row is read again.
@@ -185,11 +243,13 @@ async fn a_failover_that_lost_nothing_goes_on() {
         .unwrap_or_else(|error| panic!("{error:?}"));
     let warmed = db.status_summary().await.sync.rows_warmed;
     run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
+    let before = bench.proxy.accepted();
     lead_to(&mut bench, &standby);
     wait_for(&db, "it is sent", |status| status.sync.pending == 0).await;
     db.warm().await.unwrap();
     assert_eq!(db.status_summary().await.sync.rows_warmed, warmed);
     assert_eq!(bodies(&db), ["1 ours", "2 theirs", "3 meanwhile"]);
+    assert_few_connections(&bench, before, "failed over");
     assert_one_line(&bench.log, "and has all that this file knows of");
     db.shutdown().await.unwrap();
 }
@@ -198,7 +258,7 @@ async fn a_failover_that_lost_nothing_goes_on() {
 #[actix_rt::test]
 async fn a_failover_that_lost_commits_gets_them_again() {
     let server = Postgres::start();
-    let (mut bench, db) = synced(&server).await;
+    let (mut bench, db) = synced_with_a_shop(&server).await;
     let standby = server.copy(CopyOf::Standby);
     standby.stop();
     write(&db, 3, "ours, lost").await;
@@ -209,6 +269,7 @@ async fn a_failover_that_lost_commits_gets_them_again() {
     standby.start_again();
     standby.promote().await;
     run(&db, "INSERT INTO note VALUES (5, 'meanwhile')").await;
+    let before = bench.proxy.accepted();
     lead_to(&mut bench, &standby);
     bench.cloud.execute_batch("INSERT INTO note VALUES (6, 'since')").await;
     assert_whole(
@@ -217,6 +278,7 @@ async fn a_failover_that_lost_commits_gets_them_again() {
         &["1 ours", "2 theirs", "3 ours, lost", "4 theirs, lost", "5 meanwhile", "6 since"],
     )
     .await;
+    assert_few_connections(&bench, before, "failed over with a loss");
     assert_one_line(&bench.log, "The cloud was set back (");
     db.shutdown().await.unwrap();
 }
@@ -346,7 +408,7 @@ async fn a_feed_that_was_trimmed_up_to_the_cursor_is_no_loss() {
 async fn a_cloud_that_is_recovered_gets_everything_again() {
     for how in [CopyOf::Recovered, CopyOf::Snapshot] {
         let server = Postgres::start();
-        let (mut bench, db) = synced(&server).await;
+        let (mut bench, db) = synced_with_a_shop(&server).await;
         let earlier = server.copy(how);
         write(&db, 3, "after the backup").await;
         run(&db, "UPDATE note SET body = 'edited' WHERE id = 1").await;
@@ -359,9 +421,7 @@ async fn a_cloud_that_is_recovered_gets_everything_again() {
         let before = bench.proxy.accepted();
         lead_to(&mut bench, &earlier);
         assert_whole(&bench, &db, &["1 edited", "2 theirs", "3 after the backup", "4 theirs, after"]).await;
-        let connections = bench.proxy.accepted() - before;
-        println!("compared and sent again with {connections} connection(s)");
-        assert!(connections <= 4, "{connections} connections: {:#?}", bench.log.all());
+        assert_few_connections(&bench, before, "recovered");
         assert_one_line(&bench.log, "The cloud was set back (");
         db.shutdown().await.unwrap();
     }
@@ -669,7 +729,7 @@ async fn a_device_that_only_reads_notices_a_recovery() {
 #[actix_rt::test]
 async fn a_dump_restored_into_the_same_database_gets_the_rest_again() {
     let server = Postgres::start();
-    let (bench, db) = synced(&server).await;
+    let (bench, db) = synced_with_a_shop(&server).await;
     let dump = server.dump(&bench.cloud);
     write(&db, 3, "after the dump").await;
     cut(&bench, &db).await;
@@ -679,8 +739,10 @@ async fn a_dump_restored_into_the_same_database_gets_the_rest_again() {
         .await
         .unwrap();
     admin.batch_execute(&dump).await.unwrap_or_else(|error| panic!("{error:?}"));
+    let before = bench.proxy.accepted();
     bench.proxy.start();
     assert_whole(&bench, &db, &["1 ours", "2 theirs", "3 after the dump"]).await;
+    assert_few_connections(&bench, before, "a dump in its place");
     assert_one_line(&bench.log, "The cloud was set back (");
     db.shutdown().await.unwrap();
 }
@@ -690,7 +752,7 @@ async fn a_dump_restored_into_the_same_database_gets_the_rest_again() {
 #[actix_rt::test]
 async fn a_dump_restored_into_a_new_database_waits_for_a_word() {
     let server = Postgres::start();
-    let (bench, db) = synced(&server).await;
+    let (bench, db) = synced_with_a_shop(&server).await;
     let dump = server.dump(&bench.cloud);
     write(&db, 3, "after the dump").await;
     cut(&bench, &db).await;
@@ -716,7 +778,7 @@ async fn a_dump_restored_into_a_new_database_waits_for_a_word() {
 #[actix_rt::test]
 async fn a_clone_beside_the_original_gets_nothing() {
     let server = Postgres::start();
-    let (bench, db) = synced(&server).await;
+    let (bench, db) = synced_with_a_shop(&server).await;
     db.shutdown().await.unwrap();
     bench.proxy.stop();
     let (name, user) = (&bench.cloud.name, &bench.cloud.user);
@@ -755,7 +817,7 @@ async fn a_clone_beside_the_original_gets_nothing() {
 #[actix_rt::test]
 async fn a_copied_file_and_the_original_both_go_on() {
     let server = Postgres::start();
-    let (bench, db) = synced(&server).await;
+    let (bench, db) = synced_with_a_shop(&server).await;
     cut(&bench, &db).await;
     run(&db, "INSERT INTO note VALUES (3, 'pending in both')").await;
     db.shutdown().await.unwrap();
@@ -764,6 +826,7 @@ async fn a_copied_file_and_the_original_both_go_on() {
     let (one, two) = (bench.open().await, second.open().await);
     run(&one, "INSERT INTO note VALUES (10, 'on the first')").await;
     run(&two, "INSERT INTO note VALUES (20, 'on the second')").await;
+    let before = [&bench, &second].map(|bench| bench.proxy.accepted());
     bench.proxy.start();
     second.proxy.start();
     let rows = ["1 ours", "2 theirs", "3 pending in both", "10 on the first", "20 on the second"];
@@ -774,6 +837,8 @@ async fn a_copied_file_and_the_original_both_go_on() {
     let rows = [&rows[..4], &["11 and on", "20 on the second", "21 and on"]].concat();
     assert_whole(&bench, &one, &rows).await;
     assert_whole(&second, &two, &rows).await;
+    assert_few_connections(&bench, before[0], "the original");
+    assert_few_connections(&second, before[1], "the copy");
     assert_ne!(meta(&one, "device"), meta(&two, "device"));
     let told = bench.log.count("was set back or copied") + second.log.count("was set back or copied");
     assert_eq!(told, 1, "{:#?} {:#?}", bench.log.all(), second.log.all());
@@ -785,7 +850,7 @@ async fn a_copied_file_and_the_original_both_go_on() {
 #[actix_rt::test]
 async fn an_old_backup_of_the_file_catches_up() {
     let server = Postgres::start();
-    let (bench, db) = synced(&server).await;
+    let (bench, db) = synced_with_a_shop(&server).await;
     cut(&bench, &db).await;
     run(&db, "INSERT INTO note VALUES (3, 'pending in the backup')").await;
     let backup = bench.folder.path().join("backup.db");
@@ -800,8 +865,10 @@ async fn an_old_backup_of_the_file_catches_up() {
     bench.wait_until_equal(&db, &["note"]).await;
     db.shutdown().await.unwrap();
     copy_file(&backup, &bench.path());
+    let before = bench.proxy.accepted();
     let db = bench.open().await;
     assert_whole(&bench, &db, &["1 edited", "3 pending in the backup", "4 after the backup"]).await;
+    assert_few_connections(&bench, before, "an old backup");
     assert_one_line(&bench.log, "was set back or copied");
     db.shutdown().await.unwrap();
 }
@@ -810,7 +877,7 @@ async fn an_old_backup_of_the_file_catches_up() {
 #[actix_rt::test]
 async fn a_read_only_replica_is_refused() {
     let server = Postgres::start();
-    let (mut bench, db) = synced(&server).await;
+    let (mut bench, db) = synced_with_a_shop(&server).await;
     let standby = server.copy(CopyOf::Standby);
     cut(&bench, &db).await;
     run(&db, "INSERT INTO note VALUES (3, 'meanwhile')").await;
@@ -834,7 +901,7 @@ async fn a_read_only_replica_is_refused() {
 #[actix_rt::test]
 async fn an_empty_database_gets_everything_once_it_is_adopted() {
     let server = Postgres::start();
-    let (mut bench, db) = synced(&server).await;
+    let (mut bench, db) = synced_with_a_shop(&server).await;
     let other = Postgres::start();
     harness::twin(&other, &bench.cloud).await;
     cut(&bench, &db).await;
@@ -855,9 +922,7 @@ async fn an_empty_database_gets_everything_once_it_is_adopted() {
     let adopted = db.adopt(Adopt::Whoever).await.unwrap();
     assert!(adopted.adopted && adopted.answers.identity == Some(meta(&db, "cloud")), "{adopted:?}");
     assert_whole_there(&bench, &db, &["1 edited", "3 meanwhile"]).await;
-    let connections = bench.proxy.accepted() - before;
-    println!("adopted with {connections} connection(s)");
-    assert!(connections <= 4, "{connections} connections: {:#?}", bench.log.all());
+    assert_few_connections(&bench, before, "adopted");
     assert_eq!(bench.log.count("belongs to another cloud now"), 1, "{:#?}", bench.log.all());
     assert!(!db.adopt(Adopt::Whoever).await.unwrap().adopted, "it is at home");
     db.shutdown().await.unwrap();

@@ -166,6 +166,45 @@ async fn what_is_printed_is_enough_to_push_and_then_to_pull() {
     }
 }
 
+/// A role that was let in under the previous version, in whose cloud there is nowhere to say a version: it goes on, and says its own
+/// when the administrator has run the script again. One that may write every column of the ledger but that one goes on, too.
+#[actix_rt::test]
+async fn a_role_that_may_not_say_its_version_goes_on() {
+    let scene = Scene::new().await;
+    let db = scene.open().await;
+    run(&db, "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);\nINSERT INTO note VALUES (1, 'one')")
+        .await;
+    scene.administer(&[]).await;
+    let previous =
+        "ALTER TABLE tidewater.devices DROP COLUMN version; UPDATE tidewater.identity SET schema_version = 2";
+    scene.owner.batch_execute(previous).await.unwrap();
+    scene.bench.proxy.start();
+    wait_until_there(&db, &scene.owner, "SELECT count(*) FROM note", "1").await;
+    wait_until_pulled(&db, &scene).await;
+    assert_eq!(there(&scene.owner, "SELECT schema_version FROM tidewater.identity").await, "2");
+
+    scene.administer(&[]).await;
+    assert_eq!(there(&scene.owner, "SELECT schema_version FROM tidewater.identity").await, "3");
+    let said = "SELECT version FROM tidewater.devices";
+    wait_until_there(&db, &scene.owner, said, env!("CARGO_PKG_VERSION")).await;
+    assert_eq!(scene.rights().await, LEAST);
+
+    let role = format!("\"{}\"", scene.role.replace('"', "\"\""));
+    let by_column = format!(
+        "REVOKE ALL ON tidewater.devices FROM {role};
+         GRANT SELECT (id, session, round, round_number, left_out, registered_at, seen_at), INSERT (id, session),
+               UPDATE (session, round, round_number, left_out, seen_at) ON tidewater.devices TO {role};
+         UPDATE tidewater.devices SET version = 'not mine', session = gen_random_uuid()"
+    );
+    scene.owner.batch_execute(&by_column).await.unwrap();
+    run(&db, "INSERT INTO note VALUES (2, 'two')").await;
+    wait_until_there(&db, &scene.owner, "SELECT count(*) FROM note", "2").await;
+    wait_until_pulled(&db, &scene).await;
+    assert_eq!(there(&scene.owner, said).await, "not mine");
+    assert_eq!(scene.bench.log.count("permission denied"), 0, "{:#?}", scene.bench.log.all());
+    db.shutdown().await.unwrap();
+}
+
 /// Tables that are there already keep their types: the feed that is installed by hand is the one that a device would install, on
 /// every partition, for a key of an unusual type, in a schema and under names that need quotes.
 #[actix_rt::test]

@@ -260,3 +260,23 @@ async fn an_interrupted_first_sync_resumes_where_it_was() {
     unharmed(&db).await;
     db.shutdown().await.unwrap();
 }
+
+/// One statement in the cloud touches light rows and, behind them, rows of which two are more than an answer may weigh: they come
+/// home a few at a time, also where another table's key has more columns, and the failed attempts set nothing back.
+#[actix_rt::test]
+async fn heavy_rows_of_one_statement_come_home_a_few_at_a_time() {
+    let bench = Bench::new().await;
+    let db = bench.open_with(bench.settings().set("sync.retry_delay_s", 0.05)).await;
+    run(
+        &db,
+        "CREATE TABLE doc (id INTEGER PRIMARY KEY, body TEXT);\nCREATE TABLE pair (a INTEGER, b INTEGER, PRIMARY KEY (a, b))",
+    )
+    .await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["doc", "pair"]).await;
+    let rows = "INSERT INTO doc SELECT n, repeat('x', CASE WHEN n > 64 THEN 13000000 ELSE 100 END) FROM generate_series(1, 67) AS n";
+    bench.cloud.execute_batch(rows).await;
+    wait_until_here(&db, "SELECT count(*) FROM doc", "67").await;
+    bench.wait_until_equal(&db, &["doc", "pair"]).await;
+    db.shutdown().await.unwrap();
+}

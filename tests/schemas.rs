@@ -225,8 +225,18 @@ async fn nonsense_in_the_feed_in_the_place_of_a_key_costs_a_comparison() {
     run(&db, "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)").await;
     run(&db, "INSERT INTO note VALUES (1, 'one'), (2, 'two'), (3, 'three')").await;
     bench.wait_until_equal(&db, &["note"]).await;
-    for (at, key) in
-        ["{}", "{1,2}", "{NULL}", "{{1},{2}}", "{abc}", "{99999999999999999999}"].iter().enumerate()
+    for (at, key) in [
+        "{}",
+        "{1,2}",
+        "{NULL}",
+        "{{1},{NULL}}",
+        "{{1,2}}",
+        "{{{1}},{{2}}}",
+        "{abc}",
+        "{99999999999999999999}",
+    ]
+    .iter()
+    .enumerate()
     {
         let nonsense = format!(
             "UPDATE note SET body = 'seen {at}' WHERE id = 1; DELETE FROM note WHERE id = 2; \

@@ -13,7 +13,7 @@
 //! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
 //! cycle may be dropped at any await: what it has done is in SQLite and in the ledger, and the next one settles first.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -47,8 +47,8 @@ use crate::messages::{
 };
 use crate::past::Remembered;
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, Judged, Look, Op, Prepared, RoundFrame,
-    RoundItem, RoundItems, RoundOutcome, Standing, needs_others,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op, Prepared,
+    RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, needs_others,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
@@ -85,6 +85,8 @@ pub struct SyncOptions {
     pub feed: FeedLimits,
     /// Whoever needs the cloud while it is not available is refused, not kept waiting.
     pub proxy_required: bool,
+    /// A first sync, or a flush, that takes longer says how far it is, for the first time after so long.
+    pub progress_after: Duration,
 }
 
 /// A condition over which PostgreSQL failed.
@@ -135,6 +137,7 @@ pub struct CloudSyncer {
     memory: Memory,
     windows: Portion,
     pages: Portion,
+    within: Within,
     doing: Arc<AtomicU8>,
     told: Told,
     running: Option<SpawnHandle>,
@@ -231,6 +234,22 @@ impl Portion {
     }
 }
 
+/// How far the feed's entry behind a cursor was read: many rows that it names may be heavy, and a pull that fails among them goes
+/// on there.
+#[derive(Debug, Clone, Default)]
+struct Within(Arc<Mutex<Option<(Cursor, usize)>>>);
+
+impl Within {
+    fn read(&self, behind: &Cursor) -> usize {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.as_ref().filter(|(cursor, _)| cursor == behind).map_or(0, |(_, texts)| *texts)
+    }
+
+    fn note(&self, behind: &Cursor, texts: usize) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((behind.clone(), texts));
+    }
+}
+
 /// A failure of the link's is the watcher's to tell, unless it is the third in a row while the cloud is called available.
 const TOLD_FAILURE: u32 = 3;
 
@@ -299,8 +318,9 @@ impl CloudSyncer {
             memory: Memory::default(),
             windows: Portion::new(options.window_rows_max.min(FIRST_WINDOW)),
             pages: Portion::new(options.page_rows_max.min(FIRST_PORTION)),
+            within: Within::default(),
             doing: Arc::default(),
-            told: Told::default(),
+            told: Told::new(options.progress_after),
             running: None,
             timer: None,
             asked: vec![],
@@ -348,10 +368,12 @@ impl CloudSyncer {
             memory: Memory { news: false, ..std::mem::take(&mut self.memory) },
             windows: self.windows.clone(),
             pages: self.pages.clone(),
+            within: self.within.clone(),
             doing: self.doing.clone(),
             told: self.told.clone(),
             discards: self.discards.clone(),
             untold: Cell::new(None),
+            blamed: RefCell::default(),
             syncer: ctx.address().downgrade(),
             came_back: CameBack::default(),
             log: self.log.clone(),
@@ -742,11 +764,14 @@ struct Cycle {
     memory: Memory,
     windows: Portion,
     pages: Portion,
+    within: Within,
     doing: Arc<AtomicU8>,
     told: Told,
     discards: Discards,
     /// How many rows were parked and not told of, once the first ones were.
     untold: Cell<Option<usize>>,
+    /// Tables whose condition failed in this cycle.
+    blamed: RefCell<HashSet<i64>>,
     syncer: actix::WeakAddr<CloudSyncer>,
     /// Rows that came back from the dead, until somebody was told.
     came_back: CameBack,
@@ -761,7 +786,14 @@ impl Cycle {
             Err(open) => return (self.memory, Err(Trouble::Open(open))),
         };
         fail::fail_point!("syncer.permitted");
-        let ended = self.steps().await;
+        let mut ended = self.steps().await;
+        // A table whose condition failed is left alone for the rest of this cycle: whoever waits for the others need not hear of it.
+        let mut blamed = 0;
+        while ended.is_err() && self.blamed.borrow().len() > blamed {
+            blamed = self.blamed.borrow().len();
+            self.memory = Memory { news: self.memory.news, ..Memory::default() };
+            ended = self.steps().await;
+        }
         self.told.end(&self.log);
         self.tell_parked();
         match &ended {
@@ -1017,6 +1049,7 @@ impl Cycle {
         let session_id = self.memory.session.clone().unwrap_or_default();
         let horizon = session.register(&link.device, &session_id).await?;
         self.ask(FixCursor(Some(horizon.clone()))).await?;
+        self.within.note(&horizon, 0);
         link.cursor = Some(horizon);
         fail::fail_point!("syncer.registered");
         Ok((link, None))
@@ -1070,36 +1103,44 @@ impl Cycle {
         self.memory.news = true;
         // Tables of which the feed names keys that PostgreSQL cannot read as such.
         let mut unreadable = HashSet::new();
+        let key_width = tables.iter().map(|ready| ready.table.key.len()).max().unwrap_or(1);
         loop {
             let Some(cursor) = link.cursor.clone() else { return Ok(()) };
             session.begin_read().await?;
-            let limit = self.pages.rows();
-            let entries =
-                session.feed_page(&cursor, i64::try_from(limit).unwrap_or(i64::MAX), &link.device).await?;
+            let (read, most) = (self.within.read(&cursor), (self.pages.rows(), key_width));
+            let FeedPage { entries, reached, texts, is_last } =
+                session.feed_page(&cursor, read, most, &link.device).await?;
             fail::fail_point!("syncer.pulled");
-            let Some(last) = entries.last().map(|entry| entry.cursor.clone()) else {
+            if entries.is_empty() {
                 session.end_read().await?;
                 return Ok(());
-            };
+            }
             let mut wanted: BTreeMap<usize, HashMap<Vec<String>, i64>> = BTreeMap::new();
             let mut emptied = HashSet::new();
-            for entry in entries.iter().filter(|entry| !entry.own) {
+            for entry in entries.into_iter().filter(|entry| !entry.own) {
                 // A table that is not tracked here, or not yet: its snapshot will show it.
                 let Some(at) = tables.iter().position(|t| t.cloud.oid == entry.table_oid) else { continue };
                 if !tables[at].receives() {
                     continue;
                 }
-                match &entry.key {
-                    Some(key) if tables[at].has_key_like(key) && !unreadable.contains(&at) => {
-                        let newest = wanted.entry(at).or_default().entry(key.clone()).or_default();
-                        *newest = (*newest).max(entry.cursor.id);
+                match entry.keys {
+                    Some(keys)
+                        if keys.iter().all(|key| tables[at].has_key_like(key))
+                            && !unreadable.contains(&at) =>
+                    {
+                        let wanted = wanted.entry(at).or_default();
+                        for key in keys {
+                            let newest = wanted.entry(key).or_default();
+                            *newest = (*newest).max(entry.cursor.id);
+                        }
                     }
-                    // The whole table; or one of its rows, by the key of before it got another one, or by somebody's nonsense.
+                    // The whole table; or some of its rows, by the keys of before it got another one, or by somebody's nonsense.
                     _ => drop(emptied.insert(at)),
                 }
             }
-            let is_last = look.settled && entries.len() < limit;
-            let mut page = Page { cursor: Some(last.clone()), clock, is_last, ..Page::default() };
+            let has_everything = look.settled && is_last;
+            let mut page =
+                Page { cursor: reached.clone(), clock, is_last: has_everything, ..Page::default() };
             let mut failed = None;
             for (at, keys) in wanted {
                 let read = self.current_rows(session, &tables[at], keys, &mut page).await;
@@ -1125,10 +1166,13 @@ impl Cycle {
             from.cursor = cursor;
             self.apply(session, generation, &tables, page, &from).await?;
             session.end_read().await?;
-            link.cursor = Some(last.clone());
-            from.cursor = last;
+            if let Some(reached) = reached {
+                link.cursor = Some(reached.clone());
+                from.cursor = reached;
+            }
+            self.within.note(&from.cursor, texts);
             self.snapshots(session, generation, &tables, &from).await?;
-            if entries.len() < limit {
+            if is_last {
                 return Ok(());
             }
         }

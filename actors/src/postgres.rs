@@ -36,6 +36,7 @@ mod client;
 mod dial;
 mod ears;
 mod examine;
+mod feed;
 mod from_cloud;
 mod guard;
 mod isolate;
@@ -53,6 +54,8 @@ use cells::{Cells as _, first, position};
 use client::{Answer, Client, Param, Settings, Way, word};
 use dial::{Dialer, Obstacle};
 use ears::Ears;
+pub use examine::Questions;
+pub use feed::{FeedEntry, FeedPage};
 use guard::{Bounds, Excess, Moved};
 use isolate::Ring;
 pub use link::LinkOptions;
@@ -639,6 +642,8 @@ pub struct Identity {
 pub struct Standing {
     identity: Option<String>,
     whereabouts: String,
+    /// Another device may have upgraded the cloud, in which there is something to say then.
+    version: Option<i64>,
     settled: bool,
     tables: i64,
     triggers: String,
@@ -845,19 +850,6 @@ pub enum RoundOutcome {
     },
 }
 
-/// One entry of the feed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FeedEntry {
-    /// Its position.
-    pub cursor: Cursor,
-    /// PostgreSQL's number of the table.
-    pub table_oid: u32,
-    /// The key in PostgreSQL's text; none means the whole table.
-    pub key: Option<Vec<String>>,
-    /// Whether this device's round wrote it, and the row is as sent.
-    pub own: bool,
-}
-
 /// What lies beyond a cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
@@ -910,6 +902,20 @@ const MOVES_AT_LEAST: u64 = 64 << 10;
 
 /// What is read as of one moment.
 const READING: &str = "ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// The versions of our side behind the first one, which `bootstrap.sql` makes, each with what brings it there from the one before.
+const LATER_VERSIONS: [(i64, &str); 2] =
+    [(2, include_str!("sql/postgres/feed.sql")), (PROTOCOL, include_str!("sql/postgres/versions.sql"))];
+
+/// The version of our side without which there is no sync.
+const NEEDED: i64 = 2;
+
+/// What makes our side of the cloud, or brings it to this version.
+fn our_side() -> String {
+    LATER_VERSIONS
+        .iter()
+        .fold(include_str!("sql/postgres/bootstrap.sql").to_owned(), |all, (_, sql)| all + "\n" + sql)
+}
 
 /// Serialises the creation of our own tables and triggers: "tide" in ASCII.
 const ADVISORY_LOCK: i64 = 0x7469_6465;
@@ -1047,10 +1053,9 @@ impl CloudSession {
             self.cloud.verify(None)?;
             self.batch(
                 &format!(
-                    "{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\n{}\nCOMMIT;",
+                    "{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK});\n{}\nCOMMIT;",
                     self.client.opening(""),
-                    include_str!("sql/postgres/bootstrap.sql"),
-                    include_str!("sql/postgres/feed.sql")
+                    our_side()
                 ),
                 Phase::Setup,
             )
@@ -1062,19 +1067,46 @@ impl CloudSession {
         Ok(Identity { id, system: found.system, database: found.database, timeline, version })
     }
 
-    /// Brings our side of the cloud to this version, where an older one made it. Whoever did so a moment ago was first.
+    /// Brings our side of the cloud to this version, where an older one made it. Whoever did so a moment ago was first. Beyond what
+    /// a sync needs (`NEEDED`) it is left as it is where this role may not, or where somebody is in the way: the next
+    /// settlement asks again.
     ///
     /// # Errors
     /// [`FailureClass::Credentials`] with the grant that is missing.
     pub async fn upgrade(&self, found: &Identity) -> Result<()> {
-        if found.version >= PROTOCOL {
-            return Ok(());
+        for (version, sql) in LATER_VERSIONS.into_iter().filter(|(version, _)| *version > found.version) {
+            let is_needed = version <= NEEDED;
+            if !is_needed {
+                let may = self.query(include_str!("sql/postgres/may_upgrade.sql"), &[], Phase::Setup).await?;
+                if first::<bool>(&may)? != Some(true) {
+                    break;
+                }
+            }
+            match self.upgrade_to(version, sql, is_needed).await {
+                Err(failure)
+                    if !is_needed && matches!(failure.sqlstate.as_deref(), Some("55P03" | "57014")) =>
+                {
+                    self.rollback(Phase::Setup).await?;
+                    break;
+                }
+                upgraded => upgraded?,
+            }
         }
-        let locked = format!("{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})", self.client.opening(""));
+        Ok(())
+    }
+
+    async fn upgrade_to(&self, version: i64, sql: &str, is_needed: bool) -> Result<()> {
+        let mut locked =
+            format!("{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})", self.client.opening(""));
+        if !is_needed {
+            // Everybody's rounds wait behind whoever waits for the ledger's table, and a round may hang.
+            locked +=
+                &format!("; SET LOCAL lock_timeout = {}", self.cloud.options.timeout.as_millis().max(1));
+        }
         self.client.set_open(true);
         self.batch(&locked, Phase::Setup).await?;
-        if self.read_identity(Phase::Setup).await?.is_some_and(|(_, version)| version < PROTOCOL) {
-            self.batch(include_str!("sql/postgres/feed.sql"), Phase::Setup).await?;
+        if self.read_identity(Phase::Setup).await?.is_some_and(|(_, found)| found < version) {
+            self.batch(sql, Phase::Setup).await?;
         }
         self.commit(Phase::Setup).await
     }
@@ -1102,10 +1134,11 @@ impl CloudSession {
                 .map(|row| {
                     Ok(Standing {
                         identity: row.cell(0)?,
-                        settled: row.cell(1)?,
-                        tables: row.cell(2)?,
-                        triggers: row.cell(3)?,
-                        whereabouts: row.cell(4)?,
+                        version: row.cell(1)?,
+                        settled: row.cell(2)?,
+                        tables: row.cell(3)?,
+                        triggers: row.cell(4)?,
+                        whereabouts: row.cell(5)?,
                     })
                 })
                 .transpose(),
@@ -1127,7 +1160,8 @@ impl CloudSession {
     /// was lost in the middle of a message: PostgreSQL waits for the rest of one without any of its timeouts. So it is
     /// waited for a little, and then ended.
     ///
-    /// The device reads on from the cursor: nothing beyond it is trimmed from here on without shutting this session out.
+    /// The device reads on from the cursor: nothing beyond it is trimmed from here on without shutting this session out. It says
+    /// there which version it runs, where it may.
     pub async fn settle(&self, device: &str, session: &str, cursor: Option<&Cursor>) -> Result<Ledger> {
         let (device, session) = (parse_uuid(device)?, parse_uuid(session)?);
         let patience = self.cloud.options.timeout.as_millis().max(1).to_string();
@@ -1146,11 +1180,16 @@ impl CloudSession {
         }
         let rows = settled?;
         let row = rows.first().ok_or_else(|| unexpected("the ledger did not answer"))?;
-        Ok(Ledger {
+        let ledger = Ledger {
             round: row.cell::<Option<Uuid>>(0)?.map(|id| id.to_string()),
             number: row.cell(1)?,
             left_out: row.cell(2)?,
-        })
+        };
+        if row.cell(3)? {
+            let sql = include_str!("sql/postgres/say_version.sql");
+            self.execute(sql, &[&device, &session, &env!("CARGO_PKG_VERSION")], Phase::Setup).await?;
+        }
+        Ok(ledger)
     }
 
     /// Whether the feed still has the entry that a cursor stands on, or, where it stands on none, whether this server
@@ -1563,28 +1602,6 @@ impl CloudSession {
     /// Ends the reading.
     pub async fn end_read(&self) -> Result<()> {
         self.commit(Phase::Pull).await
-    }
-
-    /// The next entries of the feed, in order.
-    ///
-    /// # Errors
-    /// Where it was trimmed beyond the cursor, too.
-    pub async fn feed_page(&self, cursor: &Cursor, limit: i64, device: &str) -> Result<Vec<FeedEntry>> {
-        let sql = include_str!("sql/postgres/feed_page.sql");
-        let rows = self.query(sql, &[&cursor.xid, &cursor.id, &limit, &device], Phase::Pull).await?;
-        if rows.first().map(|row| row.cell::<bool>("whole")).transpose()? != Some(true) {
-            return Err(trim::passed_over());
-        }
-        let entry = |row: &Row| {
-            let Some(id) = row.cell(1)? else { return Ok(None) };
-            Ok(Some(FeedEntry {
-                cursor: Cursor { xid: row.cell(0)?, id, tag: Some(row.cell(2)?) },
-                table_oid: row.cell(3)?,
-                key: row.cell(4)?,
-                own: row.cell(5)?,
-            }))
-        };
-        rows.iter().filter_map(|row| entry(row).transpose()).collect()
     }
 
     /// The rows that come home and whose given columns have the given values (in PostgreSQL's text), each with its position.

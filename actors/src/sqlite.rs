@@ -31,6 +31,7 @@ mod examine;
 mod from_cloud;
 mod growing;
 mod history;
+mod look;
 mod migrate;
 mod parked;
 mod rows;
@@ -77,6 +78,7 @@ pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
 pub use self::from_cloud::{MadeTables, Names};
 pub use self::growing::{Grown, InFlight, Part, Rest};
 pub use self::history::{Anew, Home, Leftovers, Witness};
+pub use self::look::LookingNow;
 pub use self::parked::{
     Discardable, Kept, Parked, ParkedPage, ParkedRow, PendingAfter, PendingPage, PendingRow, Retried, Which,
 };

@@ -2,20 +2,20 @@
 
 use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser as _;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use slog::Logger;
 use tidewater::ProxyStatus;
 use tidewater::cli::{
-    Answered, Cli, ConfigArgs, Exit, Output, StatusArgs, Verb, call, on_one_line, render_adoption,
+    Answered, Cli, ConfigArgs, Exit, Output, Sign, StatusArgs, Verb, call, on_one_line, render_adoption,
     render_status,
 };
 use tidewater::control::{Checked, ControlClient, Request};
-use tidewater::doctor::{Doctor, Step, size};
+use tidewater::doctor::Doctor;
 use tidewater::service::ServiceManager;
 use tidewater::settings::{Settings, Sources};
 use tidewater::{Error, Reloading, signals, telemetry};
@@ -205,22 +205,10 @@ fn config(settings: &Settings, args: &ConfigArgs) -> Exit {
 
 /// Looks at everything, with a sign of life on a terminal.
 fn doctor(settings: Settings, output: &Output) -> Exit {
-    // How long the look through the file takes, nobody knows before it is over.
-    let style = ProgressStyle::with_template("{spinner} {msg}, for {elapsed} so far");
-    let bar =
-        ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    // Drawn on standard error, and only on a terminal.
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let sign = bar.clone();
-    let report = Doctor::new(settings)
-        .telling(move |step| {
-            sign.set_message(match step {
-                Step::Asking => "asking the supervisor, or PostgreSQL".to_owned(),
-                Step::Reading(bytes) => format!("looking through {} of the file", size(bytes)),
-            });
-        })
-        .examine();
-    bar.finish_and_clear();
+    let sign = Arc::new(Sign::new(settings.log.progress_after));
+    let shown = sign.clone();
+    let report = Doctor::new(settings).telling(move |step| shown.show(step)).examine();
+    sign.finish();
     let printed = if output.json {
         match serde_json::to_string_pretty(&report) {
             Ok(text) => print(&format!("{text}\n")),

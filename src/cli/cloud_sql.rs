@@ -75,7 +75,8 @@ impl CloudSqlArgs {
         };
         let mut text = format!(
             "-- What Tidewater needs in this database for role {}. To be run as a superuser, or as the owner of the database\n\
-             -- and of its tables; again whenever the tables have changed. What is there already stays as it is.\n",
+             -- and of its tables; again whenever the tables have changed, or Tidewater is a newer one. What is there already\n\
+             -- stays as it is.\n",
             on_one_line(role)
         );
         for (name, reason) in &local {

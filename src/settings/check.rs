@@ -310,6 +310,7 @@ impl Sections {
                 format: reader.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)])?,
                 level: reader.word("log.level", &LEVELS)?,
                 levels: read_levels(reader)?,
+                progress_after: reader.seconds("log.progress_after_s", SHORTEST_S, DAY_S)?,
             },
             tables: TablesSettings::read(reader.layers, reader)?,
             doctor: DoctorSettings {

@@ -28,7 +28,12 @@ fn the_built_in_values_are_the_documented_ones() {
     assert_eq!(settings.sync.debounce, Duration::from_millis(2));
     assert_eq!(
         settings.log,
-        LogSettings { format: LogFormat::Text, level: LogLevel::Info, levels: BTreeMap::new() }
+        LogSettings {
+            format: LogFormat::Text,
+            level: LogLevel::Info,
+            levels: BTreeMap::new(),
+            progress_after: Duration::from_secs(10),
+        }
     );
     assert!(settings.effective().iter().all(|it| it.origin == "the built-in default"));
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use tidewater_test_support::{FaultProxy, shell, wait};
 
 use super::said;
-use crate::process::{Device, PATIENCE, Process, command, output};
+use crate::process::{Device, PATIENCE, Process, command, message, output};
 
 /// Runs a command on a terminal of 80 columns by 24 lines; what it shows is the answer's standard output.
 fn on_terminal(of: &Command) -> Output {
@@ -210,7 +210,8 @@ fn the_log_in_colour() {
     "#);
 }
 
-/// A copy shows how far it is on a terminal, in bytes, and nothing of that anywhere else; what it says at the end is the same.
+/// A copy shows how far it is on a terminal, in bytes, and nothing of that anywhere else; what it says at the end is the same. The
+/// supervisor, who makes it, says in its log how far it is, now and then.
 #[test]
 fn a_copy_shows_how_far_it_is() {
     let (folder, nobody) =
@@ -228,7 +229,7 @@ fn a_copy_shows_how_far_it_is() {
          WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 30)
          INSERT INTO note SELECT i, zeroblob(4000000) FROM n;",
     );
-    let process = Process::ready(&mut run(&[]));
+    let process = Process::ready(run(&[]).env("TIDEWATER_LOG__PROGRESS_AFTER_S", "0.02"));
     wait::until_blocking("it answers", PATIENCE, || {
         let told = output(&mut run(&["status"]));
         told.status.success().then_some(()).ok_or_else(|| format!("{told:?}"))
@@ -245,11 +246,62 @@ fn a_copy_shows_how_far_it_is() {
     assert!(last.contains(" bytes are in ") && last.ends_with("one.db"), "{seen:?}");
     let piped = said(&output(&mut run(&["backup", "two.db"])));
     assert!(piped.0.ends_with("two.db\n") && piped.0.lines().count() == 1 && piped.1.is_empty(), "{piped:?}");
-    process.stop();
+    let log = process.stop();
+    let copies: Vec<&str> =
+        log.iter().filter(|line| line.contains("copying")).map(|line| message(line)).collect();
+    let done = copies.iter().filter(|line| line.starts_with("copying the file: done in ")).count();
+    let under_way =
+        copies.iter().filter(|line| line.contains(" MiB of 11") && line.contains("iB/s, some ")).count();
+    assert!(done == 2 && under_way >= 2 && under_way + done == copies.len(), "{copies:#?}");
+}
+
+/// The look through the file: on a terminal a bar with the rate and a bound, gone at the end; elsewhere a line now and then on
+/// standard error, and none where it is soon over. The report is the same.
+#[test]
+fn a_look_through_the_file_shows_how_far_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notes.db");
+    shell::sqlite3_shell(&path, "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);");
+    let run = || {
+        let mut command = command(folder.path());
+        command.env("CLOUD_SQL_PROXY_PORT", "1").env("TIDEWATER_DATABASE", &path).arg("doctor");
+        command
+    };
+    // Until there is so much of it that it takes a while, however quick this machine is.
+    let mut rows = 100_000;
+    let lines = loop {
+        assert!(rows < 100_000 << 5, "no line");
+        let more = format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+             INSERT INTO note (body) SELECT hex(randomblob(60)) FROM n;"
+        );
+        shell::sqlite3_shell(&path, &more);
+        rows *= 2;
+        let told = said(&output(run().env("TIDEWATER_LOG__PROGRESS_AFTER_S", "0.05")));
+        assert!(told.0.contains("integrity    the file is whole"), "{told:?}");
+        if told.1.contains("B of at most ") && told.1.contains("B/s, at most ") {
+            break told.1;
+        }
+    };
+    let about = "run_supervisor: looking through the file: ";
+    assert!(lines.lines().all(|line| line.starts_with(about)), "{lines}");
+    assert!(lines.lines().next_back().unwrap().starts_with(&format!("{about}done in ")), "{lines}");
+    let quiet = said(&output(&mut run()));
+    assert_eq!(quiet.1, "");
+    let seen = said(&on_terminal(&run())).0;
+    assert!(
+        seen.contains("checking ")
+            && seen.contains(" of at most ")
+            && seen.contains("/s, at most ")
+            && seen.contains(" left"),
+        "{seen:?}"
+    );
+    let page = plain(readable(&seen).rsplit('\r').next().unwrap());
+    assert!(page.contains("✓ integrity    the file is whole") && !page.contains("checking"), "{page:?}");
 }
 
 /// A flush that takes its time: on a terminal a bar with the rate and an estimate, gone at the end; into a file nothing but the
-/// outcome.
+/// outcome. The log of the supervisor says now and then how far it is, and that it is done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bar_has_rate_and_estimate() {
     let device = Device::new().await;
@@ -268,7 +320,12 @@ async fn a_bar_has_rate_and_estimate() {
          INSERT INTO note SELECT i, 'body' FROM n;",
     );
     device.proxy.start();
-    let process = Process::ready(device.command().env("TIDEWATER_SYNC__WINDOW_ROWS_MAX", "20"));
+    let process = Process::ready(
+        device
+            .command()
+            .env("TIDEWATER_SYNC__WINDOW_ROWS_MAX", "20")
+            .env("TIDEWATER_LOG__PROGRESS_AFTER_S", "0.3"),
+    );
     device.wait_for_status("it flushes", |status| status["sync"]["state"] == "flushing");
     device.wait_for_status("a round is done", |status| {
         let progress = &status["sync"]["progress"];
@@ -286,11 +343,23 @@ async fn a_bar_has_rate_and_estimate() {
     );
     let last = text.trim_end().rsplit(['\r', '\n']).next().unwrap();
     assert!(last.contains("rows went to the cloud; 0 pending, 0 parked"), "{text:?}");
-    process.stop();
+    // Ten rounds of a fifth of a second each.
+    let log = process.stop();
+    let lines: Vec<&str> =
+        log.iter().filter(|line| line.contains("flushing: ")).map(|line| message(line)).collect();
+    let (done, under_way) = lines.split_last().unwrap();
+    assert!(done.starts_with("flushing: done, 200 rows, "), "{lines:#?}");
+    assert!((1..10).contains(&under_way.len()), "{lines:#?}");
+    assert!(
+        under_way
+            .iter()
+            .all(|line| line.contains(" rows, ") && line.contains("/s, some ") && line.ends_with(" more")),
+        "{lines:#?}"
+    );
 }
 
 /// A first sync that takes its time: how many rows there are is known, about, because the cloud has counted them; so the bar has
-/// an estimate, and `status` says how far it is.
+/// an estimate, and `status` says how far it is; the log does now and then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_sync_has_rate_and_estimate() {
     let device = Device::new().await;
@@ -298,7 +367,7 @@ async fn a_first_sync_has_rate_and_estimate() {
         .cloud
         .execute_batch(
             "CREATE TABLE note (id bigint PRIMARY KEY, body text);
-             INSERT INTO note SELECT n, 'body' FROM generate_series(1, 60) AS n; ANALYZE note;",
+             INSERT INTO note SELECT n, 'body' FROM generate_series(1, 300) AS n; ANALYZE note;",
         )
         .await;
     shell::sqlite3_shell(device.path(), "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);");
@@ -306,20 +375,28 @@ async fn a_first_sync_has_rate_and_estimate() {
     let mut run = device.command();
     // Each row costs the server a moment.
     run.env("TIDEWATER_TABLES__NOTE__WHERE", "pg_sleep(0.01)::text = ''")
-        .env("TIDEWATER_SYNC__PAGE_ROWS_MAX", "10");
+        .env("TIDEWATER_SYNC__PAGE_ROWS_MAX", "10")
+        .env("TIDEWATER_LOG__PROGRESS_AFTER_S", "0.15");
     let process = Process::ready(&mut run);
     device.wait_for_status("it is under way", |status| {
         let progress = &status["sync"]["progress"];
         let (rows, left) = (progress["rows"].as_u64(), progress["rows_left"].as_u64());
         (&progress["work"], &progress["table"]) == (&"first_sync".into(), &"note".into())
-            && rows.zip(left).is_some_and(|(rows, left)| rows > 0 && rows + left == 60)
+            && rows.zip(left).is_some_and(|(rows, left)| rows > 0 && rows + left == 300)
     });
     let page = said(&output(device.command().arg("status"))).0;
-    assert!(page.contains("comparing note: ") || page.contains(" 60 rows warmed"), "{page}");
+    assert!(page.contains("comparing note: ") || page.contains(" 300 rows warmed"), "{page}");
     let seen = on_terminal(device.command().args(["warm", "--wait"]));
     let text = said(&seen).0;
     assert_eq!(seen.status.code(), Some(0), "{text}");
     assert!(text.contains("warming") && text.contains("/s, ") && text.contains(" left"), "{text:?}");
     device.wait_until_equal(&["note"]).await;
-    process.stop();
+    // Thirty pages of a tenth of a second each.
+    let log = process.stop();
+    let lines: Vec<&str> =
+        log.iter().filter(|line| line.contains("comparing note: ")).map(|line| message(line)).collect();
+    let (done, under_way) = lines.split_last().unwrap();
+    assert!(done.starts_with("comparing note: done, 300 rows, "), "{lines:#?}");
+    assert!((1..30).contains(&under_way.len()), "{lines:#?}");
+    assert!(under_way.iter().all(|line| line.contains(" rows, ") && line.contains("/s")), "{lines:#?}");
 }

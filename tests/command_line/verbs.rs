@@ -514,9 +514,12 @@ async fn a_thousand_idle_connections_are_not_noticed() {
     let device = Device::new().await;
     shell::sqlite3_shell(device.path(), "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT);");
     device.proxy.start();
-    // A second connection to the cloud does not stay for long.
-    let supervisor = crate::process::Process::ready(device.command().env("TIDEWATER_CLOUD__IDLE_S", "0.2"));
+    // A second connection to the cloud does not stay for long; a second one to the file, which two reads at once would open, would.
+    let supervisor = crate::process::Process::ready(
+        device.command().env("TIDEWATER_CLOUD__IDLE_S", "0.2").env("TIDEWATER_SQLITE__READ_POOL_MAX", "1"),
+    );
     device.wait_until_flushed();
+    assert!(output(device.command().arg("pending")).status.success());
     let socket = device.folder.path().join("shop.db.sock");
     let (files, lines) = (open_files(supervisor.id()), supervisor.lines().len());
 

@@ -235,6 +235,12 @@ impl Device {
         Self { folder: tempfile::tempdir().unwrap(), cloud, proxy }
     }
 
+    /// Another device in front of the same database.
+    pub fn another(&self) -> Self {
+        let proxy = FaultProxy::reserve(Postgres::shared().address());
+        Self { folder: tempfile::tempdir().unwrap(), cloud: self.cloud.clone(), proxy }
+    }
+
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("shop.db")
     }

@@ -79,7 +79,7 @@ impl Cycle {
     }
 
     /// What a query with a table's condition was answered with. Where PostgreSQL fails over the condition, or takes too long over
-    /// it, that table is left alone for a while, and the others go on with the next cycle.
+    /// it, that table is left alone for a while, and the cycle begins again without it.
     pub(super) fn or_blame_filter<T>(
         &self,
         ready: &ReadyTable,
@@ -95,6 +95,7 @@ impl Cycle {
             let (until, wait) = again(last, &self.options.pace);
             let why = format!("tables.{}.where fails on a row: {}", ready.table.name, failure.detail);
             failed.insert(ready.table.id, FailedFilter { until, wait, why });
+            self.blamed.borrow_mut().insert(ready.table.id);
         }
         answer
     }
@@ -102,7 +103,9 @@ impl Cycle {
     /// Why a table is left alone for now.
     pub(super) fn failed_filter(&self, table: i64) -> Option<String> {
         let failed = self.parts.failed_filters.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.get(&table).filter(|failed| Instant::now() < failed.until).map(|failed| failed.why.clone())
+        let is_left_alone =
+            |failed: &&FailedFilter| Instant::now() < failed.until || self.blamed.borrow().contains(&table);
+        failed.get(&table).filter(is_left_alone).map(|failed| failed.why.clone())
     }
 
     /// The tables that are not this file's alone. Says once what is set for a table that is not there.

@@ -8,15 +8,15 @@ use crate::core::progress::{Course, Progress, Work};
 pub(super) struct Told {
     origin: Instant,
     course: Arc<Mutex<Option<Course>>>,
-}
-
-impl Default for Told {
-    fn default() -> Self {
-        Self { origin: Instant::now(), course: Arc::default() }
-    }
+    /// The wait before the first line.
+    after: Duration,
 }
 
 impl Told {
+    pub(super) fn new(after: Duration) -> Self {
+        Self { origin: Instant::now(), course: Arc::default(), after }
+    }
+
     fn course(&self) -> std::sync::MutexGuard<'_, Option<Course>> {
         self.course.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -29,7 +29,7 @@ impl Told {
     /// Other work begins; what was before is over.
     fn begin(&self, work: Work, log: &Logger) {
         self.end(log);
-        *self.course() = Some(Course::new(work, self.origin.elapsed()));
+        *self.course() = Some(Course::new(work, self.origin.elapsed(), self.after));
     }
 
     /// It is over, which is news where there was a line about it.

@@ -8,12 +8,14 @@
 //! rung, then what both sides hold. What an earlier finding makes impossible is *not looked at*, which is neither green nor
 //! red: it says which finding to mend first.
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 
 use super::failure::FailureClass;
 
 /// The highest `schema_version` in the cloud that this version knows, and the one that it brings a cloud to.
-pub const PROTOCOL: i64 = 2;
+pub const PROTOCOL: i64 = 3;
 
 /// The highest format of the file that this version knows.
 pub const FORMAT: i64 = 1;
@@ -62,7 +64,7 @@ pub enum Check {
     ClockSkew,
     /// What waits does not wait for long.
     Backlog,
-    /// All devices speak the same protocol.
+    /// All devices run the same version, and speak the same protocol.
     Versions,
 }
 
@@ -303,6 +305,8 @@ pub struct Ours {
     pub system: Option<String>,
     /// The database's number there.
     pub database: Option<String>,
+    /// The name of this device in the cloud's ledger.
+    pub device: Option<String>,
 }
 
 /// Who holds the lock beside the file.
@@ -469,6 +473,9 @@ pub struct Answers {
     pub protocol: Option<i64>,
     /// How many devices are registered.
     pub devices: Option<u64>,
+    /// Which versions the others run that were seen lately; none where the ledger does not say.
+    #[serde(default)]
+    pub versions: Option<Vec<Others>>,
     /// The server's time less this machine's, in seconds.
     pub clock_ahead_s: f64,
     /// How far that can be off: half of what the question took.
@@ -479,6 +486,17 @@ pub struct Answers {
     pub tables: Vec<CloudSide>,
     /// A question that was not answered.
     pub unanswered: Option<String>,
+}
+
+/// Other devices that run the same version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Others {
+    /// Which; none where they do not say.
+    pub version: Option<String>,
+    /// How many.
+    pub devices: u64,
+    /// Some of them, by their names in the ledger.
+    pub some: Vec<String>,
 }
 
 /// Something that is missing, and the SQL that helps.
@@ -1221,14 +1239,107 @@ impl Evidence {
                 ),
                 update(),
             ),
-            Some(protocol) => {
-                let devices =
-                    answers.devices.map_or(String::new(), |n| format!(", {}", count(n, "device", "devices")));
-                Finding::green(check, format!("protocol {protocol}{devices}"))
-            }
+            Some(protocol) => self.skew(protocol, answers),
             None => Finding::unseen(check, "no device has synced with this cloud yet"),
         }
     }
+
+    /// Whether the other devices that were seen lately run this version. What this device said last does not count: it says
+    /// it again when it settles.
+    fn skew(&self, protocol: i64, answers: &Answers) -> Finding {
+        let check = Check::Versions;
+        let devices =
+            answers.devices.map_or(String::new(), |n| format!(", {}", count(n, "device", "devices")));
+        let spoken = format!("protocol {protocol}{devices}");
+        let Some(others) = &answers.versions else {
+            let mut finding = Finding::green(check, spoken);
+            if protocol < PROTOCOL {
+                finding.details.push(format!(
+                    "which versions they run is said from protocol {PROTOCOL} on: a device whose role owns tidewater.devices \
+                     brings the cloud there when it syncs, or its owner by what run_supervisor cloud-sql prints"
+                ));
+            }
+            return finding;
+        };
+        let of = |age: Age| {
+            others.iter().filter(move |others| Age::of(others.version.as_deref(), &self.version) == age)
+        };
+        let number = |age: Age| of(age).map(|others| others.devices).sum::<u64>();
+        let [older, silent, newer] = [Age::Older, Age::Silent, Age::Newer].map(number);
+        if older + silent + newer == 0 {
+            let all = if others.is_empty() { "" } else { " on all seen lately" };
+            return Finding::green(check, format!("{spoken}, {}{all}", self.version));
+        }
+        let here = match number(Age::Same) {
+            0 => format!("{} here", self.version),
+            same => format!("{} here and on {same}", self.version),
+        };
+        let differing =
+            || [Age::Newer, Age::Older].into_iter().flat_map(of).map(|others| (others, said(others)));
+        let mut parts: Vec<String> =
+            differing().map(|(others, version)| format!("{version} on {}", others.devices)).collect();
+        if silent > 0 {
+            parts.push(format!("{} not", count(silent, "device says", "devices say")));
+        }
+        let what = format!("versions differ: {here}, {}", names(parts.iter().map(String::as_str)));
+        let mut remedies = vec![];
+        if newer > 0 {
+            remedies.push(format!("update Tidewater on this device, which has {}", self.version));
+        }
+        if older + silent > 0 {
+            remedies.push(format!(
+                "update Tidewater on {} with an older version; where one is gone for ever, DELETE FROM tidewater.devices WHERE \
+                 id = its id",
+                if older + silent == 1 { "the device" } else { "the devices" }
+            ));
+        }
+        let mut details: Vec<String> =
+            differing().map(|(others, version)| listed(&version, others)).collect();
+        details.extend(of(Age::Silent).map(|others| {
+            listed("no version said (an older one, or without UPDATE on tidewater.devices.version)", others)
+        }));
+        Finding::red(check, what, Remedy::words(remedies.join("; "))).with_details(some(&details))
+    }
+}
+
+/// Of another device's version, seen from this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Older,
+    Same,
+    Newer,
+    /// It does not say, or not in the way that versions are said.
+    Silent,
+}
+
+impl Age {
+    fn of(version: Option<&str>, this: &str) -> Self {
+        let parse = |version: &str| semver::Version::parse(version).ok();
+        match (version, version.and_then(parse), parse(this)) {
+            (Some(version), ..) if version == this => Self::Same,
+            (_, Some(version), Some(this)) => match version.cmp_precedence(&this) {
+                Ordering::Less => Self::Older,
+                Ordering::Equal => Self::Same,
+                Ordering::Greater => Self::Newer,
+            },
+            _ => Self::Silent,
+        }
+    }
+}
+
+fn said(others: &Others) -> String {
+    others.version.clone().unwrap_or_default()
+}
+
+/// Some of the devices, by the beginnings of their names.
+fn listed(version: &str, others: &Others) -> String {
+    let shown: Vec<&str> = others.some.iter().take(DETAILS_MAX).map(|id| short(id)).collect();
+    let shown_count = u64::try_from(shown.len()).unwrap_or(u64::MAX);
+    let more = match others.devices.saturating_sub(shown_count) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{version}: {}{more}", shown.join(", "))
 }
 
 fn passed(stage: Stage) -> &'static str {

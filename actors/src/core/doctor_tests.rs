@@ -259,6 +259,79 @@ fn what_the_supervisor_says_of_itself() {
     assert_eq!(marked(&offline, Mark::Red), [Check::Endpoint]);
 }
 
+/// Who runs what, from this device's side: what is older is to be updated there, what is newer is a reason to update here, and who
+/// does not say is older than the first that does. A build of the same version is the same version.
+#[test]
+fn versions_of_other_devices() {
+    let others = |all: &[(Option<&str>, u64)]| {
+        with(|it| {
+            answers(it).versions = Some(
+                all.iter()
+                    .map(|(version, devices)| Others {
+                        version: version.map(str::to_owned),
+                        devices: *devices,
+                        some: vec![ID.into(); usize::try_from(*devices).unwrap().min(5)],
+                    })
+                    .collect(),
+            );
+        })
+    };
+    let line = |all: &[(Option<&str>, u64)]| found(&others(all), Check::Versions).finding;
+    assert_eq!(line(&[]), "protocol 3, 1 device, 1.0.0");
+    assert_eq!(line(&[(Some("1.0.0"), 4)]), "protocol 3, 1 device, 1.0.0 on all seen lately");
+    assert_eq!(line(&[(Some("1.0.0+debian"), 4)]), "protocol 3, 1 device, 1.0.0 on all seen lately");
+    for (all, says, remedies) in [
+        (
+            &[(Some("1.0.0"), 2), (Some("1.0.0-rc.1"), 1)][..],
+            "1.0.0 here and on 2, 1.0.0-rc.1 on 1",
+            &["the device with an older"][..],
+        ),
+        (
+            &[(Some("0.10.0"), 3), (Some("0.9.0"), 2)],
+            "1.0.0 here, 0.10.0 on 3, 0.9.0 on 2",
+            &["the devices with an older"],
+        ),
+        (&[(Some("10.0.0"), 1)], "1.0.0 here, 10.0.0 on 1", &["on this device, which has 1.0.0"]),
+        (
+            &[(None, 7), (Some("2.0.0"), 1)],
+            "1.0.0 here, 2.0.0 on 1, 7 devices say not",
+            &["on this device", "the devices with an older"],
+        ),
+        (&[(Some(""), 1), (None, 1)], "1.0.0 here, 2 devices say not", &["the devices with an older"]),
+    ] {
+        let evidence = others(all);
+        assert_eq!(marked(&evidence, Mark::Red), [Check::Versions]);
+        let finding = found(&evidence, Check::Versions);
+        assert_eq!(finding.finding, format!("versions differ: {says}"));
+        let text = finding.remedy.unwrap().text;
+        assert!(remedies.iter().all(|remedy| text.contains(remedy)), "{text}");
+        assert_eq!(text.matches("update Tidewater").count(), remedies.len(), "{text}");
+    }
+    let many = found(&others(&[(Some("0.9.0"), 9)]), Check::Versions);
+    assert_eq!(many.details, [format!("0.9.0: {} and 4 more", ["6f1c2e5a"; 5].join(", "))]);
+}
+
+/// A cloud of before the ledger had versions says nothing of them, which is no fault; what this device's own supervisor is to do
+/// stands above the others.
+#[test]
+fn versions_that_nobody_says() {
+    let old = with(|it| (answers(it).protocol, answers(it).versions) = (Some(PROTOCOL - 1), None));
+    let finding = found(&old, Check::Versions);
+    assert_eq!((finding.mark, finding.finding.as_str()), (Mark::Green, "protocol 2, 1 device"));
+    assert!(finding.details[0].contains("run_supervisor cloud-sql"), "{finding:#?}");
+    // One that may not read them.
+    let blind = found(&with(|it| answers(it).versions = None), Check::Versions);
+    assert_eq!((blind.finding.as_str(), blind.details.len()), ("protocol 3, 1 device", 0));
+    let running = with(|it| {
+        it.supervisor = running(|it| it.version = "0.9.0".into());
+        let version = Some("2.0.0".into());
+        answers(it).versions = Some(vec![Others { version, devices: 1, some: vec![] }]);
+    });
+    assert!(
+        found(&running, Check::Versions).finding.starts_with("the supervisor that runs is version 0.9.0")
+    );
+}
+
 /// A difference of clocks counts only as far as it is certain.
 #[test]
 fn clocks_are_compared_as_far_as_the_network_lets_them() {

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::ADVISORY_LOCK;
+use super::{ADVISORY_LOCK, our_side};
 use crate::core::schema::Table;
 use crate::core::value::CloudType;
 use crate::sql::cloud::{self, qualified};
@@ -42,11 +42,7 @@ impl ByHand<'_> {
     /// for it.
     fn push(&self) -> String {
         let role = ident(self.role);
-        let mut sql = format!(
-            "{}\n{}\n",
-            include_str!("../sql/postgres/bootstrap.sql"),
-            include_str!("../sql/postgres/feed.sql")
-        );
+        let mut sql = format!("{}\n", our_side());
         sql += &self.make_tables();
         if let Some(database) = self.database {
             sql += &format!("GRANT CONNECT ON DATABASE {} TO {role};\n", ident(database));

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::*;
-use crate::core::doctor::{Answers, CloudSide, Dial, Lack, Obstacle as Stopped, Stage};
+use crate::core::doctor::{Answers, CloudSide, Dial, Lack, Obstacle as Stopped, Others, Stage};
 use crate::core::value::{Value, to_cloud};
 
 /// No question here is worth more than this.
@@ -18,11 +18,22 @@ const QUESTION_MAX: Duration = Duration::from_secs(10);
 /// How many tables are asked about at a time, on the one connection.
 const TABLES_AT_ONCE: usize = 16;
 
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Questions {
+    /// The tables that the file tracks.
+    pub tables: Vec<Table>,
+    /// This device in the ledger, where it has a name there.
+    pub device: Option<String>,
+    /// Devices that were not seen for so long do not count.
+    pub retire_after: Duration,
+}
+
 impl Cloud {
-    /// Connects once and asks. `clock` is this machine's; the tables are those that the file tracks.
+    /// Connects once and asks. `clock` is this machine's.
     pub async fn examine(
         options: CloudOptions,
-        tables: &[Table],
+        questions: &Questions,
         clock: &(dyn Fn() -> SystemTime + Sync),
     ) -> Dial {
         let options = CloudOptions {
@@ -36,7 +47,7 @@ impl Cloud {
             Err(failure) => Err(failure),
         };
         match session {
-            Ok(session) => Dial::Answered(Box::new(session.answer(tables, clock).await)),
+            Ok(session) => Dial::Answered(Box::new(session.answer(questions, clock).await)),
             Err(failure) => Dial::Failed(stopped(failure)),
         }
     }
@@ -57,9 +68,9 @@ fn stopped(failure: CloudFailure) -> Stopped {
 }
 
 impl CloudSession {
-    async fn answer(self, tables: &[Table], clock: &(dyn Fn() -> SystemTime + Sync)) -> Answers {
+    async fn answer(self, questions: &Questions, clock: &(dyn Fn() -> SystemTime + Sync)) -> Answers {
         let mut answers = Answers { pooler: self.is_shared(), ..Answers::default() };
-        if let Err(failure) = self.ask_everything(tables, clock, &mut answers).await {
+        if let Err(failure) = self.ask_everything(questions, clock, &mut answers).await {
             answers.unanswered = Some(failure.detail);
         }
         answers
@@ -67,7 +78,7 @@ impl CloudSession {
 
     async fn ask_everything(
         &self,
-        tables: &[Table],
+        questions: &Questions,
         clock: &(dyn Fn() -> SystemTime + Sync),
         answers: &mut Answers,
     ) -> Result<()> {
@@ -82,11 +93,11 @@ impl CloudSession {
         answers.server = version.split(' ').next().unwrap_or_default().to_owned();
         answers.rights.extend(self.writes(server)?);
         answers.rights.extend(self.schemas(server)?);
-        self.ask_ours(server, answers).await?;
+        self.ask_ours(server, questions, answers).await?;
         let may_look = server.cell::<Option<bool>>("may_use")? == Some(true);
         if may_look {
             // Several questions on their way at a time: hundreds of tables behind a long line would take minutes else.
-            let asked = tables.iter().map(|table| self.ask_table(table));
+            let asked = questions.tables.iter().map(|table| self.ask_table(table));
             let asked: Vec<_> =
                 futures_util::stream::iter(asked).buffered(TABLES_AT_ONCE).try_collect().await?;
             let (sides, rights): (Vec<CloudSide>, Vec<Option<Lack>>) = asked.into_iter().unzip();
@@ -198,7 +209,7 @@ impl CloudSession {
     }
 
     /// The mark, the version and the devices, and what this role may not do with them.
-    async fn ask_ours(&self, server: &Row, answers: &mut Answers) -> Result<()> {
+    async fn ask_ours(&self, server: &Row, questions: &Questions, answers: &mut Answers) -> Result<()> {
         if let Ok(rows) =
             self.query("SELECT system_identifier::text, (SELECT oid::text FROM pg_database WHERE datname = current_database()) FROM pg_control_system()", &[], Phase::Setup).await
         {
@@ -236,8 +247,30 @@ impl CloudSession {
         if may_read("devices") {
             let rows = self.query("SELECT count(*) FROM tidewater.devices", &[], Phase::Setup).await?;
             answers.devices = first::<i64>(&rows)?.and_then(|count| u64::try_from(count).ok());
+            answers.versions = self.ask_versions(questions).await?;
         }
         Ok(())
+    }
+
+    /// What the other devices run, where the ledger has a column for it that this role may read.
+    async fn ask_versions(&self, questions: &Questions) -> Result<Option<Vec<Others>>> {
+        let may_read = "SELECT has_column_privilege(attrelid, attnum, 'SELECT') FROM pg_attribute \
+                        WHERE attrelid = 'tidewater.devices'::regclass AND attname = 'version' AND NOT attisdropped";
+        if first::<bool>(&self.query(may_read, &[], Phase::Setup).await?)? != Some(true) {
+            return Ok(None);
+        }
+        let lately = questions.retire_after.as_secs_f64();
+        let sql = include_str!("../sql/postgres/examine_versions.sql");
+        let rows = self.query(sql, &[&questions.device, &lately], Phase::Setup).await?;
+        let others = rows.iter().map(|row| {
+            let devices: i64 = row.cell("devices")?;
+            Ok(Others {
+                version: row.cell("version")?,
+                devices: u64::try_from(devices).unwrap_or(0),
+                some: row.cell("some")?,
+            })
+        });
+        Ok(Some(others.collect::<Result<_>>()?))
     }
 
     /// One tracked table as it is there, and what this role may not do with it.

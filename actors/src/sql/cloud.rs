@@ -304,7 +304,7 @@ pub(crate) fn touched(table: &Table, cloud: &CloudTable) -> String {
         sent = sent(cloud, &table.key, false, 1),
         seen = keys + 1,
         key = feed_key(table, cloud),
-        by_others = changed_by_others(cloud, keys + 2),
+        by_others = changed_by_others(table, cloud, keys + 2),
     )
 }
 
@@ -315,7 +315,7 @@ pub(crate) fn last_changed(table: &Table, cloud: &CloudTable) -> String {
         "WITH {sent}, ours AS MATERIALIZED (SELECT {key} AS key, 0::int8 AS seen, ord FROM sent), {by_others}",
         sent = sent(cloud, &table.key, true, 1),
         key = feed_key(table, cloud),
-        by_others = changed_by_others(cloud, table.key.len() + 1),
+        by_others = changed_by_others(table, cloud, table.key.len() + 1),
     )
 }
 
@@ -329,18 +329,31 @@ fn feed_key(table: &Table, cloud: &CloudTable) -> String {
 }
 
 /// The entries of others, for the rows `ours` (key, seen, ord). What followed from this device's own rounds (own_echo.sql) is
-/// somebody's whom it has to hear, and nobody's with whom it is in dispute: it has no stamp. Two branches, because an OR would
-/// compare every row with every entry.
-fn changed_by_others(cloud: &CloudTable, first_parameter: usize) -> String {
+/// somebody's whom it has to hear, and nobody's with whom it is in dispute: it has no stamp. An entry whose keys are none of
+/// this table's may mean any row. Two branches, because an OR would compare every row with every entry.
+fn changed_by_others(table: &Table, cloud: &CloudTable, first_parameter: usize) -> String {
+    // One text after the other is a key; an entry of an earlier version has the texts of one. Each is the only one in its place:
+    // to say so costs less than to sort them.
+    let keys = match table.key.len() {
+        1 => "SELECT ARRAY[part] FROM unnest(entry.key) AS part".to_owned(),
+        width => format!(
+            "SELECT ARRAY[{}] FROM unnest(entry.key) WITH ORDINALITY AS parts(part, ord) GROUP BY (ord - 1) / {width}",
+            list(0..width, |at| format!("min(part) FILTER (WHERE (ord - 1) % {width} = {at})"))
+        ),
+    };
     format!(
-        "change AS MATERIALIZED (SELECT key, id, CASE WHEN origin IS DISTINCT FROM ${device} || '~' THEN stamp END AS stamp \
-         FROM tidewater.changes WHERE tbl = {oid} AND (xid, id) > (${xid}::text::xid8, ${id}) \
-         AND origin IS DISTINCT FROM ${device} AND (key IS NULL OR key IN (SELECT key FROM ours))) \
+        "change AS MATERIALIZED (SELECT one.key, entry.id, \
+         CASE WHEN entry.origin IS DISTINCT FROM ${device} || '~' THEN entry.stamp END AS stamp \
+         FROM tidewater.changes AS entry LEFT JOIN LATERAL ({keys}) AS one(key) \
+         ON coalesce(array_length(entry.key, 2), cardinality(entry.key)) = {width} \
+         WHERE entry.tbl = {oid} AND (entry.xid, entry.id) > (${xid}::text::xid8, ${id}) \
+         AND entry.origin IS DISTINCT FROM ${device} AND (one.key IS NULL OR one.key IN (SELECT key FROM ours))) \
          SELECT ord, max(id) AS newest, max(stamp) AS stamp FROM ( \
          SELECT ours.ord, change.id, stamp FROM ours JOIN change ON change.key = ours.key WHERE change.id > ours.seen \
          UNION ALL \
          SELECT ours.ord, whole.id, stamp FROM ours JOIN (SELECT max(id) AS id, max(stamp) AS stamp FROM change \
          WHERE key IS NULL) AS whole ON whole.id > ours.seen) AS hit GROUP BY ord",
+        width = table.key.len(),
         oid = cloud.oid,
         xid = first_parameter,
         id = first_parameter + 1,
@@ -576,21 +589,34 @@ pub(crate) fn key_is_kept(column: &str, is_its_text: bool) -> String {
     format!("n.{column}{text} = o.{column}{text}")
 }
 
-/// The same for a table's number, the texts of its key, and [`key_is_kept`] of all of it. What a round says of stamps: `postgres/stamps.rs`. The user's columns
+/// How many keys one entry of the feed has at most: as numbers they fit into a row that PostgreSQL stores as it is, and what each
+/// entry costs is spread over many.
+const KEYS_AT_ONCE: usize = 128;
+
+/// The same for a table's number, the texts of its key, and [`key_is_kept`] of all of it. What a round says of stamps: `postgres/stamps.rs`.
+/// One entry has many of the keys that a statement touched, as far as their stamps are the same. The user's columns
 /// may have any name: these are theirs where a variable has the same. Each change of the text is another version of it, which
 /// devices of earlier ones leave as it is.
 pub(crate) fn feed_body_of(oid: &str, key: &str, same: &str) -> String {
     let key = format!("ARRAY[{key}]");
     let append = |rows: &str| {
-        format!(
-            "INSERT INTO tidewater.changes (tbl, key, origin, stamp)\n  \
-             SELECT {oid}, touched.key, its_device, CASE WHEN its_older IS NULL THEN its_stamp\n    \
-             ELSE least(coalesce((its_older ->> array_to_string(touched.key, chr(31)))::bigint, its_stamp), its_stamp) END\n  \
-             FROM ({rows}) AS touched;\n"
-        )
+        let insert = |stamp: &str, keys: &str| {
+            format!(
+                "INSERT INTO tidewater.changes (tbl, key, origin, stamp)\n    \
+                 SELECT {oid}, array_agg(one.key), its_device, {stamp}\n    \
+                 FROM (SELECT touched.key, (row_number() OVER () - 1) / {KEYS_AT_ONCE} AS part{keys}\n    \
+                 FROM ({rows}) AS touched) AS one GROUP BY one.part"
+            )
+        };
+        let alike = insert("its_stamp", "");
+        let by_stamp = insert(
+            "one.stamp",
+            ",\n    least(coalesce((its_older ->> array_to_string(touched.key, chr(31)))::bigint, its_stamp), its_stamp) AS stamp",
+        );
+        format!("IF its_older IS NULL THEN\n    {alike};\n  ELSE\n    {by_stamp}, one.stamp;\n  END IF;\n")
     };
     format!(
-        "\n-- version 3\n#variable_conflict use_column\n\
+        "\n-- version 4\n#variable_conflict use_column\n\
          DECLARE\n  its_device text := nullif(current_setting('tidewater.device', true), '');\n  \
            its_stamp bigint := least(nullif(current_setting('tidewater.stamp', true), '')::bigint,\n                            \
              (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);\n  \
@@ -626,13 +652,13 @@ pub(crate) fn feed(table: &Table, cloud: &CloudTable, targets: &[String]) -> Str
 }
 
 /// The function alone, of the table with this number. A plan that was made for a statement of one row is kept for one of a million:
-/// hence no nested loops.
+/// hence no nested loops, and no sorting.
 pub(crate) fn feed_function(oid: &str, body: &str) -> String {
     let function = format!("tidewater.feed_{oid}");
     format!(
         "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER\n\
          SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' SET timezone = 'UTC'\n\
-         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' SET enable_nestloop = off\n\
+         SET intervalstyle = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' SET enable_nestloop = off SET enable_sort = off\n\
          AS $tidewater_feed${body}$tidewater_feed$;\n\
          REVOKE ALL ON FUNCTION {function}() FROM PUBLIC;\n"
     )

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use super::background::Cancel;
-use super::migrate::orphans;
+use super::look::LookingNow;
+use super::migrate::orphans_telling;
 use super::{Readers, Result, StoreError, query};
 
 /// One megabyte of pages of the usual size, and a pause in which the disk belongs to the writer.
@@ -79,13 +80,19 @@ impl IntegrityReport {
 
 impl Readers {
     /// Copies the file, as it is at the beginning, while others go on writing it. The copy has its name when it is complete
-    /// and on the disk, with mode 0600.
+    /// and on the disk, with mode 0600. How far it is is told after each batch of pages.
     ///
     /// # Errors
     /// [`StoreError::Copy`]: a file of this name is there and `overwrite` is not set, it is this very file, another
     /// database's log is beside it, or it cannot be written. [`StoreError::ReplacedFile`]: the file is not the one any more
     /// that its name stands for.
-    pub fn copy_to(&self, path: &Path, overwrite: bool, cancel: &Cancel) -> Result<Copied> {
+    pub fn copy_to(
+        &self,
+        path: &Path,
+        overwrite: bool,
+        cancel: &Cancel,
+        tell: impl Fn(Copying),
+    ) -> Result<Copied> {
         // Closed like all the others, once the database is.
         let _open = self.get()?;
         // The name may stand for another file by now, which has no business with this one's log.
@@ -105,7 +112,7 @@ impl Readers {
             .suffix(".partial")
             .tempfile_in(folder)
             .map_err(|error| failed(&error))?;
-        self.copy_pages(&partial, cancel)?;
+        self.copy_pages(&partial, cancel, tell)?;
         partial.as_file().sync_all().map_err(|error| failed(&error))?;
         let bytes = partial.as_file().metadata().map_err(|error| failed(&error))?.len();
         let named = if overwrite { partial.persist(path) } else { partial.persist_noclobber(path) };
@@ -151,7 +158,7 @@ impl Readers {
         Ok(())
     }
 
-    fn copy_pages(&self, partial: &NamedTempFile, cancel: &Cancel) -> Result<()> {
+    fn copy_pages(&self, partial: &NamedTempFile, cancel: &Cancel, tell: impl Fn(Copying)) -> Result<()> {
         let from = self.beside_the_pool()?;
         // One state of the file. Otherwise every commit of another connection would make the copy begin anew.
         let state = from.unchecked_transaction()?;
@@ -183,7 +190,9 @@ impl Readers {
             let progress = copy.progress();
             let bytes = |pages| u64::try_from(pages).unwrap_or(0) * u64::from(page_bytes);
             let (left, of_bytes) = (bytes(progress.remaining), bytes(progress.pagecount));
-            self.copying.set(Some(Copying { bytes: of_bytes.saturating_sub(left), of_bytes }));
+            let copying = Copying { bytes: of_bytes.saturating_sub(left), of_bytes };
+            self.copying.set(Some(copying));
+            tell(copying);
             if batch.is_multiple_of(BATCHES_SYNCED) {
                 partial.as_file().sync_data().map_err(|error| StoreError::Io(error.to_string()))?;
             }
@@ -196,16 +205,17 @@ impl Readers {
     ///
     /// # Errors
     /// What keeps SQLite from looking at all; damage is what the report is for.
-    pub fn check_integrity(&self, cancel: &Cancel) -> Result<IntegrityReport> {
-        self.with(|conn| integrity(conn, cancel))
+    pub fn check_integrity(&self, cancel: &Cancel, now: &LookingNow) -> Result<IntegrityReport> {
+        self.with(|conn| integrity(conn, cancel, now))
     }
 }
 
 /// [`Readers::check_integrity`] on a connection.
-pub(super) fn integrity(conn: &Connection, cancel: &Cancel) -> Result<IntegrityReport> {
+pub(super) fn integrity(conn: &Connection, cancel: &Cancel, now: &LookingNow) -> Result<IntegrityReport> {
     cancel.watch(conn, || {
         // Both of one state.
         let state = conn.unchecked_transaction()?;
+        now.at_pages(&state);
         // It tells at most 100 things by itself.
         let check = "SELECT quick_check FROM pragma_quick_check";
         let mut damage = match query(&state, check, &[], |row| row.get::<_, String>(0)) {
@@ -214,7 +224,7 @@ pub(super) fn integrity(conn: &Connection, cancel: &Cancel) -> Result<IntegrityR
             Err(error) => return Err(error),
         };
         damage.retain(|line| line != "ok");
-        let orphans = match orphans(&state) {
+        let orphans = match orphans_telling(&state, |done, of| now.at_references(done, of)) {
             Ok(found) => found,
             Err(StoreError::Damaged(why)) => {
                 damage.push(why);
@@ -250,11 +260,11 @@ mod tests {
         let target = folder.path().join("copy.db");
         let (canceller, cancel) = Canceller::new();
         drop(canceller);
-        assert_eq!(readers.copy_to(&target, false, &cancel), Err(StoreError::Withdrawn));
+        assert_eq!(readers.copy_to(&target, false, &cancel, |_| ()), Err(StoreError::Withdrawn));
         let left: Vec<_> =
             fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["app.db"]);
         let (_canceller, cancel) = Canceller::new();
-        assert_eq!(readers.copy_to(&target, false, &cancel).unwrap().path, target);
+        assert_eq!(readers.copy_to(&target, false, &cancel, |_| ()).unwrap().path, target);
     }
 }

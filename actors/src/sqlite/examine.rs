@@ -32,6 +32,17 @@ pub struct Examined {
     pub tables: Vec<Table>,
 }
 
+impl Examined {
+    /// The name of this device in the cloud's ledger, if it has one.
+    #[must_use]
+    pub fn device(&self) -> Option<&str> {
+        match &self.file {
+            doctor::File::Opened(inside) => inside.ours.as_ref()?.device.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// Looks at the file without changing anything.
 #[must_use]
 pub fn examine(path: &Path, busy_timeout: Duration) -> Examined {
@@ -114,8 +125,13 @@ fn describe_syncable(conn: &Connection, rules: &TableRules) -> Result<Syncable> 
 ///
 /// # Errors
 /// As there.
-pub fn check_integrity(path: &Path, busy_timeout: Duration, cancel: &Cancel) -> Result<IntegrityReport> {
-    looking(path, busy_timeout, cancel, |conn| integrity(conn, cancel))
+pub fn check_integrity(
+    path: &Path,
+    busy_timeout: Duration,
+    cancel: &Cancel,
+    now: &LookingNow,
+) -> Result<IntegrityReport> {
+    looking(path, busy_timeout, cancel, |conn| integrity(conn, cancel, now))
 }
 
 /// What cannot be opened, in the words that the supervisor would use.
@@ -250,6 +266,7 @@ fn look_inside(conn: &Connection) -> Result<Option<(Ours, Vec<Table>)>> {
         cloud: meta(conn, "cloud")?,
         system: meta(conn, "system")?,
         database: meta(conn, "database")?,
+        device: meta(conn, "device")?,
         ..Ours::default()
     };
     let (found, local) = describe_syncable(conn, &rules::get(conn)?)?;

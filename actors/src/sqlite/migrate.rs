@@ -176,6 +176,14 @@ fn refuse_orphans(tx: &Connection, before: &Connection, migration: &Migration) -
 
 /// How many rows of a table refer to rows of another one that are not there.
 pub(super) fn orphans(conn: &Connection) -> Result<BTreeMap<(String, String), u64>> {
+    orphans_telling(conn, |_, _| ())
+}
+
+/// The same; tells before each table how many are done of how many.
+pub(super) fn orphans_telling(
+    conn: &Connection,
+    tell: impl Fn(usize, usize),
+) -> Result<BTreeMap<(String, String), u64>> {
     let tables = query(
         conn,
         "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' ORDER BY name",
@@ -183,8 +191,10 @@ pub(super) fn orphans(conn: &Connection) -> Result<BTreeMap<(String, String), u6
         |row| row.get::<_, String>(0),
     )?;
     let mut orphans = BTreeMap::new();
-    for table in tables {
+    let of = tables.len();
+    for (done, table) in tables.into_iter().enumerate() {
         progress();
+        tell(done, of);
         let found = query(
             conn,
             "SELECT parent, count(*) FROM pragma_foreign_key_check(?1) GROUP BY parent",

@@ -283,9 +283,9 @@ impl Postgres {
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        // Later versions have commands of psql's in it.
+        // Later versions have commands of psql's in it. A value's own ends of lines stay as they are.
         let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().filter(|line| !line.starts_with('\\')).flat_map(|line| [line, "\n"]).collect()
+        text.split_inclusive('\n').filter(|line| !line.starts_with('\\')).collect()
     }
 
     fn initialise(&self, options: &Options) {

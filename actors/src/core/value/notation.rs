@@ -276,18 +276,22 @@ fn uuid(text: &str) -> Option<String> {
 /// An address, with the length of its network where that is not all of it.
 fn address(text: &str) -> Option<String> {
     let (address, length) = match text.split_once('/') {
-        Some((address, length)) if length.len() <= 3 => (address, Some(digits(length)?)),
+        Some((address, length)) if length.len() <= 3 => (address, Some(length)),
         Some(_) => return None,
         None => (text, None),
     };
     let address: IpAddr = address.parse().ok()?;
     let all = match address {
         IpAddr::V4(_) => 32,
+        // PostgreSQL takes leading zeros of the other kind only.
+        IpAddr::V6(_) if length.is_some_and(|length| length.len() > 1 && length.starts_with('0')) => {
+            return None;
+        }
         // Both write an address of version 4 within one of version 6 in ways of their own.
         IpAddr::V6(v6) if holds_v4(v6) => return None,
         IpAddr::V6(_) => 128,
     };
-    match length.unwrap_or(all) {
+    match length.map_or(Some(all), digits)? {
         length if length == all => Some(address.to_string()),
         length if length < all => Some(format!("{address}/{length}")),
         _ => None,
@@ -386,7 +390,15 @@ mod tests {
             (other(TIME_TZ), &["10:00:00", "10:00:00 UTC"]),
             (
                 other(INET),
-                &["10.0.0.2/33", "10.0.0", "::ffff:1.2.3.4", "::1.2.3.4", "010.0.0.1", "10.0.0.1/+8"],
+                &[
+                    "10.0.0.2/33",
+                    "10.0.0",
+                    "::ffff:1.2.3.4",
+                    "::1.2.3.4",
+                    "010.0.0.1",
+                    "10.0.0.1/+8",
+                    "::1/04",
+                ],
             ),
             (other("interval"), &["1 day", "P1D"]),
         ] {

@@ -24,8 +24,9 @@ CREATE TABLE IF NOT EXISTS tidewater.devices (
     seen_at       timestamptz NOT NULL DEFAULT now()
 );
 
--- The change feed: which key of which table, written by triggers, append-only. A NULL key means the whole
--- table. `origin` is the device whose round wrote the row, where the row is as that device sent it.
+-- The change feed: which keys of which table, written by triggers, append-only. A key is its columns' texts; an entry has one
+-- (one dimension) or, since version 4 of the triggers' function, as many as one statement touched, up to 128 (two dimensions). A NULL
+-- key means the whole table. `origin` is the device whose round wrote the row, where the row is as that device sent it.
 CREATE TABLE IF NOT EXISTS tidewater.changes (
     xid    xid8 NOT NULL DEFAULT pg_current_xact_id(),
     id     bigint GENERATED ALWAYS AS IDENTITY,

@@ -10,7 +10,8 @@
 WITH marked AS (
     UPDATE tidewater.changes SET origin = origin || '~'
     WHERE xid = pg_current_xact_id()
-      AND ($1 OR (SELECT count(*) FROM tidewater.changes WHERE xid = pg_current_xact_id()) <> $2
+      AND ($1 OR (SELECT coalesce(sum(CASE array_ndims(key) WHEN 2 THEN array_length(key, 1) ELSE 1 END), 0)
+                  FROM tidewater.changes WHERE xid = pg_current_xact_id()) <> $2
            OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = ANY ($3::oid[]) AND g.tgtype & 7 = 7))
     RETURNING 1
 )

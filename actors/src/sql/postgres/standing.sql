@@ -1,7 +1,8 @@
--- Where this connection stands: the cloud's identity and whereabouts (as in whose.sql), whether our session is the last one that settled, how many of the
+-- Where this connection stands: the cloud's identity and whereabouts (as in whose.sql), the version of its side, whether our session is the last one that settled, how many of the
 -- prepared tables are still the ones that were prepared, and the feed's triggers, the columns, the partitions and the row-level
 -- security on them.
 SELECT (SELECT id::text FROM tidewater.identity) AS identity,
+       (SELECT schema_version::int8 FROM tidewater.identity) AS version,
        EXISTS (SELECT 1 FROM tidewater.devices WHERE id = $1 AND session = $2) AS settled,
        (SELECT count(*) FROM unnest($3::text[], $4::oid[]) AS t(name, oid)
         WHERE to_regclass(t.name)::oid = t.oid) AS tables,
