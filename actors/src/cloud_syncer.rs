@@ -52,8 +52,8 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Anew, Applied, Cursor, Disputed, Grown, Hit, Home, InFlight, Leftovers, Link, Lookup, Mark, Noted, Page,
-    Part, PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
+    Anew, Applied, CLEARED_AT_ONCE, Cursor, Disputed, Grown, Hit, Home, InFlight, Leftovers, Link, Lookup,
+    Mark, Noted, Page, Part, PulledRow, Readers, Refusal, RoundRow, StoreError, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -275,10 +275,6 @@ const PORTION_BYTES: usize = 16 << 20;
 /// How many rows a round begins with, and by how many times as many it grows: some milliseconds, for which the first one who writes
 /// waits; then it goes on in smaller steps.
 const NOTED_AT_ONCE: usize = 1000;
-
-/// How many rows of a round that the cloud has are cleared in one local transaction as long as somebody writes: half a
-/// millisecond, for which a write waits.
-const CLEARED_AT_ONCE: usize = 500;
 
 /// The largest window has so many such parts at least: one is noted and read while the server is at work on those before it.
 const PARTS_MIN: usize = 8;

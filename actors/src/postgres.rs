@@ -1083,9 +1083,8 @@ impl CloudSession {
                 }
             }
             match self.upgrade_to(version, sql, is_needed).await {
-                Err(failure)
-                    if !is_needed && matches!(failure.sqlstate.as_deref(), Some("55P03" | "57014")) =>
-                {
+                // Somebody holds the ledger, or a rule of the server's is against it: the sync does without.
+                Err(failure) if !is_needed && failure.sqlstate.is_some() => {
                     self.rollback(Phase::Setup).await?;
                     break;
                 }
@@ -1096,13 +1095,13 @@ impl CloudSession {
     }
 
     async fn upgrade_to(&self, version: i64, sql: &str, is_needed: bool) -> Result<()> {
-        let mut locked =
-            format!("{}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})", self.client.opening(""));
+        let mut locked = self.client.opening("");
         if !is_needed {
             // Everybody's rounds wait behind whoever waits for the ledger's table, and a round may hang.
             locked +=
                 &format!("; SET LOCAL lock_timeout = {}", self.cloud.options.timeout.as_millis().max(1));
         }
+        locked += &format!("; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})");
         self.client.set_open(true);
         self.batch(&locked, Phase::Setup).await?;
         if self.read_identity(Phase::Setup).await?.is_some_and(|(_, found)| found < version) {
@@ -1187,7 +1186,11 @@ impl CloudSession {
         };
         if row.cell(3)? {
             let sql = include_str!("sql/postgres/say_version.sql");
-            self.execute(sql, &[&device, &session, &env!("CARGO_PKG_VERSION")], Phase::Setup).await?;
+            match self.execute(sql, &[&device, &session, &env!("CARGO_PKG_VERSION")], Phase::Setup).await {
+                // Nothing depends on it.
+                Err(failure) if failure.sqlstate.is_none() => return Err(failure),
+                _ => {}
+            }
         }
         Ok(ledger)
     }

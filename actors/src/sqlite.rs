@@ -72,6 +72,7 @@ use crate::supervision::{is_stale, patiently, progress};
 pub use self::background::{Cancel, Canceller};
 use self::backlog::Gauge;
 pub use self::backlog::{Backlog, BacklogLimits};
+pub use self::clearing::CLEARED_AT_ONCE;
 pub use self::conflicts::{Conflict, ConflictPage, Restores};
 pub use self::copy::{Copied, Copying, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
@@ -1624,6 +1625,7 @@ impl Store {
     /// History changed under this file. It goes on as a new device.
     pub fn start_over(&mut self, how: Anew) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        clearing::finish(&tx, &self.tables)?;
         for table in &self.tables {
             merge_back(&tx, table)?;
         }

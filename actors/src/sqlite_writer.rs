@@ -29,7 +29,7 @@ use crate::messages::{
     Stored, TrimRound, Write,
 };
 use crate::migrations::Migrations;
-use crate::sqlite::{BacklogLimits, Notice, Store, StoreError, Unit, Written};
+use crate::sqlite::{BacklogLimits, CLEARED_AT_ONCE, Notice, Store, StoreError, Unit, Written};
 use crate::supervision::{Context, Handle, is_stale};
 
 /// How the writer works.
@@ -130,6 +130,10 @@ impl SqliteWriter {
             if foreign {
                 self.grew.journal_grew();
                 tell(&self.log, self.store.track()?);
+            }
+            // Of a round whose cycle was cut off.
+            if self.store.go_on_clearing(CLEARED_AT_ONCE)? {
+                self.store.backlog_moved();
             }
             Ok(())
         });

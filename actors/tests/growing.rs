@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::{GrowRound, NoteRound, TrimRound};
 use tidewater_actors::sqlite::{
-    Grown, InFlight, Noted, Part, Readers, Refusal, RoundRow, Statement, Store, StoreError, StoreOptions,
-    Unit, UpkeepOptions,
+    Anew, Grown, InFlight, Noted, Part, Readers, Refusal, RoundRow, Statement, Store, StoreError,
+    StoreOptions, Unit, UpkeepOptions,
 };
 
 /// A file with its store.
@@ -694,6 +694,29 @@ fn what_the_cloud_has_is_not_parked_when_its_table_goes() {
     let parked = "SELECT count(*) FROM _tidewater_parked_1";
     assert_eq!((bench.in_flight(), bench.count(parked)), (0, 1));
     assert!(bench.store.clear_round(&noted.id, 2).unwrap());
+}
+
+/// A round of which the cloud has everything is cut off in the middle of its leaving. The writer goes on by itself; and where this
+/// file becomes another device first, nothing of it is put back: what was deleted since is a deletion of something that the cloud has.
+#[test]
+fn what_the_cloud_has_is_not_put_back_whatever_becomes_of_the_cloud() {
+    for how in [Some(Anew::Follow), Some(Anew::ReadOn), Some(Anew::SendAgain), None] {
+        let mut bench = Bench::with_rows(10);
+        let noted = bench.note(10);
+        assert!(!bench.store.acknowledge(&noted.id, &[], noted.generation, &[], 3).unwrap());
+        bench.write("DELETE FROM note WHERE id = 9");
+        match how {
+            Some(how) => bench.store.start_over(how).unwrap(),
+            None => while bench.store.go_on_clearing(3).unwrap() {},
+        }
+        assert_eq!((bench.in_flight(), bench.store.in_flight().unwrap()), (0, None), "{how:?}");
+        let deletion = "SELECT count(*) FROM _tidewater_journal_1 WHERE k0 = 9 AND known";
+        assert_eq!(bench.count(deletion), 1, "{how:?}");
+        // The cycle that was cut off may still ask.
+        if how.is_none() {
+            assert!(bench.store.clear_round(&noted.id, 3).unwrap());
+        }
+    }
 }
 
 /// A file that an older version left with a round in flight: what flies is put back, or acknowledged, and rounds grow.

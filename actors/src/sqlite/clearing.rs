@@ -12,11 +12,12 @@
 //! The invariant: **from the first piece on, `last_round` and `round_number` are those of the round in flight, and only then
 //! is anything of it forgotten.** So whatever happens between two pieces:
 //!
-//! - *The process, the writer or the syncer dies, or the cycle is cut off.* The next one finds the round in flight, and its id
-//!   in the cloud's ledger: it acknowledges the round again. Hits and what was left out are not in flight any more, and what
-//!   was cleared is not either; the rest goes.
-//! - *The cloud is set back meanwhile.* Its ledger has an older round than `last_round`, with a lower number than ours: what was
-//!   cleared and what was not is pending again, like everything else.
+//! - *The process, the writer or the syncer dies, or the cycle is cut off.* The writer goes on by itself, also after a start: that
+//!   needs no cloud, so that an outage leaves nothing pending that the cloud has. Where the next cycle is first, it finds the round
+//!   in flight, and its id in the cloud's ledger: it acknowledges the round again. Hits and what was left out are not in flight any
+//!   more, and what was cleared is not either; the rest goes.
+//! - *The cloud is set back meanwhile, or this file gets another one.* The rest is cleared first: it is what the cloud had, like
+//!   all that was cleared before.
 //! - *Nothing can put the round back*, or park a row of it: it is not one whose outcome is open.
 //! - *The app writes to a row.* One that is still in flight has an entry in the journal since, or gets one, as at any time
 //!   after it was noted; one that was cleared gets one as any row does that the cloud has.
@@ -26,6 +27,10 @@
 //!   much of it, or as it was.
 
 use super::*;
+
+/// How many rows of a round that the cloud has are cleared in one local transaction as long as somebody writes: half a
+/// millisecond, for which a write waits.
+pub const CLEARED_AT_ONCE: usize = 500;
 
 impl Store {
     /// The round took effect. What was in flight is cleared, except for the rows that left the round: those in `hits`
@@ -50,8 +55,8 @@ impl Store {
         self.without_the_disk(|store| store.try_acknowledge(id, hits, generation, left_out, rows_max))
     }
 
-    /// Clears more of a round that was acknowledged, while somebody writes no more than so many rows. Answers whether that was
-    /// the last of it.
+    /// Clears more of a round that was acknowledged, while somebody writes no more than so many rows. Answers whether nothing is
+    /// left of it.
     ///
     /// # Errors
     /// [`StoreError::NotInFlight`] for another round, and for one that was not acknowledged.
@@ -60,13 +65,28 @@ impl Store {
         self.without_the_disk(|store| {
             let rows_max = store.piece(rows_max);
             let tx = store.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            if round(&tx)?.is_none_or(|(flying, _)| flying != id) || !is_acknowledged(&tx)? {
-                return Err(StoreError::NotInFlight);
-            }
-            let cleared = clear(&tx, &store.tables, rows_max)?;
+            let cleared = match round(&tx)? {
+                Some((flying, _)) if flying == id && is_acknowledged(&tx)? => {
+                    clear(&tx, &store.tables, rows_max)?
+                }
+                // The writer was first.
+                None if meta::<String>(&tx, "last_round")?.as_deref() == Some(id) => true,
+                _ => return Err(StoreError::NotInFlight),
+            };
             commit(tx)?;
             Ok(cleared)
         })
+    }
+
+    /// The same for whatever round that is. Answers whether there was one.
+    pub fn go_on_clearing(&mut self, rows_max: usize) -> Result<bool> {
+        match round(&self.write)? {
+            Some((id, _)) if is_acknowledged(&self.write)? => {
+                self.clear_round(&id, rows_max)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
     fn without_the_disk<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
@@ -177,6 +197,14 @@ impl Store {
         }
         Ok(cleared)
     }
+}
+
+/// What the cloud has of the round in flight is not put back, whatever becomes of the cloud.
+pub(super) fn finish(conn: &Connection, tables: &[Table]) -> Result<()> {
+    if is_acknowledged(conn)? {
+        clear(conn, tables, usize::MAX)?;
+    }
+    Ok(())
 }
 
 /// Whether the cloud is known here to have the round in flight.

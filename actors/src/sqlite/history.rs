@@ -9,8 +9,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CLOCK_OFFSET, Cursor, Result, ServerClock, Store, commit, log_losses, merge_back, meta, query, read_row,
-    set_meta, unsigned, values,
+    CLOCK_OFFSET, Cursor, Result, ServerClock, Store, clearing, commit, log_losses, merge_back, meta, query,
+    read_row, set_meta, unsigned, values,
 };
 use crate::core::merge::{Loss, Side};
 use crate::core::schema::Table;
@@ -84,6 +84,7 @@ impl Store {
     /// this file has is sent, and nothing is deleted, here or there, because of this.
     pub fn rehome(&mut self, home: &Home) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        clearing::finish(&tx, &self.tables)?;
         for table in &self.tables {
             merge_back(&tx, table)?;
         }
@@ -176,13 +177,12 @@ pub(super) fn note_sent(conn: &Connection, table: &Table, range: &str, params: &
     let noted = conn
         .prepare_cached(&capture::note_sent(table, range))?
         .execute(rusqlite::params_from_iter(params))?;
-    let noted = i64::try_from(noted).unwrap_or(i64::MAX);
     if noted > 0 {
         // Where there is no feed, nothing tells of the end of a pull.
         let sent = ident(&side_table(SENT, table));
         let newest = format!("(SELECT max(rowid) FROM {sent})");
-        let older = format!("DELETE FROM {sent} WHERE {newest} > {SENT_MAX} AND rowid <= {newest} - ?1");
-        conn.prepare_cached(&older)?.execute([noted])?;
+        let older = format!("DELETE FROM {sent} WHERE rowid <= {newest} - {SENT_MAX}");
+        conn.prepare_cached(&older)?.execute([])?;
     }
     Ok(())
 }

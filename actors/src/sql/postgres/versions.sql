@@ -8,8 +8,11 @@ DO $tidewater_version$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute
                    WHERE attrelid = 'tidewater.devices'::regclass AND attname = 'version' AND NOT attisdropped) THEN
+        IF NOT (SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'tidewater.devices'::regclass) THEN
+            RAISE WARNING 'tidewater.devices belongs to somebody else, who alone can add a column: no device says its version';
+            RETURN;
+        END IF;
         ALTER TABLE tidewater.devices ADD COLUMN version text;
     END IF;
+    UPDATE tidewater.identity SET schema_version = 3 WHERE schema_version < 3;
 END $tidewater_version$;
-
-UPDATE tidewater.identity SET schema_version = 3 WHERE schema_version < 3;
