@@ -19,7 +19,7 @@ use rusqlite::{Connection, OpenFlags, params};
 use tempfile::TempDir;
 use tidewater::settings::Settings;
 use tidewater::{Database, ProxyStatus, Statement, Value};
-use tidewater_test_support::bench::{Samples, from_environment, verdict};
+use tidewater_test_support::bench::{Samples, from_environment, turns, verdict, wanted};
 use tidewater_test_support::postgres::{self, Options, Postgres};
 use tidewater_test_support::{FaultProxy, Mode, wait};
 use tokio::runtime::Runtime;
@@ -92,12 +92,6 @@ fn main() {
     if let Ok(child) = std::env::var(CHILD) {
         return memory_of_this_process(&child);
     }
-    // Without `--bench` this is a test run, which has nothing to wait for.
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if !arguments.iter().any(|argument| argument == "--bench") {
-        return;
-    }
-    let wanted = arguments.iter().find(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
     let parts: [(&str, Part); 7] = [
         ("rows", backlog_of_inserts),
         ("relatives", backlog_of_relatives),
@@ -107,12 +101,11 @@ fn main() {
         ("memory", memory),
         ("writes", writes_during_a_flush),
     ];
+    let Some(wanted) = wanted(&parts) else { return };
     let ground = Ground::new();
     println!("{} pending rows of some 100 bytes, {} rounds in turns", ground.rows, ground.rounds);
-    for (name, part) in parts {
-        if name.contains(&wanted) {
-            part(&ground);
-        }
+    for part in wanted {
+        part(&ground);
     }
 }
 
@@ -312,17 +305,15 @@ fn best_batch(ground: &Ground) -> usize {
 fn backlog_of_inserts(ground: &Ground) {
     let batch = best_batch(ground);
     let (mut raw, mut ours) = (Samples::new("raw upsert loop"), Samples::new("flush"));
-    for round in 0..ground.rounds {
-        for turn in 0..2 {
-            ground.runtime.block_on(async {
-                let run = Run::new(ground).await;
-                if (round + turn) % 2 == 0 {
-                    raw.add(run.raw(batch).await);
-                } else {
-                    ours.add(run.flush().await);
-                }
-            });
-        }
+    for line in turns(ground.rounds, 2) {
+        ground.runtime.block_on(async {
+            let run = Run::new(ground).await;
+            if line == 0 {
+                raw.add(run.raw(batch).await);
+            } else {
+                ours.add(run.flush().await);
+            }
+        });
     }
     println!("\nnew rows to an empty table (the raw loop with {batch} rows a statement)");
     let (raw, ours) = (raw.rate(ground.rows), ours.rate(ground.rows));
@@ -337,20 +328,18 @@ fn backlog_of_relatives(ground: &Ground) {
     let backlog = Backlog::new(&ground.runtime, &ground.folder, tables);
     for (link, delay) in [("0 ms", None), ("50 ms", Some(ROUND_TRIP))] {
         let (mut raw, mut ours) = (Samples::new("raw upsert loop"), Samples::new("flush"));
-        for round in 0..ground.rounds {
-            for turn in 0..2 {
-                ground.runtime.block_on(async {
-                    let run = Run::of(ground, &backlog).await;
-                    if let Some(delay) = delay {
-                        run.proxy.set_mode(Mode::Delay(delay));
-                    }
-                    if (round + turn) % 2 == 0 {
-                        raw.add(run.raw(batch).await);
-                    } else {
-                        ours.add(run.flush().await);
-                    }
-                });
-            }
+        for line in turns(ground.rounds, 2) {
+            ground.runtime.block_on(async {
+                let run = Run::of(ground, &backlog).await;
+                if let Some(delay) = delay {
+                    run.proxy.set_mode(Mode::Delay(delay));
+                }
+                if line == 0 {
+                    raw.add(run.raw(batch).await);
+                } else {
+                    ours.add(run.flush().await);
+                }
+            });
         }
         println!(
             "\npurchases with {LINES} lines each, a round trip of {link} (the raw loop with {batch} rows a statement)"
@@ -365,38 +354,36 @@ fn backlog_of_relatives(ground: &Ground) {
 fn backlog_of_updates(ground: &Ground) {
     let batch = best_batch(ground);
     let (mut raw, mut ours) = (Samples::new("raw upsert loop"), Samples::new("flush"));
-    for round in 0..ground.rounds {
-        for turn in 0..2 {
-            ground.runtime.block_on(async {
-                let run = Run::new(ground).await;
-                let db = open(&run.path(), run.proxy.port(), Some(&run.cloud)).await;
-                run.flush_of(&db).await;
-                db.flush().await.unwrap();
-                run.proxy.stop();
-                wait::until("offline", PATIENCE, async || {
-                    let status = db.status_summary().await.proxy.status;
-                    if status == ProxyStatus::Unavailable { Ok(()) } else { Err(format!("{status:?}")) }
-                })
-                .await;
-                let set = "UPDATE note SET rating = rating + 1, created = created + 1";
-                let written = db.write([Statement::new(set)]).await.unwrap();
-                if (round + turn) % 2 == 0 {
-                    db.shutdown().await.unwrap();
-                    raw.add(run.raw(batch).await);
-                } else {
-                    run.proxy.start();
-                    let noted =
-                        |conn: &Connection| conn.prepare_cached("SELECT 1 FROM _tidewater_round")?.exists([]);
-                    while !db.read(noted).unwrap() {
-                        tokio::time::sleep(Duration::from_micros(500)).await;
-                    }
-                    let started = Instant::now();
-                    db.synced(&written.receipt).await.unwrap();
-                    ours.add(started.elapsed());
-                    db.shutdown().await.unwrap();
+    for line in turns(ground.rounds, 2) {
+        ground.runtime.block_on(async {
+            let run = Run::new(ground).await;
+            let db = open(&run.path(), run.proxy.port(), Some(&run.cloud)).await;
+            run.flush_of(&db).await;
+            db.flush().await.unwrap();
+            run.proxy.stop();
+            wait::until("offline", PATIENCE, async || {
+                let status = db.status_summary().await.proxy.status;
+                if status == ProxyStatus::Unavailable { Ok(()) } else { Err(format!("{status:?}")) }
+            })
+            .await;
+            let set = "UPDATE note SET rating = rating + 1, created = created + 1";
+            let written = db.write([Statement::new(set)]).await.unwrap();
+            if line == 0 {
+                db.shutdown().await.unwrap();
+                raw.add(run.raw(batch).await);
+            } else {
+                run.proxy.start();
+                let noted =
+                    |conn: &Connection| conn.prepare_cached("SELECT 1 FROM _tidewater_round")?.exists([]);
+                while !db.read(noted).unwrap() {
+                    tokio::time::sleep(Duration::from_micros(500)).await;
                 }
-            });
-        }
+                let started = Instant::now();
+                db.synced(&written.receipt).await.unwrap();
+                ours.add(started.elapsed());
+                db.shutdown().await.unwrap();
+            }
+        });
     }
     println!("\ntwo columns of every row (the raw loop with {batch} rows a statement)");
     let (raw, ours) = (raw.rate(ground.rows), ours.rate(ground.rows));
@@ -406,18 +393,16 @@ fn backlog_of_updates(ground: &Ground) {
 /// The same flush over a link whose round trip takes long.
 fn slow_link(ground: &Ground) {
     let (mut near, mut far) = (Samples::new("flush, 0 ms"), Samples::new("flush, 50 ms"));
-    for round in 0..ground.rounds {
-        for turn in 0..2 {
-            ground.runtime.block_on(async {
-                let run = Run::new(ground).await;
-                if (round + turn) % 2 == 0 {
-                    near.add(run.flush().await);
-                } else {
-                    run.proxy.set_mode(Mode::Delay(ROUND_TRIP));
-                    far.add(run.flush().await);
-                }
-            });
-        }
+    for line in turns(ground.rounds, 2) {
+        ground.runtime.block_on(async {
+            let run = Run::new(ground).await;
+            if line == 0 {
+                near.add(run.flush().await);
+            } else {
+                run.proxy.set_mode(Mode::Delay(ROUND_TRIP));
+                far.add(run.flush().await);
+            }
+        });
     }
     println!("\na round trip of 50 ms");
     let (near, far) = (near.rate(ground.rows), far.rate(ground.rows));

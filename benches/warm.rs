@@ -20,7 +20,7 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use tempfile::TempDir;
 use tidewater::settings::Settings;
 use tidewater::{Database, ProxyStatus, Statement, Value};
-use tidewater_test_support::bench::{Samples, from_environment, verdict};
+use tidewater_test_support::bench::{Samples, from_environment, turns, verdict, wanted};
 use tidewater_test_support::postgres::{self, Options, Postgres};
 use tidewater_test_support::{FaultProxy, Mode, wait};
 use tokio::runtime::Runtime;
@@ -45,12 +45,6 @@ const CHANGED: usize = 100_000;
 const SMALL: usize = 200_000;
 
 fn main() {
-    // Without `--bench` this is a test run, which has nothing to wait for.
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if !arguments.iter().any(|argument| argument == "--bench") {
-        return;
-    }
-    let wanted = arguments.iter().find(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
     let parts: [(&str, Part); 7] = [
         ("first", first_sync),
         ("delay", slow_link),
@@ -60,12 +54,11 @@ fn main() {
         ("triggers", cost_of_the_feed),
         ("changes", changes_in_a_large_table),
     ];
+    let Some(wanted) = wanted(&parts) else { return };
     let ground = Ground::new();
     println!("{} rows of some 100 bytes, {} rounds in turns", ground.rows, ground.rounds);
-    for (name, part) in parts {
-        if name.contains(&wanted) {
-            part(&ground);
-        }
+    for part in wanted {
+        part(&ground);
     }
 }
 
@@ -236,21 +229,16 @@ fn first_sync(ground: &Ground) {
         let cloud = ground.filled(ground.rows).await;
         // Whoever comes first makes our side of the cloud.
         Device::synced(&cloud).await.end().await;
-        for round in 0..ground.rounds {
-            for turn in 0..2 {
-                let device = Device::new(&cloud).await;
-                if (round + turn) % 2 == 0 {
-                    let path: PathBuf = device.folder.path().join("raw.db");
-                    twin.add(raw(&cloud, &device.proxy, &path).await);
-                } else {
-                    ours.add(device.first_sync().await);
-                    assert_eq!(
-                        device.number("SELECT count(*) FROM note"),
-                        i64::try_from(ground.rows).unwrap()
-                    );
-                }
-                device.end().await;
+        for line in turns(ground.rounds, 2) {
+            let device = Device::new(&cloud).await;
+            if line == 0 {
+                let path: PathBuf = device.folder.path().join("raw.db");
+                twin.add(raw(&cloud, &device.proxy, &path).await);
+            } else {
+                ours.add(device.first_sync().await);
+                assert_eq!(device.number("SELECT count(*) FROM note"), i64::try_from(ground.rows).unwrap());
             }
+            device.end().await;
         }
     });
     println!("\nfirst sync");
@@ -264,17 +252,15 @@ fn slow_link(ground: &Ground) {
     ground.runtime.block_on(async {
         let cloud = ground.filled(ground.rows).await;
         Device::synced(&cloud).await.end().await;
-        for round in 0..ground.rounds {
-            for turn in 0..2 {
-                let device = Device::new(&cloud).await;
-                if (round + turn) % 2 == 0 {
-                    near.add(device.first_sync().await);
-                } else {
-                    device.proxy.set_mode(Mode::Delay(ROUND_TRIP));
-                    far.add(device.first_sync().await);
-                }
-                device.end().await;
+        for line in turns(ground.rounds, 2) {
+            let device = Device::new(&cloud).await;
+            if line == 0 {
+                near.add(device.first_sync().await);
+            } else {
+                device.proxy.set_mode(Mode::Delay(ROUND_TRIP));
+                far.add(device.first_sync().await);
             }
+            device.end().await;
         }
     });
     println!("\nfirst sync, a round trip of 50 ms");

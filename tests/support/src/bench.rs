@@ -63,17 +63,15 @@ impl<'run> Comparison<'run> {
 
     /// Runs all rounds, prints the table, and hands back the figures in the order of the lines.
     pub fn run(mut self) -> Vec<Figure> {
-        for round in 0..=self.rounds {
-            let lines = self.lines.len();
-            for turn in 0..lines {
-                let line = &mut self.lines[(round + turn) % lines];
-                let started = Instant::now();
-                (line.run)();
-                let took = started.elapsed();
-                // The first round warms up.
-                if round > 0 {
-                    line.took.push(nanoseconds(took) / f64::from(line.operations.max(1)));
-                }
+        let lines = self.lines.len();
+        for (run, line) in turns(self.rounds + 1, lines).enumerate() {
+            let line = &mut self.lines[line];
+            let started = Instant::now();
+            (line.run)();
+            let took = started.elapsed();
+            // The first round warms up.
+            if run >= lines {
+                line.took.push(nanoseconds(took) / f64::from(line.operations.max(1)));
             }
         }
         let figures: Vec<Figure> = self.lines.into_iter().map(|line| figure(line.name, line.took)).collect();
@@ -123,6 +121,20 @@ pub fn from_environment(name: &str, default: usize) -> usize {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")),
         Err(_) => default,
     }
+}
+
+/// The parts of a benchmark whose names contain the word on the command line, all of them without one. Nothing without `--bench`:
+/// that is a test run, which has nothing to wait for.
+pub fn wanted<T: Copy>(parts: &[(&str, T)]) -> Option<Vec<T>> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let word = arguments.iter().find(|argument| !argument.starts_with('-')).map_or("", String::as_str);
+    let named = parts.iter().filter(|(name, _)| name.contains(word)).map(|(_, part)| *part);
+    arguments.iter().any(|argument| argument == "--bench").then(|| named.collect())
+}
+
+/// Which of so many lines is run next, in so many rounds, each of which begins with another one.
+pub fn turns(rounds: usize, lines: usize) -> impl Iterator<Item = usize> {
+    (0..rounds).flat_map(move |round| (0..lines).map(move |turn| (round + turn) % lines))
 }
 
 /// What one thing took each time, in seconds: the middle one, and the figures around it.
