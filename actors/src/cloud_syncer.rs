@@ -268,6 +268,9 @@ const STRETCH: Duration = Duration::from_secs(5);
 /// So many pages are on their way at most while one is applied: more than a round trip takes, so that it costs nothing.
 const AHEAD_MAX: usize = 16;
 
+/// What the pages may weigh that wait to be applied. With more, the rest is asked for again in smaller pages.
+const AHEAD_BYTES: usize = 3 * PORTION_BYTES;
+
 /// What a window or a page should weigh at most: it is in memory here, in the driver, and in the server. A window weighs more
 /// only by the one row with which it began, or grew, if that is heavier by itself.
 const PORTION_BYTES: usize = 16 << 20;
@@ -1515,11 +1518,8 @@ impl Cycle {
             };
             through |= is_last;
             let Some(last) = last else { continue };
-            // Rows further on may be much heavier, and where few fulfil a condition the server may look for long.
-            let few = match ready.table.rule.filter {
-                None => (2 * self.options.page_rows_max / rows.max(1)).clamp(1, AHEAD_MAX),
-                Some(_) => 1,
-            };
+            // Where few fulfil a condition the server may look for long.
+            let few = if ready.table.rule.filter.is_none() { AHEAD_MAX } else { 1 };
             ahead = (PORTION_BYTES / page.weight().max(1)).clamp(1, few);
             let mut applied = pin!(self.apply(session, generation, tables, page, from));
             loop {
@@ -1528,7 +1528,14 @@ impl Cycle {
                     applied = &mut applied => break applied?,
                     // What waits for its turn is read meanwhile: the server is not kept waiting, nor an answer behind it.
                     Some(arrived) = flying.next(), if lost.is_none() && !flying.is_empty() => match arrived {
-                        Ok(arrived) => here.push_back(arrived),
+                        Ok(arrived) => {
+                            here.push_back(arrived);
+                            // Those that were asked for when rows were light, and are not.
+                            if here.iter().map(|(page, ..)| page.weight()).sum::<usize>() > AHEAD_BYTES {
+                                let what = "the rows further on are much heavier than those before them";
+                                lost = Some(CloudFailure::new(FailureClass::Transient, what).into());
+                            }
+                        }
                         // What is here is here, and need not come again.
                         Err(trouble) => lost = Some(trouble),
                     },

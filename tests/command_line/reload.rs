@@ -68,7 +68,7 @@ fn sighup_takes_what_it_can_and_names_the_rest() {
     "#);
     let from = |value: &str, origin: &str| (value.to_owned(), origin.to_owned());
     assert_eq!(told(&mut run(), "sync.pull_interval_s"), from("2", "own.toml"));
-    assert_eq!(told(&mut run(), "sync.window_rows_max"), from("56000", "the built-in default"));
+    assert_eq!(told(&mut run(), "sync.window_rows_max"), from("50000", "the built-in default"));
     assert_eq!(told(&mut run(), "tables.note.where"), from("", "the built-in default"));
 
     // The breaker says how it is when it is held, and at the debug level more than that.
