@@ -211,9 +211,10 @@ impl Portion {
     fn adapt(&self, most: usize, rows: usize, bytes: usize, took: Duration) {
         let bearable = (PORTION_BYTES / (bytes / rows.max(1)).max(1)).max(1);
         // Much of a short round is round trips, which a larger one does not have more of.
-        let factor = match took * 3 < ROUND_TIME {
-            true => GROWTH_MAX,
-            false => (ROUND_TIME.as_secs_f64() / took.as_secs_f64()).clamp(0.5, GROWTH_MAX),
+        let factor = if took * 3 < ROUND_TIME {
+            GROWTH_MAX
+        } else {
+            (ROUND_TIME.as_secs_f64() / took.as_secs_f64()).clamp(0.5, GROWTH_MAX)
         };
         #[expect(
             clippy::cast_possible_truncation,
@@ -1492,7 +1493,8 @@ impl Cycle {
             let last = found.last().map(key);
             let mut page = Page { snapshot: last.clone().map(|last| (table, last)), ..Page::default() };
             found.into_iter().for_each(|row| page.put(ready.pulled(row, 0)));
-            Ok::<_, Trouble>((page, last, rows, is_last))
+            let weight = page.weight();
+            Ok::<_, Trouble>((page, weight, last, rows, is_last))
         };
         let (mut flying, mut here) = (FuturesOrdered::new(), VecDeque::new());
         // Until one was here nobody knows what they weigh.
@@ -1509,7 +1511,7 @@ impl Cycle {
                     None => break,
                 },
             };
-            let (page, last, rows, is_last) = match arrived {
+            let (page, weight, last, rows, is_last) = match arrived {
                 Ok(arrived) => arrived,
                 Err(trouble) => {
                     lost = Some(trouble);
@@ -1520,7 +1522,7 @@ impl Cycle {
             let Some(last) = last else { continue };
             // Where few fulfil a condition the server may look for long.
             let few = if ready.table.rule.filter.is_none() { AHEAD_MAX } else { 1 };
-            ahead = (PORTION_BYTES / page.weight().max(1)).clamp(1, few);
+            ahead = (PORTION_BYTES / weight.max(1)).clamp(1, few);
             let mut applied = pin!(self.apply(session, generation, tables, page, from));
             loop {
                 tokio::select! {
@@ -1531,7 +1533,7 @@ impl Cycle {
                         Ok(arrived) => {
                             here.push_back(arrived);
                             // Those that were asked for when rows were light, and are not.
-                            if here.iter().map(|(page, ..)| page.weight()).sum::<usize>() > AHEAD_BYTES {
+                            if here.iter().map(|(_, weight, ..)| weight).sum::<usize>() > AHEAD_BYTES {
                                 let what = "the rows further on are much heavier than those before them";
                                 lost = Some(CloudFailure::new(FailureClass::Transient, what).into());
                             }

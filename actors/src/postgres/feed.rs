@@ -119,7 +119,7 @@ fn page(texts: &[Text], mut read: usize, (keys_max, width_max): (usize, usize)) 
     page
 }
 
-/// The keys that are here with all their texts, as many as there is room for: none where even the first is cut.
+/// The keys that are here with all their texts, as many as there is room for; an empty list where even the first is cut.
 fn keys(entry: &[Text], width_max: usize, room: usize) -> Option<Vec<Vec<String>>> {
     let width = entry[0].width.filter(|width| (1..=width_max).contains(width))?;
     if entry[0].texts > width * KEYS_MAX {
