@@ -147,6 +147,8 @@ pub struct Cloud {
     ears: Arc<Ears>,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
+    /// Tables with which a round caused more than it sent, by their oid: the next one is looked at before its COMMIT is sent.
+    cause_more: Arc<Mutex<HashSet<u32>>>,
 }
 
 impl fmt::Debug for Cloud {
@@ -173,6 +175,7 @@ impl Cloud {
             ears,
             last_words,
             moved,
+            cause_more: Arc::default(),
             expected: Arc::default(),
         })
     }
@@ -1717,8 +1720,12 @@ impl CloudSession {
         may_widen: bool,
         judged: Judged,
     ) -> Result<RoundOutcome> {
+        if judged.committed {
+            fail::fail_point!("cloud.committed");
+            return Ok(RoundOutcome::Committed { hits: vec![], unseen: vec![], caused_more: false });
+        }
         let mut at_once = None;
-        let first = match judged.0 {
+        let first = match judged.found {
             Ok(Some((taken, caused_more))) => {
                 at_once = Some(caused_more);
                 Ok(taken)
@@ -1802,8 +1809,8 @@ impl CloudSession {
         taken: &Taken,
     ) -> Result<bool> {
         let (oids, definitions) = as_prepared(frame, items);
-        let params: [&dyn Param; 5] =
-            [&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted, &oids, &definitions];
+        let params: [&dyn Param; 6] =
+            [&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted, &oids, &definitions, &false];
         caused_more(&self.query(ECHO, &params, Phase::Pull).await?)
     }
 

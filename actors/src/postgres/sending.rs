@@ -4,6 +4,7 @@
 //! open_round ─▶ BEGIN, fence
 //! send       ─▶ locks, check, stamps and rows   for each part of the round, while the server is at work on those before it
 //! judge      ─▶ constraints, echo, conflicts;  ◀─ every answer       ─▶ `conclude`: COMMIT, or whatever it takes
+//!            └▶ constraints, echo or nothing, COMMIT;  ◀─ every answer
 //! ```
 //!
 //! The server carries the statements out one after the other, so each check sees what committed before its locks. Behind
@@ -11,6 +12,10 @@
 //! transaction that could fail: then they find no rows, see `IN_ROUND`), so the first error is the one that counts; behind a fence that
 //! finds another session's mark everything fails. The echo's answer also says whether the tables are those that were prepared:
 //! a column that got another type meanwhile would round in silence what was encoded for the old one.
+//!
+//! A round of nothing but new rows, for tables that store what they are sent, needs nobody here to look at its answers before it is
+//! committed: each of its statements inserts all of its rows or fails, and the echo fails where anything else was caused. So its COMMIT
+//! goes behind them, which spares a round trip; of a transaction that failed it is the end without effect.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -19,11 +24,15 @@ use super::*;
 
 /// What the answers to a round's statements came to: what was taken and whether that caused more than was sent; nothing
 /// when somebody else's changes are in the way, so that none of this may be committed.
-pub struct Judged(pub(super) std::result::Result<Option<(Taken, bool)>, Trouble>);
+pub struct Judged {
+    pub(super) found: std::result::Result<Option<(Taken, bool)>, Trouble>,
+    /// The round has taken effect already.
+    pub(super) committed: bool,
+}
 
 impl fmt::Debug for Judged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Judged").field("good", &matches!(self.0, Ok(Some(_)))).finish()
+        f.debug_struct("Judged").field("good", &matches!(self.found, Ok(Some(_)))).finish_non_exhaustive()
     }
 }
 
@@ -70,6 +79,15 @@ enum Piece {
     Set(std::ops::Range<usize>),
 }
 
+/// Why a round that was sent comes to nothing.
+enum Ended {
+    Trouble(Trouble),
+    /// A row that should be new is there, perhaps.
+    AlreadyThere,
+    /// It caused more than it sent, which its COMMIT was not to be sent for.
+    CausedMore,
+}
+
 impl Part {
     fn new(items: Arc<Vec<RoundItem>>, statement_timeout: Duration) -> Self {
         let patience = Patience::with(&items, statement_timeout);
@@ -106,10 +124,11 @@ impl Part {
         let locks = tables.clone().map(|at| (self.known(frame, at).lock(), Step::Rows, Piece::Lock(at)));
         let checks = tables.map(|at| (self.known(frame, at).touched(), Step::Ours, Piece::Touched(at)));
         let sets = self.sets().into_iter().flat_map(|range| {
-            let sql = self.set(frame, range.clone()).sql;
+            let set = self.set(frame, range.clone());
+            let step = if set.granted { Step::NewRows } else { Step::Rows };
             [
                 (STAMPS.to_owned(), Step::Ours, Piece::Stamps(range.clone())),
-                (sql, Step::Rows, Piece::Set(range)),
+                (set.sql, step, Piece::Set(range)),
             ]
         });
         locks.chain(checks).chain(sets).collect()
@@ -240,9 +259,10 @@ impl<'s> OpenRound<'s> {
         }
     }
 
-    /// Sends what ends a round, but for its COMMIT, reads every answer, and judges them.
+    /// Sends what ends a round, but for its COMMIT where the answers decide about that, reads every answer, and judges them.
     pub async fn judge(mut self, conflicts: &[ConflictRow]) -> Judged {
         let session = self.session;
+        let at_once = conflicts.is_empty() && self.decides_itself();
         // How many rows a deletion finds is not known before its answer.
         let early_echo = self.parts.iter().all(|part| part.items.iter().all(|item| item.op != Op::Delete));
         if self.is_sound() {
@@ -255,10 +275,14 @@ impl<'s> OpenRound<'s> {
             let (entries, for_granted) = self.expected();
             let (oids, definitions) =
                 as_prepared(self.frame, self.parts.iter().flat_map(|part| part.items.iter()));
-            self.request(Step::Ours, async move {
-                let params: [&dyn Param; 5] = [&false, &entries, &for_granted, &oids, &definitions];
+            self.request(Step::Echo, async move {
+                let params: [&dyn Param; 6] = [&false, &entries, &for_granted, &oids, &definitions, &at_once];
                 session.client.carry_out(ECHO, &params).await
             });
+        }
+        if self.is_sound() && at_once {
+            fail::fail_point!("cloud.commit");
+            self.set("COMMIT".to_owned());
         }
         if self.is_sound() && !conflicts.is_empty() {
             let conflicts = conflicts.to_vec();
@@ -269,7 +293,25 @@ impl<'s> OpenRound<'s> {
                 session.client.carry_out(CONFLICTS, &conflict_params(&device, &arrays)).await
             });
         }
-        Judged(self.read(early_echo).await)
+        let at_once = at_once && self.is_sound();
+        let found = self.read(early_echo).await;
+        let committed = at_once && matches!(found, Ok(Some(_)));
+        if committed {
+            session.client.set_open(false);
+        }
+        Judged { found, committed }
+    }
+
+    /// Whether the round's own statements say no wherever it must not be committed.
+    fn decides_itself(&self) -> bool {
+        let cause_more = &self.session.cloud.cause_more;
+        let cause_more = cause_more.lock().unwrap_or_else(PoisonError::into_inner);
+        let plain = |item: &RoundItem| {
+            let table = &self.frame.tables[item.table].1;
+            item.op == Op::Insert && table.plain && table.feed && !cause_more.contains(&table.oid)
+        };
+        self.parts.iter().flat_map(|part| part.items.iter()).all(plain)
+            && self.parts.iter().any(|part| !part.items.is_empty())
     }
 
     /// How many entries the feed has if nothing but what is sent is caused, and which tables are taken at their word.
@@ -294,8 +336,18 @@ impl<'s> OpenRound<'s> {
         // What several light rows take too long for, fewer will do.
         let heaviest = parts.iter().flat_map(|part| part.items.iter()).map(RoundItem::bytes).max();
         let heavy = heaviest.unwrap_or(0).max(heavy);
-        let (answers, trouble) = session.read_all(requests, heavy).await?;
-        let trouble = trouble.or(unsent);
+        let (answers, ended) = session.read_all(requests, heavy).await?;
+        let trouble = match ended {
+            Some(Ended::Trouble(trouble)) => Some(trouble),
+            Some(Ended::AlreadyThere) => return Ok(None),
+            Some(Ended::CausedMore) => {
+                let items = parts.iter().flat_map(|part| part.items.iter());
+                let mut cause_more = session.cloud.cause_more.lock().unwrap_or_else(PoisonError::into_inner);
+                cause_more.extend(items.map(|item| frame.tables[item.table].1.oid));
+                return Ok(None);
+            }
+            None => unsent,
+        };
         // Behind BEGIN and the fence.
         let mut left = answers.len().saturating_sub(2);
         let mut answers = answers.into_iter().skip(2);
@@ -358,29 +410,33 @@ impl CloudSession {
         &self,
         requests: Vec<(Step, Request<'_>)>,
         heavy: usize,
-    ) -> std::result::Result<(Vec<Answer>, Option<Trouble>), Trouble> {
+    ) -> std::result::Result<(Vec<Answer>, Option<Ended>), Trouble> {
         let mut answers = vec![];
-        let mut trouble = None;
+        let mut ended = None;
         for (step, request) in requests {
             let answered = match request {
                 Request::Answered(answered) => answered,
                 Request::Under(work) => self.patiently(heavy, work).await?,
             };
             match answered {
-                Ok(answer) if trouble.is_none() => answers.push(answer),
-                Err(error) if trouble.is_none() => {
-                    trouble = Some(match step {
-                        Step::Fence if is_sqlstate(&error, FENCED_OUT) => fenced_out().into(),
-                        Step::Fence => self.cloud.explain(&error, Phase::Setup).into(),
-                        Step::Ours => self.cloud.explain(&error, Phase::Pull).into(),
-                        Step::Rows => self.trouble(&error),
+                Ok(answer) if ended.is_none() => answers.push(answer),
+                Err(error) if ended.is_none() => {
+                    ended = Some(match step {
+                        Step::NewRows if is_sqlstate(&error, UNIQUE_VIOLATION) => Ended::AlreadyThere,
+                        Step::Echo if is_sqlstate(&error, OR_NOTHING) => Ended::CausedMore,
+                        Step::Fence if is_sqlstate(&error, FENCED_OUT) => Ended::Trouble(fenced_out().into()),
+                        Step::Fence => Ended::Trouble(self.cloud.explain(&error, Phase::Setup).into()),
+                        Step::Ours | Step::Echo => {
+                            Ended::Trouble(self.cloud.explain(&error, Phase::Pull).into())
+                        }
+                        Step::Rows | Step::NewRows => Ended::Trouble(self.trouble(&error)),
                     });
                 }
                 // It failed for the same reason.
                 Ok(_) | Err(_) => {}
             }
         }
-        Ok((answers, trouble))
+        Ok((answers, ended))
     }
 }
 
@@ -391,6 +447,10 @@ enum Step {
     Fence,
     /// It carries rows: what PostgreSQL refuses of it is data.
     Rows,
+    /// The same with rows that are new, or already there.
+    NewRows,
+    /// What was caused.
+    Echo,
     /// Ours alone.
     Ours,
 }
@@ -403,6 +463,11 @@ pub(super) const CONFLICTS: &str = include_str!("../sql/postgres/conflicts.sql")
 
 /// What the fence fails with when it finds no row: a division by zero, so that nothing behind it is carried out either.
 pub(super) const FENCED_OUT: &str = "22012";
+
+/// What the echo fails with, likewise, where it is to be exactly what was sent, or nothing.
+const OR_NOTHING: &str = "22012";
+
+const UNIQUE_VIOLATION: &str = "23505";
 
 pub(super) fn fenced_out() -> CloudFailure {
     CloudFailure::new(FailureClass::Transient, "another session of this device has settled meanwhile")

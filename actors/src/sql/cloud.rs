@@ -152,20 +152,19 @@ pub(crate) fn insert(table: &Table, cloud: &CloudTable) -> String {
     )
 }
 
-/// The same for a table that stores what it is sent: how many rows came is all that has to be known, and the statement's tag
-/// says it.
+/// The same for a table that stores what it is sent: all of these rows come, or the statement fails. `23505` says that one is
+/// there already, perhaps.
 pub(crate) fn insert_plain(table: &Table, cloud: &CloudTable) -> String {
     let columns: Vec<usize> = (0..table.columns.len()).collect();
     format!(
         "INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values} FROM unnest({arrays}) AS raw({raw}) \
-         WHERE {IN_ROUND} ORDER BY {order} ON CONFLICT ({key_names}) DO NOTHING",
+         WHERE {IN_ROUND} ORDER BY {order}",
         target = qualified(&cloud.schema, &cloud.name),
         names = list(&columns, |c| name(table, *c)),
         values = list(&columns, |c| format!("c{c}::{}", cloud.columns[*c].cast)),
         arrays = list(&columns, |c| format!("${}::{}", c + 1, array_type(cloud.columns[*c].kind.wire()))),
         raw = list(&columns, |c| format!("c{c}")),
         order = list(&table.key, |c| format!("c{c}")),
-        key_names = list(&table.key, |c| name(table, *c)),
     )
 }
 

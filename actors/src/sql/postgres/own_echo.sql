@@ -1,23 +1,32 @@
 -- Whether everything that this transaction caused is exactly what it sent. If not (a cascade, a trigger, a default, a
 -- normalised value), its feed entries are treated as somebody else's, so that the device pulls them as well; by the mark one
--- sees all the same whose round it was. Tables of
--- which it was taken for granted that they store what they are sent have got no trigger since that changes it: none can
--- come any more until this transaction ends.
+-- sees all the same whose round it was. Tables of which it was taken for granted that they store what they are sent have got
+-- no trigger and no rule since that changes it: none can come any more until this transaction ends.
 --
 -- And how many of the tables that it wrote to are not the ones any more that were prepared: their columns are as columns.sql
 -- had them, or what was sent was cast to another type than the column has. The rows' own statements hold locks on the tables,
 -- so that they stay as they are seen here until this transaction ends.
-WITH marked AS (
+--
+-- With $6 it is that, or nothing: behind this goes the COMMIT, which nobody looks at anything before. Where anything else was
+-- caused, or nothing at all, this divides by zero, which ends the transaction.
+WITH caused AS (
+    SELECT coalesce(sum(CASE array_ndims(key) WHEN 2 THEN array_length(key, 1) ELSE 1 END), 0) AS entries
+    FROM tidewater.changes WHERE xid = pg_current_xact_id()
+), granted AS (
+    SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = ANY ($3::oid[]) AND g.tgtype & 7 = 7)
+           OR EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY ($3) AND (c.relhasrules OR c.relkind <> 'r')) AS broken
+), prepared AS (
+    SELECT count(*) AS altered FROM unnest($4::oid[], $5::text[]) AS prepared(tbl, definition)
+    WHERE definition IS DISTINCT FROM
+          (SELECT string_agg(concat_ws('.', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
+                                       a.atthasdef, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum)
+           FROM pg_attribute a WHERE a.attrelid = tbl AND a.attnum > 0 AND NOT a.attisdropped)
+), marked AS (
     UPDATE tidewater.changes SET origin = origin || '~'
     WHERE xid = pg_current_xact_id()
-      AND ($1 OR (SELECT coalesce(sum(CASE array_ndims(key) WHEN 2 THEN array_length(key, 1) ELSE 1 END), 0)
-                  FROM tidewater.changes WHERE xid = pg_current_xact_id()) <> $2
-           OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = ANY ($3::oid[]) AND g.tgtype & 7 = 7))
+      AND ($1 OR (SELECT entries FROM caused) <> $2 OR (SELECT broken FROM granted))
     RETURNING 1
 )
-SELECT (SELECT count(*) FROM marked) AS marked,
-       (SELECT count(*) FROM unnest($4::oid[], $5::text[]) AS prepared(tbl, definition)
-        WHERE definition IS DISTINCT FROM
-              (SELECT string_agg(concat_ws('.', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
-                                           a.atthasdef, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum)
-               FROM pg_attribute a WHERE a.attrelid = tbl AND a.attnum > 0 AND NOT a.attisdropped)) AS altered
+SELECT (SELECT count(*) FROM marked) AS marked, altered,
+       1 / CASE WHEN $6 AND (entries <> $2 OR broken OR altered > 0) THEN 0 ELSE 1 END AS good
+FROM caused, granted, prepared
