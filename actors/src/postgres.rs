@@ -833,6 +833,8 @@ pub enum RoundOutcome {
         hits: Vec<CloudHit>,
         /// Deletions that stay behind, by item: they would take rows along that this file has not seen.
         unseen: Vec<usize>,
+        /// What a search for the guilty did not come to in its time.
+        unasked: Option<Unasked>,
         /// Whether the cloud did more, or other, than it was told: that has to be pulled before anything is built on it.
         caused_more: bool,
     },
@@ -843,11 +845,24 @@ pub enum RoundOutcome {
     Unseen,
     /// Nothing took effect.
     Refused {
-        /// These rows are refused.
+        /// These rows are refused, each of them alone.
         rows: Vec<CloudRefusal>,
+        /// These are refused together with others that are accepted, and not alone.
+        crowded: Vec<CloudRefusal>,
+        /// How many were accepted before the round was rolled back.
+        accepted: usize,
         /// Whether there may be more of them: not every row was looked at.
         unfinished: bool,
     },
+}
+
+/// Rows that stay behind because the search for the guilty took long: nobody was guilty so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unasked {
+    /// By item.
+    pub items: Vec<usize>,
+    /// What PostgreSQL said last of a part that was refused as a whole.
+    pub why: CloudRefusal,
 }
 
 /// What lies beyond a cursor.
@@ -1742,11 +1757,10 @@ impl CloudSession {
             Err(Trouble::Refused { .. }) => {
                 self.rollback(Phase::Pull).await?;
                 self.begin_round(frame, items).await?;
-                let (taken, rows, unfinished) = self.take_in_parts(frame, items).await?;
-                if !rows.is_empty() {
-                    self.rollback(Phase::Pull).await?;
-                    return Ok(RoundOutcome::Refused { rows, unfinished });
-                }
+                let taken = match self.take_in_parts(frame, items).await? {
+                    Ok(taken) => taken,
+                    Err(refused) => return Ok(refused),
+                };
                 // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
                 // goes as it was accepted.
                 taken
@@ -1761,16 +1775,15 @@ impl CloudSession {
             // Which of the deletions do, shows in parts.
             self.rollback(Phase::Pull).await?;
             self.begin_round(frame, items).await?;
-            let (again, rows, unfinished) = self.take_in_parts(frame, items).await?;
-            if !rows.is_empty() {
-                self.rollback(Phase::Pull).await?;
-                return Ok(RoundOutcome::Refused { rows, unfinished });
-            }
-            taken = again;
+            taken = match self.take_in_parts(frame, items).await? {
+                Ok(taken) => taken,
+                Err(refused) => return Ok(refused),
+            };
             at_once = None;
             caused_more = self.mark_echo(frame, items.iter(), &taken).await?;
         }
-        if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
+        let unasked = taken.unasked.as_ref().map_or(&[][..], |unasked| &unasked.items);
+        if !taken.unseen.is_empty() && taken.unseen.len() + unasked.len() == items.len() {
             self.rollback(Phase::Pull).await?;
             return Ok(RoundOutcome::Unseen);
         }
@@ -1778,7 +1791,8 @@ impl CloudSession {
             self.record_conflicts(frame, conflicts).await?;
         }
         // Whoever settles this round after a crash has to know what it did not carry.
-        let left_out = taken.hits.iter().map(|hit| hit.item).chain(taken.unseen.iter().copied());
+        let left_out = taken.hits.iter().map(|hit| hit.item);
+        let left_out = left_out.chain(taken.unseen.iter().chain(unasked).copied());
         let names: Vec<String> =
             left_out.map(|item| items[item].name(&frame.tables[items[item].table])).collect();
         if !names.is_empty() {
@@ -1788,7 +1802,8 @@ impl CloudSession {
         fail::fail_point!("cloud.commit");
         self.commit(Phase::Pull).await?;
         fail::fail_point!("cloud.committed");
-        Ok(RoundOutcome::Committed { hits: taken.hits, unseen: taken.unseen, caused_more })
+        let Taken { hits, unseen, unasked, .. } = taken;
+        Ok(RoundOutcome::Committed { hits, unseen, unasked, caused_more })
     }
 
     /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
@@ -2127,6 +2142,8 @@ struct Taken {
     hits: Vec<CloudHit>,
     /// Deletions that stay behind.
     unseen: Vec<usize>,
+    /// Others that do.
+    unasked: Option<Unasked>,
     /// Whether the cloud holds something other than what was sent.
     stored_otherwise: bool,
     /// How many entries the feed has if nothing else was caused.
