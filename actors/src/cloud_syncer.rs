@@ -58,7 +58,7 @@ use crate::sqlite::{
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
-use crate::timings::{Timings, now_us};
+use crate::timings::{RoundEnd, RoundTimer, Timings, now_us};
 
 mod history;
 mod looks;
@@ -1617,14 +1617,13 @@ impl Cycle {
             let Some(noted) = self.ask(note).await? else { return Ok(Flushed::Everything) };
             turn.upto.get_or_insert(noted.epoch);
             let may_widen = width < WIDTH_MAX;
-            let began = Instant::now();
+            let timer = RoundTimer::begin(self.parts.timings.clone());
             let carried = self.carry(session, link, &tables, &pairs, noted, room, may_widen).await;
             if let Err(Trouble::Cloud(_)) = &carried {
                 self.windows.halve();
             }
             let carried = carried?;
-            let took = began.elapsed();
-            self.parts.timings.round.observe(took);
+            let took = timer.ended(carried.end);
             turn.apart |= carried.slowly || carried.crowded.is_some();
             if carried.slowly {
                 turn.upto = None;
@@ -1775,8 +1774,15 @@ impl Cycle {
         let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
-        let mut carried =
-            Carried { rows: 0, bytes: 0, parked: false, slowly: false, crowded: None, then: Then::GoOn };
+        let mut carried = Carried {
+            rows: 0,
+            bytes: 0,
+            parked: false,
+            slowly: false,
+            crowded: None,
+            end: RoundEnd::Refused,
+            then: Then::GoOn,
+        };
         carried.add(&read);
         // What had to be left behind may be what the others wait for; it cannot come along, however often it is tried.
         let too_heavy = noted.retry && noted.narrow;
@@ -1795,6 +1801,10 @@ impl Cycle {
             }
             if window.items.is_empty() && conflicts.is_empty() {
                 self.ask(DissolveRound { round: id }).await?;
+                if !carried.parked {
+                    // The cloud has all of it.
+                    carried.end = RoundEnd::Committed;
+                }
                 return Ok(carried);
             }
             if !std::mem::take(&mut may_grow) {
@@ -1863,6 +1873,7 @@ impl Cycle {
                     // So many small pieces of memory take a while to be let go, and the next round waits for this one.
                     drop(actix_rt::task::spawn_blocking(move || drop(window)));
                     self.acknowledge(round, hits, generation, left_out).await?;
+                    carried.end = RoundEnd::Committed;
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
@@ -2051,6 +2062,7 @@ struct Carried {
     slowly: bool,
     /// Where rows were refused only together with others: how many of these were accepted.
     crowded: Option<usize>,
+    end: RoundEnd,
     then: Then,
 }
 
