@@ -262,7 +262,7 @@ async fn one_heavy_row_among(light: u64, heavy_bytes: u64) {
 }
 
 /// What a device takes whatever it flushes, in bytes.
-const BASE: u64 = 20 << 20;
+const BASE: u64 = 32 << 20;
 
 /// What a row of a round takes besides its values, in bytes: twice, for while one round is sent the one before it is let go.
 const LIGHT_ROW: u64 = 2 * 400;
@@ -277,7 +277,7 @@ const COPIES: u64 = 3;
 /// A heavy row among twenty thousand light ones.
 #[actix_rt::test]
 async fn a_heavy_row_among_very_many_light_ones_takes_no_more_than_its_own_memory() {
-    one_heavy_row_among(20_000, 24 << 20).await;
+    one_heavy_row_among(20_000, 40 << 20).await;
 }
 
 /// The same with 100 MiB among ten million (`TIDEWATER_HEAVY_MIB` and `TIDEWATER_LIGHT_ROWS` say how much).

@@ -26,6 +26,8 @@ use std::time::Duration;
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -1742,7 +1744,7 @@ impl CloudSession {
             Ok(None) => {
                 self.rollback(Phase::Pull).await?;
                 self.begin_round(frame, items).await?;
-                self.take(frame, items, &in_order(items, |_| true), &[]).await
+                self.take(frame, items, &in_order(items, |_| true), &[], Ahead::default()).await
             }
             Err(trouble) => Err(trouble),
         };
@@ -1867,11 +1869,15 @@ impl CloudSession {
         items: &[RoundItem],
         members: &[usize],
         rings: &[Ring],
+        mut ahead: Ahead<'_>,
     ) -> std::result::Result<Taken, Trouble> {
+        if members.iter().any(|at| items[*at].op != Op::Insert) {
+            self.send_ahead(&mut ahead).await?;
+        }
         let hits = self.examine(frame, items, members).await?;
         let left: HashSet<usize> = hits.iter().map(|hit| hit.item).collect();
         let order: Vec<usize> = members.iter().copied().filter(|item| !left.contains(item)).collect();
-        let mut taken = self.run(frame, items, &order, rings).await?;
+        let mut taken = self.run(frame, items, &order, rings, ahead).await?;
         taken.hits.splice(0..0, hits);
         Ok(taken)
     }
@@ -2015,12 +2021,20 @@ impl CloudSession {
         items: &[RoundItem],
         order: &[usize],
         rings: &[Ring],
+        mut ahead: Ahead<'_>,
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
         let mut make_room = asides(frame, items, order);
         make_room.extend(rings.iter().flat_map(|ring| ring.asides(frame, items, order)));
-        let known = self.attempt(self.client.statement(STAMPS)).await?;
+        let sets: Vec<_> = sets(frame, items, order).collect();
+        let prepared = ahead.prepared;
+        let is_prepared = |sql: &str| prepared.is_some_and(|prepared| prepared.contains_key(sql));
+        // A transaction that has failed prepares nothing, and what makes room is sent by itself.
+        if !make_room.is_empty() || !is_prepared(STAMPS) || !sets.iter().all(|set| is_prepared(&set.sql)) {
+            self.send_ahead(&mut ahead).await?;
+        }
+        let known = self.prepared(STAMPS, &ahead).await?;
         // Ahead of the statement whose rows they are, and in the same breath.
         let stamped = async |members: &[usize], sql: &str, params: &[&dyn Param]| {
             let statement = self.attempt(self.client.statement(sql)).await?;
@@ -2048,12 +2062,46 @@ impl CloudSession {
                 taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
             }
         }
-        for set in sets(frame, items, order) {
-            let arrays = set.arrays();
-            let params = as_params(&arrays);
-            let answer = stamped(set.members, &set.sql, &params).await?;
-            set.judge(&answer, &mut taken, &mut already_there)?;
+        let mut statements = vec![];
+        for set in &sets {
+            statements.push(self.prepared(&set.sql, &ahead).await?);
         }
+        let arrays: Vec<_> = sets.iter().map(|set| set.arrays()).collect();
+        let params: Vec<_> = arrays.iter().map(|arrays| as_params(arrays)).collect();
+        let stamps: Vec<_> =
+            sets.iter().map(|set| Stamps::of(set.members.iter().map(|at| &items[*at]))).collect();
+        let stamps: Vec<_> = stamps.iter().map(|stamps| stamps.params()).collect();
+        // All on their way at once: after the first that fails the others do nothing.
+        let mut flight: FuturesOrdered<Exchange<'_>> = FuturesOrdered::new();
+        let client = &self.client;
+        let batch =
+            |sql: &'static str| async move { client.batch_execute(sql).await.map(|()| Answer::default()) };
+        let is_ahead = !ahead.sql.is_empty();
+        if is_ahead {
+            flight.push_back(Box::pin(batch(ahead.sql)));
+        }
+        for ((statement, params), stamps) in statements.iter().zip(&params).zip(&stamps) {
+            flight.push_back(Box::pin(self.client.ask(&known, stamps)));
+            flight.push_back(Box::pin(self.client.ask(statement, params)));
+        }
+        flight.push_back(Box::pin(batch("SET CONSTRAINTS ALL IMMEDIATE")));
+        let mut next = async || {
+            let landed = async { flight.next().await.unwrap_or_else(|| Ok(Answer::default())) };
+            self.attempt(landed).await
+        };
+        if is_ahead {
+            next().await?;
+        }
+        for set in &sets {
+            match next().await {
+                // The rows' own statement says what is the matter.
+                Ok(_) | Err(Trouble::Refused { .. }) => {}
+                Err(failed) => return Err(failed),
+            }
+            set.judge(&next().await?, &mut taken, &mut already_there)?;
+        }
+        next().await?;
+        drop(flight);
         taken.hits = self.already_there(frame, items, &already_there).await?;
         for hit in &taken.hits {
             let item = &items[hit.item];
@@ -2077,8 +2125,26 @@ impl CloudSession {
                 });
             }
         }
-        self.attempt(self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")).await?;
         Ok(taken)
+    }
+
+    /// What has to be there before anything else is asked.
+    async fn send_ahead(&self, ahead: &mut Ahead<'_>) -> Result<()> {
+        match std::mem::take(&mut ahead.sql) {
+            "" => Ok(()),
+            sql => self.batch(sql, Phase::Pull).await,
+        }
+    }
+
+    async fn prepared(
+        &self,
+        sql: &str,
+        ahead: &Ahead<'_>,
+    ) -> std::result::Result<client::Statement, Trouble> {
+        match ahead.prepared.and_then(|prepared| prepared.get(sql)) {
+            Some(statement) => Ok(statement.clone()),
+            None => self.attempt(self.client.statement(sql)).await,
+        }
     }
 
     /// One exchange within a round, whose error is either the data's or the link's.
@@ -2134,6 +2200,20 @@ struct Touched {
     newest: i64,
     stamp: Option<i64>,
 }
+
+/// What goes ahead of a part of a round, in the same breath with it where nothing has to be asked before: a question over a
+/// slow link costs one round trip then.
+#[derive(Default, Clone, Copy)]
+struct Ahead<'a> {
+    /// What ends the part before, or nothing.
+    sql: &'static str,
+    /// What this connection was told of before any part could fail.
+    prepared: Option<&'a HashMap<String, client::Statement>>,
+}
+
+/// A statement on its way.
+type Exchange<'a> =
+    std::pin::Pin<Box<dyn Future<Output = std::result::Result<Answer, tokio_postgres::Error>> + 'a>>;
 
 /// What taking a set of items came to.
 #[derive(Default)]
