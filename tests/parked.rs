@@ -692,3 +692,47 @@ async fn a_search_in_which_nobody_is_guilty_holds_nobody_up() {
     assert!(rounds >= 3, "{rounds}");
     db.shutdown().await.unwrap();
 }
+
+/// One row takes the cloud longer than a statement may, whatever round it is in: it is soon alone, everything else arrives, and it
+/// is parked for that. It is tried again by itself some time after others came or went, and when somebody asks.
+#[actix_rt::test]
+async fn a_row_that_takes_the_cloud_too_long_holds_nobody_up() {
+    let bench = Bench::new().await;
+    let db = bench.open_with(bench.settings().set("cloud.statement_timeout_s", 0.5)).await;
+    run(
+        &db,
+        "CREATE TABLE entry (id INTEGER PRIMARY KEY, n INTEGER);\nCREATE TABLE note (id INTEGER PRIMARY KEY)",
+    )
+    .await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["entry", "note"]).await;
+    let client = bench.cloud.connect().await;
+    client
+        .batch_execute(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF new.n = 13 THEN PERFORM pg_sleep(60); END IF; RETURN new; END $$;
+             CREATE TRIGGER slowly BEFORE INSERT ON entry FOR EACH ROW EXECUTE FUNCTION slowly();",
+        )
+        .await
+        .unwrap();
+    go_offline(&bench, &db).await;
+    run(
+        &db,
+        "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+         INSERT INTO entry SELECT i, CASE i WHEN 300 THEN 13 ELSE 0 END FROM n;\nINSERT INTO note VALUES (1)",
+    )
+    .await;
+    bench.proxy.start();
+    wait_until_parked(&db, 1).await;
+    let row = &parked(&db)[0];
+    assert_eq!((row.key["id"].as_i64(), row.sqlstate.as_deref()), (Some(300), Some("57014")), "{row:?}");
+    assert_eq!(there(&client, "SELECT count(*) FROM entry").await, "499");
+    assert_eq!(there(&client, "SELECT count(*) FROM note").await, "1");
+    assert_eq!(bench.log.count("longer for a round than cloud.statement_timeout_s allows"), 1);
+    assert_eq!(bench.log.count("Sync is interrupted"), 0, "{:#?}", bench.log.all());
+    client.batch_execute("ALTER TABLE entry DISABLE TRIGGER slowly").await.unwrap();
+    db.retry_parked(Which::All).await.unwrap();
+    wait_until_parked(&db, 0).await;
+    bench.wait_until_equal(&db, &["entry", "note"]).await;
+    db.shutdown().await.unwrap();
+}

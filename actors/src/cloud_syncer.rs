@@ -49,7 +49,7 @@ use crate::messages::{
 use crate::past::Remembered;
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op, Prepared,
-    RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, Unasked, needs_others,
+    RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, TOO_SLOW, Unasked, needs_others,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
@@ -208,6 +208,9 @@ struct Crowd {
     held: u32,
 }
 
+/// For so many rounds portions stay small where a larger one took too long.
+const SLOW_ROUNDS: u32 = 8;
+
 /// After so many rounds for the first time it is tried whether the cloud takes larger ones, and each time after twice as many: the
 /// search that it costs is little beside them.
 const CROWD_ROUNDS: std::ops::RangeInclusive<u32> = 16..=1024;
@@ -232,6 +235,15 @@ impl Portion {
         let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
         let held = (crowd.held * 2).clamp(*CROWD_ROUNDS.start(), *CROWD_ROUNDS.end());
         *crowd = Crowd { rows_max, rounds: held, held };
+    }
+
+    /// So many rows took longer than a statement may: for some rounds a portion has half of them at most. Where one row is the
+    /// reason, it is soon alone, and the others are through.
+    fn was_slow(&self, rows: usize) {
+        let rows_max = (rows.min(self.rows()) / 2).max(1);
+        self.rows.store(rows_max, Ordering::Relaxed);
+        let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
+        *crowd = Crowd { rows_max, rounds: SLOW_ROUNDS, ..*crowd };
     }
 
     /// The largest that the next one may be.
@@ -1628,7 +1640,9 @@ impl Cycle {
             if carried.slowly {
                 turn.upto = None;
             }
-            if let Some(accepted) = carried.crowded {
+            if let Some(rows) = carried.too_slow {
+                self.windows.was_slow(rows);
+            } else if let Some(accepted) = carried.crowded {
                 self.windows.crowd(accepted);
             } else if !carried.slowly {
                 self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
@@ -1780,6 +1794,7 @@ impl Cycle {
             parked: false,
             slowly: false,
             crowded: None,
+            too_slow: None,
             end: RoundEnd::Refused,
             then: Then::GoOn,
         };
@@ -1836,7 +1851,27 @@ impl Cycle {
                 continue;
             };
             let may_widen = may_widen && !noted.complete;
-            match session.conclude(frame, &window.items, &conflicts, may_widen, judged).await? {
+            let concluded = session.conclude(frame, &window.items, &conflicts, may_widen, judged).await;
+            let outcome = match concluded {
+                // The link is well, and everybody else's rows are none the worse for it.
+                Err(failure) if failure.sqlstate.as_deref() == Some(TOO_SLOW) => {
+                    session.give_up_round().await?;
+                    let rows = window.items.len();
+                    (carried.end, carried.slowly, carried.too_slow) = (RoundEnd::Failed, true, Some(rows));
+                    carried.then = Then::PullFirst;
+                    let rows = if rows > 1 && self.windows.rows() > 1 { 0 } else { rows };
+                    let shape = |item: usize| tables[window.items[item].table].cloud.shape.clone();
+                    let refused = (0..rows).map(|item| too_slow(item, &failure, shape(item))).collect();
+                    if rows == 0 {
+                        self.say_rounds_are_too_slow();
+                        self.ask(PutBackRound { round: id, refused: vec![] }).await?;
+                        return Ok(carried);
+                    }
+                    RoundOutcome::Refused { rows: refused, crowded: vec![], accepted: 0, unfinished: false }
+                }
+                concluded => concluded?,
+            };
+            match outcome {
                 RoundOutcome::Committed { hits, unseen, unasked, caused_more } => {
                     if let Some(Unasked { items, why }) = &unasked {
                         carried.rows -= items.len();
@@ -1925,7 +1960,7 @@ impl Cycle {
                     }
                     // Everybody else's rows, and what others wrote, come before the search goes on among these; where there is
                     // nothing else, it goes on at once.
-                    carried.slowly = unfinished && !is_last && !noted.retry;
+                    carried.slowly = carried.too_slow.is_some() || unfinished && !is_last && !noted.retry;
                     if let Some(first) = crowded.first() {
                         self.say_numbers_are_refused(&window, pairs, first);
                         carried.crowded = Some(accepted);
@@ -1935,7 +1970,7 @@ impl Cycle {
                         let refused =
                             wait.iter().map(|refusal| window.refusal(pairs, refusal, None)).collect();
                         self.ask(PutBackRound { round: id, refused }).await?;
-                        if carried.slowly {
+                        if carried.slowly && !(noted.retry && carried.too_slow.is_some()) {
                             carried.then = Then::PullFirst;
                         } else if noted.retry && carried.crowded.is_none() {
                             carried.then = Then::Later;
@@ -1979,6 +2014,14 @@ impl Cycle {
              rounds, which takes longer: is there a trigger that has something against a number of rows?",
             refusal.sqlstate
         ));
+    }
+
+    fn say_rounds_are_too_slow(&self) {
+        self.once(
+            "the cloud takes longer for a round than cloud.statement_timeout_s allows: rounds become smaller; a row that takes too \
+             long alone waits, and everything else goes on"
+                .to_owned(),
+        );
     }
 
     /// The rows of a round that the cloud has now, but for those that left it.
@@ -2062,6 +2105,8 @@ struct Carried {
     slowly: bool,
     /// Where rows were refused only together with others: how many of these were accepted.
     crowded: Option<usize>,
+    /// Where a statement took longer than it may: how many rows there were.
+    too_slow: Option<usize>,
     end: RoundEnd,
     then: Then,
 }
@@ -2078,6 +2123,12 @@ struct Room {
     eligible: Vec<i64>,
     upto: Option<i64>,
     rows_max: usize,
+}
+
+/// A row that takes the cloud too long, alone.
+fn too_slow(item: usize, failure: &CloudFailure, shape: String) -> CloudRefusal {
+    let (sqlstate, message) = (TOO_SLOW.to_owned(), failure.detail.clone());
+    CloudRefusal { item, sqlstate, message, constraint: None, shape }
 }
 
 /// A deletion that would take rows along that have not been seen.

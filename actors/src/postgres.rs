@@ -2189,10 +2189,14 @@ fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeM
     by_table
 }
 
-/// Whether a refusal (restrict, foreign key, unique, exclusion) may be another row's doing.
+/// Whether a refusal (restrict, foreign key, unique, exclusion; a statement that took too long, for somebody may have locked
+/// what it needs) may be another row's doing.
 pub fn needs_others(sqlstate: &str) -> bool {
-    matches!(sqlstate, "23001" | "23503" | "23505" | "23P01")
+    matches!(sqlstate, "23001" | "23503" | "23505" | "23P01" | TOO_SLOW)
 }
+
+/// A statement took longer than it may.
+pub const TOO_SLOW: &str = "57014";
 
 /// What the feed says of a row that others changed.
 #[derive(Debug, Clone, Copy, Default)]
