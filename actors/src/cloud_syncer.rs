@@ -1700,6 +1700,8 @@ impl Cycle {
         mut read: Read,
     ) -> Step<Read> {
         while let Some(rest) = read.rest {
+            // The row that is heavy may be in it, and is not in memory twice.
+            drop(read.window);
             self.ask(TrimRound { round: noted.id.clone(), part, rest }).await?;
             (noted.complete, noted.narrow, noted.grows) = (false, true, None);
             read = self.read_part(tables, noted.clone(), part, bytes_max).await?;
