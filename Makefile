@@ -13,11 +13,12 @@ test: setup
 
 # What takes minutes: every pair of places where actors die, and 10,000 panics in one run (TIDEWATER_PANICS says how many); a cut
 # at every byte of a round (TIDEWATER_CUT_STEP=n: at every n-th), and a SIGKILL each time that a fail point is passed; 200 random
-# histories of plain SQL in the cloud (TIDEWATER_HISTORIES), and a first sync of a million rows that is interrupted ten times; ten
+# histories of plain SQL in the cloud (TIDEWATER_HISTORIES), and a first sync of a million rows that is interrupted ten times; a row of
+# 100 MiB among ten million (TIDEWATER_HEAVY_MIB, TIDEWATER_LIGHT_ROWS), which takes some gigabytes of disk; ten
 # minutes of random histories of several devices (TIDEWATER_HISTORIES_S says how long, TIDEWATER_SEED where they begin), and devices
 # that hammer the same rows. The same build as for `test`.
 long: setup
-	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test history --test feed_fuzz --test first_sync --test histories --test hammer -- --ignored --nocapture --test-threads=1
+	cargo test -p tidewater --features failpoints --locked --test panics --test cuts --test crash --test history --test feed_fuzz --test first_sync --test flush_bounds --test histories --test hammer -- --ignored --nocapture --test-threads=1
 
 # Two hundred devices (TIDEWATER_FLEET says how many) that lose one PostgreSQL at the same moment, and get it back; what 100,000 of
 # them are in its tables, and how these come back after an outage (in virtual time).

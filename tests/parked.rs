@@ -571,3 +571,168 @@ async fn a_raised_limit_lets_larger_rows_through() {
     wait_for(&db, "nothing is parked", |status| status.sync.parked == 0).await;
     db.shutdown().await.unwrap();
 }
+
+/// A trigger that has something against a number of rows in a transaction, whichever they are: nobody is guilty alone, so nobody
+/// is parked but the one who is. Everything arrives in rounds that are small enough, and one line says why.
+#[actix_rt::test]
+async fn rows_that_are_refused_only_in_company_arrive_in_smaller_rounds() {
+    let (bench, db) = device(
+        "CREATE TABLE entry (id INTEGER PRIMARY KEY, n INTEGER);\nCREATE TABLE note (id INTEGER PRIMARY KEY)",
+        "CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS $$
+         DECLARE so_far integer := coalesce(nullif(current_setting('test.rows', true), ''), '0')::integer + 1;
+         BEGIN
+             IF so_far > 40 OR new.n = 13 THEN RAISE 'too many for today'; END IF;
+             PERFORM set_config('test.rows', so_far::text, true);
+             RETURN new;
+         END $$;
+         CREATE TRIGGER few BEFORE INSERT ON entry FOR EACH ROW EXECUTE FUNCTION few();",
+        &["entry", "note"],
+    )
+    .await;
+    go_offline(&bench, &db).await;
+    run(
+        &db,
+        "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 600)
+         INSERT INTO entry SELECT i, CASE i WHEN 333 THEN 13 ELSE 0 END FROM n;\nINSERT INTO note VALUES (1), (2)",
+    )
+    .await;
+    bench.proxy.start();
+    wait_until_parked(&db, 1).await;
+    assert_eq!(parked(&db)[0].key["id"], 333);
+    let client = bench.cloud.connect().await;
+    assert_eq!(there(&client, "SELECT count(*) FROM entry").await, "599");
+    assert_eq!(there(&client, "SELECT count(*) FROM note").await, "2");
+    let line =
+        "table entry: the cloud refuses rows together that it takes in smaller numbers (SQLSTATE P0001)";
+    assert_eq!(bench.log.count(line), 1, "{:#?}", bench.log.all());
+    // What comes afterwards goes as well.
+    run(&db, "INSERT INTO entry VALUES (1000, 0);\nUPDATE entry SET n = 1 WHERE id = 333").await;
+    wait_until_parked(&db, 0).await;
+    bench.wait_until_equal(&db, &["entry", "note"]).await;
+    db.shutdown().await.unwrap();
+}
+
+/// Two rows of a round of which the cloud takes either, and not both, with a trigger that has no code of its own: the first one
+/// arrives with all the others, the second one is parked for the reason that it is refused for beside the first.
+#[actix_rt::test]
+async fn of_two_rows_that_exclude_each_other_one_is_parked() {
+    let (bench, db) = device(
+        "CREATE TABLE address (id INTEGER PRIMARY KEY, main INTEGER)",
+        "CREATE FUNCTION one() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF new.main = 1 AND EXISTS (SELECT FROM address WHERE main = 1) THEN RAISE 'there is one already'; END IF;
+             RETURN new; END $$;
+         CREATE TRIGGER one BEFORE INSERT ON address FOR EACH ROW EXECUTE FUNCTION one();",
+        &["address"],
+    )
+    .await;
+    go_offline(&bench, &db).await;
+    run(
+        &db,
+        "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 300)
+         INSERT INTO address SELECT i, i IN (100, 200) FROM n",
+    )
+    .await;
+    bench.proxy.start();
+    wait_until_parked(&db, 1).await;
+    let rows = parked(&db);
+    assert_eq!((rows[0].message.as_str(), rows[0].tries), ("there is one already", 1));
+    let client = bench.cloud.connect().await;
+    assert_eq!(there(&client, "SELECT count(*) FROM address").await, "299");
+    assert_eq!(there(&client, "SELECT count(*) FROM address WHERE main = 1").await, "1");
+    db.shutdown().await.unwrap();
+}
+
+/// A cloud that takes one row per statement, and takes its time for it: the search for a guilty row, of which there is none,
+/// ends when its time is over, and what it has accepted by then is there. Other tables, and what others write, do not wait for
+/// the rest; all of it arrives, nothing is parked, and one line says what is the matter.
+#[actix_rt::test]
+async fn a_search_in_which_nobody_is_guilty_holds_nobody_up() {
+    let bench = Bench::new().await;
+    let db = bench.open_with(bench.settings().set("cloud.statement_timeout_s", 1)).await;
+    run(&db, "CREATE TABLE entry (id INTEGER PRIMARY KEY);\nCREATE TABLE note (id INTEGER PRIMARY KEY)")
+        .await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["entry", "note"]).await;
+    bench
+        .cloud
+        .execute_batch(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF (SELECT count(*) FROM fresh) > 1 THEN RAISE 'one at a time'; END IF;
+                 PERFORM pg_sleep(0.04); RETURN NULL; END $$;
+             CREATE TRIGGER slowly AFTER INSERT ON entry REFERENCING NEW TABLE AS fresh
+                 FOR EACH STATEMENT EXECUTE FUNCTION slowly();",
+        )
+        .await;
+    go_offline(&bench, &db).await;
+    run(
+        &db,
+        "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 80) INSERT INTO entry SELECT i FROM n",
+    )
+    .await;
+    let client = bench.cloud.connect().await;
+    bench.proxy.start();
+    let there_are = async || there(&client, "SELECT count(*) FROM entry").await.parse::<u64>().unwrap();
+    wait::until("the first of them are there", PATIENCE, async || {
+        let some = there_are().await;
+        if some > 0 { Ok(()) } else { Err(format!("{:?}", db.status_summary().await.sync)) }
+    })
+    .await;
+    run(&db, "INSERT INTO note VALUES (1)").await;
+    client.execute("INSERT INTO note VALUES (2)", &[]).await.unwrap();
+    wait_until_there(&db, &client, "SELECT count(*) FROM note", "2").await;
+    wait_until_here(&db, "SELECT count(*) FROM note", "2").await;
+    let so_far = there_are().await;
+    assert!(so_far < 80, "the other table waited for all of them");
+    wait_until_flushed(&db).await;
+    bench.wait_until_equal(&db, &["entry", "note"]).await;
+    assert_eq!(db.status_summary().await.sync.parked, 0);
+    assert_eq!(bench.log.count("SQLSTATE P0001"), 1, "{:#?}", bench.log.all());
+    // More than three seconds of work, one in each of the rounds that began with a search.
+    let rounds: u64 = there(&client, "SELECT round_number FROM tidewater.devices").await.parse().unwrap();
+    assert!(rounds >= 3, "{rounds}");
+    db.shutdown().await.unwrap();
+}
+
+/// One row takes the cloud longer than a statement may, whatever round it is in: it is soon alone, everything else arrives, and it
+/// is parked for that. It is tried again by itself some time after others came or went, and when somebody asks.
+#[actix_rt::test]
+async fn a_row_that_takes_the_cloud_too_long_holds_nobody_up() {
+    let bench = Bench::new().await;
+    let db = bench.open_with(bench.settings().set("cloud.statement_timeout_s", 0.5)).await;
+    run(
+        &db,
+        "CREATE TABLE entry (id INTEGER PRIMARY KEY, n INTEGER);\nCREATE TABLE note (id INTEGER PRIMARY KEY)",
+    )
+    .await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["entry", "note"]).await;
+    let client = bench.cloud.connect().await;
+    client
+        .batch_execute(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF new.n = 13 THEN PERFORM pg_sleep(60); END IF; RETURN new; END $$;
+             CREATE TRIGGER slowly BEFORE INSERT ON entry FOR EACH ROW EXECUTE FUNCTION slowly();",
+        )
+        .await
+        .unwrap();
+    go_offline(&bench, &db).await;
+    run(
+        &db,
+        "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+         INSERT INTO entry SELECT i, CASE i WHEN 300 THEN 13 ELSE 0 END FROM n;\nINSERT INTO note VALUES (1)",
+    )
+    .await;
+    bench.proxy.start();
+    wait_until_parked(&db, 1).await;
+    let row = &parked(&db)[0];
+    assert_eq!((row.key["id"].as_i64(), row.sqlstate.as_deref()), (Some(300), Some("57014")), "{row:?}");
+    assert_eq!(there(&client, "SELECT count(*) FROM entry").await, "499");
+    assert_eq!(there(&client, "SELECT count(*) FROM note").await, "1");
+    assert_eq!(bench.log.count("longer for a round than cloud.statement_timeout_s allows"), 1);
+    assert_eq!(bench.log.count("Sync is interrupted"), 0, "{:#?}", bench.log.all());
+    client.batch_execute("ALTER TABLE entry DISABLE TRIGGER slowly").await.unwrap();
+    db.retry_parked(Which::All).await.unwrap();
+    wait_until_parked(&db, 0).await;
+    bench.wait_until_equal(&db, &["entry", "note"]).await;
+    db.shutdown().await.unwrap();
+}

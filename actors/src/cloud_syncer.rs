@@ -30,6 +30,7 @@ use crate::circuit_breaker::{CircuitOpen, Gate};
 use crate::core::circuit::Mode;
 use crate::core::failure::{CloudFailure, FailureClass};
 use crate::core::from_cloud::Wanted;
+use crate::core::isolation::smaller;
 use crate::core::merge::{Change, change};
 use crate::core::rules::TableRules;
 use crate::core::schema::{CloudColumn, CloudTable, Column, Table};
@@ -48,7 +49,7 @@ use crate::messages::{
 use crate::past::Remembered;
 use crate::postgres::{
     Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op, Prepared,
-    RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, needs_others,
+    RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, TOO_SLOW, Unasked, needs_others,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
@@ -57,7 +58,7 @@ use crate::sqlite::{
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
-use crate::timings::{Timings, now_us};
+use crate::timings::{RoundEnd, RoundTimer, Timings, now_us};
 
 mod history;
 mod looks;
@@ -192,19 +193,67 @@ struct Memory {
 /// How many rows the next window or page may have: halved by each failure under way, so that what is too large for the
 /// link or the server's patience becomes small enough, and doubled by success.
 #[derive(Debug, Clone)]
-struct Portion(Arc<AtomicUsize>);
+struct Portion {
+    rows: Arc<AtomicUsize>,
+    crowd: Arc<Mutex<Crowd>>,
+}
+
+/// How many rows the cloud takes together: a larger portion would be refused, and cost a search.
+#[derive(Debug, Clone, Copy, Default)]
+struct Crowd {
+    rows_max: usize,
+    /// For so many portions nobody looks whether it takes more by now.
+    rounds: u32,
+    /// How many these were in the beginning.
+    held: u32,
+}
+
+/// For so many rounds portions stay small where a larger one took too long.
+const SLOW_ROUNDS: u32 = 8;
+
+/// After so many rounds for the first time it is tried whether the cloud takes larger ones, and each time after twice as many: the
+/// search that it costs is little beside them.
+const CROWD_ROUNDS: std::ops::RangeInclusive<u32> = 16..=1024;
 
 impl Portion {
     fn new(most: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(most)))
+        Self { rows: Arc::new(AtomicUsize::new(most)), crowd: Arc::default() }
     }
 
     fn rows(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.rows.load(Ordering::Relaxed)
     }
 
     fn halve(&self) {
-        self.0.store((self.rows() / 2).max(1), Ordering::Relaxed);
+        self.rows.store((self.rows() / 2).max(1), Ordering::Relaxed);
+    }
+
+    /// Rows were refused together with so many accepted ones, and not alone: for a while a portion has no more than these.
+    fn crowd(&self, accepted: usize) {
+        let rows_max = smaller(self.rows(), accepted);
+        self.rows.store(rows_max, Ordering::Relaxed);
+        let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = (crowd.held * 2).clamp(*CROWD_ROUNDS.start(), *CROWD_ROUNDS.end());
+        *crowd = Crowd { rows_max, rounds: held, held };
+    }
+
+    /// So many rows took longer than a statement may: for some rounds a portion has half of them at most. Where one row is the
+    /// reason, it is soon alone, and the others are through.
+    fn was_slow(&self, rows: usize) {
+        let rows_max = (rows.min(self.rows()) / 2).max(1);
+        self.rows.store(rows_max, Ordering::Relaxed);
+        let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
+        *crowd = Crowd { rows_max, rounds: SLOW_ROUNDS, ..*crowd };
+    }
+
+    /// The largest that the next one may be.
+    fn most(&self, most: usize) -> usize {
+        let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
+        if crowd.rounds == 0 {
+            return most;
+        }
+        crowd.rounds -= 1;
+        most.min(crowd.rows_max)
     }
 
     /// After a round that took so long: the next one shall take about [`ROUND_TIME`]. Its bytes are bounded where it is read.
@@ -225,13 +274,13 @@ impl Portion {
         let wanted = (rows as f64 * factor) as usize;
         // A round that was small because no more waited says nothing against a larger one.
         let wanted = if factor > 1.0 { wanted.max(self.rows()) } else { wanted };
-        self.0.store(wanted.clamp(1, most).min(bearable), Ordering::Relaxed);
+        self.rows.store(wanted.clamp(1, self.most(most)).min(bearable), Ordering::Relaxed);
     }
 
     /// `bytes` is what the last portion weighed: the next one shall not weigh much more than [`PORTION_BYTES`].
     fn grow(&self, most: usize, rows: usize, bytes: usize) {
         let bearable = (PORTION_BYTES / (bytes / rows.max(1)).max(1)).max(1);
-        self.0.store((self.rows() * 2).min(most).min(bearable), Ordering::Relaxed);
+        self.rows.store((self.rows() * 2).min(most).min(bearable), Ordering::Relaxed);
     }
 }
 
@@ -817,12 +866,12 @@ impl Cycle {
         self.retry_mended(&session, &link).await?;
         let (mut link, mut look) = self.fix_cursor(&session, link).await?;
         self.discard(&session, &link).await?;
-        let mut upto = None;
+        let mut turn = Turn::default();
         loop {
             self.doing.store(WARMING, Ordering::Relaxed);
             self.pull(&session, &mut link, look.take()).await?;
             self.doing.store(FLUSHING, Ordering::Relaxed);
-            match self.flush(&session, &mut link, &mut upto).await? {
+            match self.flush(&session, &mut link, &mut turn).await? {
                 Flushed::Everything => break,
                 Flushed::PullFirst => {}
             }
@@ -923,7 +972,7 @@ impl Cycle {
             self.acknowledge(round, vec![], 0, left_out).await?;
         } else if ledger.round == link.last_round {
             if let Some(round) = flying {
-                self.ask(PutBackRound { round, refused: vec![], others_first: false }).await?;
+                self.ask(PutBackRound { round, refused: vec![] }).await?;
             }
         } else {
             // The ledger knows neither round: the counter tells who is ahead.
@@ -1559,13 +1608,9 @@ impl Cycle {
     // Flush
     // -----------------------------------------------------------------------------------------------------
 
-    /// Flushes what was dirty when the cycle began, which `upto` remembers. What comes meanwhile is the next cycle's.
-    async fn flush(
-        &mut self,
-        session: &CloudSession,
-        link: &mut Link,
-        upto: &mut Option<i64>,
-    ) -> Step<Flushed> {
+    /// Flushes what was dirty when the cycle began. What comes meanwhile is the next cycle's, unless this one takes long over the
+    /// rows of one table.
+    async fn flush(&mut self, session: &CloudSession, link: &mut Link, turn: &mut Turn) -> Step<Flushed> {
         let (generation, tables) = self.prepared()?;
         let sends = |ready: &&ReadyTable| ready.table.rule.direction.sends();
         let eligible: Vec<i64> = tables.iter().filter(sends).map(|ready| ready.table.id).collect();
@@ -1576,22 +1621,30 @@ impl Cycle {
         loop {
             let (eligible, whole) = (eligible.clone(), width > 1);
             let window = self.windows.rows();
-            let room = Room { eligible: eligible.clone(), upto: *upto, rows_max: window };
+            let Turn { upto, apart } = *turn;
+            let room = Room { eligible: eligible.clone(), upto, rows_max: window };
             let rows_max =
                 if whole { window.min(WIDE_WINDOW) * width } else { window.min(self.noted_at_once()) };
-            let noted = self.ask(NoteRound { rows_max, generation, eligible, upto: *upto, whole }).await?;
-            let Some(noted) = noted else { return Ok(Flushed::Everything) };
-            upto.get_or_insert(noted.epoch);
+            let note = NoteRound { rows_max, generation, eligible, upto, whole, apart };
+            let Some(noted) = self.ask(note).await? else { return Ok(Flushed::Everything) };
+            turn.upto.get_or_insert(noted.epoch);
             let may_widen = width < WIDTH_MAX;
-            let began = Instant::now();
+            let timer = RoundTimer::begin(self.parts.timings.clone());
             let carried = self.carry(session, link, &tables, &pairs, noted, room, may_widen).await;
             if let Err(Trouble::Cloud(_)) = &carried {
                 self.windows.halve();
             }
             let carried = carried?;
-            let took = began.elapsed();
-            self.parts.timings.round.observe(took);
-            if !carried.slowly {
+            let took = timer.ended(carried.end);
+            turn.apart |= carried.slowly || carried.crowded.is_some();
+            if carried.slowly {
+                turn.upto = None;
+            }
+            if let Some(rows) = carried.too_slow {
+                self.windows.was_slow(rows);
+            } else if let Some(accepted) = carried.crowded {
+                self.windows.crowd(accepted);
+            } else if !carried.slowly {
                 self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
             } else if self.windows.rows() > FIRST_PORTION {
                 self.windows.halve();
@@ -1648,6 +1701,8 @@ impl Cycle {
         mut read: Read,
     ) -> Step<Read> {
         while let Some(rest) = read.rest {
+            // The row that is heavy may be in it, and is not in memory twice.
+            drop(read.window);
             self.ask(TrimRound { round: noted.id.clone(), part, rest }).await?;
             (noted.complete, noted.narrow, noted.grows) = (false, true, None);
             read = self.read_part(tables, noted.clone(), part, bytes_max).await?;
@@ -1784,7 +1839,16 @@ impl Cycle {
         let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
-        let mut carried = Carried { rows: 0, bytes: 0, parked: false, slowly: false, then: Then::GoOn };
+        let mut carried = Carried {
+            rows: 0,
+            bytes: 0,
+            parked: false,
+            slowly: false,
+            crowded: None,
+            too_slow: None,
+            end: RoundEnd::Refused,
+            then: Then::GoOn,
+        };
         carried.add(&read);
         // What had to be left behind may be what the others wait for; it cannot come along, however often it is tried.
         let too_heavy = noted.retry && noted.narrow;
@@ -1803,6 +1867,10 @@ impl Cycle {
             }
             if window.items.is_empty() && conflicts.is_empty() {
                 self.ask(DissolveRound { round: id }).await?;
+                if !carried.parked {
+                    // The cloud has all of it.
+                    carried.end = RoundEnd::Committed;
+                }
                 return Ok(carried);
             }
             if !std::mem::take(&mut may_grow) {
@@ -1834,13 +1902,43 @@ impl Cycle {
                 continue;
             };
             let may_widen = may_widen && !noted.complete;
-            match session.conclude(frame, &window.items, &conflicts, may_widen, judged).await? {
-                RoundOutcome::Committed { hits, unseen, caused_more } => {
+            let concluded = session.conclude(frame, &window.items, &conflicts, may_widen, judged).await;
+            let outcome = match concluded {
+                // The link is well, and everybody else's rows are none the worse for it.
+                Err(failure) if failure.sqlstate.as_deref() == Some(TOO_SLOW) => {
+                    session.give_up_round().await?;
+                    let rows = window.items.len();
+                    (carried.end, carried.slowly, carried.too_slow) = (RoundEnd::Failed, true, Some(rows));
+                    carried.then = Then::PullFirst;
+                    let rows = if rows > 1 && self.windows.rows() > 1 { 0 } else { rows };
+                    let shape = |item: usize| tables[window.items[item].table].cloud.shape.clone();
+                    let refused = (0..rows).map(|item| too_slow(item, &failure, shape(item))).collect();
+                    if rows == 0 {
+                        self.say_rounds_are_too_slow();
+                        self.ask(PutBackRound { round: id, refused: vec![] }).await?;
+                        return Ok(carried);
+                    }
+                    RoundOutcome::Refused { rows: refused, crowded: vec![], accepted: 0, unfinished: false }
+                }
+                concluded => concluded?,
+            };
+            match outcome {
+                RoundOutcome::Committed { hits, unseen, unasked, caused_more } => {
+                    if let Some(Unasked { items, why }) = &unasked {
+                        carried.rows -= items.len();
+                        self.say_numbers_are_refused(&window, pairs, why);
+                        // What others wrote, and other tables, come before the rest of these.
+                        (carried.slowly, carried.then) = (true, Then::PullFirst);
+                    }
+                    let unasked = unasked.map_or(vec![], |unasked| unasked.items);
                     if caused_more {
                         carried.then = Then::PullFirst;
                     }
-                    let left: HashSet<usize> =
-                        hits.iter().map(|hit| hit.item).chain(unseen.iter().copied()).collect();
+                    let left: HashSet<usize> = hits
+                        .iter()
+                        .map(|hit| hit.item)
+                        .chain(unseen.iter().chain(&unasked).copied())
+                        .collect();
                     let sent =
                         self.read_again(&noted, pairs, &window, hits.iter().map(|hit| hit.item)).await?;
                     let hits = hits
@@ -1855,17 +1953,18 @@ impl Cycle {
                         })
                         .collect();
                     let (round, generation) = (id.clone(), noted.generation);
-                    let left_out = unseen.iter().map(|item| &window.items[*item]);
+                    let left_out = unseen.iter().chain(&unasked).map(|item| &window.items[*item]);
                     let left_out = left_out.map(|item| item.name(&pairs[item.table])).collect();
                     self.count_propagated(&window, &left, link.clock_ahead);
                     // So many small pieces of memory take a while to be let go, and the next round waits for this one.
                     drop(actix_rt::task::spawn_blocking(move || drop(window)));
                     self.acknowledge(round, hits, generation, left_out).await?;
+                    carried.end = RoundEnd::Committed;
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
                 RoundOutcome::TooNarrow => {
-                    self.ask(PutBackRound { round: id, refused: vec![], others_first: false }).await?;
+                    self.ask(PutBackRound { round: id, refused: vec![] }).await?;
                     carried.then = Then::Widen;
                     return Ok(carried);
                 }
@@ -1875,15 +1974,19 @@ impl Cycle {
                     let deletions =
                         (0..window.items.len()).filter(|item| window.items[*item].op == Op::Delete);
                     let refused = deletions.map(|item| window.refusal(pairs, &unseen(item), None)).collect();
-                    self.ask(PutBackRound { round: id, refused, others_first: false }).await?;
+                    self.ask(PutBackRound { round: id, refused }).await?;
                     carried.then = if noted.retry { Then::Later } else { Then::PullFirst };
                     return Ok(carried);
                 }
-                RoundOutcome::Refused { rows: refused, unfinished } => {
+                RoundOutcome::Refused { rows: mut refused, mut crowded, accepted, unfinished } => {
+                    if self.windows.rows() == 1 {
+                        // No round is smaller than this one, whatever had to come along.
+                        refused.append(&mut crowded);
+                    }
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked.
                     let is_last = noted.complete || too_heavy;
-                    let (park, wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
+                    let (park, mut wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
                         refused.into_iter().partition(|r| is_last || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
                         let sent =
@@ -1908,14 +2011,19 @@ impl Cycle {
                     }
                     // Everybody else's rows, and what others wrote, come before the search goes on among these; where there is
                     // nothing else, it goes on at once.
-                    carried.slowly = unfinished && !is_last && !noted.retry;
+                    carried.slowly = carried.too_slow.is_some() || unfinished && !is_last && !noted.retry;
+                    if let Some(first) = crowded.first() {
+                        self.say_numbers_are_refused(&window, pairs, first);
+                        carried.crowded = Some(accepted);
+                        wait.append(&mut crowded);
+                    }
                     if !wait.is_empty() || carried.slowly {
                         let refused =
                             wait.iter().map(|refusal| window.refusal(pairs, refusal, None)).collect();
-                        self.ask(PutBackRound { round: id, refused, others_first: carried.slowly }).await?;
-                        if carried.slowly {
+                        self.ask(PutBackRound { round: id, refused }).await?;
+                        if carried.slowly && !(noted.retry && carried.too_slow.is_some()) {
                             carried.then = Then::PullFirst;
-                        } else if noted.retry {
+                        } else if noted.retry && carried.crowded.is_none() {
                             carried.then = Then::Later;
                         }
                         return Ok(carried);
@@ -1942,6 +2050,29 @@ impl Cycle {
             cleared = self.ask(clear.clone()).await?;
         }
         Ok(())
+    }
+
+    /// Once for each table and code. What PostgreSQL said may have values in it, which the log never has.
+    fn say_numbers_are_refused(
+        &self,
+        window: &Window,
+        pairs: &[(Table, CloudTable)],
+        refusal: &CloudRefusal,
+    ) {
+        let table = &pairs[window.items[refusal.item].table].0.name;
+        self.once(format!(
+            "table {table}: the cloud refuses rows together that it takes in smaller numbers (SQLSTATE {}); they go in smaller \
+             rounds, which takes longer: is there a trigger that has something against a number of rows?",
+            refusal.sqlstate
+        ));
+    }
+
+    fn say_rounds_are_too_slow(&self) {
+        self.once(
+            "the cloud takes longer for a round than cloud.statement_timeout_s allows: rounds become smaller; a row that takes too \
+             long alone waits, and everything else goes on"
+                .to_owned(),
+        );
     }
 
     /// The rows of a round that the cloud has now, but for those that left it.
@@ -1985,6 +2116,15 @@ fn again(last: Option<(Instant, Duration)>, pace: &Pace) -> (Instant, Duration) 
     (Instant::now() + wait, wait)
 }
 
+/// What a cycle flushes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Turn {
+    /// What was dirty in this epoch, or before.
+    upto: Option<i64>,
+    /// Whether the rows of one table keep it, so that the others go in rounds of their own.
+    apart: bool,
+}
+
 /// How far a flush came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flushed {
@@ -2014,6 +2154,11 @@ struct Carried {
     parked: bool,
     /// Whether so many rows are refused, or so slowly, that they are found in several rounds.
     slowly: bool,
+    /// Where rows were refused only together with others: how many of these were accepted.
+    crowded: Option<usize>,
+    /// Where a statement took longer than it may: how many rows there were.
+    too_slow: Option<usize>,
+    end: RoundEnd,
     then: Then,
 }
 
@@ -2038,6 +2183,12 @@ struct Room {
     eligible: Vec<i64>,
     upto: Option<i64>,
     rows_max: usize,
+}
+
+/// A row that takes the cloud too long, alone.
+fn too_slow(item: usize, failure: &CloudFailure, shape: String) -> CloudRefusal {
+    let (sqlstate, message) = (TOO_SLOW.to_owned(), failure.detail.clone());
+    CloudRefusal { item, sqlstate, message, constraint: None, shape }
 }
 
 /// A deletion that would take rows along that have not been seen.

@@ -274,6 +274,9 @@ pub struct NoteRound {
     pub upto: Option<i64>,
     /// Refused entries too: the rows of this round need others.
     pub whole: bool,
+    /// Of one table, and of another one the next time: the rows of one of them take so long that nobody else shall be in a round
+    /// with them. Not where refused entries get their chance, which may need each other.
+    pub apart: bool,
 }
 
 /// Moves more of the journal into the round in flight, closed under foreign keys.
@@ -340,8 +343,6 @@ pub struct PutBackRound {
     pub round: String,
     /// Rows that wait until the rest of the journal has been tried.
     pub refused: Vec<Refusal>,
-    /// Whether the next round begins with another table.
-    pub others_first: bool,
 }
 
 /// Nothing of the round has to be sent.

@@ -26,6 +26,8 @@ use std::time::Duration;
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -836,6 +838,8 @@ pub enum RoundOutcome {
         hits: Vec<CloudHit>,
         /// Deletions that stay behind, by item: they would take rows along that this file has not seen.
         unseen: Vec<usize>,
+        /// What a search for the guilty did not come to in its time.
+        unasked: Option<Unasked>,
         /// Whether the cloud did more, or other, than it was told: that has to be pulled before anything is built on it.
         caused_more: bool,
     },
@@ -846,11 +850,24 @@ pub enum RoundOutcome {
     Unseen,
     /// Nothing took effect.
     Refused {
-        /// These rows are refused.
+        /// These rows are refused, each of them alone.
         rows: Vec<CloudRefusal>,
+        /// These are refused together with others that are accepted, and not alone.
+        crowded: Vec<CloudRefusal>,
+        /// How many were accepted before the round was rolled back.
+        accepted: usize,
         /// Whether there may be more of them: not every row was looked at.
         unfinished: bool,
     },
+}
+
+/// Rows that stay behind because the search for the guilty took long: nobody was guilty so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unasked {
+    /// By item.
+    pub items: Vec<usize>,
+    /// What PostgreSQL said last of a part that was refused as a whole.
+    pub why: CloudRefusal,
 }
 
 /// What lies beyond a cursor.
@@ -1734,7 +1751,7 @@ impl CloudSession {
             Ok(None) => {
                 self.rollback(Phase::Pull).await?;
                 self.begin_round(frame, items).await?;
-                self.take(frame, items, &in_order(items, |_| true), &[]).await
+                self.take(frame, items, &in_order(items, |_| true), &[], Ahead::default()).await
             }
             Err(trouble) => Err(trouble),
         };
@@ -1749,11 +1766,10 @@ impl CloudSession {
             Err(Trouble::Refused { .. }) => {
                 self.rollback(Phase::Pull).await?;
                 self.begin_round(frame, items).await?;
-                let (taken, rows, unfinished) = self.take_in_parts(frame, items).await?;
-                if !rows.is_empty() {
-                    self.rollback(Phase::Pull).await?;
-                    return Ok(RoundOutcome::Refused { rows, unfinished });
-                }
+                let taken = match self.take_in_parts(frame, items).await? {
+                    Ok(taken) => taken,
+                    Err(refused) => return Ok(refused),
+                };
                 // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
                 // goes as it was accepted.
                 taken
@@ -1768,16 +1784,15 @@ impl CloudSession {
             // Which of the deletions do, shows in parts.
             self.rollback(Phase::Pull).await?;
             self.begin_round(frame, items).await?;
-            let (again, rows, unfinished) = self.take_in_parts(frame, items).await?;
-            if !rows.is_empty() {
-                self.rollback(Phase::Pull).await?;
-                return Ok(RoundOutcome::Refused { rows, unfinished });
-            }
-            taken = again;
+            taken = match self.take_in_parts(frame, items).await? {
+                Ok(taken) => taken,
+                Err(refused) => return Ok(refused),
+            };
             at_once = None;
             caused_more = self.mark_echo(frame, items.iter(), &taken).await?;
         }
-        if !taken.unseen.is_empty() && taken.unseen.len() == items.len() {
+        let unasked = taken.unasked.as_ref().map_or(&[][..], |unasked| &unasked.items);
+        if !taken.unseen.is_empty() && taken.unseen.len() + unasked.len() == items.len() {
             self.rollback(Phase::Pull).await?;
             return Ok(RoundOutcome::Unseen);
         }
@@ -1785,7 +1800,8 @@ impl CloudSession {
             self.record_conflicts(frame, conflicts).await?;
         }
         // Whoever settles this round after a crash has to know what it did not carry.
-        let left_out = taken.hits.iter().map(|hit| hit.item).chain(taken.unseen.iter().copied());
+        let left_out = taken.hits.iter().map(|hit| hit.item);
+        let left_out = left_out.chain(taken.unseen.iter().chain(unasked).copied());
         let names: Vec<String> =
             left_out.map(|item| items[item].name(&frame.tables[items[item].table])).collect();
         if !names.is_empty() {
@@ -1795,7 +1811,8 @@ impl CloudSession {
         fail::fail_point!("cloud.commit");
         self.commit(Phase::Pull).await?;
         fail::fail_point!("cloud.committed");
-        Ok(RoundOutcome::Committed { hits: taken.hits, unseen: taken.unseen, caused_more })
+        let Taken { hits, unseen, unasked, .. } = taken;
+        Ok(RoundOutcome::Committed { hits, unseen, unasked, caused_more })
     }
 
     /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
@@ -1859,11 +1876,15 @@ impl CloudSession {
         items: &[RoundItem],
         members: &[usize],
         rings: &[Ring],
+        mut ahead: Ahead<'_>,
     ) -> std::result::Result<Taken, Trouble> {
+        if members.iter().any(|at| items[*at].op != Op::Insert) {
+            self.send_ahead(&mut ahead).await?;
+        }
         let hits = self.examine(frame, items, members).await?;
         let left: HashSet<usize> = hits.iter().map(|hit| hit.item).collect();
         let order: Vec<usize> = members.iter().copied().filter(|item| !left.contains(item)).collect();
-        let mut taken = self.run(frame, items, &order, rings).await?;
+        let mut taken = self.run(frame, items, &order, rings, ahead).await?;
         taken.hits.splice(0..0, hits);
         Ok(taken)
     }
@@ -2007,12 +2028,20 @@ impl CloudSession {
         items: &[RoundItem],
         order: &[usize],
         rings: &[Ring],
+        mut ahead: Ahead<'_>,
     ) -> std::result::Result<Taken, Trouble> {
         let mut taken = Taken::default();
         let mut already_there = vec![];
         let mut make_room = asides(frame, items, order);
         make_room.extend(rings.iter().flat_map(|ring| ring.asides(frame, items, order)));
-        let known = self.attempt(self.client.statement(STAMPS)).await?;
+        let sets: Vec<_> = sets(frame, items, order).collect();
+        let prepared = ahead.prepared;
+        let is_prepared = |sql: &str| prepared.is_some_and(|prepared| prepared.contains_key(sql));
+        // A transaction that has failed prepares nothing, and what makes room is sent by itself.
+        if !make_room.is_empty() || !is_prepared(STAMPS) || !sets.iter().all(|set| is_prepared(&set.sql)) {
+            self.send_ahead(&mut ahead).await?;
+        }
+        let known = self.prepared(STAMPS, &ahead).await?;
         // Ahead of the statement whose rows they are, and in the same breath.
         let stamped = async |members: &[usize], sql: &str, params: &[&dyn Param]| {
             let statement = self.attempt(self.client.statement(sql)).await?;
@@ -2040,12 +2069,46 @@ impl CloudSession {
                 taken.feed_entries += i64::try_from(changed).unwrap_or(i64::MAX);
             }
         }
-        for set in sets(frame, items, order) {
-            let arrays = set.arrays();
-            let params = as_params(&arrays);
-            let answer = stamped(set.members, &set.sql, &params).await?;
-            set.judge(&answer, &mut taken, &mut already_there)?;
+        let mut statements = vec![];
+        for set in &sets {
+            statements.push(self.prepared(&set.sql, &ahead).await?);
         }
+        let arrays: Vec<_> = sets.iter().map(|set| set.arrays()).collect();
+        let params: Vec<_> = arrays.iter().map(|arrays| as_params(arrays)).collect();
+        let stamps: Vec<_> =
+            sets.iter().map(|set| Stamps::of(set.members.iter().map(|at| &items[*at]))).collect();
+        let stamps: Vec<_> = stamps.iter().map(|stamps| stamps.params()).collect();
+        // All on their way at once: after the first that fails the others do nothing.
+        let mut flight: FuturesOrdered<Exchange<'_>> = FuturesOrdered::new();
+        let client = &self.client;
+        let batch =
+            |sql: &'static str| async move { client.batch_execute(sql).await.map(|()| Answer::default()) };
+        let is_ahead = !ahead.sql.is_empty();
+        if is_ahead {
+            flight.push_back(Box::pin(batch(ahead.sql)));
+        }
+        for ((statement, params), stamps) in statements.iter().zip(&params).zip(&stamps) {
+            flight.push_back(Box::pin(self.client.ask(&known, stamps)));
+            flight.push_back(Box::pin(self.client.ask(statement, params)));
+        }
+        flight.push_back(Box::pin(batch("SET CONSTRAINTS ALL IMMEDIATE")));
+        let mut next = async || {
+            let landed = async { flight.next().await.unwrap_or_else(|| Ok(Answer::default())) };
+            self.attempt(landed).await
+        };
+        if is_ahead {
+            next().await?;
+        }
+        for set in &sets {
+            match next().await {
+                // The rows' own statement says what is the matter.
+                Ok(_) | Err(Trouble::Refused { .. }) => {}
+                Err(failed) => return Err(failed),
+            }
+            set.judge(&next().await?, &mut taken, &mut already_there)?;
+        }
+        next().await?;
+        drop(flight);
         taken.hits = self.already_there(frame, items, &already_there).await?;
         for hit in &taken.hits {
             let item = &items[hit.item];
@@ -2069,8 +2132,26 @@ impl CloudSession {
                 });
             }
         }
-        self.attempt(self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")).await?;
         Ok(taken)
+    }
+
+    /// What has to be there before anything else is asked.
+    async fn send_ahead(&self, ahead: &mut Ahead<'_>) -> Result<()> {
+        match std::mem::take(&mut ahead.sql) {
+            "" => Ok(()),
+            sql => self.batch(sql, Phase::Pull).await,
+        }
+    }
+
+    async fn prepared(
+        &self,
+        sql: &str,
+        ahead: &Ahead<'_>,
+    ) -> std::result::Result<client::Statement, Trouble> {
+        match ahead.prepared.and_then(|prepared| prepared.get(sql)) {
+            Some(statement) => Ok(statement.clone()),
+            None => self.attempt(self.client.statement(sql)).await,
+        }
     }
 
     /// One exchange within a round, whose error is either the data's or the link's.
@@ -2115,10 +2196,14 @@ fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeM
     by_table
 }
 
-/// Whether a refusal (restrict, foreign key, unique, exclusion) may be another row's doing.
+/// Whether a refusal (restrict, foreign key, unique, exclusion; a statement that took too long, for somebody may have locked
+/// what it needs) may be another row's doing.
 pub fn needs_others(sqlstate: &str) -> bool {
-    matches!(sqlstate, "23001" | "23503" | "23505" | "23P01")
+    matches!(sqlstate, "23001" | "23503" | "23505" | "23P01" | TOO_SLOW)
 }
+
+/// A statement took longer than it may.
+pub const TOO_SLOW: &str = "57014";
 
 /// What the feed says of a row that others changed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -2127,6 +2212,20 @@ struct Touched {
     stamp: Option<i64>,
 }
 
+/// What goes ahead of a part of a round, in the same breath with it where nothing has to be asked before: a question over a
+/// slow link costs one round trip then.
+#[derive(Default, Clone, Copy)]
+struct Ahead<'a> {
+    /// What ends the part before, or nothing.
+    sql: &'static str,
+    /// What this connection was told of before any part could fail.
+    prepared: Option<&'a HashMap<String, client::Statement>>,
+}
+
+/// A statement on its way.
+type Exchange<'a> =
+    std::pin::Pin<Box<dyn Future<Output = std::result::Result<Answer, tokio_postgres::Error>> + 'a>>;
+
 /// What taking a set of items came to.
 #[derive(Default)]
 struct Taken {
@@ -2134,6 +2233,8 @@ struct Taken {
     hits: Vec<CloudHit>,
     /// Deletions that stay behind.
     unseen: Vec<usize>,
+    /// Others that do.
+    unasked: Option<Unasked>,
     /// Whether the cloud holds something other than what was sent.
     stored_otherwise: bool,
     /// How many entries the feed has if nothing else was caused.

@@ -1156,7 +1156,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::SchemaChanged`] when the tables are no longer those of `generation`.
     pub fn note_round(&mut self, wanted: &NoteRound) -> Result<Option<Noted>> {
-        let NoteRound { rows_max, generation, ref eligible, upto, whole } = *wanted;
+        let NoteRound { rows_max, generation, ref eligible, upto, whole, apart } = *wanted;
         self.look()?;
         if generation != self.generation {
             return Err(StoreError::SchemaChanged);
@@ -1176,6 +1176,7 @@ impl Store {
         let first = Part::default();
         let mut retry = false;
         let mut grows = None;
+        let mut first_table = self.first_table;
         // First what was never refused. When nothing of that is left, the refused ones get their chance, together with
         // everything that came since: it may be what they wait for.
         let passes: &[(bool, bool, i64)] = match whole {
@@ -1187,15 +1188,14 @@ impl Store {
             // What is tried again does not grow.
             let at_once =
                 if is_retry { rows_max } else { growing::at_once(rows_max, self.considerate.growth > 0) };
-            let (came, stopped) = take_in_turn(
-                &tx,
-                &tables,
-                self.first_table,
-                at_once - taken,
-                (refused, upto),
-                first,
-                &mut sweep,
-            )?;
+            let (came, stopped) = if apart && !is_retry {
+                let found = take_from_one(&tx, &tables, first_table, at_once, upto, &mut sweep)?;
+                first_table = found.map_or(first_table, |(at, _)| at + 1);
+                (found.map_or(0, |(_, came)| came), None)
+            } else {
+                let begin = self.first_table;
+                take_in_turn(&tx, &tables, begin, at_once - taken, (refused, upto), first, &mut sweep)?
+            };
             taken += came;
             grows = stopped.filter(|_| !is_retry && !whole);
             retry |= is_retry && refused && taken > before;
@@ -1238,7 +1238,8 @@ impl Store {
         tx.execute("UPDATE _tidewater_clock SET epoch = epoch + 1", [])?;
         commit(tx)?;
         self.sweep = sweep;
-        if begins {
+        self.first_table = first_table;
+        if begins && !apart {
             // Each flush begins with another table; one that goes on takes table by table, parents first.
             self.first_table = self.first_table.wrapping_add(1);
         }
@@ -1261,8 +1262,8 @@ impl Store {
     }
 
     /// The round did not take effect: its entries wait again, under what was dirtied meanwhile. Rows named here
-    /// wait until the rest of the journal has been tried. With `others_first` the next round begins with another table.
-    pub fn put_back(&mut self, id: &str, refused: &[Refusal], others_first: bool) -> Result<()> {
+    /// wait until the rest of the journal has been tried.
+    pub fn put_back(&mut self, id: &str, refused: &[Refusal]) -> Result<()> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, id)?;
@@ -1281,7 +1282,6 @@ impl Store {
         }
         tx.execute("DELETE FROM _tidewater_round", [])?;
         commit(tx)?;
-        self.first_table = self.first_table.wrapping_add(usize::from(others_first));
         Ok(())
     }
 
@@ -2866,6 +2866,24 @@ fn take_in_turn(
         stopped = (taken >= limit).then_some(table.id);
     }
     Ok((taken, stopped))
+}
+
+/// The same of the first table, beginning with the given one, that has any that were not refused: its place, and how many came.
+fn take_from_one(
+    conn: &Connection,
+    tables: &[&Table],
+    begin: usize,
+    limit: usize,
+    upto: i64,
+    sweep: &mut HashMap<i64, Vec<Value>>,
+) -> Result<Option<(usize, usize)>> {
+    for at in (0..tables.len()).map(|at| (begin + at) % tables.len()) {
+        let came = take(conn, tables[at], limit, false, upto, Part::default(), sweep)?;
+        if came > 0 {
+            return Ok(Some((at, came)));
+        }
+    }
+    Ok(None)
 }
 
 /// Moves up to `limit` entries of one table from the journal in flight, going on where the last one stopped.

@@ -302,7 +302,7 @@ store_calls! {
     TrimRound => (), |store, m| store.trim_round(&m);
     AcknowledgeRound => bool, |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out, m.rows_max);
     ClearRound => bool, |store, m| store.clear_round(&m.round, m.rows_max);
-    PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused, m.others_first);
+    PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused);
     DissolveRound => (), |store, m| store.dissolve(&m.round);
     ParkRows => crate::sqlite::Parked, |store, m| store.park(&m.round, &m.refusals, &m.shapes);
     RetryParked => crate::sqlite::Retried, |store, m| store.retry_parked(&m.0);

@@ -1,10 +1,12 @@
 //! How long things take, counted where they happen: a few atomic additions, some ten nanoseconds.
 //!
-//! Parts: [`Timings`], what is measured; [`Histogram`], durations in buckets, never reset; [`Snapshot`], what a reader
-//! makes of one. Whoever measures adds and nobody waits; who reads may see an observation's count a moment before its sum.
+//! Parts: [`Timings`], what is measured; [`Rounds`], one histogram for each way in which a flush round ends, and
+//! [`RoundTimer`], which counts each of them once, those as well that are cut off; [`Histogram`], durations in buckets, never
+//! reset; [`Snapshot`], what a reader makes of one. Whoever measures adds and nobody waits; who reads may see an observation's count a moment before its sum.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What is measured in one database.
 #[derive(Debug)]
@@ -14,7 +16,7 @@ pub struct Timings {
     /// A read on the caller's own thread.
     pub read: Histogram,
     /// A flush round, from the noted window to its end.
-    pub round: Histogram,
+    pub round: Rounds,
     /// A row, from the local write to the acknowledgement that the cloud has it.
     pub propagation: Histogram,
 }
@@ -24,7 +26,7 @@ impl Default for Timings {
         Self {
             write: Histogram::new(&LOCAL_S),
             read: Histogram::new(&LOCAL_S),
-            round: Histogram::new(&ROUND_S),
+            round: Rounds::default(),
             propagation: Histogram::new(&PROPAGATION_S),
         }
     }
@@ -45,6 +47,78 @@ const PROPAGATION_S: [f64; 17] = [
     5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 21600.0,
     86400.0,
 ];
+
+/// How a flush round ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoundEnd {
+    /// The cloud has it, in parts perhaps.
+    Committed,
+    /// Nothing took effect: PostgreSQL refuses some of it. The guilty rows are parked, the others wait again.
+    Refused,
+    /// Nothing is known to have taken effect: the link or the server failed, or nobody waited for the end any more.
+    Failed,
+}
+
+impl RoundEnd {
+    /// All of them, in the order of their histograms.
+    pub const ALL: [Self; 3] = [Self::Committed, Self::Refused, Self::Failed];
+
+    /// The word for people and machines.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Flush rounds by their ends.
+#[derive(Debug)]
+pub struct Rounds([Histogram; 3]);
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Self(RoundEnd::ALL.map(|_| Histogram::new(&ROUND_S)))
+    }
+}
+
+impl Rounds {
+    /// Those that ended so.
+    #[must_use]
+    pub fn of(&self, end: RoundEnd) -> &Histogram {
+        &self.0[end as usize]
+    }
+}
+
+/// A round under way: counted when this is dropped, as [`RoundEnd::Failed`] unless it has [`ended`](Self::ended).
+#[derive(Debug)]
+pub struct RoundTimer {
+    timings: Arc<Timings>,
+    began: Instant,
+    end: RoundEnd,
+}
+
+impl RoundTimer {
+    /// It begins now.
+    #[must_use]
+    pub fn begin(timings: Arc<Timings>) -> Self {
+        Self { timings, began: Instant::now(), end: RoundEnd::Failed }
+    }
+
+    /// It is over. Answers how long it took.
+    pub fn ended(mut self, end: RoundEnd) -> Duration {
+        self.end = end;
+        self.began.elapsed()
+    }
+}
+
+impl Drop for RoundTimer {
+    fn drop(&mut self) {
+        self.timings.round.of(self.end).observe(self.began.elapsed());
+    }
+}
 
 /// Durations, counted in buckets.
 #[derive(Debug)]
@@ -139,6 +213,18 @@ mod tests {
         assert_eq!(buckets, [(0.001, 3), (0.1, 3), (10.0, 1), (f64::INFINITY, 1)]);
         assert_eq!(count, 8);
         assert!((sum_s - 3_605.152_001).abs() < 1e-6, "{sum_s}");
+    }
+
+    /// Every round that begins is counted once, by its end; one that nobody waits for any more has failed.
+    #[test]
+    fn a_round_is_counted_however_it_ends() {
+        let timings = Arc::new(Timings::default());
+        for end in RoundEnd::ALL {
+            RoundTimer::begin(timings.clone()).ended(end);
+        }
+        drop(RoundTimer::begin(timings.clone()));
+        let counts = RoundEnd::ALL.map(|end| (end.as_str(), timings.round.of(end).snapshot().count));
+        assert_eq!(counts, [("committed", 1), ("refused", 1), ("failed", 2)]);
     }
 
     /// Bounds rise, so that the search finds the bucket.

@@ -16,7 +16,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSe
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use tidewater_actors::messages::{ActorReport, ProxyStatus, StatusSummary};
-use tidewater_actors::timings::{Histogram, Snapshot};
+use tidewater_actors::timings::{Histogram, RoundEnd, Snapshot, Timings};
 
 use super::{Shared, plain};
 use crate::database::Database;
@@ -77,16 +77,15 @@ struct Scrape {
 struct Histograms {
     write: Snapshot,
     read: Snapshot,
-    round: Snapshot,
+    rounds: [(RoundEnd, Snapshot); 3],
     propagation: Snapshot,
 }
 
 impl Histograms {
     fn of(db: &Database) -> Self {
-        let [write, read, round, propagation] =
-            [&db.timings().write, &db.timings().read, &db.timings().round, &db.timings().propagation]
-                .map(Histogram::snapshot);
-        Self { write, read, round, propagation }
+        let Timings { write, read, round, propagation } = db.timings();
+        let [write, read, propagation] = [write, read, propagation].map(Histogram::snapshot);
+        Self { write, read, rounds: RoundEnd::ALL.map(|end| (end, round.of(end).snapshot())), propagation }
     }
 }
 
@@ -161,10 +160,11 @@ impl Collector for Scrape {
         page.gauge("sqlite_file", "The size of the SQLite file", bytes, &gauged(self.file_bytes))?;
         page.gauge("sqlite_wal", "The size of its write-ahead log", bytes, &gauged(self.wal_bytes))?;
 
-        let Histograms { write, read, round, propagation } = &self.histograms;
+        let Histograms { write, read, rounds, propagation } = &self.histograms;
         page.histogram("write_duration", "A write, from the call until it is on the disk", write)?;
         page.histogram("read_duration", "A read on the caller's own thread", read)?;
-        page.histogram("flush_round_duration", "A flush round, from the noted rows to its end", round)?;
+        let help = "A flush round, from the noted rows to its end, by what that was";
+        page.rounds("flush_round_duration", help, rounds)?;
         let help = "A row, from the local write to the cloud's acknowledgement";
         page.histogram("propagation_delay", help, propagation)
     }
@@ -235,6 +235,19 @@ impl Page<'_> {
                 MetricType::Counter => series.encode_counter::<NoLabelSet, _, u64>(&value(actor), None)?,
                 _ => series.encode_gauge(&gauged(value(actor)))?,
             }
+        }
+        Ok(())
+    }
+
+    fn rounds(&mut self, name: &str, help: &str, rounds: &[(RoundEnd, Snapshot)]) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for (end, held) in rounds {
+            metric.encode_family(&[("outcome", end.as_str())])?.encode_histogram::<NoLabelSet>(
+                held.sum_s,
+                held.count,
+                &held.buckets,
+                None,
+            )?;
         }
         Ok(())
     }

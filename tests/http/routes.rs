@@ -68,7 +68,11 @@ async fn every_route_follows_the_cloud() {
     assert_eq!(metrics.metric("tidewater_journal_pending_bytes"), Some(0.0));
     assert_eq!(metrics.metric("tidewater_journal_oldest_age_seconds"), Some(0.0));
     assert_eq!(metrics.metric("tidewater_propagation_delay_seconds_count"), Some(2.0));
-    assert!(metrics.metric("tidewater_flush_round_duration_seconds_count") >= Some(1.0));
+    let rounds = |outcome: &str| {
+        metrics.metric(&format!("tidewater_flush_round_duration_seconds_count{{outcome=\"{outcome}\"}}"))
+    };
+    assert!(rounds("committed") >= Some(1.0));
+    assert_eq!((rounds("refused"), rounds("failed")), (Some(0.0), Some(0.0)));
     assert!(metrics.metric("tidewater_sqlite_file_bytes") > Some(0.0));
     assert_well();
 
@@ -82,6 +86,44 @@ async fn every_route_follows_the_cloud() {
     assert_well();
     process.stop();
     assert!(events.next().is_none(), "whoever follows sees the end");
+}
+
+/// A round is counted however it ends: committed, refused, or cut off while the server was at work on it, with the time that it took.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rounds_that_fail_are_counted_as_well() {
+    let device = Device::new().await;
+    let client = device.cloud.connect().await;
+    let rules = "CREATE TABLE note (id bigint PRIMARY KEY, body text);
+        CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF new.body = 'bad' THEN RAISE 'not today'; END IF;
+            IF new.body = 'slow' THEN PERFORM pg_sleep(60); END IF; RETURN new; END $$;
+        CREATE TRIGGER judge BEFORE INSERT ON note FOR EACH ROW EXECUTE FUNCTION judge();";
+    client.batch_execute(rules).await.unwrap();
+    device.proxy.start();
+    let (process, address) = serving(&mut device.command());
+    let sql = |sql: &str| shell::sqlite3_shell(device.path(), sql);
+    let rounds = |outcome: &'static str, what: &'static str| {
+        move |answer: &Answer| {
+            let series = format!("tidewater_flush_round_duration_seconds_{what}{{outcome=\"{outcome}\"}}");
+            answer.metric(&series).unwrap()
+        }
+    };
+    sql("CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO note (body) VALUES ('bad');");
+    let answer = wait_for(address, "/metrics", "a refused round", |it| rounds("refused", "count")(it) > 0.0);
+    assert_eq!(rounds("failed", "count")(&answer), 0.0);
+
+    sql("INSERT INTO note (body) VALUES ('slow');");
+    let asleep =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    wait::until("the server is at work on it", PATIENCE, async || {
+        let found: i64 = client.query_one(asleep, &[]).await.unwrap().get(0);
+        if found > 0 { Ok(()) } else { Err("nobody sleeps".to_owned()) }
+    })
+    .await;
+    device.proxy.stop();
+    let answer = wait_for(address, "/metrics", "a failed round", |it| rounds("failed", "count")(it) > 0.0);
+    assert!(rounds("failed", "sum")(&answer) > 0.0, "{}", answer.body);
+    process.stop();
 }
 
 /// An outage and what waited in it are told after it has passed, also when nobody had looked: `/history` looks at nothing itself.

@@ -18,8 +18,13 @@
 //! - I3: for r rows of n that are refused when asked alone there are at most `1 + 2 r (⌈log₂ n⌉ + 1)` questions, of which those
 //!   that are known to need another one of them cost none; w of them that others may be the reason for cost 1 + w more, and
 //!   that again only each time that one of them is accepted after all. Where every need is known, none is.
-//! - I4: what was not asked about is neither accepted nor refused: beyond the limits the search ends early. It never does where
-//!   nothing is refused: who hears of no refusal may take everything that does not stay behind for accepted.
+//! - I4: what was not asked about is neither accepted nor refused, and is named: beyond the limits, or when it takes long, the
+//!   search ends early.
+//! - I5: once it is in a [`hurry`](Isolation::hurry), a search of n rows of which w wait asks at most
+//!   `2 (⌈log₂ n⌉ + 1) + w + 2` questions more, and has then accepted a row, refused one, or found one that stays behind.
+//! - I6: whoever takes what was accepted to its end, parks what was refused, and takes a [`smaller`] round where nobody was
+//!   guilty alone, has fewer rows left, or smaller rounds, after every search. So no search is repeated for ever, also where nobody
+//!   is guilty: where the cloud refuses a number of rows, whichever they are.
 
 use std::collections::{HashMap, HashSet};
 
@@ -51,15 +56,22 @@ pub struct Limits {
     pub waiting: usize,
 }
 
-/// What a search has found.
+/// What a search has found. Everything that is not in here is accepted.
 #[derive(Debug)]
 pub struct Found<R> {
     /// The rows that are refused, and why.
     pub refused: Vec<(usize, R)>,
     /// Those that stay behind.
     pub behind: Vec<usize>,
-    /// Whether the search ended early, with some refused: of others it is not known.
-    pub unfinished: bool,
+    /// Those of which it is not known: the search ended early.
+    pub unasked: Vec<usize>,
+}
+
+/// How many rows the next round may have after one of `window` rows at most, of which some were refused only together with the
+/// `accepted` ones: no more than half, so that an end comes soon, but one at least. In a round of one row, whoever is refused
+/// is guilty.
+pub fn smaller(window: usize, accepted: usize) -> usize {
+    accepted.min(window / 2).max(1)
 }
 
 /// The search. Ask about [`next`](Self::next), tell the [`verdict`](Self::verdict), until there is nothing to ask.
@@ -79,8 +91,12 @@ pub struct Isolation<R> {
     needs: HashMap<usize, Vec<usize>>,
     /// All that are not accepted: guilty, waiting, behind.
     refused: HashSet<usize>,
-    /// Whether the search ended while some were waiting.
-    undecided: bool,
+    /// Those that were waiting when the search ended early.
+    undecided: Vec<usize>,
+    /// Whether anything was accepted.
+    accepted: bool,
+    /// Whether that is enough.
+    in_hurry: bool,
 }
 
 #[derive(Debug)]
@@ -112,17 +128,19 @@ impl<R> Isolation<R> {
             behind: vec![],
             needs: needs_of,
             refused: HashSet::new(),
-            undecided: false,
+            undecided: vec![],
+            accepted: false,
+            in_hurry: false,
         }
     }
 
     /// The part to ask about.
     #[expect(clippy::should_implement_trait, reason = "each one has to be answered before the next")]
     pub fn next(&mut self) -> Option<Vec<usize>> {
-        if self.guilty.len() >= self.limits.guilty {
+        let is_enough = self.accepted || !self.behind.is_empty();
+        if self.guilty.len() >= self.limits.guilty || self.in_hurry && is_enough {
             // Whether the others are, only what has not been asked yet could tell.
-            self.undecided |= !self.waiting.is_empty();
-            self.waiting.clear();
+            self.undecided.extend(self.waiting.drain(..).map(|(row, _)| row));
             return None;
         }
         loop {
@@ -185,15 +203,17 @@ impl<R> Isolation<R> {
         self.stage = if goes_on { Stage::Halving } else { Stage::Over };
     }
 
-    /// It takes long: one row that is guilty for its own sake is enough now.
+    /// It takes long: one row is enough now, accepted or not (I5).
     pub fn hurry(&mut self) {
-        self.limits.guilty = 1;
+        self.limits = Limits { guilty: 1, waiting: 1 };
+        self.in_hurry = true;
     }
 
     /// The answer to what was asked last.
     pub fn verdict(&mut self, verdict: Verdict<R>) {
         let mut asked = std::mem::take(&mut self.asked);
         let Verdict::Refused { why, needs_others, stays_behind } = verdict else {
+            self.accepted = true;
             match &mut self.stage {
                 Stage::Halving | Stage::Over => {}
                 Stage::Together => {
@@ -259,20 +279,17 @@ impl<R> Isolation<R> {
         }
     }
 
-    /// What was found. Where that is all, everything that is not in there is accepted.
-    ///
-    /// # Panics
-    /// When something was not asked about and nothing is refused (I4): whoever commits then would lose it.
+    /// What was found (I4).
     pub fn done(mut self) -> Found<R> {
         for (row, why) in self.waiting {
             match why {
                 Some(why) => self.guilty.push((row, why)),
-                None => self.undecided = true,
+                None => self.undecided.push(row),
             }
         }
-        let unfinished = self.undecided || self.parts.iter().any(|part| !part.is_empty());
-        assert!(!unfinished || !self.guilty.is_empty(), "a search ended early with nothing refused");
-        Found { refused: self.guilty, behind: self.behind, unfinished }
+        let mut unasked = self.undecided;
+        unasked.extend(self.parts.into_iter().flatten().flatten());
+        Found { refused: self.guilty, behind: self.behind, unasked }
     }
 }
 
@@ -445,7 +462,7 @@ mod tests {
         let found = isolation.done();
         let refused: Vec<usize> = found.refused.into_iter().map(|(row, ())| row).collect();
         assert_eq!(refused, (0..10).collect::<Vec<_>>());
-        assert!(found.unfinished);
+        assert_eq!(found.unasked.len(), 100 - 10 - cloud.accepted.len());
     }
 
     /// Where very many wait and are accepted after all, those that were not asked about before are, too: nobody is taken for
@@ -470,8 +487,8 @@ mod tests {
             }
             let found = isolation.done();
             let known = found.refused.len() + cloud.accepted.len();
-            assert_eq!(known < rows, found.unfinished, "case {case}: {known} of {rows}");
-            assert!(!found.unfinished || !found.refused.is_empty(), "case {case}");
+            assert_eq!(known + found.unasked.len(), rows, "case {case}: {known} of {rows}");
+            assert!(found.unasked.is_empty() || !found.refused.is_empty(), "case {case}");
             assert!(cloud.questions <= 40 * rows, "case {case}: {} questions for {rows}", cloud.questions);
         }
     }
@@ -497,7 +514,7 @@ mod tests {
             isolation.verdict(verdict);
         }
         let found = isolation.done();
-        assert_eq!((found.refused.len(), cloud.accepted.len(), found.unfinished), (0, rows, false));
+        assert_eq!((found.refused.len(), cloud.accepted.len(), found.unasked.len()), (0, rows, 0));
     }
 
     /// The children of a refused parent are asked about once each, and not with everybody else.
@@ -519,7 +536,129 @@ mod tests {
         }
         let mut found = isolation.done();
         found.behind.sort_unstable();
-        assert_eq!((found.refused.len(), found.behind, found.unfinished), (0, vec![0, 1], false));
+        assert_eq!((found.refused.len(), found.behind, found.unasked), (0, vec![0, 1], vec![]));
+    }
+
+    /// A cloud that has something against numbers: of rows in a statement, and of rows in a transaction. It is the same for each of
+    /// them, so nobody is guilty alone but those that are.
+    struct Crowded {
+        guilty: HashSet<usize>,
+        at_once: usize,
+        in_all: usize,
+        accepted: HashSet<usize>,
+    }
+
+    impl Crowded {
+        fn takes(&self, part: &[usize]) -> bool {
+            let crowd = part.len() > self.at_once || part.len() + self.accepted.len() > self.in_all;
+            !crowd && !part.iter().any(|row| self.guilty.contains(row))
+        }
+
+        fn ask(&mut self, part: &[usize]) -> Verdict<()> {
+            if !self.takes(part) {
+                return Verdict::Refused { why: (), needs_others: false, stays_behind: false };
+            }
+            self.accepted.extend(part);
+            Verdict::Accepted
+        }
+    }
+
+    /// Whatever number the cloud refuses, of rows in a statement or in a transaction, and after however few questions there is no
+    /// time left: each search ends soon after that, after each of them fewer rows are left or rounds are smaller, and in
+    /// the end exactly the guilty are parked.
+    #[test]
+    fn rounds_that_are_refused_for_their_number_come_to_an_end() {
+        let mut random = fastrand::Rng::with_seed(13);
+        for case in 0..1000 {
+            let rows = random.usize(1..200);
+            let guilty: HashSet<usize> = (0..rows).filter(|_| random.usize(0..20) == 0).collect();
+            let (at_once, in_all) = (random.usize(1..40), random.usize(1..40));
+            let mut left: Vec<usize> = (0..rows).collect();
+            let mut window = random.usize(1..250);
+            let mut parked = HashSet::new();
+            while !left.is_empty() {
+                let before = (left.len(), window);
+                let round: Vec<usize> = left.iter().copied().take(window).collect();
+                let mut cloud = Crowded { guilty: guilty.clone(), at_once, in_all, accepted: HashSet::new() };
+                let limits = Limits { guilty: random.usize(1..10), waiting: 10 };
+                let mut isolation = Isolation::new(round.len(), &[], limits);
+                let (in_time, mut questions) = (random.usize(0..40), 0);
+                while let Some(part) = isolation.next() {
+                    let part: Vec<usize> = part.into_iter().map(|place| round[place]).collect();
+                    let verdict = cloud.ask(&part);
+                    isolation.verdict(verdict);
+                    questions += 1;
+                    if questions >= in_time {
+                        isolation.hurry();
+                    }
+                }
+                let levels = round.len().next_power_of_two().trailing_zeros() as usize + 1;
+                let found = isolation.done();
+                let known = found.refused.len() + cloud.accepted.len();
+                assert_eq!(known + found.unasked.len(), round.len(), "case {case}: everybody is named");
+                if !found.unasked.is_empty() && !found.refused.is_empty() {
+                    assert!(found.refused.len() <= limits.guilty, "case {case}");
+                } else if !found.unasked.is_empty() {
+                    assert!(questions <= in_time.max(1) + 2 * levels + 2, "case {case}: {questions}");
+                }
+                let refused: Vec<usize> = found.refused.iter().map(|(place, ())| round[*place]).collect();
+                let accepted = std::mem::take(&mut cloud.accepted);
+                let (alone, crowded): (Vec<usize>, Vec<usize>) =
+                    refused.into_iter().partition(|row| accepted.is_empty() || !cloud.takes(&[*row]));
+                if !alone.is_empty() {
+                    parked.extend(alone);
+                } else if !crowded.is_empty() {
+                    window = smaller(window, accepted.len());
+                } else {
+                    left.retain(|row| !accepted.contains(row));
+                }
+                left.retain(|row| !parked.contains(row));
+                let after = (left.len(), window);
+                assert!(after < before, "case {case}: {before:?} became {after:?}");
+            }
+            assert_eq!(parked, guilty, "case {case}");
+        }
+    }
+
+    /// Short of time, a search of 50,000 rows asks no more than some thirty questions, whoever is guilty, and knows of one row then.
+    #[test]
+    fn who_is_in_a_hurry_knows_of_one_row_soon() {
+        let rows = 50_000;
+        for (at_once, guilty) in [(1, 0), (1, rows), (rows / 2, 0), (rows, 1)] {
+            let guilty = (0..guilty).collect();
+            let mut cloud = Crowded { guilty, at_once, in_all: rows, accepted: HashSet::new() };
+            let mut isolation = Isolation::new(rows, &[], Limits { guilty: 100, waiting: 100 });
+            isolation.hurry();
+            let mut questions = 0;
+            while let Some(part) = isolation.next() {
+                let verdict = cloud.ask(&part);
+                isolation.verdict(verdict);
+                questions += 1;
+            }
+            let found = isolation.done();
+            assert!(found.refused.len() + cloud.accepted.len() >= 1, "{at_once}");
+            assert!(questions <= 2 * 17 + 2, "{questions}");
+        }
+    }
+
+    /// Those that wait for others are put to the question once more, each of them, and no others.
+    #[test]
+    fn who_is_in_a_hurry_decides_about_those_that_wait() {
+        let needs: Vec<(usize, usize)> = (0..40).map(|row| (row, 1000)).collect();
+        let mut cloud = Cloud { guilty: &[], needs: &needs, accepted: HashSet::new(), questions: 0 };
+        let mut isolation = Isolation::new(1000, &[], Limits { guilty: 100, waiting: 100 });
+        let mut since = 0;
+        while let Some(part) = isolation.next() {
+            let verdict = cloud.ask(&part);
+            isolation.verdict(verdict);
+            if isolation.waiting.len() >= 20 {
+                isolation.hurry();
+                since += 1;
+            }
+        }
+        let found = isolation.done();
+        assert!(since <= 1 + 20 + 2, "{since}");
+        assert_eq!((found.refused.len(), found.unasked.len()), (20, 980));
     }
 
     /// The figure of the main case: 13 of 10,000.

@@ -132,6 +132,7 @@ pub(super) struct Client {
 }
 
 /// A statement as this connection is asked it.
+#[derive(Clone)]
 pub(super) enum Statement {
     Named(tokio_postgres::Statement),
     Unnamed(String),

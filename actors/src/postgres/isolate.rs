@@ -6,17 +6,29 @@
 //!
 //! All in the round's one transaction. What the search decides, and how many parts it takes, is in `core/isolation.rs`; here
 //! one part is one savepoint with the statements of an ordinary round: at most `2 + 3 t + s` of them for t tables and s sets
-//! of equal columns; and once more where it has a [`Ring`] in it. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables, and
+//! of equal columns; and once more where it has a [`Ring`] in it. A part of new rows is one round trip, whatever becomes of it: what
+//! ends the part before goes [ahead](Ahead) of its statements. Rows that are there are locked and looked at first. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables, and
 //! whether they are those that were prepared, are one each. Who needs whom is a hint: it decides what is tried together and in
 //! which order, never who is refused.
+//!
+//! Whoever is refused on top of others is asked about once more, alone in a transaction of its own, one part each: a trigger may
+//! have something against a number of rows, whichever they are, and then none of them is guilty.
+//!
+//! How long it takes: [`SEARCH_TIME`] or what a statement may take, whichever is less; then as many parts more as it takes to know
+//! of one row (I5: 36 for 50,000 rows, while none waits for others), then as long again, or one part, for those that are asked
+//! about alone. Until then the rows that were accepted are locked in the cloud, and so are the values that they take in unique
+//! indexes. Nobody waits here: the app writes and reads, and what it writes is in a later round.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::cells::Cells as _;
+use super::client::Statement;
+use super::sending::sets;
+use super::stamps::STAMPS;
 use super::{
-    Aside, CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, Taken, Trouble, in_order,
-    needs_others,
+    Ahead, Aside, CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, RoundOutcome, Taken,
+    Trouble, Unasked, in_order, needs_others,
 };
 use crate::core::isolation::{Isolation, Limits, Verdict, circles};
 use crate::core::schema::{CloudTable, Table};
@@ -26,7 +38,7 @@ use crate::sql::cloud;
 /// How many rows are found in one transaction, which holds locks meanwhile: the rest is found by the rounds that follow.
 const LIMITS: Limits = Limits { guilty: 100, waiting: 100 };
 
-/// After so long, one of them is enough.
+/// After so long, to know of one row is enough.
 const SEARCH_TIME: Duration = Duration::from_secs(10);
 
 /// So many rows with the same values in unique columns may be in each other's way; more are outside of a partial index.
@@ -34,6 +46,15 @@ const SAME_VALUE_MAX: usize = 4;
 
 /// In the place of an SQLSTATE: a deletion that would take rows along that this file has not seen.
 const UNSEEN: &str = "unseen";
+
+/// What goes ahead of a part: of the first one, of one after a part that is kept, and of one after a part that is not. A
+/// savepoint is left in the end, which ends with the transaction.
+const FIRST: &str = "SAVEPOINT part";
+const ACCEPTED: &str = "RELEASE part; SET CONSTRAINTS ALL DEFERRED; SAVEPOINT part";
+const REFUSED: &str = "ROLLBACK TO part; SET CONSTRAINTS ALL DEFERRED";
+
+/// Two rows of this file are one in the cloud.
+const SAME_ROW: &str = "21000";
 
 /// Columns by which rows stand in each other's way.
 #[derive(Debug)]
@@ -89,14 +110,14 @@ impl CloudSession {
         rows.iter().map(|row| Ok((row.cell("name")?, row.cell("shape")?))).collect()
     }
 
-    /// Takes a round in parts and answers with what was accepted, with the rows that are refused on top of all that, and
-    /// whether there are rows that it has not come to: only where some are refused.
+    /// Takes a round in parts: what was accepted, unless rows are refused on top of all that. Then nothing took effect.
     pub(super) async fn take_in_parts(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
-    ) -> Result<(Taken, Vec<CloudRefusal>, bool)> {
+    ) -> Result<std::result::Result<Taken, RoundOutcome>> {
         let began = Instant::now();
+        let search_time = SEARCH_TIME.min(self.cloud.options.statement_timeout);
         let order = in_order(items, |_| true);
         // Before anything is refused: what changes after this is a reason to try again.
         let names: HashSet<String> =
@@ -107,29 +128,117 @@ impl CloudSession {
         let (needs, rings) = self.needs(frame, items, &order).await?;
         let mut search = Isolation::new(order.len(), &needs, LIMITS);
         let mut taken = Taken::default();
+        let mut last = None;
+        self.batch(FIRST, Phase::Pull).await?;
+        let (prepared, sql) = match self.prepare_sets(frame, items, &order).await {
+            Ok(prepared) => (prepared, ""),
+            // The part that it belongs to meets it again.
+            Err(Trouble::Refused { .. }) => (HashMap::new(), REFUSED),
+            Err(Trouble::Failed(failure)) => return Err(failure),
+        };
+        let mut ahead = Ahead { sql, prepared: Some(&prepared) };
         while let Some(part) = search.next() {
             let part: HashSet<usize> = part.into_iter().map(|place| order[place]).collect();
             let members = in_order(items, |item| part.contains(&item));
-            search.verdict(match self.try_part(frame, items, &members, &rings, &mut taken).await? {
-                None => Verdict::Accepted,
-                Some(refusal) => Verdict::Refused {
-                    needs_others: needs_others(&refusal.sqlstate),
-                    stays_behind: refusal.sqlstate == UNSEEN,
-                    why: refusal,
+            search.verdict(
+                match self.try_part(frame, items, &members, &rings, &mut taken, &mut ahead).await? {
+                    None => Verdict::Accepted,
+                    Some(refusal) => {
+                        last = Some(refusal.clone());
+                        Verdict::Refused {
+                            needs_others: needs_others(&refusal.sqlstate),
+                            stays_behind: refusal.sqlstate == UNSEEN,
+                            why: refusal,
+                        }
+                    }
                 },
-            });
-            if began.elapsed() > SEARCH_TIME {
+            );
+            if began.elapsed() > search_time {
                 search.hurry();
             }
         }
         let found = search.done();
+        if found.refused.is_empty() {
+            self.send_ahead(&mut ahead).await?;
+        }
         taken.unseen.extend(found.behind.into_iter().map(|place| order[place]));
+        let unfinished = !found.unasked.is_empty();
+        if found.refused.is_empty() {
+            // Nothing is asked about before something was refused.
+            taken.unasked = last.filter(|_| unfinished).map(|why| Unasked {
+                items: found.unasked.into_iter().map(|place| order[place]).collect(),
+                why,
+            });
+            return Ok(Ok(taken));
+        }
         let refused = found.refused.into_iter().map(|(place, refusal)| {
             let item = order[place];
             let name = frame.tables[items[item].table].1.qualified();
             CloudRefusal { item, shape: shapes.get(&name).cloned().unwrap_or_default(), ..refusal }
         });
-        Ok((taken, refused.collect(), found.unfinished))
+        let refused: Vec<CloudRefusal> = refused.collect();
+        let accepted = items.len() - refused.len() - taken.unseen.len() - found.unasked.len();
+        self.rollback(Phase::Pull).await?;
+        let (rows, crowded, unfinished) = if accepted == 0 {
+            (refused, vec![], unfinished)
+        } else {
+            let (rows, crowded, all) = self.ask_alone(frame, items, refused, &prepared, search_time).await?;
+            (rows, crowded, unfinished || !all)
+        };
+        Ok(Err(RoundOutcome::Refused { rows, crowded, accepted, unfinished }))
+    }
+
+    /// Which of these rows are refused alone as well, and which are not, and whether there was time for all. Not asked about are
+    /// those that another row is known to be the reason for, or may be: what is to be done about these is known. Nothing
+    /// takes effect.
+    async fn ask_alone(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        refused: Vec<CloudRefusal>,
+        prepared: &HashMap<String, Statement>,
+        time: Duration,
+    ) -> Result<(Vec<CloudRefusal>, Vec<CloudRefusal>, bool)> {
+        let (mut guilty, asked): (Vec<_>, Vec<_>) =
+            refused.into_iter().partition(|it| needs_others(&it.sqlstate) || it.sqlstate == SAME_ROW);
+        if asked.is_empty() {
+            return Ok((guilty, vec![], true));
+        }
+        let began = Instant::now();
+        self.begin_round(frame, items).await?;
+        let mut crowded = vec![];
+        let mut ahead = Ahead { sql: FIRST, prepared: Some(prepared) };
+        let mut left = asked.into_iter();
+        for refusal in left.by_ref() {
+            let alone = self.take(frame, items, &[refusal.item], &[], ahead).await;
+            ahead.sql = REFUSED;
+            match alone {
+                Ok(_) => crowded.push(refusal),
+                Err(Trouble::Refused { .. }) => guilty.push(refusal),
+                Err(Trouble::Failed(failure)) => return Err(failure),
+            }
+            if began.elapsed() > time {
+                break;
+            }
+        }
+        self.rollback(Phase::Pull).await?;
+        Ok((guilty, crowded, left.next().is_none()))
+    }
+
+    /// What the parts consist of, told to this connection while nothing has failed.
+    async fn prepare_sets(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        order: &[usize],
+    ) -> std::result::Result<HashMap<String, Statement>, Trouble> {
+        let mut prepared = HashMap::new();
+        let kinds = sets(frame, items, order).map(|set| set.sql).chain([STAMPS.to_owned()]);
+        for sql in kinds.collect::<HashSet<String>>() {
+            let statement = self.attempt(self.client.statement(&sql)).await?;
+            prepared.insert(sql, statement);
+        }
+        Ok(prepared)
     }
 
     async fn try_part(
@@ -139,13 +248,13 @@ impl CloudSession {
         members: &[usize],
         rings: &[Ring],
         taken: &mut Taken,
+        ahead: &mut Ahead<'_>,
     ) -> Result<Option<CloudRefusal>> {
-        self.batch("SAVEPOINT part", Phase::Pull).await?;
-        let mut tried = self.take(frame, items, members, &[]).await;
+        let mut tried = self.take(frame, items, members, &[], *ahead).await;
         let has_rings = || rings.iter().any(|ring| ring.items.iter().any(|item| members.contains(item)));
         if matches!(&tried, Err(Trouble::Refused { sqlstate, .. }) if sqlstate == "23505") && has_rings() {
-            self.batch("ROLLBACK TO part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
-            match self.take(frame, items, members, rings).await {
+            ahead.sql = REFUSED;
+            match self.take(frame, items, members, rings, *ahead).await {
                 // What was said first says more.
                 Err(Trouble::Refused { .. }) => {}
                 again => tried = again,
@@ -160,13 +269,12 @@ impl CloudSession {
         }
         match tried {
             Ok(part) => {
-                self.batch("RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull).await?;
+                ahead.sql = ACCEPTED;
                 taken.add(part);
                 Ok(None)
             }
             Err(Trouble::Refused { sqlstate, message, constraint }) => {
-                self.batch("ROLLBACK TO part; RELEASE part; SET CONSTRAINTS ALL DEFERRED", Phase::Pull)
-                    .await?;
+                ahead.sql = REFUSED;
                 let item = members.first().copied().unwrap_or_default();
                 Ok(Some(CloudRefusal { item, sqlstate, message, constraint, shape: String::new() }))
             }

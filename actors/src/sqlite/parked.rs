@@ -158,7 +158,7 @@ pub enum Kept {
 }
 
 /// Refusals for which other rows may be the reason, as in `postgres::needs_others`.
-const NEEDS_OTHERS: &str = "('23001', '23503', '23505', '23P01')";
+const NEEDS_OTHERS: &str = "('23001', '23503', '23505', '23P01', '57014')";
 
 /// Seconds, in SQL. The wait after the first refusal that others may be the reason for, and the longest.
 const NOW: &str = "CAST(strftime('%s', 'now') AS INTEGER)";
