@@ -42,8 +42,8 @@ use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, ClearRound, CompareAnew, CompareKeeping,
     DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
     GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
-    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
-    WaitSynced,
+    RememberCloudTable, RoundSettled, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon,
+    TrimRound, WaitSynced,
 };
 use crate::past::Remembered;
 use crate::postgres::{
@@ -662,11 +662,6 @@ impl Handler<Woke> for CloudSyncer {
         self.advance(Event::Woke { wait }, ctx);
     }
 }
-
-/// A round was acknowledged: receipts may have become due.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct RoundSettled;
 
 impl Handler<RoundSettled> for CloudSyncer {
     type Result = ();

@@ -5,7 +5,7 @@
 //! app          ── DetectProxy, ResetDetector, Subscribe ─▶ ProxyWatcher
 //! app          ── ForceCircuit, ResetCircuit ─▶ CircuitBreaker
 //! CloudSyncer  ── CallFinished ─▶ CircuitBreaker, ProxyWatcher      (traffic that succeeded counts as a check)
-//! app          ── Write, Migrate ─▶ SqliteWriter ── JournalGrew (a hint) ─▶ CloudSyncer
+//! app          ── Write, Migrate ─▶ SqliteWriter ── JournalGrew, RoundSettled (hints) ─▶ CloudSyncer
 //! CloudSyncer  ── NoteRound, Acknowledge, PutBack, Park, ApplyPage … ─▶ SqliteWriter
 //! app          ── Flush, Warm ─▶ CloudSyncer
 //! app          ── SetTimes ─▶ ProxyWatcher; SetPace ─▶ CloudSyncer; SetRules ─▶ SqliteWriter      (settings read again)
@@ -480,6 +480,11 @@ pub struct StartOver(pub Anew);
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct JournalGrew;
+
+/// A round is in the cloud, and nothing of it is left here: receipts may have become due. A hint.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct RoundSettled;
 
 /// Waits until everything that was dirty at a mark, or before, is in the cloud. The answer comes apart, so that the syncer
 /// sees when nobody waits for it any more.

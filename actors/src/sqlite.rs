@@ -730,6 +730,8 @@ pub struct Store {
     first_table: usize,
     /// Somebody wrote not long ago.
     considerate: Considerate,
+    /// Whether there may be more of a round that the cloud has.
+    leaving: bool,
     /// Found while somebody's write was tracked, for the next caller of [`Store::track`].
     untold: Vec<Notice>,
     /// What has been said is not said again.
@@ -871,6 +873,8 @@ impl Store {
             sweep: HashMap::new(),
             first_table: 0,
             considerate: Considerate::default(),
+            // Until somebody has looked.
+            leaving: true,
             untold: vec![],
             told: HashSet::new(),
             gauge: Gauge::default(),

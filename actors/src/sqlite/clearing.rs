@@ -12,8 +12,8 @@
 //! The invariant: **from the first piece on, `last_round` and `round_number` are those of the round in flight, and only then
 //! is anything of it forgotten.** So whatever happens between two pieces:
 //!
-//! - *The process, the writer or the syncer dies, or the cycle is cut off.* The writer goes on by itself, also after a start: that
-//!   needs no cloud, so that an outage leaves nothing pending that the cloud has. Where the next cycle is first, it finds the round
+//! - *The process, the writer or the syncer dies, or the cycle is cut off.* The writer goes on by itself, also after a start, by a
+//!   clock of its own: that needs neither the cloud nor anybody who writes, so that an outage leaves nothing pending that the cloud has. Where the next cycle is first, it finds the round
 //!   in flight, and its id in the cloud's ledger: it acknowledges the round again. Hits and what was left out are not in flight any
 //!   more, and what was cleared is not either; the rest goes.
 //! - *The cloud is set back meanwhile, or this file gets another one.* The rest is cleared first: it is what the cloud had, like
@@ -52,7 +52,10 @@ impl Store {
         rows_max: usize,
     ) -> Result<bool> {
         self.look()?;
-        self.without_the_disk(|store| store.try_acknowledge(id, hits, generation, left_out, rows_max))
+        let cleared =
+            self.without_the_disk(|store| store.try_acknowledge(id, hits, generation, left_out, rows_max))?;
+        self.leaving = !cleared;
+        Ok(cleared)
     }
 
     /// Clears more of a round that was acknowledged, while somebody writes no more than so many rows. Answers whether nothing is
@@ -74,19 +77,31 @@ impl Store {
                 _ => return Err(StoreError::NotInFlight),
             };
             commit(tx)?;
+            store.leaving = !cleared;
             Ok(cleared)
         })
     }
 
     /// The same for whatever round that is. Answers whether there was one.
+    ///
+    /// # Errors
+    /// When the file cannot be written now.
     pub fn go_on_clearing(&mut self, rows_max: usize) -> Result<bool> {
         match round(&self.write)? {
             Some((id, _)) if is_acknowledged(&self.write)? => {
                 self.clear_round(&id, rows_max)?;
                 Ok(true)
             }
-            _ => Ok(false),
+            _ => {
+                self.leaving = false;
+                Ok(false)
+            }
         }
+    }
+
+    /// Whether [`go_on_clearing`](Self::go_on_clearing) may find something.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     fn without_the_disk<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
@@ -113,6 +128,8 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let number = match round(&tx)? {
             Some((flying, number)) if flying == id => number,
+            // It was acknowledged before, and the writer was first to clear it.
+            None if meta::<String>(&tx, "last_round")?.as_deref() == Some(id) => return Ok(true),
             _ => return Err(StoreError::NotInFlight),
         };
         for hit in hits {
