@@ -5,12 +5,13 @@
 //!     open, recover from the last kill, come to rest, examine ─▶ a history, with a kill at a place
 //! ```
 //!
-//! The places are read in the sources, so that a new one is met, or the test fails.
+//! The places are read in the sources, so that a new one is met, or the test fails. Those at which something is done about a row
+//! that is parked are in `parked.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::harness::{Lines, PATIENCE, here, run, there};
 use crate::process::output;
 
 /// What may be done to each row, and what others did between two histories.
-const AUDIT: &str = "
+pub(crate) const AUDIT: &str = "
     CREATE TABLE audit (n bigserial PRIMARY KEY, who text NOT NULL, op text NOT NULL, id bigint NOT NULL, body text);
     CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO audit (who, op, id, body) VALUES
@@ -62,7 +63,7 @@ const ELSEWHERE: &[&str] = &[
     "writer.called.Rehome",
     "writer.call.StartOver",
     "writer.called.StartOver",
-    // A person's word about parked rows, and a cloud table that was mended.
+    // A person's word about parked rows, and a cloud table that was mended: in `parked.rs`.
     "writer.call.GetDiscardable",
     "writer.called.GetDiscardable",
     "writer.call.RetryMended",
@@ -73,11 +74,11 @@ const ELSEWHERE: &[&str] = &[
 
 /// The rows that come and go, those that the cloud refuses, and those that went before anybody saw them.
 const FIRST: i64 = 10_000;
-const REFUSED: i64 = 20_000;
+pub(crate) const REFUSED: i64 = 20_000;
 const BRIEF: i64 = 30_000;
 
 /// Every fail point of the syncer, the cloud and the file.
-fn points() -> BTreeSet<String> {
+pub(crate) fn points() -> BTreeSet<String> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("actors/src");
     let mut files: Vec<_> = ["cloud_syncer.rs", "postgres.rs", "sqlite.rs", "sqlite_writer.rs"]
         .iter()
@@ -116,17 +117,24 @@ fn points() -> BTreeSet<String> {
 }
 
 /// Where the child finds its file and its cloud.
-struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
     cloud: postgres::Database,
+    /// The test that is the child.
+    child: &'static str,
 }
 
 impl Place {
+    pub(crate) async fn new(child: &'static str) -> Self {
+        let cloud = Postgres::shared().create_database().await;
+        Self { folder: tempfile::tempdir().unwrap(), cloud, child }
+    }
+
     /// One life of the child; whether it was killed where it should be. Armed at once, or after it has come to rest.
-    fn life(&self, history: i64, point: &str, hit: u32, at_once: bool) -> bool {
+    pub(crate) fn life(&self, history: i64, point: &str, hit: u32, at_once: bool) -> bool {
         let output = output(
             Command::new(std::env::current_exe().unwrap())
-                .args(["--ignored", "--exact", "points::child_that_is_killed", "--nocapture"])
+                .args(["--ignored", "--exact", self.child, "--nocapture"])
                 .env("CRASH_FOLDER", self.folder.path())
                 .env("CRASH_PORT", self.cloud.port.to_string())
                 .env("CRASH_DATABASE", &self.cloud.name)
@@ -151,7 +159,7 @@ impl Place {
 }
 
 /// Kills this process the n-th time that somebody comes by.
-fn arm(point: &str, hit: u32) {
+pub(crate) fn arm(point: &str, hit: u32) {
     let seen = AtomicU32::new(0);
     fail::cfg_callback(point, move || {
         if seen.fetch_add(1, Ordering::Relaxed) + 1 == hit {
@@ -166,8 +174,49 @@ fn arm(point: &str, hit: u32) {
     .unwrap();
 }
 
-fn variable(name: &str) -> String {
+pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+}
+
+/// What a child has before it: nothing in it happens by the clock, so that what happens is what was asked for.
+pub(crate) struct Opened {
+    pub(crate) path: PathBuf,
+    pub(crate) db: Database,
+    pub(crate) log: Lines,
+    /// As somebody who is not Tidewater.
+    pub(crate) cloud: Client,
+}
+
+impl Opened {
+    pub(crate) async fn new(folder: &str) -> Self {
+        let path = Path::new(folder).join("x.db");
+        let settings = Settings::builder()
+            .set("sqlite.path", path.display())
+            .set("proxy.port", variable("CRASH_PORT"))
+            .set("proxy.health_interval_s", 3600)
+            .set("cloud.database", variable("CRASH_DATABASE"))
+            .set("cloud.user", variable("CRASH_USER"))
+            .set("cloud.password", variable("CRASH_PASSWORD"))
+            .set("sync.pull_interval_s", 3600)
+            .set("sync.feed_poll_interval_s", 3600)
+            .set("sync.feed_poll_first_ms", 60_000)
+            .set("sync.retry_delay_s", 0.01)
+            .set("sync.debounce_ms", 0)
+            .set("sync.foreign_poll_ms", 10);
+        let log = Lines::default();
+        let db = Database::open(settings.build().unwrap(), log.logger()).await.unwrap();
+        let (cloud, connection) = tokio_postgres::Config::new()
+            .host("127.0.0.1")
+            .port(variable("CRASH_PORT").parse().unwrap())
+            .dbname(variable("CRASH_DATABASE"))
+            .user(variable("CRASH_USER"))
+            .password(variable("CRASH_PASSWORD"))
+            .connect(NoTls)
+            .await
+            .unwrap();
+        actix_rt::spawn(connection);
+        Self { path, db, log, cloud }
+    }
 }
 
 /// Not a test of its own: what the others kill.
@@ -182,33 +231,7 @@ async fn child_that_is_killed() {
     if at_once {
         arm(&point, hit);
     }
-    let path = Path::new(&folder).join("x.db");
-    let settings = Settings::builder()
-        .set("sqlite.path", path.display())
-        .set("proxy.port", variable("CRASH_PORT"))
-        .set("proxy.health_interval_s", 3600)
-        .set("cloud.database", variable("CRASH_DATABASE"))
-        .set("cloud.user", variable("CRASH_USER"))
-        .set("cloud.password", variable("CRASH_PASSWORD"))
-        .set("sync.pull_interval_s", 3600)
-        .set("sync.feed_poll_interval_s", 3600)
-        .set("sync.feed_poll_first_ms", 60_000)
-        .set("sync.retry_delay_s", 0.01)
-        .set("sync.debounce_ms", 0)
-        .set("sync.foreign_poll_ms", 10);
-    let log = Lines::default();
-    let db = Database::open(settings.build().unwrap(), log.logger()).await.unwrap();
-    let (cloud, connection) = tokio_postgres::Config::new()
-        .host("127.0.0.1")
-        .port(variable("CRASH_PORT").parse().unwrap())
-        .dbname(variable("CRASH_DATABASE"))
-        .user(variable("CRASH_USER"))
-        .password(variable("CRASH_PASSWORD"))
-        .connect(NoTls)
-        .await
-        .unwrap();
-    actix_rt::spawn(connection);
-
+    let Opened { path, db, log, cloud } = Opened::new(&folder).await;
     if history == 0 {
         run(&db, "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)").await;
         run(&db, "CREATE TABLE bulk (id INTEGER PRIMARY KEY, load BLOB)").await;
@@ -267,7 +290,7 @@ fn bulk(point: &str) -> Option<(u32, u32)> {
 }
 
 /// Waits until nothing is left to do, which nobody asks for.
-async fn at_rest(db: &Database, log: &Lines) {
+pub(crate) async fn at_rest(db: &Database, log: &Lines) {
     let waits = "SELECT (SELECT count(*) FROM _tidewater_journal_1) + (SELECT count(*) FROM _tidewater_flight_1) \
                  + (SELECT count(*) FROM _tidewater_round) + (SELECT count(*) FROM _tidewater_conflicts WHERE id > \
                  coalesce((SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told'), 0))";
@@ -330,8 +353,7 @@ async fn examine(db: &Database, cloud: &Client, path: &Path, history: i64) {
 
 /// Kills at every place of one half, each time that somebody comes by, or the first time and one of the others.
 async fn kill(half: usize, every_time: bool) {
-    let place =
-        Place { folder: tempfile::tempdir().unwrap(), cloud: Postgres::shared().create_database().await };
+    let place = Place::new("points::child_that_is_killed").await;
     assert!(!place.life(0, "", 0, false));
     let mut history = 0;
     let all = points();
