@@ -132,7 +132,10 @@ async fn is_parked(db: &Database, cloud: &Client, history: i64) {
     let rows = db.parked(None, 0, 10).unwrap().rows;
     let [row] = rows.as_slice() else { panic!("{rows:#?}") };
     let values = serde_json::json!({ "id": id, "body": body });
-    assert_eq!((row.table.as_str(), &row.key["id"], row.values.as_ref()), ("note", &id.into(), Some(&values)));
+    assert_eq!(
+        (row.table.as_str(), &row.key["id"], row.values.as_ref()),
+        ("note", &id.into(), Some(&values))
+    );
     let constraint = if body == "refused" { "note_body_check" } else { "judged" };
     assert_eq!((row.sqlstate.as_deref(), row.constraint.as_deref()), (Some("23514"), Some(constraint)));
     assert!(!row.message.is_empty() && !row.edited && row.change == "insert", "{row:?}");
