@@ -278,6 +278,7 @@ async fn child_that_is_killed() {
     run(&db, &format!("INSERT INTO note VALUES ({brief}, 'brief');\nDELETE FROM note WHERE id = {brief}"))
         .await;
     at_rest(&db, &log).await;
+    has_read_everything(&db, &cloud).await;
     if is_proof(&point) {
         has_proof_beyond(&db, &cursor).await;
     }
