@@ -27,7 +27,7 @@ use crate::messages::{
     FixCursor, GetDiscardable, GetLink, GetNames, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition,
     GetTables, GrowRound, JournalGrew, MakeTables, Migrate, NoteRound, ParkRows, PutBackRound, Rehome,
     RememberCloud, RememberCloudTable, RememberWitness, RetryMended, RetryParked, RoundSettled, SetRules,
-    StartOver, Stored, TrimRound, Write,
+    StartOver, Stored, TakeOut, TrimRound, Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{BacklogLimits, CLEARED_AT_ONCE, Notice, Store, StoreError, Unit, Written};
@@ -355,7 +355,8 @@ store_calls! {
     NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(&m);
     GrowRound => Option<crate::sqlite::Grown>, |store, m| store.grow_round(&m);
     TrimRound => (), |store, m| store.trim_round(&m);
-    AcknowledgeRound => bool, |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out, m.rows_max);
+    TakeOut => (), |store, m| store.take_out(&m.round, &m.rows, m.generation);
+    AcknowledgeRound => bool, |store, m| store.acknowledge(&m.round, m.rows_max);
     ClearRound => bool, |store, m| store.clear_round(&m.round, m.rows_max);
     PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused, m.others_first);
     DissolveRound => (), |store, m| store.dissolve(&m.round);

@@ -178,6 +178,21 @@ pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
 }
 
+/// The child's cloud, as somebody who is not Tidewater.
+async fn connect() -> Client {
+    let (client, connection) = tokio_postgres::Config::new()
+        .host("127.0.0.1")
+        .port(variable("CRASH_PORT").parse().unwrap())
+        .dbname(variable("CRASH_DATABASE"))
+        .user(variable("CRASH_USER"))
+        .password(variable("CRASH_PASSWORD"))
+        .connect(NoTls)
+        .await
+        .unwrap();
+    actix_rt::spawn(connection);
+    client
+}
+
 /// What a child has before it: nothing in it happens by the clock, so that what happens is what was asked for.
 pub(crate) struct Opened {
     pub(crate) path: PathBuf,
@@ -205,16 +220,7 @@ impl Opened {
             .set("sync.foreign_poll_ms", 10);
         let log = Lines::default();
         let db = Database::open(settings.build().unwrap(), log.logger()).await.unwrap();
-        let (cloud, connection) = tokio_postgres::Config::new()
-            .host("127.0.0.1")
-            .port(variable("CRASH_PORT").parse().unwrap())
-            .dbname(variable("CRASH_DATABASE"))
-            .user(variable("CRASH_USER"))
-            .password(variable("CRASH_PASSWORD"))
-            .connect(NoTls)
-            .await
-            .unwrap();
-        actix_rt::spawn(connection);
+        let cloud = connect().await;
         Self { path, db, log, cloud }
     }
 }
@@ -253,9 +259,21 @@ async fn child_that_is_killed() {
         at_rest(&db, &log).await;
     }
 
+    let hits = hits(&point);
+    let holder = if hits > 0 {
+        let rows = numbers(hits);
+        run(&db, &format!("{rows} INSERT INTO bulk SELECT {} + i, x'00' FROM n", history * BULK)).await;
+        at_rest(&db, &log).await;
+        // Nothing of what others do from here on is to be read, and yet a round meets it.
+        let holder = connect().await;
+        holder.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+        Some(holder)
+    } else {
+        None
+    };
     let mark = format!(
         "INSERT INTO audit (who, op, id) SELECT 'mark', 'mark', id FROM note WHERE id BETWEEN {FIRST} AND {REFUSED}; \
-         UPDATE note SET body = 'c{history}' WHERE id = 3"
+         UPDATE note SET body = 'c{history}' WHERE id = 3; UPDATE bulk SET load = decode('{history:08}', 'hex')"
     );
     cloud.batch_execute(&mark).await.unwrap();
     let cursor = here(&db, CURSOR);
@@ -267,9 +285,11 @@ async fn child_that_is_killed() {
         REFUSED + history
     );
     if let Some((rows, bytes)) = bulk(&point) {
-        let rows =
-            format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})");
+        let rows = numbers(rows);
         run(&db, &format!("{rows} INSERT INTO bulk SELECT i, zeroblob({bytes}) FROM n")).await;
+    }
+    if hits > 0 {
+        run(&db, &format!("UPDATE bulk SET load = x'ff' WHERE id > {BULK}")).await;
     }
     run(&db, &write).await;
     at_rest(&db, &log).await;
@@ -278,6 +298,7 @@ async fn child_that_is_killed() {
     run(&db, &format!("INSERT INTO note VALUES ({brief}, 'brief');\nDELETE FROM note WHERE id = {brief}"))
         .await;
     at_rest(&db, &log).await;
+    drop(holder);
     has_read_everything(&db, &cloud).await;
     if is_proof(&point) {
         has_proof_beyond(&db, &cursor).await;
@@ -336,6 +357,24 @@ fn bulk(point: &str) -> Option<(u32, u32)> {
     }
 }
 
+/// How many rows of `bulk` others change as well, so that they leave the round: more than leave it at once; and some of which it is
+/// only known from the ledger that they left.
+fn hits(point: &str) -> u32 {
+    match point.rsplit('.').next() {
+        Some("TakeOut" | "taken_out") => 250,
+        Some("committed") => 3,
+        _ => 0,
+    }
+}
+
+/// Their numbers begin behind this, times the history's.
+const BULK: i64 = 1_000_000;
+
+/// So many rows numbered from 1 on.
+fn numbers(rows: u32) -> String {
+    format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
+}
+
 /// Waits until nothing is left to do, which nobody asks for.
 pub(crate) async fn at_rest(db: &Database, log: &Lines) {
     let waits = "SELECT (SELECT count(*) FROM _tidewater_journal_1) + (SELECT count(*) FROM _tidewater_flight_1) \
@@ -378,6 +417,14 @@ async fn examine(db: &Database, cloud: &Client, path: &Path, history: i64) {
     let expected = if written { lost } else { "NULL".to_owned() };
     assert_eq!(here(db, &local), expected, "the conflict here");
     assert_eq!(there(cloud, &in_cloud).await, expected, "the conflict there");
+
+    // Each that both sides changed, once.
+    let hits = here(db, &format!("SELECT count(*) FROM bulk WHERE id > {BULK} AND load = x'ff'"));
+    let lost = format!(
+        "SELECT count(*) || ' of ' || count(DISTINCT key) FROM _tidewater_conflicts \
+         WHERE table_name = 'bulk' AND CAST(substr(key, 2) AS INTEGER) / {BULK} = {history}"
+    );
+    assert_eq!(here(db, &lost), format!("{hits} of {hits}"), "the conflicts of many rows");
 
     let parked = here(db, "SELECT group_concat(k0) FROM _tidewater_parked_1");
     assert_eq!(
