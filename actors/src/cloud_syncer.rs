@@ -53,8 +53,8 @@ use crate::postgres::{
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
     Anew, Applied, CLEARED_AT_ONCE, Cursor, Disputed, Grown, Hit, Home, InFlight, LeftOut, Leftovers, Link,
-    Lookup, Mark, Noted, Page, Part, PulledRow, Readers, Refusal, RoundRow, StoreError, TAKEN_OUT_AT_ONCE,
-    Unfit, ledger_name,
+    Lookup, Mark, Noted, Page, Part, PulledRow, Readers, Refusal, Rest, RoundRow, StoreError,
+    TAKEN_OUT_AT_ONCE, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -1617,21 +1617,59 @@ impl Cycle {
         NOTED_AT_ONCE.min(self.options.window_rows_max.div_ceil(PARTS_MIN))
     }
 
-    /// Reads the last part of what is in flight, as far as it is not too heavy; the rest waits again.
-    async fn read_noted(&self, noted: &mut Noted, part: Part, bytes_max: usize) -> Step<InFlight> {
-        loop {
-            let (readers, of) = (self.parts.readers.clone(), noted.clone());
-            let read = actix_rt::task::spawn_blocking(move || readers.read_part(&of, part, bytes_max))
-                .await
-                .map_err(|error| StoreError::Io(error.to_string()))??;
-            let Some(rest) = read.rest.clone() else { return Ok(read) };
-            self.ask(TrimRound { round: noted.id.clone(), part, rest }).await?;
-            (noted.complete, noted.narrow, noted.grows) = (false, true, None);
-        }
+    /// Reads a part of what is in flight, as far as it is not too heavy, and encodes it.
+    async fn read_part(
+        &self,
+        tables: &[ReadyTable],
+        noted: Noted,
+        part: Part,
+        bytes_max: usize,
+    ) -> Step<Read> {
+        let (readers, noted) = (self.parts.readers.clone(), Arc::new(noted));
+        let of = noted.clone();
+        let read = actix_rt::task::spawn_blocking(move || readers.read_part(&of, part, bytes_max));
+        let InFlight { rows, bytes, rest } =
+            read.await.map_err(|error| StoreError::Io(error.to_string()))??;
+        let count = rows.iter().map(Vec::len).sum();
+        let window = Window::encode(tables, &noted, rows, self.row_bytes_max());
+        Ok(Read { window, rows: count, bytes, rest })
     }
 
-    fn encode(&self, tables: &[ReadyTable], noted: &Noted, rows: Vec<Vec<RoundRow>>) -> Window {
-        Window::encode(tables, noted, rows, self.row_bytes_max())
+    /// Where a part was too heavy to be read as a whole, the rest waits again, with all that came after the part.
+    async fn lighten(
+        &self,
+        tables: &[ReadyTable],
+        noted: &mut Noted,
+        part: Part,
+        bytes_max: usize,
+        mut read: Read,
+    ) -> Step<Read> {
+        while let Some(rest) = read.rest {
+            self.ask(TrimRound { round: noted.id.clone(), part, rest }).await?;
+            (noted.complete, noted.narrow, noted.grows) = (false, true, None);
+            read = self.read_part(tables, noted.clone(), part, bytes_max).await?;
+        }
+        Ok(read)
+    }
+
+    /// Notes the next rows of a round that can grow. Nothing where it cannot, or has to wait for others.
+    async fn grow(&self, noted: &mut Noted, room: &Room, rows_max: usize) -> Step<Option<Part>> {
+        if rows_max == 0 {
+            return Ok(None);
+        }
+        let Some(table) = noted.grows.take() else { return Ok(None) };
+        let grow = GrowRound {
+            round: noted.id.clone(),
+            generation: noted.generation,
+            eligible: room.eligible.clone(),
+            table,
+            upto: room.upto.unwrap_or(noted.epoch),
+            rows_max,
+        };
+        let Some(Grown { part, grows, complete }) = self.ask(grow).await? else { return Ok(None) };
+        fail::fail_point!("syncer.grown");
+        (noted.complete, noted.grows) = (complete, grows);
+        Ok(Some(part))
     }
 
     fn row_bytes_max(&self) -> usize {
@@ -1655,8 +1693,10 @@ impl Cycle {
         Ok(read.await.map_err(|error| StoreError::Io(error.to_string()))??)
     }
 
-    /// Sends a round while it grows: while the server is at work on one part of it, the next is noted, read and sent. Ends when
-    /// the window is full, or with rows that cannot be sent as they are: the round has not been judged then.
+    /// Sends a round while it grows: while the server is at work on one part of it, the next is read and sent, and the one
+    /// behind that is noted. Ends when the window is full, or with rows that cannot be sent as they are: the round has not been
+    /// judged then. Either way **all that is in flight is in the window**: what was noted ahead is read before it ends, or waits
+    /// again.
     #[expect(clippy::too_many_arguments, reason = "what a round is made of")]
     async fn send_growing(
         &self,
@@ -1672,34 +1712,40 @@ impl Cycle {
         let mut open = session.open_round(frame).await?;
         let mut sent = vec![Arc::new(std::mem::take(&mut window.items).into_whole())];
         open.send(sent[0].clone()).await;
+        // In growing statements, so that the server has something to do from the beginning.
+        let statement = |number: usize| number.min(SENT_AT_ONCE) * self.noted_at_once();
+        // What becomes one statement comes in one local transaction: each costs an fsync.
+        let wanted = |sent: usize, held: usize, rows: usize| {
+            let full = if held < statement(sent) { statement(sent) - held } else { statement(sent + 1) };
+            full.min(room.rows_max.saturating_sub(rows))
+        };
         let mut good = true;
         let mut held = vec![];
-        while good && carried.rows < room.rows_max && carried.bytes < PORTION_BYTES {
-            let Some(table) = noted.grows.take() else { break };
-            // In growing statements, so that the server has something to do from the beginning.
-            let parts = sent.len().min(SENT_AT_ONCE);
-            let grow = GrowRound {
-                round: noted.id.clone(),
-                generation: noted.generation,
-                eligible: room.eligible.clone(),
-                table,
-                upto: room.upto.unwrap_or(noted.epoch),
-                // What becomes one statement comes in one local transaction: each costs an fsync.
-                rows_max: (parts * self.noted_at_once() - held.len()).min(room.rows_max - carried.rows),
-            };
-            let Some(Grown { part, grows, complete }) = self.ask(grow).await? else { break };
-            fail::fail_point!("syncer.grown");
-            (noted.complete, noted.grows) = (complete, grows);
-            let read = self.read_noted(noted, part, PORTION_BYTES - carried.bytes).await?;
+        // What was noted and not read yet, and how many rows that was to be.
+        let mut ahead = None;
+        loop {
+            let may_grow = good && carried.bytes < PORTION_BYTES;
+            if ahead.is_none() && may_grow {
+                let rows_max = wanted(sent.len(), held.len(), carried.rows);
+                ahead = self.grow(noted, room, rows_max).await?.map(|part| (part, rows_max));
+            }
+            let Some((part, expected)) = ahead.take() else { break };
+            let bytes_max = PORTION_BYTES.saturating_sub(carried.bytes);
+            let next = wanted(sent.len(), held.len() + expected, carried.rows + expected);
+            let next = if may_grow { next } else { 0 };
+            let reading = self.read_part(tables, noted.clone(), part, bytes_max);
+            let (read, grown) = futures_util::future::join(reading, self.grow(noted, room, next)).await;
+            let (read, grown) = (read?, grown?);
+            ahead = grown.filter(|_| read.rest.is_none()).map(|part| (part, next));
+            let read = self.lighten(tables, noted, part, bytes_max, read).await?;
             carried.add(&read);
-            let part = self.encode(tables, noted, read.rows);
-            good = part.refusals.is_empty();
-            held.append(&mut part.items.into_whole());
-            if good && held.len() >= parts * self.noted_at_once() {
+            good &= read.window.refusals.is_empty();
+            held.append(&mut read.window.items.into_whole());
+            window.refusals.extend(read.window.refusals);
+            if good && held.len() >= statement(sent.len()) {
                 sent.push(Arc::new(std::mem::take(&mut held)));
                 open.send(sent[sent.len() - 1].clone()).await;
             }
-            window.refusals.extend(part.refusals);
         }
         if !held.is_empty() {
             sent.push(Arc::new(held));
@@ -1729,7 +1775,9 @@ impl Cycle {
     ) -> Step<Carried> {
         let readers = self.parts.readers.clone();
         let conflicts = actix_rt::task::spawn_blocking(move || readers.read_conflicts());
-        let read = self.read_noted(&mut noted, Part::default(), PORTION_BYTES).await?;
+        let first = Part::default();
+        let read = self.read_part(tables, noted.clone(), first, PORTION_BYTES).await?;
+        let read = self.lighten(tables, &mut noted, first, PORTION_BYTES, read).await?;
         let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
         let conflicts: Vec<ConflictRow> =
             conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
@@ -1737,7 +1785,7 @@ impl Cycle {
         carried.add(&read);
         // What had to be left behind may be what the others wait for; it cannot come along, however often it is tried.
         let too_heavy = noted.retry && noted.narrow;
-        let mut window = self.encode(tables, &noted, read.rows);
+        let mut window = read.window;
         fail::fail_point!("syncer.encoded");
         let mut id = noted.id.clone();
         let mut may_grow = true;
@@ -1969,10 +2017,19 @@ struct Carried {
 }
 
 impl Carried {
-    fn add(&mut self, read: &InFlight) {
-        self.rows += read.rows.iter().map(Vec::len).sum::<usize>();
+    fn add(&mut self, read: &Read) {
+        self.rows += read.rows;
         self.bytes += read.bytes;
     }
+}
+
+/// A part of a round, read and encoded.
+struct Read {
+    window: Window,
+    rows: usize,
+    bytes: usize,
+    /// What was too heavy, if anything.
+    rest: Option<Rest>,
 }
 
 /// What a round may grow to.

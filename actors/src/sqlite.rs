@@ -1829,8 +1829,8 @@ impl Readers {
         Ok(self.read_part(noted, Part::default(), usize::MAX)?.rows)
     }
 
-    /// [`read_round`](Self::read_round) for the last part of the round, as far as the rows fit so many bytes; the first one
-    /// always does.
+    /// [`read_round`](Self::read_round) for a part of the round, as far as the rows fit so many bytes; the first one always
+    /// does. The round may grow meanwhile.
     ///
     /// # Errors
     /// As there.
@@ -1973,9 +1973,9 @@ fn read_flight(
 ) -> Result<()> {
     // Exactly the index's order: sorted in any other, the rows would be in memory before the first is looked at.
     let order = list(key_columns(table), |k| format!("f.{k}"));
-    let sql = in_flight(table, &format!("f.step >= ?1 ORDER BY f.step DESC, {order}"));
+    let sql = in_flight(table, &format!("f.step BETWEEN ?1 AND ?2 ORDER BY f.step DESC, {order}"));
     let mut statement = conn.prepare_cached(&sql)?;
-    let mut found = statement.query([part.0])?;
+    let mut found = statement.query([part.first, part.last])?;
     let mut rows: Vec<RoundRow> = vec![];
     let mut last_step = 0;
     let is_first = read.bytes == 0;
@@ -2868,7 +2868,7 @@ fn absorb_parked(conn: &Connection, tables: &[&Table], part: Part) -> Result<()>
         let keys = list(key_columns(table), |k| k);
         let flight = ident(&side_table(FLIGHT, table));
         let which = format!("({keys}) IN (SELECT {keys} FROM {flight} WHERE step >= ?1)");
-        merge_some(conn, table, [PARKED, FLIGHT], &which, &[Value::Integer(part.0)])?;
+        merge_some(conn, table, [PARKED, FLIGHT], &which, &[Value::Integer(part.first)])?;
     }
     parked::absorb_holders(conn, tables, part)
 }
@@ -2940,7 +2940,7 @@ fn take_next(
     let flight = ident(&side_table(FLIGHT, table));
     let until = last_of_next(conn, table, JOURNAL, which, after, limit)?;
     let (range, params) = key_range(table, after, until.as_deref());
-    let step = Value::Integer(part.0);
+    let step = Value::Integer(part.first);
     let moved = conn
         .prepare_cached(&format!(
             "INSERT INTO {flight} ({columns}, refused, step) SELECT {columns}, refused, ?{} FROM {journal} \
@@ -3027,7 +3027,7 @@ fn close_under_foreign_keys(
     room: &mut usize,
 ) -> Result<()> {
     let which = if last_chance { "true" } else { "j.refused IS NULL" };
-    let mut step = part.0;
+    let mut step = part.first;
     loop {
         let since = step;
         step += 1;
@@ -3096,7 +3096,7 @@ fn refers_to_what_came_since(conn: &Connection, tables: &[&Table], part: Part) -
                 ident(&side_table(FLIGHT, parent)),
                 all(0..parent.key.len(), |at| format!("o.k{at} = j.k{at}")),
             );
-            if conn.prepare_cached(&sql)?.exists([part.0])? {
+            if conn.prepare_cached(&sql)?.exists([part.first])? {
                 return Ok(true);
             }
         }
@@ -3150,7 +3150,7 @@ fn take_children_of_deleted(
             all(0..parent.key.len(), |at| format!("j.k{at} = f.k{at}")),
             ident(parent.key_names()[0]),
         );
-        if !conn.prepare_cached(&format!("{gone} LIMIT 1"))?.exists([part.0])? {
+        if !conn.prepare_cached(&format!("{gone} LIMIT 1"))?.exists([part.first])? {
             continue;
         }
         for child in tables.iter().copied() {
@@ -3177,7 +3177,7 @@ fn take_children_of_deleted(
                         "INSERT INTO {flight} ({names}, refused, step) SELECT {names}, refused, ?2 FROM {journal} AS j \
                          WHERE {those} LIMIT ?3 ON CONFLICT DO NOTHING",
                     ))?
-                    .execute([part.0, step, limit])?;
+                    .execute([part.first, step, limit])?;
                 moved += came_along(conn, child, step, came)?;
                 *room -= came;
                 if *room == 0 || part != Part::default() {
@@ -3211,7 +3211,7 @@ fn let_wait(
         list(key_columns(table), |k| k),
         list(referred, |c| was(table, "g", *c)),
     );
-    let put_back = query(conn, &sql, &[part.0.into()], |row| values(row, 0, table.key.len()))?;
+    let put_back = query(conn, &sql, &[part.first.into()], |row| values(row, 0, table.key.len()))?;
     for key in &put_back {
         merge_some(conn, table, [FLIGHT, JOURNAL], &key_is(table, 1), key)?;
     }
@@ -3223,7 +3223,7 @@ fn anything_flies(conn: &Connection, tables: &[&Table], part: Part) -> Result<bo
     for table in tables {
         let flight = ident(&side_table(FLIGHT, table));
         let sql = format!("SELECT 1 FROM {flight} WHERE step >= ?1 LIMIT 1");
-        if conn.prepare_cached(&sql)?.exists([part.0])? {
+        if conn.prepare_cached(&sql)?.exists([part.first])? {
             return Ok(true);
         }
     }

@@ -107,21 +107,50 @@ impl Bench {
     }
 
     /// The round in parts: the first, and then as far as it grows. In between, something happens.
-    fn parts(
+    fn parts(&mut self, noted: &Noted, rows_max: usize, meanwhile: impl FnMut(&mut Self)) -> Vec<InFlight> {
+        self.parts_within(noted, rows_max, || usize::MAX, meanwhile)
+    }
+
+    /// The same with a bound for each part. As in the flush, the next one is noted before one is read.
+    fn parts_within(
         &mut self,
         noted: &Noted,
         rows_max: usize,
+        mut bytes_max: impl FnMut() -> usize,
         mut meanwhile: impl FnMut(&mut Self),
     ) -> Vec<InFlight> {
-        let mut parts = vec![self.read(noted, Part::default())];
-        let mut grows = noted.grows;
-        while let Some(table) = grows {
+        let first = self.readers.read_part(noted, Part::default(), bytes_max()).unwrap();
+        let (first, mut grows) = match first.rest {
+            Some(_) => (self.trim(noted, Part::default(), first), None),
+            None => (first, noted.grows),
+        };
+        let mut parts = vec![first];
+        let mut ahead = None;
+        loop {
+            if ahead.is_none() {
+                meanwhile(self);
+                ahead = grows.take().and_then(|table| self.grow(noted, table, rows_max));
+            }
+            let Some(Grown { part, grows: further, .. }) = ahead.take() else { return parts };
             meanwhile(self);
-            let Some(grown) = self.grow(noted, table, rows_max) else { break };
-            parts.push(self.read(noted, grown.part));
-            grows = grown.grows;
+            ahead = further.and_then(|table| self.grow(noted, table, rows_max));
+            meanwhile(self);
+            let read = self.readers.read_part(noted, part, bytes_max()).unwrap();
+            if read.rest.is_some() {
+                parts.push(self.trim(noted, part, read));
+                return parts;
+            }
+            parts.push(read);
         }
-        parts
+    }
+
+    /// What is left of a part that was read as far as it was not too heavy.
+    fn trim(&mut self, noted: &Noted, part: Part, mut read: InFlight) -> InFlight {
+        while let Some(rest) = read.rest {
+            self.store.trim_round(&TrimRound { round: noted.id.clone(), part, rest }).unwrap();
+            read = self.readers.read_part(noted, part, read.bytes).unwrap();
+        }
+        read
     }
 
     fn waiting(&self) -> i64 {
@@ -505,6 +534,29 @@ fn a_later_part_is_trimmed_alone() {
     assert_eq!(bench.count("SELECT min(k0) FROM _tidewater_flight_1 WHERE k0 > 2"), 16);
 }
 
+/// What came after a part that is too heavy waits again with its rest, once, and so does what was dirtied meanwhile.
+#[test]
+fn what_was_noted_ahead_of_a_part_that_is_too_heavy_waits_again() {
+    let mut bench = Bench::with_rows(12);
+    bench.write("UPDATE note SET body = zeroblob(100000) WHERE id = 6");
+    let noted = bench.note(2);
+    let part = bench.grow(&noted, noted.grows.unwrap(), 4).unwrap();
+    let ahead = bench.grow(&noted, part.grows.unwrap(), 4).unwrap();
+    // Of each only what is in it, also when the other has been noted.
+    assert_eq!(
+        (rows(&bench.read(&noted, part.part)).len(), rows(&bench.read(&noted, ahead.part)).len()),
+        (4, 4)
+    );
+    bench.write("UPDATE note SET body = 'later' WHERE id IN (1, 8)");
+    let read = bench.readers.read_part(&noted, part.part, 50_000).unwrap();
+    let kept = bench.trim(&noted, part.part, read);
+    assert_eq!((rows(&kept).len(), bench.in_flight(), bench.waiting()), (3, 5, 8));
+    bench.store.acknowledge(&noted.id, usize::MAX).unwrap();
+    let noted = bench.note(100);
+    let rest = bench.count("SELECT count(*) FROM _tidewater_flight_1 WHERE k0 = 1 OR k0 BETWEEN 6 AND 12");
+    assert_eq!((rows(&bench.read(&noted, Part::default())).len(), rest, bench.waiting()), (8, 8, 0));
+}
+
 /// Nor does a part keep the deletion of a row whose former children were too heavy for it.
 #[test]
 fn a_trimmed_part_keeps_no_deletion_whose_children_wait() {
@@ -763,7 +815,10 @@ fn whatever_happens_meanwhile_nothing_is_lost() {
         for _ in 0..8 {
             some_writes(&mut bench, &mut rng, 12);
             let Some(noted) = bench.note_any(rng.usize(1..6)) else { continue };
-            let parts = bench.parts(&noted, rng.usize(1..6), |bench| some_writes(bench, &mut rng, 4));
+            let (rows_max, mut heavy) = (rng.usize(1..6), Rng::with_seed(rng.u64(..)));
+            let bytes_max = || if heavy.u8(0..6) == 0 { heavy.usize(1..1000) } else { usize::MAX };
+            let writes = |bench: &mut Bench| some_writes(bench, &mut rng, 4);
+            let parts = bench.parts_within(&noted, rows_max, bytes_max, writes);
             end(&mut bench, &mut rng, &noted, &parts, &mut cloud, 3);
         }
         // Nobody writes any more.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! note_round ─▶ rows, read, sent ─▶ grow_round ─▶ more rows, read, sent ─▶ … ─▶ acknowledge
+//!                    │                  └▶ meanwhile grow_round: the part behind it
 //!                    └▶ more bytes than a round may weigh ─▶ trim_round: the rest waits again
 //! ```
 //!
@@ -25,10 +26,19 @@ pub(super) fn at_once(rows_max: usize, beside_writes: bool) -> usize {
     if beside_writes { rows_max.min(GROWN_BESIDE_WRITES) } else { rows_max }
 }
 
-/// A part of the round in flight, by its first step. The last part has all that came since; the first one, before the round
-/// grew, is all of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Part(pub(super) i64);
+/// A part of the round in flight, by its steps. While it is being noted, all that came since its first step is of it. The
+/// default is all of the round, which is its first part as long as it has not grown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    pub(super) first: i64,
+    pub(super) last: i64,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self { first: 0, last: i64::MAX }
+    }
+}
 
 /// What the round in flight grew by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +89,7 @@ impl Store {
         the_round(&tx, round)?;
         let tables: Vec<&Table> = self.tables.iter().filter(|table| eligible.contains(&table.id)).collect();
         let Some(begin) = tables.iter().position(|known| known.id == table) else { return Ok(None) };
-        let part = Part(last_step(&tx, &self.tables)? + 1);
+        let part = Part { first: last_step(&tx, &self.tables)? + 1, ..Part::default() };
         let mut sweep = self.sweep.clone();
         let (taken, grows) = take_in_turn(&tx, &tables, begin, rows_max, (false, upto), part, &mut sweep)?;
         if taken == 0 {
@@ -95,14 +105,15 @@ impl Store {
         if refers_to_what_came_since(&tx, &tables, part)? {
             return Ok(None);
         }
+        let part = Part { last: last_step(&tx, &self.tables)?, ..part };
         commit(tx)?;
         self.sweep = sweep;
         Ok(Some(Grown { part, grows, complete }))
     }
 
-    /// What of the last part of the round in flight was too heavy waits again: the entries of one table behind a place, and
-    /// those of the tables behind it; and deletions of rows whose former children are among them, unless that is all there
-    /// is. What is left has to be read once more.
+    /// What of a part of the round in flight was too heavy waits again: the entries of one table behind a place, and those of
+    /// the tables behind it; and deletions of rows whose former children are among them, unless that is all there is. What is
+    /// left has to be read once more. What came after the part waits again as a whole.
     ///
     /// # Errors
     /// [`StoreError::NotInFlight`] for another round.
@@ -112,10 +123,13 @@ impl Store {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, round)?;
         let Some(begin) = self.tables.iter().position(|known| known.id == rest.table) else { return Ok(()) };
+        for table in &self.tables {
+            merge_some(&tx, table, [FLIGHT, JOURNAL], "step > ?1", &[Value::Integer(part.last)])?;
+        }
         let mut behind = rest.after.as_ref();
         for table in &self.tables[begin..] {
             let mut which = "step >= ?1".to_owned();
-            let mut params = vec![Value::Integer(part.0)];
+            let mut params = vec![Value::Integer(part.first)];
             match behind.take() {
                 Some((step, key)) => {
                     let (keys, last) =
@@ -133,7 +147,7 @@ impl Store {
         tx.execute_batch("SAVEPOINT tidewater_close")?;
         let tables: Vec<&Table> = self.tables.iter().collect();
         let mut no_room = 0;
-        while take_children_of_deleted(&tx, &tables, "true", *part, part.0, &mut no_room)? > 0 {}
+        while take_children_of_deleted(&tx, &tables, "true", *part, part.first, &mut no_room)? > 0 {}
         if !anything_flies(&tx, &tables, Part::default())? {
             tx.execute_batch("ROLLBACK TO tidewater_close")?;
         }

@@ -502,7 +502,7 @@ pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table], part: Part) -
                     row_is(table, "t", |at| format!("f.k{at}")),
                     rows = ident(&table.name),
                 );
-                came.extend(query(conn, &sql, &[part.0.into()], |row| values(row, 0, table.key.len()))?);
+                came.extend(query(conn, &sql, &[part.first.into()], |row| values(row, 0, table.key.len()))?);
             }
             if came.is_empty() {
                 break;
@@ -522,7 +522,7 @@ pub(super) fn absorb_holders(conn: &Connection, tables: &[&Table], part: Part) -
                 put_entry(conn, table, FLIGHT, &key, &entry)?;
                 let of_this_part =
                     format!("UPDATE {flight} SET step = ?{} WHERE {}", key.len() + 1, key_is(table, 1));
-                let step = Value::Integer(part.0);
+                let step = Value::Integer(part.first);
                 conn.prepare_cached(&of_this_part)?.execute(params_from_iter(key.iter().chain([&step])))?;
             }
         }
