@@ -173,7 +173,7 @@ struct Memory {
     /// The session that settled.
     session: Option<String>,
     /// The tables with their cloud sides, for one generation.
-    prepared: Option<(u64, Vec<ReadyTable>)>,
+    prepared: Option<(u64, Arc<[ReadyTable]>)>,
     /// Where the session stood when it had prepared them.
     standing: Option<Standing>,
     /// When the cloud's ledger was last written only for being a witness.
@@ -949,7 +949,7 @@ impl Cycle {
     }
 
     fn cloud_tables(&self) -> impl Iterator<Item = &CloudTable> + Clone {
-        self.memory.prepared.iter().flat_map(|(_, ready)| ready).map(|ready| &ready.cloud)
+        self.memory.prepared.iter().flat_map(|(_, ready)| ready.iter()).map(|ready| &ready.cloud)
     }
 
     /// Looks at the cloud's side of every table, once per connection and per change of the schema here; and again, at growing
@@ -1008,13 +1008,13 @@ impl Cycle {
         let pace = self.options.pace;
         self.memory.look_again = (one_way || not_yet).then(|| again(self.memory.look_again, &pace));
         *self.parts.not_synced.lock().unwrap_or_else(PoisonError::into_inner) = not_synced;
-        self.memory.prepared = Some((generation, ready));
+        self.memory.prepared = Some((generation, ready.into()));
         let id = self.memory.session.clone().unwrap_or_default();
         self.memory.standing = session.standing(&link.device, &id, self.cloud_tables()).await?;
         Ok(())
     }
 
-    fn prepared(&self) -> Step<(u64, Vec<ReadyTable>)> {
+    fn prepared(&self) -> Step<(u64, Arc<[ReadyTable]>)> {
         self.memory.prepared.clone().ok_or(Trouble::Store(StoreError::SchemaChanged))
     }
 
@@ -1620,25 +1620,26 @@ impl Cycle {
     /// Reads a part of what is in flight, as far as it is not too heavy, and encodes it.
     async fn read_part(
         &self,
-        tables: &[ReadyTable],
+        tables: &Arc<[ReadyTable]>,
         noted: Noted,
         part: Part,
         bytes_max: usize,
     ) -> Step<Read> {
-        let (readers, noted) = (self.parts.readers.clone(), Arc::new(noted));
-        let of = noted.clone();
-        let read = actix_rt::task::spawn_blocking(move || readers.read_part(&of, part, bytes_max));
-        let InFlight { rows, bytes, rest } =
-            read.await.map_err(|error| StoreError::Io(error.to_string()))??;
-        let count = rows.iter().map(Vec::len).sum();
-        let window = Window::encode(tables, &noted, rows, self.row_bytes_max());
-        Ok(Read { window, rows: count, bytes, rest })
+        let (readers, tables, row_bytes_max) =
+            (self.parts.readers.clone(), tables.clone(), self.row_bytes_max());
+        let read = actix_rt::task::spawn_blocking(move || {
+            let InFlight { rows, bytes, rest } = readers.read_part(&noted, part, bytes_max)?;
+            let count = rows.iter().map(Vec::len).sum();
+            let window = Window::encode(&tables, &noted, rows, row_bytes_max);
+            Ok::<_, StoreError>(Read { window, rows: count, bytes, rest })
+        });
+        Ok(read.await.map_err(|error| StoreError::Io(error.to_string()))??)
     }
 
     /// Where a part was too heavy to be read as a whole, the rest waits again, with all that came after the part.
     async fn lighten(
         &self,
-        tables: &[ReadyTable],
+        tables: &Arc<[ReadyTable]>,
         noted: &mut Noted,
         part: Part,
         bytes_max: usize,
@@ -1702,7 +1703,7 @@ impl Cycle {
         &self,
         session: &CloudSession,
         frame: RoundFrame<'_>,
-        tables: &[ReadyTable],
+        tables: &Arc<[ReadyTable]>,
         noted: &mut Noted,
         room: &Room,
         window: &mut Window,
@@ -1767,7 +1768,7 @@ impl Cycle {
         &self,
         session: &CloudSession,
         link: &mut Link,
-        tables: &[ReadyTable],
+        tables: &Arc<[ReadyTable]>,
         pairs: &[(Table, CloudTable)],
         mut noted: Noted,
         room: Room,

@@ -128,7 +128,7 @@ impl Cycle {
             self.memory.prepared = None;
             self.prepare(session, link).await?;
         }
-        for ready in &tables {
+        for ready in tables.iter() {
             let Some(before) = parked.get(&ready.table.id) else { continue };
             let shape = self.with_limit(&shape(ready));
             if before.iter().any(|before| before.as_ref() != Some(&shape)) {
