@@ -806,6 +806,9 @@ fn whatever_happens_meanwhile_nothing_is_lost() {
     let first = std::env::var("TIDEWATER_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1_u64);
     for seed in first..first + count {
         let mut rng = Rng::with_seed(seed);
+        // The cloud of every other history leaves out rows of a round; in those of the others, which take all of it, the order of
+        // the parts is looked at as well.
+        let leaves = seed % 2 == 0;
         let mut bench = Bench::new(
             "CREATE TABLE node (id INTEGER PRIMARY KEY, up INTEGER REFERENCES node (id) ON DELETE SET NULL, \
              item INTEGER REFERENCES item (id), v INTEGER); \
@@ -819,14 +822,16 @@ fn whatever_happens_meanwhile_nothing_is_lost() {
             let bytes_max = || if heavy.u8(0..6) == 0 { heavy.usize(1..1000) } else { usize::MAX };
             let writes = |bench: &mut Bench| some_writes(bench, &mut rng, 4);
             let parts = bench.parts_within(&noted, rows_max, bytes_max, writes);
-            end(&mut bench, &mut rng, &noted, &parts, &mut cloud, 3);
+            end(&mut bench, &mut rng, &noted, &parts, &mut cloud, (3, leaves));
         }
         // Nobody writes any more.
         bench.restart();
         while let Some(noted) = bench.note_any(3) {
             let parts = bench.parts(&noted, 2, |_| {});
-            assert_no_part_needs_a_later_one(&noted, &parts);
-            end(&mut bench, &mut rng, &noted, &parts, &mut cloud, 0);
+            if !leaves {
+                assert_no_part_needs_a_later_one(&noted, &parts);
+            }
+            end(&mut bench, &mut rng, &noted, &parts, &mut cloud, (0, leaves));
         }
         let mut file = BTreeMap::new();
         for table in ["node", "item"] {
@@ -881,7 +886,7 @@ fn end(
     noted: &Noted,
     parts: &[InFlight],
     cloud: &mut BTreeMap<(String, i64), Vec<Value>>,
-    writes: usize,
+    (writes, leaves): (usize, bool),
 ) {
     let found = by_key(noted, parts);
     if rng.u8(0..4) == 0 {
@@ -894,7 +899,7 @@ fn end(
     for ((table, id), (_, row)) in found {
         let (place, of) = ((table.to_owned(), id.unwrap()), noted.tables.iter().find(|it| it.name == table));
         let (of, key) = (of.unwrap(), row.key.clone());
-        if rng.u8(0..4) == 0 {
+        if leaves && rng.u8(0..4) == 0 {
             // Others have touched it, and left it as it was.
             let hit = Hit {
                 table: of.id,
