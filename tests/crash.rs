@@ -4,6 +4,9 @@
 
 mod harness;
 #[cfg(feature = "failpoints")]
+#[path = "crash/parked.rs"]
+mod parked;
+#[cfg(feature = "failpoints")]
 #[path = "crash/points.rs"]
 mod points;
 mod process;

@@ -7,7 +7,7 @@
 //!   settle    new session; what became of the round in flight; has history changed?
 //!   prepare   tables that this file lacks (`tables.rs`); those of the cloud, and their feed
 //!   pull      snapshots of new tables; the feed up to the horizon ─▶ ApplyPage ─▶ SqliteWriter
-//!   flush     NoteRound ─▶ read and encode ─▶ PostgreSQL ─▶ AcknowledgeRound, ClearRound | ParkRows | PutBackRound
+//!   flush     NoteRound ─▶ read and encode ─▶ PostgreSQL ─▶ TakeOut, AcknowledgeRound, ClearRound | ParkRows | PutBackRound
 //! ```
 //!
 //! Parts: [`CloudSyncer`], the shell around the machine in `core::sync`; `Cycle`, one run from connect to release. A
@@ -43,8 +43,8 @@ use crate::messages::{
     AcknowledgeRound, ApplyPage, AvailabilityChanged, BeginSnapshot, ClearRound, CompareAnew, CompareKeeping,
     DissolveRound, FixCursor, GetLink, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition, GetSyncReport,
     GetTables, GrowRound, JournalGrew, NoteRound, ProxyStatus, PutBackRound, RememberCloud,
-    RememberCloudTable, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon, TrimRound,
-    WaitSynced,
+    RememberCloudTable, RoundSettled, StartOver, Subscribe, SyncError, SyncNow, SyncReport, SyncSoon,
+    TakeOut, TrimRound, WaitSynced,
 };
 use crate::past::Remembered;
 use crate::postgres::{
@@ -53,8 +53,9 @@ use crate::postgres::{
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
-    Anew, Applied, CLEARED_AT_ONCE, Cursor, Disputed, Grown, Hit, Home, InFlight, Leftovers, Link, Lookup,
-    Mark, Noted, Page, Part, PulledRow, Readers, Refusal, Rest, RoundRow, StoreError, Unfit, ledger_name,
+    Anew, Applied, CLEARED_AT_ONCE, Cursor, Disputed, Grown, Hit, Home, InFlight, LeftOut, Leftovers, Link,
+    Lookup, Mark, Noted, Page, Part, PulledRow, Readers, Refusal, Rest, RoundRow, StoreError,
+    TAKEN_OUT_AT_ONCE, Unfit, ledger_name,
 };
 use crate::sqlite_writer::SqliteWriter;
 use crate::supervision::{Context, Handle, Unanswered, is_stale};
@@ -712,11 +713,6 @@ impl Handler<Woke> for CloudSyncer {
     }
 }
 
-/// A round was acknowledged: receipts may have become due.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct RoundSettled;
-
 impl Handler<RoundSettled> for CloudSyncer {
     type Result = ();
 
@@ -968,8 +964,10 @@ impl Cycle {
         let flying = in_flight.map(|(id, _)| id);
         if flying.is_some() && ledger.round == flying {
             let round = flying.unwrap_or_default();
-            let left_out = ledger.left_out;
-            self.acknowledge(round, vec![], 0, left_out).await?;
+            let readers = self.parts.readers.clone();
+            let left = actix_rt::task::spawn_blocking(move || readers.in_flight_by_name(&ledger.left_out));
+            let left = left.await.map_err(|error| StoreError::Io(error.to_string()))??;
+            self.acknowledge(round, left, 0).await?;
         } else if ledger.round == link.last_round {
             if let Some(round) = flying {
                 self.ask(PutBackRound { round, refused: vec![] }).await?;
@@ -1941,24 +1939,23 @@ impl Cycle {
                         .collect();
                     let sent =
                         self.read_again(&noted, pairs, &window, hits.iter().map(|hit| hit.item)).await?;
-                    let hits = hits
-                        .into_iter()
-                        .zip(sent)
-                        .map(|(hit, sent)| {
-                            let (table, key) = window.origin(pairs, hit.item);
-                            let ready = &tables[window.items[hit.item].table];
-                            let row =
-                                hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
-                            Hit { table, key, row, seen: hit.seen, stamp: hit.stamp }
-                        })
-                        .collect();
+                    let hits = hits.into_iter().zip(sent).map(|(hit, sent)| {
+                        let (table, key) = window.origin(pairs, hit.item);
+                        let ready = &tables[window.items[hit.item].table];
+                        let row =
+                            hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
+                        LeftOut::Hit(Hit { table, key, row, seen: hit.seen, stamp: hit.stamp })
+                    });
+                    let as_they_were = unseen.into_iter().chain(unasked).map(|item| {
+                        let (table, key) = window.origin(pairs, item);
+                        LeftOut::AsItWas { table, key }
+                    });
+                    let left_out: Vec<LeftOut> = hits.chain(as_they_were).collect();
                     let (round, generation) = (id.clone(), noted.generation);
-                    let left_out = unseen.iter().chain(&unasked).map(|item| &window.items[*item]);
-                    let left_out = left_out.map(|item| item.name(&pairs[item.table])).collect();
                     self.count_propagated(&window, &left, link.clock_ahead);
                     // So many small pieces of memory take a while to be let go, and the next round waits for this one.
                     drop(actix_rt::task::spawn_blocking(move || drop(window)));
-                    self.acknowledge(round, hits, generation, left_out).await?;
+                    self.acknowledge(round, left_out, generation).await?;
                     carried.end = RoundEnd::Committed;
                     link.last_round = Some(id);
                     return Ok(carried);
@@ -2034,17 +2031,20 @@ impl Cycle {
         }
     }
 
-    /// The cloud has the round: it leaves the file, in as many pieces as those who write meanwhile need.
-    async fn acknowledge(
-        &self,
-        round: String,
-        hits: Vec<Hit>,
-        generation: u64,
-        left_out: Vec<String>,
-    ) -> Step<()> {
+    /// The cloud has the round, but for some of its rows, which leave it first: it leaves the file, in as many pieces as those who
+    /// write meanwhile need.
+    async fn acknowledge(&self, round: String, left_out: Vec<LeftOut>, generation: u64) -> Step<()> {
+        let mut left_out = left_out.into_iter();
+        loop {
+            let rows: Vec<LeftOut> = left_out.by_ref().take(TAKEN_OUT_AT_ONCE).collect();
+            if rows.is_empty() {
+                break;
+            }
+            self.ask(TakeOut { round: round.clone(), rows, generation }).await?;
+            fail::fail_point!("syncer.taken_out");
+        }
         let clear = ClearRound { round: round.clone(), rows_max: CLEARED_AT_ONCE };
-        let rows_max = CLEARED_AT_ONCE;
-        let mut cleared = self.ask(AcknowledgeRound { round, hits, generation, left_out, rows_max }).await?;
+        let mut cleared = self.ask(AcknowledgeRound { round, rows_max: CLEARED_AT_ONCE }).await?;
         while !cleared {
             fail::fail_point!("syncer.cleared");
             cleared = self.ask(clear.clone()).await?;

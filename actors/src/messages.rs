@@ -5,8 +5,8 @@
 //! app          ── DetectProxy, ResetDetector, Subscribe ─▶ ProxyWatcher
 //! app          ── ForceCircuit, ResetCircuit ─▶ CircuitBreaker
 //! CloudSyncer  ── CallFinished ─▶ CircuitBreaker, ProxyWatcher      (traffic that succeeded counts as a check)
-//! app          ── Write, Migrate ─▶ SqliteWriter ── JournalGrew (a hint) ─▶ CloudSyncer
-//! CloudSyncer  ── NoteRound, Acknowledge, PutBack, Park, ApplyPage … ─▶ SqliteWriter
+//! app          ── Write, Migrate ─▶ SqliteWriter ── JournalGrew, RoundSettled (hints) ─▶ CloudSyncer
+//! CloudSyncer  ── NoteRound, TakeOut, Acknowledge, PutBack, Park, ApplyPage … ─▶ SqliteWriter
 //! app          ── Flush, Warm ─▶ CloudSyncer
 //! app          ── SetTimes ─▶ ProxyWatcher; SetPace ─▶ CloudSyncer; SetRules ─▶ SqliteWriter      (settings read again)
 //! ```
@@ -31,9 +31,9 @@ use crate::core::schema::Table;
 use crate::core::sync::Pace;
 use crate::migrations::Migrations;
 use crate::sqlite::{
-    Anew, Applied, BacklogLimits, Copying, Cursor, Discardable, Grown, Hit, Home, Leftovers, Link, Lookup,
-    MadeTables, Mark, Names, Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit, Which,
-    Witness, Written,
+    Anew, Applied, BacklogLimits, Copying, Cursor, Discardable, Grown, Home, LeftOut, Leftovers, Link,
+    Lookup, MadeTables, Mark, Names, Noted, Page, Parked, Part, Refusal, Rest, Retried, StoreError, Unit,
+    Which, Witness, Written,
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -309,18 +309,24 @@ pub struct TrimRound {
     pub rest: Rest,
 }
 
-/// The round took effect. Answers whether nothing of it is left to be cleared.
+/// Some of the rows of a round that took effect without them. The round is acknowledged when all of them are out of it.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Stored<()>")]
+pub struct TakeOut {
+    /// The round's id; another one is not touched.
+    pub round: String,
+    /// The rows; one that is not in flight any more is left alone.
+    pub rows: Vec<LeftOut>,
+    /// The generation of the tables that the hits' rows belong to.
+    pub generation: u64,
+}
+
+/// The round took effect, with all that is in flight of it. Answers whether nothing of it is left to be cleared.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "Stored<bool>")]
 pub struct AcknowledgeRound {
     /// The round's id; another one is not touched.
     pub round: String,
-    /// Rows that left it, with the cloud's rows.
-    pub hits: Vec<Hit>,
-    /// The generation of the tables that the hits' rows belong to.
-    pub generation: u64,
-    /// Rows that left it, by their names in the ledger, when a crash took the rest.
-    pub left_out: Vec<String>,
     /// The most rows that are cleared at once while somebody writes.
     pub rows_max: usize,
 }
@@ -481,6 +487,11 @@ pub struct StartOver(pub Anew);
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct JournalGrew;
+
+/// A round is in the cloud, and nothing of it is left here: receipts may have become due. A hint.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct RoundSettled;
 
 /// Waits until everything that was dirty at a mark, or before, is in the cloud. The answer comes apart, so that the syncer
 /// sees when nobody waits for it any more.

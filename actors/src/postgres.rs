@@ -1739,7 +1739,12 @@ impl CloudSession {
     ) -> Result<RoundOutcome> {
         if judged.committed {
             fail::fail_point!("cloud.committed");
-            return Ok(RoundOutcome::Committed { hits: vec![], unseen: vec![], caused_more: false });
+            return Ok(RoundOutcome::Committed {
+                hits: vec![],
+                unseen: vec![],
+                unasked: None,
+                caused_more: false,
+            });
         }
         let mut at_once = None;
         let first = match judged.found {

@@ -72,7 +72,7 @@ use crate::supervision::{is_stale, patiently, progress};
 pub use self::background::{Cancel, Canceller};
 use self::backlog::Gauge;
 pub use self::backlog::{Backlog, BacklogLimits};
-pub use self::clearing::CLEARED_AT_ONCE;
+pub use self::clearing::{CLEARED_AT_ONCE, TAKEN_OUT_AT_ONCE};
 pub use self::conflicts::{Conflict, ConflictPage, Restores};
 pub use self::copy::{Copied, Copying, IntegrityReport, Orphans};
 pub use self::examine::{Examined, Syncable, check_integrity, examine, syncable};
@@ -487,6 +487,30 @@ pub struct Hit {
     pub stamp: Option<i64>,
 }
 
+/// A row that is in flight here, and that the cloud's side of the round left out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LeftOut {
+    /// Others have changed it: it is merged with what the cloud has.
+    Hit(Hit),
+    /// It waits again as it was.
+    AsItWas {
+        /// The table's id.
+        table: i64,
+        /// The row's key.
+        key: Vec<Value>,
+    },
+}
+
+impl LeftOut {
+    /// The table's id and the key.
+    fn place(&self) -> (i64, &[Value]) {
+        match self {
+            Self::Hit(hit) => (hit.table, &hit.key),
+            Self::AsItWas { table, key } => (*table, key),
+        }
+    }
+}
+
 /// The position in the cloud's change feed up to which everything has been applied.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Cursor {
@@ -730,6 +754,8 @@ pub struct Store {
     first_table: usize,
     /// Somebody wrote not long ago.
     considerate: Considerate,
+    /// Whether there may be more of a round that the cloud has.
+    leaving: bool,
     /// Found while somebody's write was tracked, for the next caller of [`Store::track`].
     untold: Vec<Notice>,
     /// What has been said is not said again.
@@ -871,6 +897,8 @@ impl Store {
             sweep: HashMap::new(),
             first_table: 0,
             considerate: Considerate::default(),
+            // Until somebody has looked.
+            leaving: true,
             untold: vec![],
             told: HashSet::new(),
             gauge: Gauge::default(),

@@ -6,6 +6,7 @@
 //! NoteRound, AcknowledgeRound, ApplyPage … ─▶ one transaction each
 //! Look, from the store's watch ─▶ has another program committed? ─▶ JournalGrew
 //!                             └▶ does nobody write? ─▶ the file's upkeep, step by step
+//! a round that is leaving, at the start or after any of these ─▶ GoOn, after a pause ─▶ a piece of it ─▶ … ─▶ RoundSettled ─▶ CloudSyncer
 //! ```
 //!
 //! SQLite blocks, and may: nothing else lives in this arbiter. actix hands over the whole mailbox before it runs what
@@ -25,8 +26,8 @@ use crate::messages::{
     AcknowledgeRound, ApplyPage, BeginSnapshot, ClearRound, CompareAnew, CompareKeeping, DissolveRound,
     FixCursor, GetDiscardable, GetLink, GetNames, GetSetAside, GetSnapshotLeftovers, GetSnapshotPosition,
     GetTables, GrowRound, JournalGrew, MakeTables, Migrate, NoteRound, ParkRows, PutBackRound, Rehome,
-    RememberCloud, RememberCloudTable, RememberWitness, RetryMended, RetryParked, SetRules, StartOver,
-    Stored, TrimRound, Write,
+    RememberCloud, RememberCloudTable, RememberWitness, RetryMended, RetryParked, RoundSettled, SetRules,
+    StartOver, Stored, TakeOut, TrimRound, Write,
 };
 use crate::migrations::Migrations;
 use crate::sqlite::{BacklogLimits, CLEARED_AT_ONCE, Notice, Store, StoreError, Unit, Written};
@@ -62,26 +63,43 @@ pub struct SqliteWriter {
     grew: Box<dyn Hint>,
     /// What the last look for others met: it is said once, not with every look.
     trouble: Option<StoreError>,
+    /// What the last piece of a round met that was to go.
+    obstacle: Option<StoreError>,
+    /// The next piece is due.
+    goes_on: bool,
     /// A look is under way to the mailbox.
     asked: Arc<AtomicBool>,
     log: Logger,
 }
 
-/// Whom to tell that the journal grew.
+/// Whom to tell what became of the journal. Each hint may be lost.
 pub trait Hint: Send + std::fmt::Debug {
-    /// Tells, or loses the hint.
+    /// It grew.
     fn journal_grew(&self);
+
+    /// The last of a round that the cloud has is gone, without the syncer.
+    fn round_settled(&self);
 }
 
 impl<A> Hint for Handle<A>
 where
-    A: Actor + Handler<JournalGrew>,
-    A::Context: actix::dev::ToEnvelope<A, JournalGrew>,
+    A: Actor + Handler<JournalGrew> + Handler<RoundSettled>,
+    A::Context: actix::dev::ToEnvelope<A, JournalGrew> + actix::dev::ToEnvelope<A, RoundSettled>,
 {
     fn journal_grew(&self) {
         self.hint(JournalGrew);
     }
+
+    fn round_settled(&self) {
+        self.hint(RoundSettled);
+    }
 }
+
+/// Between two pieces of a round that leaves without the syncer: longer than the syncer takes for one, which mostly is first.
+const PIECE_PAUSE: Duration = Duration::from_millis(20);
+
+/// The same after a piece that could not go.
+const OBSTACLE_PAUSE: Duration = Duration::from_secs(1);
 
 impl SqliteWriter {
     /// A writer for a store that is open.
@@ -97,6 +115,8 @@ impl SqliteWriter {
             commit_is_due: false,
             grew,
             trouble: None,
+            obstacle: None,
+            goes_on: false,
             asked: Arc::default(),
             log,
         }
@@ -131,26 +151,45 @@ impl SqliteWriter {
                 self.grew.journal_grew();
                 tell(&self.log, self.store.track()?);
             }
-            // Of a round whose cycle was cut off.
-            if self.store.go_on_clearing(CLEARED_AT_ONCE)? {
-                self.store.backlog_moved();
-            }
             Ok(())
         });
-        match looked {
-            Ok(()) => self.trouble = None,
-            // Another program may hold the lock; the next round looks again.
-            Err(StoreError::Busy(_)) => {}
-            Err(error) if self.trouble.as_ref() == Some(&error) => {}
-            Err(error) => {
-                error!(self.log, "❌ {error}");
-                self.trouble = Some(error);
-            }
-        }
+        say_once(&self.log, &mut self.trouble, looked.err());
         for Notice(text) in self.store.tick() {
             warn!(self.log, "⚠️  {text}");
         }
     }
+}
+
+impl SqliteWriter {
+    /// A round that is leaving goes to its end whatever becomes of the cycle that began it, and of the cloud.
+    fn go_on_soon(&mut self, ctx: &mut Context<Self>) {
+        if self.store.is_leaving() && !std::mem::replace(&mut self.goes_on, true) {
+            let pause = if self.obstacle.is_some() { OBSTACLE_PAUSE } else { PIECE_PAUSE };
+            ctx.notify_later(GoOn, pause);
+        }
+    }
+
+    fn go_on(&mut self) {
+        let gone = self.store.go_on_clearing(CLEARED_AT_ONCE);
+        if let Ok(true) = gone {
+            self.store.tend();
+            self.store.backlog_moved();
+            if !self.store.is_leaving() {
+                self.grew.round_settled();
+            }
+        }
+        say_once(&self.log, &mut self.obstacle, gone.err());
+    }
+}
+
+/// One line when a trouble begins, and none while it lasts. That another program holds the lock passes by itself.
+fn say_once(log: &Logger, known: &mut Option<StoreError>, met: Option<StoreError>) {
+    match &met {
+        Some(StoreError::Busy(_)) if known.is_some() => return,
+        Some(error) if !matches!(error, StoreError::Busy(_)) && met != *known => error!(log, "❌ {error}"),
+        _ => {}
+    }
+    *known = met;
 }
 
 /// Says what a person should know about the tables, each once per change of the schema.
@@ -179,6 +218,21 @@ impl Actor for SqliteWriter {
             Ok(notice) => notice.into_iter().for_each(|Notice(text)| debug!(self.log, "{text}")),
             Err(error) => error!(self.log, "❌ Other programs' writes are not noticed: {error}"),
         }
+        self.go_on_soon(ctx);
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct GoOn;
+
+impl Handler<GoOn> for SqliteWriter {
+    type Result = ();
+
+    fn handle(&mut self, _: GoOn, ctx: &mut Self::Context) {
+        self.goes_on = false;
+        self.go_on();
+        self.go_on_soon(ctx);
     }
 }
 
@@ -275,13 +329,14 @@ macro_rules! store_calls {
         impl Handler<$message> for SqliteWriter {
             type Result = Stored<$answer>;
 
-            fn handle(&mut self, $m: $message, _: &mut Self::Context) -> Self::Result {
+            fn handle(&mut self, $m: $message, ctx: &mut Self::Context) -> Self::Result {
                 self.commit();
                 fail::fail_point!(concat!("writer.call.", stringify!($message)));
                 let $store = &mut self.store;
                 let result: Stored<$answer> = $call;
                 $store.tend();
                 $store.backlog_moved();
+                self.go_on_soon(ctx);
                 fail::fail_point!(concat!("writer.called.", stringify!($message)));
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
                     warn!(self.log, "{error}");
@@ -300,7 +355,8 @@ store_calls! {
     NoteRound => Option<crate::sqlite::Noted>, |store, m| store.note_round(&m);
     GrowRound => Option<crate::sqlite::Grown>, |store, m| store.grow_round(&m);
     TrimRound => (), |store, m| store.trim_round(&m);
-    AcknowledgeRound => bool, |store, m| store.acknowledge(&m.round, &m.hits, m.generation, &m.left_out, m.rows_max);
+    TakeOut => (), |store, m| store.take_out(&m.round, &m.rows, m.generation);
+    AcknowledgeRound => bool, |store, m| store.acknowledge(&m.round, m.rows_max);
     ClearRound => bool, |store, m| store.clear_round(&m.round, m.rows_max);
     PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused);
     DissolveRound => (), |store, m| store.dissolve(&m.round);

@@ -18,9 +18,9 @@ use tidewater_actors::core::value::Value;
 use tidewater_actors::messages::NoteRound;
 use tidewater_actors::migrations::Migrations;
 use tidewater_actors::sqlite::{
-    Applied, Disputed, Hit, Kept, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal, RoundRow,
-    ServerClock, Since, Statement, Store, StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn, Written,
-    ledger_name,
+    Applied, Disputed, Hit, Kept, LeftOut, Lookup, Mark, Noted, Notice, Page, PulledRow, Readers, Refusal,
+    RoundRow, ServerClock, Since, Statement, Store, StoreError, StoreOptions, Unit, UpkeepOptions, Withdrawn,
+    Written, ledger_name,
 };
 use tidewater_test_support::shell::{python_sqlite, sqlite3_shell};
 
@@ -211,16 +211,14 @@ impl Bench {
     }
 
     fn acknowledge(&mut self) {
-        let (generation, _) = self.store().tables().unwrap();
         let id = self.flying();
-        assert!(self.store().acknowledge(&id, &[], generation, &[], usize::MAX).unwrap());
+        assert!(self.store().acknowledge(&id, usize::MAX).unwrap());
     }
 
     /// Clears a piece of a round that the cloud has, as long as somebody writes; whether that was the last.
     fn acknowledge_a_piece(&mut self, rng: &mut fastrand::Rng) -> bool {
-        let (generation, _) = self.store().tables().unwrap();
         let (id, rows_max) = (self.flying(), rng.usize(1..4));
-        let cleared = self.store().acknowledge(&id, &[], generation, &[], rows_max).unwrap();
+        let cleared = self.store().acknowledge(&id, rows_max).unwrap();
         if cleared || rng.bool() {
             return cleared;
         }
@@ -2360,14 +2358,16 @@ fn pending_rows_merge() {
     let hit = Hit { table: t.id, key: vec![int(1)], row, seen: 5, stamp: Some(8) };
     let (generation, _) = bench.store().tables().unwrap();
     let id = bench.flying();
-    bench.store().acknowledge(&id, &[hit], generation, &[], usize::MAX).unwrap();
+    bench.store().take_out(&id, &[LeftOut::Hit(hit)], generation).unwrap();
+    bench.store().acknowledge(&id, usize::MAX).unwrap();
     assert_eq!(bench.counts().0, 1);
     // Of a newer one nothing is left to be sent; its value comes with the feed.
     bench.note(10).unwrap();
     let row = Some(vec![int(1), int(11), int(8)]);
     let hit = Hit { table: t.id, key: vec![int(1)], row, seen: 6, stamp: Some(i64::MAX) };
     let id = bench.flying();
-    bench.store().acknowledge(&id, &[hit], generation, &[], usize::MAX).unwrap();
+    bench.store().take_out(&id, &[LeftOut::Hit(hit)], generation).unwrap();
+    bench.store().acknowledge(&id, usize::MAX).unwrap();
     assert_eq!(bench.counts().0, 0);
     assert_eq!(
         bench.all("SELECT local, cloud, kept FROM _tidewater_conflicts ORDER BY id DESC LIMIT 1"),

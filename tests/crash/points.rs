@@ -5,26 +5,27 @@
 //!     open, recover from the last kill, come to rest, examine ─▶ a history, with a kill at a place
 //! ```
 //!
-//! The places are read in the sources, so that a new one is met, or the test fails.
+//! The places are read in the sources, so that a new one is met, or the test fails. Those at which something is done about a row
+//! that is parked are in `parked.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tidewater::Database;
 use tidewater::settings::Settings;
-use tidewater_test_support::{Postgres, compare, postgres};
+use tidewater_test_support::{Postgres, compare, postgres, wait};
 use tokio_postgres::{Client, NoTls};
 
 use crate::harness::{Lines, PATIENCE, here, run, there};
 use crate::process::output;
 
 /// What may be done to each row, and what others did between two histories.
-const AUDIT: &str = "
+pub(crate) const AUDIT: &str = "
     CREATE TABLE audit (n bigserial PRIMARY KEY, who text NOT NULL, op text NOT NULL, id bigint NOT NULL, body text);
     CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO audit (who, op, id, body) VALUES
@@ -62,7 +63,7 @@ const ELSEWHERE: &[&str] = &[
     "writer.called.Rehome",
     "writer.call.StartOver",
     "writer.called.StartOver",
-    // A person's word about parked rows, and a cloud table that was mended.
+    // A person's word about parked rows, and a cloud table that was mended: in `parked.rs`.
     "writer.call.GetDiscardable",
     "writer.called.GetDiscardable",
     "writer.call.RetryMended",
@@ -73,11 +74,11 @@ const ELSEWHERE: &[&str] = &[
 
 /// The rows that come and go, those that the cloud refuses, and those that went before anybody saw them.
 const FIRST: i64 = 10_000;
-const REFUSED: i64 = 20_000;
+pub(crate) const REFUSED: i64 = 20_000;
 const BRIEF: i64 = 30_000;
 
 /// Every fail point of the syncer, the cloud and the file.
-fn points() -> BTreeSet<String> {
+pub(crate) fn points() -> BTreeSet<String> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("actors/src");
     let mut files: Vec<_> = ["cloud_syncer.rs", "postgres.rs", "sqlite.rs", "sqlite_writer.rs"]
         .iter()
@@ -116,17 +117,24 @@ fn points() -> BTreeSet<String> {
 }
 
 /// Where the child finds its file and its cloud.
-struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
     cloud: postgres::Database,
+    /// The test that is the child.
+    child: &'static str,
 }
 
 impl Place {
+    pub(crate) async fn new(child: &'static str) -> Self {
+        let cloud = Postgres::shared().create_database().await;
+        Self { folder: tempfile::tempdir().unwrap(), cloud, child }
+    }
+
     /// One life of the child; whether it was killed where it should be. Armed at once, or after it has come to rest.
-    fn life(&self, history: i64, point: &str, hit: u32, at_once: bool) -> bool {
+    pub(crate) fn life(&self, history: i64, point: &str, hit: u32, at_once: bool) -> bool {
         let output = output(
             Command::new(std::env::current_exe().unwrap())
-                .args(["--ignored", "--exact", "points::child_that_is_killed", "--nocapture"])
+                .args(["--ignored", "--exact", self.child, "--nocapture"])
                 .env("CRASH_FOLDER", self.folder.path())
                 .env("CRASH_PORT", self.cloud.port.to_string())
                 .env("CRASH_DATABASE", &self.cloud.name)
@@ -151,7 +159,7 @@ impl Place {
 }
 
 /// Kills this process the n-th time that somebody comes by.
-fn arm(point: &str, hit: u32) {
+pub(crate) fn arm(point: &str, hit: u32) {
     let seen = AtomicU32::new(0);
     fail::cfg_callback(point, move || {
         if seen.fetch_add(1, Ordering::Relaxed) + 1 == hit {
@@ -166,8 +174,55 @@ fn arm(point: &str, hit: u32) {
     .unwrap();
 }
 
-fn variable(name: &str) -> String {
+pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+}
+
+/// The child's cloud, as somebody who is not Tidewater.
+async fn connect() -> Client {
+    let (client, connection) = tokio_postgres::Config::new()
+        .host("127.0.0.1")
+        .port(variable("CRASH_PORT").parse().unwrap())
+        .dbname(variable("CRASH_DATABASE"))
+        .user(variable("CRASH_USER"))
+        .password(variable("CRASH_PASSWORD"))
+        .connect(NoTls)
+        .await
+        .unwrap();
+    actix_rt::spawn(connection);
+    client
+}
+
+/// What a child has before it: nothing in it happens by the clock, so that what happens is what was asked for.
+pub(crate) struct Opened {
+    pub(crate) path: PathBuf,
+    pub(crate) db: Database,
+    pub(crate) log: Lines,
+    /// As somebody who is not Tidewater.
+    pub(crate) cloud: Client,
+}
+
+impl Opened {
+    pub(crate) async fn new(folder: &str) -> Self {
+        let path = Path::new(folder).join("x.db");
+        let settings = Settings::builder()
+            .set("sqlite.path", path.display())
+            .set("proxy.port", variable("CRASH_PORT"))
+            .set("proxy.health_interval_s", 3600)
+            .set("cloud.database", variable("CRASH_DATABASE"))
+            .set("cloud.user", variable("CRASH_USER"))
+            .set("cloud.password", variable("CRASH_PASSWORD"))
+            .set("sync.pull_interval_s", if is_proof(&variable("CRASH_POINT")) { 0.02 } else { 3600.0 })
+            .set("sync.feed_poll_interval_s", 3600)
+            .set("sync.feed_poll_first_ms", 60_000)
+            .set("sync.retry_delay_s", 0.01)
+            .set("sync.debounce_ms", 0)
+            .set("sync.foreign_poll_ms", 10);
+        let log = Lines::default();
+        let db = Database::open(settings.build().unwrap(), log.logger()).await.unwrap();
+        let cloud = connect().await;
+        Self { path, db, log, cloud }
+    }
 }
 
 /// Not a test of its own: what the others kill.
@@ -182,33 +237,7 @@ async fn child_that_is_killed() {
     if at_once {
         arm(&point, hit);
     }
-    let path = Path::new(&folder).join("x.db");
-    let settings = Settings::builder()
-        .set("sqlite.path", path.display())
-        .set("proxy.port", variable("CRASH_PORT"))
-        .set("proxy.health_interval_s", 3600)
-        .set("cloud.database", variable("CRASH_DATABASE"))
-        .set("cloud.user", variable("CRASH_USER"))
-        .set("cloud.password", variable("CRASH_PASSWORD"))
-        .set("sync.pull_interval_s", 3600)
-        .set("sync.feed_poll_interval_s", 3600)
-        .set("sync.feed_poll_first_ms", 60_000)
-        .set("sync.retry_delay_s", 0.01)
-        .set("sync.debounce_ms", 0)
-        .set("sync.foreign_poll_ms", 10);
-    let log = Lines::default();
-    let db = Database::open(settings.build().unwrap(), log.logger()).await.unwrap();
-    let (cloud, connection) = tokio_postgres::Config::new()
-        .host("127.0.0.1")
-        .port(variable("CRASH_PORT").parse().unwrap())
-        .dbname(variable("CRASH_DATABASE"))
-        .user(variable("CRASH_USER"))
-        .password(variable("CRASH_PASSWORD"))
-        .connect(NoTls)
-        .await
-        .unwrap();
-    actix_rt::spawn(connection);
-
+    let Opened { path, db, log, cloud } = Opened::new(&folder).await;
     if history == 0 {
         run(&db, "CREATE TABLE note (id INTEGER PRIMARY KEY, body TEXT)").await;
         run(&db, "CREATE TABLE bulk (id INTEGER PRIMARY KEY, load BLOB)").await;
@@ -224,16 +253,30 @@ async fn child_that_is_killed() {
         return;
     }
     if history > 1 {
+        has_read_everything(&db, &cloud).await;
         examine(&db, &cloud, &path, history - 1).await;
         run(&db, "DELETE FROM bulk").await;
         at_rest(&db, &log).await;
     }
 
+    let hits = hits(&point);
+    let holder = if hits > 0 {
+        let rows = numbers(hits);
+        run(&db, &format!("{rows} INSERT INTO bulk SELECT {} + i, x'00' FROM n", history * BULK)).await;
+        at_rest(&db, &log).await;
+        // Nothing of what others do from here on is to be read, and yet a round meets it.
+        let holder = connect().await;
+        holder.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+        Some(holder)
+    } else {
+        None
+    };
     let mark = format!(
         "INSERT INTO audit (who, op, id) SELECT 'mark', 'mark', id FROM note WHERE id BETWEEN {FIRST} AND {REFUSED}; \
-         UPDATE note SET body = 'c{history}' WHERE id = 3"
+         UPDATE note SET body = 'c{history}' WHERE id = 3; UPDATE bulk SET load = decode('{history:08}', 'hex')"
     );
     cloud.batch_execute(&mark).await.unwrap();
+    let cursor = here(&db, CURSOR);
     arm(&point, hit);
     let write = format!(
         "DELETE FROM note WHERE id BETWEEN {FIRST} AND {BRIEF};\nINSERT INTO note VALUES ({}, 'l{history}');\n\
@@ -242,9 +285,11 @@ async fn child_that_is_killed() {
         REFUSED + history
     );
     if let Some((rows, bytes)) = bulk(&point) {
-        let rows =
-            format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})");
+        let rows = numbers(rows);
         run(&db, &format!("{rows} INSERT INTO bulk SELECT i, zeroblob({bytes}) FROM n")).await;
+    }
+    if hits > 0 {
+        run(&db, &format!("UPDATE bulk SET load = x'ff' WHERE id > {BULK}")).await;
     }
     run(&db, &write).await;
     at_rest(&db, &log).await;
@@ -253,6 +298,52 @@ async fn child_that_is_killed() {
     run(&db, &format!("INSERT INTO note VALUES ({brief}, 'brief');\nDELETE FROM note WHERE id = {brief}"))
         .await;
     at_rest(&db, &log).await;
+    drop(holder);
+    has_read_everything(&db, &cloud).await;
+    if is_proof(&point) {
+        has_proof_beyond(&db, &cursor).await;
+    }
+}
+
+/// Where the file has read the feed up to, and where that is proven.
+const CURSOR: &str = "SELECT group_concat(value, ' ') FROM (SELECT value FROM _tidewater_meta WHERE key IN \
+                      ('cursor_xid', 'cursor_id') ORDER BY key DESC)";
+const PROVEN: &str = "SELECT (value ->> '$.cursor.xid') || ' ' || (value ->> '$.cursor.id') FROM _tidewater_meta \
+                      WHERE key = 'witness'";
+
+/// Waits until the feed was read to its end. What a transaction put into it is read only once none is open any more that is older,
+/// in any database of the server, and other tests have theirs open: what a cycle does not find for that, nobody looks for before the
+/// pull interval, unless somebody asks.
+async fn has_read_everything(db: &Database, cloud: &Client) {
+    wait::until("the feed is read to its end", PATIENCE, async || {
+        let cursor = here(db, CURSOR);
+        let (xid, id) = cursor.split_once(' ').unwrap();
+        let unread =
+            format!("SELECT count(*) FROM tidewater.changes WHERE (xid, id) > ('{xid}'::xid8, {id})");
+        let unread = there(cloud, &unread).await;
+        if unread == "0" {
+            return Ok(());
+        }
+        db.warm().await.unwrap();
+        Err(format!("{unread} entries are beyond {cursor}"))
+    })
+    .await;
+}
+
+/// Whether this is where it is remembered that the cloud has all that was read: after a cycle that has read something, unless one
+/// did so within the pull interval. Which life, and whether it is armed by then, depends on what holds the feed back, as above. So
+/// cycles follow each other there, and it is waited for: it has to come, after whatever is read.
+fn is_proof(point: &str) -> bool {
+    point.ends_with(".RememberWitness")
+}
+
+/// Waits until the feed was read beyond there, and that is proven.
+async fn has_proof_beyond(db: &Database, before: &str) {
+    wait::until("what was read is proven", PATIENCE, async || {
+        let (read, proven) = (here(db, CURSOR), here(db, PROVEN));
+        if read != before && read == proven { Ok(()) } else { Err(format!("{before}, {read}, {proven}")) }
+    })
+    .await;
 }
 
 /// How many rows of how many bytes it takes that somebody comes by: for a round that grows while it is on its way, for one that
@@ -266,8 +357,26 @@ fn bulk(point: &str) -> Option<(u32, u32)> {
     }
 }
 
+/// How many rows of `bulk` others change as well, so that they leave the round: more than leave it at once; and some of which it is
+/// only known from the ledger that they left.
+fn hits(point: &str) -> u32 {
+    match point.rsplit('.').next() {
+        Some("TakeOut" | "taken_out") => 250,
+        Some("committed") => 3,
+        _ => 0,
+    }
+}
+
+/// Their numbers begin behind this, times the history's.
+const BULK: i64 = 1_000_000;
+
+/// So many rows numbered from 1 on.
+fn numbers(rows: u32) -> String {
+    format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
+}
+
 /// Waits until nothing is left to do, which nobody asks for.
-async fn at_rest(db: &Database, log: &Lines) {
+pub(crate) async fn at_rest(db: &Database, log: &Lines) {
     let waits = "SELECT (SELECT count(*) FROM _tidewater_journal_1) + (SELECT count(*) FROM _tidewater_flight_1) \
                  + (SELECT count(*) FROM _tidewater_round) + (SELECT count(*) FROM _tidewater_conflicts WHERE id > \
                  coalesce((SELECT value FROM _tidewater_meta WHERE key = 'conflicts_told'), 0))";
@@ -309,6 +418,14 @@ async fn examine(db: &Database, cloud: &Client, path: &Path, history: i64) {
     assert_eq!(here(db, &local), expected, "the conflict here");
     assert_eq!(there(cloud, &in_cloud).await, expected, "the conflict there");
 
+    // Each that both sides changed, once.
+    let hits = here(db, &format!("SELECT count(*) FROM bulk WHERE id > {BULK} AND load = x'ff'"));
+    let lost = format!(
+        "SELECT count(*) || ' of ' || count(DISTINCT key) FROM _tidewater_conflicts \
+         WHERE table_name = 'bulk' AND CAST(substr(key, 2) AS INTEGER) / {BULK} = {history}"
+    );
+    assert_eq!(here(db, &lost), format!("{hits} of {hits}"), "the conflicts of many rows");
+
     let parked = here(db, "SELECT group_concat(k0) FROM _tidewater_parked_1");
     assert_eq!(
         parked,
@@ -330,8 +447,7 @@ async fn examine(db: &Database, cloud: &Client, path: &Path, history: i64) {
 
 /// Kills at every place of one half, each time that somebody comes by, or the first time and one of the others.
 async fn kill(half: usize, every_time: bool) {
-    let place =
-        Place { folder: tempfile::tempdir().unwrap(), cloud: Postgres::shared().create_database().await };
+    let place = Place::new("points::child_that_is_killed").await;
     assert!(!place.life(0, "", 0, false));
     let mut history = 0;
     let all = points();

@@ -1,14 +1,22 @@
 //! The stages that come once in the life of a file or of a table, and those of what is refused, taken back or emptied.
 
+use std::sync::{Mutex, mpsc};
+
 use tidewater_test_support::wait;
+use tokio::sync::oneshot;
 
 use crate::Random;
-use crate::harness::{Bench, PATIENCE, here, run, there, wait_for};
+use crate::harness::{Bench, PATIENCE, here, run, there, wait_for, wait_until_flushed};
 use crate::load::{Scene, Trap, hurried};
 
 /// Traps before and after the same call of the writer, one after the other.
 fn both(message: &str) -> [String; 2] {
     ["call", "called"].map(|stage| format!("writer.{stage}.{message}"))
+}
+
+/// So many rows numbered from 1 on.
+fn numbers(rows: u32) -> String {
+    format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
 }
 
 /// The first meeting with a cloud: who dies in the middle of it is followed by one who goes on.
@@ -27,6 +35,77 @@ async fn a_panic_in_the_first_sync_of_a_file_costs_nothing() {
         bench.wait_until_equal(&db, &["note"]).await;
         db.shutdown().await.unwrap();
     }
+    scenario.teardown();
+}
+
+/// A round of thousands of rows is in the cloud and leaves in pieces, because somebody writes. Between two of them the syncer dies
+/// and the cloud goes away: the writer alone clears the rest, nothing of it is pending any more, and who waits for it hears that it
+/// is in the cloud. When the cloud is back, nothing of it is sent again.
+#[actix_rt::test]
+async fn what_the_cloud_has_goes_without_it() {
+    let scenario = fail::FailScenario::setup();
+    let bench = Bench::new().await;
+    bench.proxy.start();
+    let db = bench.open_with(hurried(&bench)).await;
+    run(&db, "CREATE TABLE note (id INTEGER PRIMARY KEY, n INTEGER)").await;
+    let many = format!("{} INSERT INTO note (n) SELECT 0 FROM n", numbers(3000));
+    let rounds =
+        || here(&db, "SELECT coalesce(max(value), 0) FROM _tidewater_meta WHERE key = 'round_number'");
+    let (mut rows, mut in_one) = (0, false);
+    while !in_one {
+        let before: i64 = rounds().parse().unwrap();
+        let receipt = run(&db, &many).await;
+        tokio::time::timeout(PATIENCE, db.synced(&receipt)).await.unwrap().unwrap();
+        rows += 3000;
+        // As large as that, once the cloud has shown how quick it is.
+        in_one = rounds() == (before + 1).to_string();
+    }
+    let client = bench.cloud.connect().await;
+    let audit = "CREATE TABLE audit (id bigint NOT NULL); \
+                 CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS \
+                     $$ BEGIN INSERT INTO audit VALUES (NEW.id); RETURN NULL; END $$; \
+                 CREATE TRIGGER audited AFTER INSERT ON note FOR EACH ROW EXECUTE FUNCTION audited()";
+    client.batch_execute(audit).await.unwrap();
+
+    let (reached, between) = oneshot::channel();
+    let (let_go, held) = mpsc::channel::<()>();
+    let (reached, held) = (Mutex::new(Some(reached)), Mutex::new(held));
+    fail::cfg_callback("syncer.cleared", move || {
+        if let Some(reached) = reached.lock().unwrap().take() {
+            reached.send(()).unwrap();
+            let _ = held.lock().unwrap().recv();
+            panic!("between two pieces");
+        }
+    })
+    .unwrap();
+    let receipt = run(&db, &many).await;
+    tokio::time::timeout(PATIENCE, between).await.unwrap().unwrap();
+    run(&db, "UPDATE note SET n = 1 WHERE id = 1").await;
+    bench.proxy.stop();
+    drop(let_go);
+    let leaving = || here(&db, "SELECT count(*) FROM _tidewater_round") == "1";
+    let writes = async {
+        while leaving() {
+            run(&db, "UPDATE note SET n = n + 1 WHERE id = 1").await;
+        }
+    };
+    let cleared = tokio::time::timeout(PATIENCE, async { tokio::join!(db.synced(&receipt), writes) });
+    cleared.await.expect("it is left as it was, or nobody says that it is gone").0.unwrap();
+    assert_eq!(here(&db, "SELECT count(*) FROM _tidewater_flight_1"), "0");
+    assert_eq!(here(&db, "SELECT group_concat(k0) FROM _tidewater_journal_1"), "1");
+    let status = wait_for(&db, "what was written since waits", |status| status.sync.pending == 1).await;
+    assert_eq!(
+        (status.sync.state.as_str(), status.sync.rows_flushed),
+        ("offline", rows + 3000),
+        "{status:?}"
+    );
+
+    bench.proxy.start();
+    wait_until_flushed(&db).await;
+    bench.wait_until_equal(&db, &["note"]).await;
+    assert_eq!(there(&client, "SELECT count(*) FROM audit").await, "3000");
+    assert_eq!(bench.log.count("Sync is interrupted"), 0, "{:#?}", bench.log.all());
+    db.shutdown().await.unwrap();
     scenario.teardown();
 }
 
@@ -93,7 +172,7 @@ async fn rare_stages(mut points: impl FnMut(&str) -> Vec<String>) {
         assert_eq!(there(&client, &inserts).await, "1", "{point}");
     }
     // So many in one write that they leave in pieces.
-    let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900)";
+    let many = numbers(900);
     for point in [points("ClearRound"), vec!["syncer.cleared".into()]].concat() {
         let trap = Trap::set(&point, 1);
         let receipt = run(db, &format!("{many} INSERT INTO note (body) SELECT '{point}' FROM n")).await;

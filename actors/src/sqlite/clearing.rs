@@ -1,21 +1,37 @@
 //! A round that took effect leaves the file in pieces, as it came into it in pieces (`growing.rs`).
 //!
 //! ```text
-//! acknowledge ─▶ hits merged, left out put back; the round counts as one that the cloud has ─▶ a piece is cleared
-//!                                            ┌───────────── rows are left ◀──────────────────────┤
-//!                                            └▶ clear_round ─▶ the next piece ─▶ … ─▶ nothing is left: no round in flight
+//! take_out ─▶ … ─▶ hits merged, and left out put back, piece by piece; the round is in flight without them
+//! acknowledge ─▶ it counts as one that the cloud has ─▶ a piece is cleared
+//!                       ┌───────────── rows are left ◀───────┤
+//!                       └▶ clear_round ─▶ the next piece ─▶ … ─▶ nothing is left: no round in flight
 //! ```
 //!
 //! Each piece is a transaction of its own, so that a write waits for one of them at most; when nobody has written for a while,
-//! one piece is all there is. What decides about single rows is done in the first: the pieces behind it only forget.
+//! one piece clears all there is. What decides about single rows is done before: the pieces behind it only forget.
 //!
-//! The invariant: **from the first piece on, `last_round` and `round_number` are those of the round in flight, and only then
-//! is anything of it forgotten.** So whatever happens between two pieces:
+//! The first invariant: **what the cloud did not take of a round leaves it before the round counts as one that the cloud has.** Until
+//! then its outcome is open here, as it was before: the ledger has its id, and names what was left out of it. So whatever
+//! happens between two pieces of that:
 //!
-//! - *The process, the writer or the syncer dies, or the cycle is cut off.* The writer goes on by itself, also after a start: that
-//!   needs no cloud, so that an outage leaves nothing pending that the cloud has. Where the next cycle is first, it finds the round
-//!   in flight, and its id in the cloud's ledger: it acknowledges the round again. Hits and what was left out are not in flight any
-//!   more, and what was cleared is not either; the rest goes.
+//! - *A crash, or a cycle that is cut off.* The next one finds the round in flight and in the ledger. What is still in flight of
+//!   what was left out waits again, as it was, and meets the cloud's row in the next round; what was taken out is not in flight
+//!   any more, is decided, and its losses are on record once. Nothing is acknowledged before that.
+//! - *The app writes to such a row.* One that was taken out waits in the journal, or is as the cloud has it, as any other row; one
+//!   that is still in flight gets an entry in the journal, which is merged along with it.
+//! - *The schema changes.* The cloud's rows mean nothing then: what is taken out from then on waits again as it was.
+//! - *The cloud is set back, or this file gets another one.* The rest of the round is put back. What was merged was merged with
+//!   something that the cloud had, as after any acknowledgement.
+//! - *Rows that may have waited for others, the conflicts that the cloud was told of, and the length of the log* are seen to when the
+//!   round is acknowledged: by then what is in flight is what the cloud took, and nothing else.
+//!
+//! The second: **from the first piece that is cleared on, `last_round` and `round_number` are those of the round in flight, and only
+//! then is anything of it forgotten.** So whatever happens between two pieces:
+//!
+//! - *The process, the writer or the syncer dies, or the cycle is cut off.* The writer goes on by itself, also after a start, by a
+//!   clock of its own: that needs neither the cloud nor anybody who writes, so that an outage leaves nothing pending that the cloud
+//!   has. Where the next cycle is first, it finds the round in flight, and its id in the cloud's ledger: it acknowledges the round
+//!   again, and the rest goes.
 //! - *The cloud is set back meanwhile, or this file gets another one.* The rest is cleared first: it is what the cloud had, like
 //!   all that was cleared before.
 //! - *Nothing can put the round back*, or park a row of it: it is not one whose outcome is open.
@@ -32,27 +48,62 @@ use super::*;
 /// millisecond, for which a write waits.
 pub const CLEARED_AT_ONCE: usize = 500;
 
+/// How many rows that a round took effect without leave it in one local transaction: one or two milliseconds. Each is looked at, so
+/// that larger pieces would save next to nothing, and all pieces are that small.
+pub const TAKEN_OUT_AT_ONCE: usize = 100;
+
+impl Readers {
+    /// The rows in flight that the ledger has under these names, [`ledger_name`].
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn in_flight_by_name(&self, names: &[String]) -> Result<Vec<LeftOut>> {
+        let names: HashSet<&str> = names.iter().map(String::as_str).collect();
+        if names.is_empty() {
+            return Ok(vec![]);
+        }
+        self.with(|conn| {
+            let tx = conn.unchecked_transaction()?;
+            let mut found = vec![];
+            for table in remembered_tables(&tx)? {
+                let keys = list(key_columns(&table), |k| k);
+                let sql = format!("SELECT {keys} FROM {}", ident(&side_table(FLIGHT, &table)));
+                let flying = query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))?;
+                let named =
+                    flying.into_iter().filter(|key| names.contains(ledger_name(&table, key).as_str()));
+                found.extend(named.map(|key| LeftOut::AsItWas { table: table.id, key }));
+            }
+            Ok(found)
+        })
+    }
+}
+
 impl Store {
-    /// The round took effect. What was in flight is cleared, except for the rows that left the round: those in `hits`
-    /// are merged with the cloud's, those in `left_out` (by their names in the ledger, [`ledger_name`]) wait again as
-    /// they were. Answers whether that is all: otherwise [`clear_round`](Self::clear_round) has to follow. While somebody writes,
-    /// no more than `rows_max` rows are cleared at once.
+    /// These rows are not among those that took effect with the round: they leave it, each merged with the cloud's, or as it was.
+    /// Those that are not in flight (any more) are left alone. All of them have to be out before the round is acknowledged.
+    ///
+    /// Does not wait for the disk: what a power cut takes is found out again from the ledger.
+    ///
+    /// # Errors
+    /// [`StoreError::NotInFlight`] for another round, and for one that was acknowledged.
+    pub fn take_out(&mut self, id: &str, rows: &[LeftOut], generation: u64) -> Result<()> {
+        self.look()?;
+        self.without_the_disk(|store| store.try_take_out(id, rows, generation))
+    }
+
+    /// The round took effect, with all that is in flight of it: that is cleared. Answers whether that is all: otherwise
+    /// [`clear_round`](Self::clear_round) has to follow. While somebody writes, no more than `rows_max` rows are cleared at once.
     ///
     /// Does not wait for the disk: the next commit does, for both. An acknowledgement that a power cut takes is made again
     /// from the ledger.
     ///
     /// # Errors
     /// [`StoreError::NotInFlight`] for another round.
-    pub fn acknowledge(
-        &mut self,
-        id: &str,
-        hits: &[Hit],
-        generation: u64,
-        left_out: &[String],
-        rows_max: usize,
-    ) -> Result<bool> {
+    pub fn acknowledge(&mut self, id: &str, rows_max: usize) -> Result<bool> {
         self.look()?;
-        self.without_the_disk(|store| store.try_acknowledge(id, hits, generation, left_out, rows_max))
+        let cleared = self.without_the_disk(|store| store.try_acknowledge(id, rows_max))?;
+        self.leaving = !cleared;
+        Ok(cleared)
     }
 
     /// Clears more of a round that was acknowledged, while somebody writes no more than so many rows. Answers whether nothing is
@@ -74,19 +125,31 @@ impl Store {
                 _ => return Err(StoreError::NotInFlight),
             };
             commit(tx)?;
+            store.leaving = !cleared;
             Ok(cleared)
         })
     }
 
     /// The same for whatever round that is. Answers whether there was one.
+    ///
+    /// # Errors
+    /// When the file cannot be written now.
     pub fn go_on_clearing(&mut self, rows_max: usize) -> Result<bool> {
         match round(&self.write)? {
             Some((id, _)) if is_acknowledged(&self.write)? => {
                 self.clear_round(&id, rows_max)?;
                 Ok(true)
             }
-            _ => Ok(false),
+            _ => {
+                self.leaving = false;
+                Ok(false)
+            }
         }
+    }
+
+    /// Whether [`go_on_clearing`](Self::go_on_clearing) may find something.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     fn without_the_disk<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
@@ -101,23 +164,17 @@ impl Store {
         if is_small(&mut self.considerate.clearing) { rows_max.max(1) } else { usize::MAX }
     }
 
-    fn try_acknowledge(
-        &mut self,
-        id: &str,
-        hits: &[Hit],
-        generation: u64,
-        left_out: &[String],
-        rows_max: usize,
-    ) -> Result<bool> {
-        let rows_max = self.piece(rows_max);
+    fn try_take_out(&mut self, id: &str, rows: &[LeftOut], generation: u64) -> Result<()> {
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let number = match round(&tx)? {
-            Some((flying, number)) if flying == id => number,
-            _ => return Err(StoreError::NotInFlight),
-        };
-        for hit in hits {
-            let Some(table) = self.tables.iter().find(|table| table.id == hit.table) else { continue };
-            let Some(entry) = take_from_flight(&tx, table, &hit.key)? else { continue };
+        the_round(&tx, id)?;
+        for row in rows {
+            let (of, key) = row.place();
+            let Some(table) = self.tables.iter().find(|table| table.id == of) else { continue };
+            let Some(entry) = take_from_flight(&tx, table, key)? else { continue };
+            let LeftOut::Hit(hit) = row else {
+                put_entry(&tx, table, JOURNAL, key, &entry)?;
+                continue;
+            };
             if generation != self.generation {
                 // The cloud's row is a list of values under columns that are not ours any more: the next round meets
                 // it again.
@@ -160,23 +217,18 @@ impl Store {
             }
             log_losses(&tx, table, &hit.key, &losses)?;
         }
-        if !left_out.is_empty() {
-            let left_out: HashSet<&str> = left_out.iter().map(String::as_str).collect();
-            for table in &self.tables {
-                let sql = format!(
-                    "SELECT {} FROM {}",
-                    list(key_columns(table), |k| k),
-                    ident(&side_table(FLIGHT, table))
-                );
-                for key in query(&tx, &sql, &[], |row| values(row, 0, table.key.len()))? {
-                    if !left_out.contains(ledger_name(table, &key).as_str()) {
-                        continue;
-                    }
-                    let Some(entry) = take_from_flight(&tx, table, &key)? else { continue };
-                    put_entry(&tx, table, JOURNAL, &key, &entry)?;
-                }
-            }
-        }
+        commit(tx)
+    }
+
+    fn try_acknowledge(&mut self, id: &str, rows_max: usize) -> Result<bool> {
+        let rows_max = self.piece(rows_max);
+        let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let number = match round(&tx)? {
+            Some((flying, number)) if flying == id => number,
+            // It was acknowledged before, and the writer was first to clear it.
+            None if meta::<String>(&tx, "last_round")?.as_deref() == Some(id) => return Ok(true),
+            _ => return Err(StoreError::NotInFlight),
+        };
         let tables: Vec<&Table> = self.tables.iter().collect();
         unpark_dependents(&tx, &tables, JOURNAL)?;
         if anything_flies(&tx, &tables, Part::default())? {
