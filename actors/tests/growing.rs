@@ -934,7 +934,7 @@ fn end(
             }
             // The cloud is set back to before the round.
             1 => {
-                bench.store.put_back(&noted.id, &[], false).unwrap();
+                bench.store.put_back(&noted.id, &[]).unwrap();
                 *cloud = before;
                 return;
             }
