@@ -7,7 +7,7 @@ mod harness;
 use harness::{
     Bench, PATIENCE, here, run, there, wait_for, wait_until_flushed, wait_until_here, wait_until_there,
 };
-use tidewater::Database;
+use tidewater::{Database, Which};
 use tidewater_test_support::{Postgres, shell, wait};
 use tokio_postgres::Client;
 
@@ -242,5 +242,44 @@ async fn a_conflict_is_told_to_the_cloud_exactly_once() {
     db.flush().await.unwrap();
     assert_eq!(there(&client, told).await, "[1] body \"here\" local;[2] body \"here too\" local");
     assert_eq!(here(&db, "SELECT group_concat(key || kept) FROM _tidewater_conflicts"), "[1]local,[2]local");
+    db.shutdown().await.unwrap();
+}
+
+/// A deletion whose cascade in the cloud would take along a row that is parked here, with all that hangs on that, waits until it has
+/// arrived where it moved to: what nobody deleted is there in the end.
+#[actix_rt::test]
+async fn a_deletion_takes_along_no_row_that_is_parked() {
+    let bench = Bench::new().await;
+    let db = bench.open().await;
+    run(
+        &db,
+        "CREATE TABLE shelf (id INTEGER PRIMARY KEY);
+         CREATE TABLE box (id INTEGER PRIMARY KEY, shelf INTEGER REFERENCES shelf (id) ON DELETE CASCADE, n INTEGER);
+         CREATE TABLE thing (id INTEGER PRIMARY KEY, box INTEGER REFERENCES box (id) ON DELETE CASCADE)",
+    )
+    .await;
+    run(
+        &db,
+        "INSERT INTO shelf VALUES (1), (2);\nINSERT INTO box VALUES (1, 1, 0);\nINSERT INTO thing VALUES (1, 1), (2, 1)",
+    )
+    .await;
+    bench.proxy.start();
+    bench.wait_until_equal(&db, &["shelf", "box", "thing"]).await;
+    wait_until_flushed(&db).await;
+    let client = bench.cloud.connect().await;
+    client.batch_execute("ALTER TABLE box ADD CONSTRAINT light CHECK (n < 100)").await.unwrap();
+    run(&db, "UPDATE box SET shelf = 2, n = 500 WHERE id = 1;\nDELETE FROM shelf WHERE id = 1").await;
+    wait_for(&db, "parked", |status| status.sync.parked == 1 && status.sync.state == "idle").await;
+    db.flush().await.unwrap();
+    let there_are = "SELECT (SELECT count(*) FROM shelf) || ' ' || (SELECT count(*) FROM box) || ' ' || (SELECT count(*) FROM thing)";
+    assert_eq!(there(&client, there_are).await, "2 1 2");
+    assert_eq!(here(&db, there_are), "1 1 2");
+    client.batch_execute("ALTER TABLE box DROP CONSTRAINT light").await.unwrap();
+    db.retry_parked(Which::All).await.unwrap();
+    wait_until_flushed(&db).await;
+    bench.wait_until_equal(&db, &["shelf", "box", "thing"]).await;
+    assert_eq!(there(&client, there_are).await, "1 1 2");
+    let status = db.status_summary().await;
+    assert_eq!((status.sync.parked, status.sync.conflicts), (0, 0), "{status:?}");
     db.shutdown().await.unwrap();
 }

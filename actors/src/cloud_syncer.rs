@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use slog::{Logger, debug, error, info, warn};
 use tokio::sync::{oneshot, watch};
@@ -48,7 +49,7 @@ use crate::messages::{
 };
 use crate::past::Remembered;
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op, Prepared,
+    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, File, Judged, Look, Op, Prepared,
     RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, TOO_SLOW, Unasked, needs_others,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
@@ -1619,7 +1620,7 @@ impl Cycle {
         loop {
             let (eligible, whole) = (eligible.clone(), width > 1);
             let window = self.windows.rows();
-            let Turn { upto, apart } = *turn;
+            let Turn { upto, apart, .. } = *turn;
             let room = Room { eligible: eligible.clone(), upto, rows_max: window };
             let rows_max =
                 if whole { window.min(WIDE_WINDOW) * width } else { window.min(self.noted_at_once()) };
@@ -1638,8 +1639,12 @@ impl Cycle {
             if carried.slowly {
                 turn.upto = None;
             }
-            if let Some(rows) = carried.too_slow {
+            turn.too_slow = if carried.too_slow.is_some() && !carried.parked { turn.too_slow + 1 } else { 0 };
+            if let Some((rows, failure)) = carried.too_slow {
                 self.windows.was_slow(rows);
+                if turn.too_slow >= TOO_SLOW_MAX {
+                    return Err(Trouble::Cloud(failure));
+                }
             } else if let Some(accepted) = carried.crowded {
                 self.windows.crowd(accepted);
             } else if !carried.slowly {
@@ -1852,6 +1857,7 @@ impl Cycle {
         let too_heavy = noted.retry && noted.narrow;
         let mut window = read.window;
         fail::fail_point!("syncer.encoded");
+        let file = FileOf { readers: self.parts.readers.clone(), noted: Arc::new(noted.clone()) };
         let mut id = noted.id.clone();
         let mut may_grow = true;
         loop {
@@ -1882,6 +1888,7 @@ impl Cycle {
                 previous: link.last_round.as_deref(),
                 cursor: link.cursor.as_ref().unwrap_or(&default_cursor),
                 tables: pairs,
+                file: &file,
             };
             let judged = self
                 .send_growing(
@@ -1900,25 +1907,28 @@ impl Cycle {
                 continue;
             };
             let may_widen = may_widen && !noted.complete;
-            let concluded = session.conclude(frame, &window.items, &conflicts, may_widen, judged).await;
-            let outcome = match concluded {
-                // The link is well, and everybody else's rows are none the worse for it.
-                Err(failure) if failure.sqlstate.as_deref() == Some(TOO_SLOW) => {
-                    session.give_up_round().await?;
+            let outcome = match session.conclude(frame, &window.items, &conflicts, may_widen, judged).await? {
+                RoundOutcome::TooSlow(failure) => {
                     let rows = window.items.len();
-                    (carried.end, carried.slowly, carried.too_slow) = (RoundEnd::Failed, true, Some(rows));
+                    (carried.end, carried.slowly) = (RoundEnd::Failed, true);
                     carried.then = Then::PullFirst;
-                    let rows = if rows > 1 && self.windows.rows() > 1 { 0 } else { rows };
-                    let shape = |item: usize| tables[window.items[item].table].cloud.shape.clone();
-                    let refused = (0..rows).map(|item| too_slow(item, &failure, shape(item))).collect();
-                    if rows == 0 {
+                    carried.too_slow = Some((rows, failure.clone()));
+                    if rows == 1 {
+                        let shape = tables[window.items[0].table].cloud.shape.clone();
+                        let refused = vec![too_slow(&failure, shape)];
+                        RoundOutcome::Refused {
+                            rows: refused,
+                            crowded: vec![],
+                            accepted: 0,
+                            unfinished: false,
+                        }
+                    } else {
                         self.say_rounds_are_too_slow();
                         self.ask(PutBackRound { round: id, refused: vec![] }).await?;
                         return Ok(carried);
                     }
-                    RoundOutcome::Refused { rows: refused, crowded: vec![], accepted: 0, unfinished: false }
                 }
-                concluded => concluded?,
+                outcome => outcome,
             };
             match outcome {
                 RoundOutcome::Committed { hits, unseen, unasked, caused_more } => {
@@ -1960,7 +1970,7 @@ impl Cycle {
                     link.last_round = Some(id);
                     return Ok(carried);
                 }
-                RoundOutcome::TooNarrow => {
+                RoundOutcome::TooNarrow | RoundOutcome::TooSlow(_) => {
                     self.ask(PutBackRound { round: id, refused: vec![] }).await?;
                     carried.then = Then::Widen;
                     return Ok(carried);
@@ -1976,13 +1986,15 @@ impl Cycle {
                     return Ok(carried);
                 }
                 RoundOutcome::Refused { rows: mut refused, mut crowded, accepted, unfinished } => {
-                    if self.windows.rows() == 1 {
-                        // No round is smaller than this one, whatever had to come along.
+                    if window.items.len() == 1 {
+                        // No round is smaller than this one.
                         refused.append(&mut crowded);
                     }
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked.
-                    let is_last = noted.complete || too_heavy;
+                    // A row that took too long alone, when everybody else had had his turn, is its own reason.
+                    let slow_alone = carried.too_slow.is_some() && noted.retry;
+                    let is_last = noted.complete && carried.too_slow.is_none() || too_heavy || slow_alone;
                     let (park, mut wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
                         refused.into_iter().partition(|r| is_last || !needs_others(&r.sqlstate));
                     if !park.is_empty() {
@@ -2018,7 +2030,7 @@ impl Cycle {
                         let refused =
                             wait.iter().map(|refusal| window.refusal(pairs, refusal, None)).collect();
                         self.ask(PutBackRound { round: id, refused }).await?;
-                        if carried.slowly && !(noted.retry && carried.too_slow.is_some()) {
+                        if carried.slowly {
                             carried.then = Then::PullFirst;
                         } else if noted.retry && carried.crowded.is_none() {
                             carried.then = Then::Later;
@@ -2123,7 +2135,12 @@ struct Turn {
     upto: Option<i64>,
     /// Whether the rows of one table keep it, so that the others go in rounds of their own.
     apart: bool,
+    /// How many rounds in a row took longer than a statement may.
+    too_slow: u32,
 }
+
+/// After so many of them in a row it is the cloud as a whole that is slow, or locked: that is waited for, as after any failure.
+const TOO_SLOW_MAX: u32 = 5;
 
 /// How far a flush came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -2156,8 +2173,8 @@ struct Carried {
     slowly: bool,
     /// Where rows were refused only together with others: how many of these were accepted.
     crowded: Option<usize>,
-    /// Where a statement took longer than it may: how many rows there were.
-    too_slow: Option<usize>,
+    /// Where a statement took longer than it may: how many rows there were, and what the server said.
+    too_slow: Option<(usize, CloudFailure)>,
     end: RoundEnd,
     then: Then,
 }
@@ -2178,6 +2195,27 @@ struct Read {
     rest: Option<Rest>,
 }
 
+/// The file of a round.
+#[derive(Debug)]
+struct FileOf {
+    readers: Readers,
+    noted: Arc<Noted>,
+}
+
+impl File for FileOf {
+    fn waits(&self, rows: Vec<(i64, Vec<Value>)>) -> BoxFuture<'_, Result<bool, CloudFailure>> {
+        let (readers, noted) = (self.readers.clone(), self.noted.clone());
+        let asked = actix_rt::task::spawn_blocking(move || readers.any_waits(&noted, &rows));
+        Box::pin(async move {
+            // Whatever is the matter with the file, the next cycle finds it.
+            let failed = |error: &dyn std::fmt::Display| {
+                CloudFailure::new(FailureClass::Transient, format!("the round stops: {error}"))
+            };
+            asked.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+        })
+    }
+}
+
 /// What a round may grow to.
 struct Room {
     eligible: Vec<i64>,
@@ -2185,10 +2223,10 @@ struct Room {
     rows_max: usize,
 }
 
-/// A row that takes the cloud too long, alone.
-fn too_slow(item: usize, failure: &CloudFailure, shape: String) -> CloudRefusal {
+/// The only row of a round takes the cloud too long.
+fn too_slow(failure: &CloudFailure, shape: String) -> CloudRefusal {
     let (sqlstate, message) = (TOO_SLOW.to_owned(), failure.detail.clone());
-    CloudRefusal { item, sqlstate, message, constraint: None, shape }
+    CloudRefusal { item: 0, sqlstate, message, constraint: None, shape }
 }
 
 /// A deletion that would take rows along that have not been seen.

@@ -27,6 +27,7 @@ use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, QueueMode, RecyclingMethod, Runtime, Timeouts,
 };
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -66,7 +67,7 @@ use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use pulse::Pulse;
 use sending::{
-    CONFLICTS, ECHO, FENCE, FENCED_OUT, Fence, Patience, as_prepared, begin, caused_more, conflict_arrays,
+    CONFLICTS, ECHO, Echo, FENCE, FENCED_OUT, Fence, Patience, as_prepared, begin, conflict_arrays,
     conflict_params, fenced_out, sets, time_for,
 };
 pub use sending::{Judged, OpenRound};
@@ -799,6 +800,14 @@ pub struct RoundFrame<'a> {
     pub cursor: &'a Cursor,
     /// The tables with their cloud sides, as the items name them.
     pub tables: &'a [(Table, CloudTable)],
+    /// The file that it comes from.
+    pub file: &'a dyn File,
+}
+
+/// What a round asks the file that it comes from.
+pub trait File: fmt::Debug + Sync {
+    /// Whether one of these rows, by table and key, waits to be sent.
+    fn waits(&self, rows: Vec<(i64, Vec<Value>)>) -> BoxFuture<'_, Result<bool>>;
 }
 
 /// A row that left its round, by item, with the cloud's row.
@@ -848,6 +857,8 @@ pub enum RoundOutcome {
     TooNarrow,
     /// Nothing took effect: there are only deletions that would take rows along that this file has not seen.
     Unseen,
+    /// Nothing took effect: a statement that carries rows took longer than it may.
+    TooSlow(CloudFailure),
     /// Nothing took effect.
     Refused {
         /// These rows are refused, each of them alone.
@@ -903,6 +914,8 @@ impl Look {
 enum Trouble {
     /// The data: what PostgreSQL said.
     Refused { sqlstate: String, message: String, constraint: Option<String> },
+    /// A statement that carries rows took longer than it may. They may be the reason, or somebody's lock on them.
+    TooSlow(CloudFailure),
     /// Anything else.
     Failed(CloudFailure),
 }
@@ -1779,13 +1792,17 @@ impl CloudSession {
                 // goes as it was accepted.
                 taken
             }
+            Err(Trouble::TooSlow(failure)) => {
+                self.rollback(Phase::Pull).await?;
+                return Ok(RoundOutcome::TooSlow(failure));
+            }
             Err(Trouble::Failed(failure)) => return Err(failure),
         };
         let mut caused_more = match at_once {
             Some(caused_more) => caused_more,
-            None => self.mark_echo(frame, items.iter(), &taken).await?,
+            None => self.mark_echo(frame, items.iter(), &taken).await?.caused_more,
         };
-        if caused_more && taken.unseen.is_empty() && self.took_along(frame, items).await? {
+        if caused_more && taken.unseen.is_empty() && self.took_along(frame, items, taken.left()).await? {
             // Which of the deletions do, shows in parts.
             self.rollback(Phase::Pull).await?;
             self.begin_round(frame, items).await?;
@@ -1794,7 +1811,7 @@ impl CloudSession {
                 Err(refused) => return Ok(refused),
             };
             at_once = None;
-            caused_more = self.mark_echo(frame, items.iter(), &taken).await?;
+            caused_more = self.mark_echo(frame, items.iter(), &taken).await?.caused_more;
         }
         let unasked = taken.unasked.as_ref().map_or(&[][..], |unasked| &unasked.items);
         if !taken.unseen.is_empty() && taken.unseen.len() + unasked.len() == items.len() {
@@ -1820,7 +1837,7 @@ impl CloudSession {
         Ok(RoundOutcome::Committed { hits, unseen, unasked, caused_more })
     }
 
-    /// Whether the round caused more than it sent: then its feed entries are not told from somebody else's.
+    /// What the round caused: where that is more than it sent, its feed entries are not told from somebody else's.
     ///
     /// # Errors
     /// When one of its tables is not the one that was prepared.
@@ -1829,15 +1846,21 @@ impl CloudSession {
         frame: RoundFrame<'a>,
         items: impl IntoIterator<Item = &'a RoundItem>,
         taken: &Taken,
-    ) -> Result<bool> {
+    ) -> Result<Echo> {
         let (oids, definitions) = as_prepared(frame, items);
         let params: [&dyn Param; 6] =
             [&taken.stored_otherwise, &taken.feed_entries, &taken.for_granted, &oids, &definitions, &false];
-        caused_more(&self.query(ECHO, &params, Phase::Pull).await?)
+        Echo::of(&self.query(ECHO, &params, Phase::Pull).await?)
     }
 
-    /// Whether a deletion cascaded to rows that this file has not seen as they are.
-    async fn took_along(&self, frame: RoundFrame<'_>, items: &[RoundItem]) -> Result<bool> {
+    /// Whether a deletion cascaded to rows that it must not take along: which this file has not seen as they are, or which wait here, some
+    /// of them because they have `left` the round. Those would come back with the next pull, perhaps, but not whatever hangs on them.
+    async fn took_along(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        left: HashSet<usize>,
+    ) -> Result<bool> {
         if items.iter().all(|item| item.op != Op::Delete) {
             return Ok(false);
         }
@@ -1848,30 +1871,31 @@ impl CloudSession {
                 Phase::Pull,
             )
             .await?;
-        // By value, not by text: PostgreSQL writes a numeric key with its scale.
-        let is_sent = |oid: u32, key: &[String]| {
-            items.iter().any(|item| {
-                let (table, cloud_table) = &frame.tables[item.table];
-                cloud_table.oid == oid
-                    && table.key.len() == key.len()
-                    && table.key.iter().zip(key).zip(&item.key).all(|((c, text), part)| {
-                        let (affinity, kind) = (table.columns[*c].affinity(), &cloud_table.columns[*c].kind);
-                        from_text(text, kind).is_some_and(|found| {
-                            from_cloud(found, affinity, kind).identical(&from_cloud(
-                                part.clone(),
-                                affinity,
-                                kind,
-                            ))
-                        })
-                    })
-            })
-        };
+        let oid = |item: &RoundItem| frame.tables[item.table].1.oid;
+        let named: HashMap<(u32, Vec<String>), usize> =
+            items.iter().enumerate().map(|(at, item)| ((oid(item), key_text(&item.key)), at)).collect();
+        let mut others = vec![];
         for row in &rows {
-            if !is_sent(row.cell(0)?, &row.cell::<Vec<String>>(1)?) {
-                return Ok(true);
+            let name: (u32, Vec<String>) = (row.cell("tbl")?, row.cell("key")?);
+            let table = frame.tables.iter().find(|(_, cloud)| cloud.oid == name.0);
+            let key = table.and_then(|(table, cloud)| local_key(table, cloud, &name.1));
+            // By value as well: PostgreSQL writes a numeric key with its scale.
+            let is_it = |item: &RoundItem| {
+                let own = local_key_of(&frame.tables[item.table], &item.key);
+                oid(item) == name.0
+                    && key.as_ref().is_some_and(|key| own.iter().zip(key).all(|(a, b)| a.identical(b)))
+            };
+            let sent = named.get(&name).copied().or_else(|| items.iter().position(is_it));
+            match (sent, table, key) {
+                (Some(at), ..) if left.contains(&at) => return Ok(true),
+                (Some(_), ..) => {}
+                _ if row.cell("theirs")? => return Ok(true),
+                (None, Some((table, _)), Some(key)) => others.push((table.id, key)),
+                // Nothing here is called that.
+                (None, ..) => {}
             }
         }
-        Ok(false)
+        if others.is_empty() { Ok(false) } else { frame.file.waits(others).await }
     }
 
     /// Locks and examines the given items and carries out those that nobody else touched, rows of the rings aside first.
@@ -2188,6 +2212,7 @@ impl CloudSession {
                 message: self.cloud.all_said_by(server),
                 constraint: server.constraint().map(one_line),
             },
+            Some(_) if failure.sqlstate.as_deref() == Some(TOO_SLOW) => Trouble::TooSlow(failure),
             _ => Trouble::Failed(failure),
         }
     }
@@ -2249,6 +2274,12 @@ struct Taken {
 }
 
 impl Taken {
+    /// The rows that are not in the cloud as they were sent, by item.
+    fn left(&self) -> HashSet<usize> {
+        let unasked = self.unasked.iter().flat_map(|unasked| &unasked.items);
+        self.hits.iter().map(|hit| hit.item).chain(self.unseen.iter().chain(unasked).copied()).collect()
+    }
+
     fn add(&mut self, part: Taken) {
         self.hits.extend(part.hits);
         self.unseen.extend(part.unseen);
@@ -2516,6 +2547,22 @@ fn as_params<'a>(arrays: &'a [Array<'a>]) -> Vec<&'a dyn Param> {
 /// A key in PostgreSQL's text, as the feed has it.
 pub fn key_text(key: &[CloudValue]) -> Vec<String> {
     key.iter().map(|part| crate::core::value::to_text(part).unwrap_or_default()).collect()
+}
+
+/// The key by which this file knows a row, from PostgreSQL's text of it.
+fn local_key(table: &Table, cloud_table: &CloudTable, key: &[String]) -> Option<Vec<Value>> {
+    let part = |(c, text): (&usize, &String)| {
+        let kind = &cloud_table.columns[*c].kind;
+        from_text(text, kind).map(|value| from_cloud(value, table.columns[*c].affinity(), kind))
+    };
+    (table.key.len() == key.len()).then(|| table.key.iter().zip(key).map(part).collect()).flatten()
+}
+
+fn local_key_of((table, cloud_table): &(Table, CloudTable), key: &[CloudValue]) -> Vec<Value> {
+    let part = |(c, value): (&usize, &CloudValue)| {
+        from_cloud(value.clone(), table.columns[*c].affinity(), &cloud_table.columns[*c].kind)
+    };
+    table.key.iter().zip(key).map(part).collect()
 }
 
 fn decode(row: &Row, cloud_table: &CloudTable) -> Result<Vec<CloudValue>> {

@@ -1872,6 +1872,27 @@ impl Readers {
         Ok(rows)
     }
 
+    /// Whether one of these rows, by table and key, waits to be sent, or is parked.
+    ///
+    /// # Errors
+    /// [`StoreError::SchemaChanged`] when these are not the tables any more.
+    pub fn any_waits(&self, noted: &Noted, rows: &[(i64, Vec<Value>)]) -> Result<bool> {
+        let conn = self.get()?;
+        let tx = conn.unchecked_transaction()?;
+        same_schema(&tx, noted.schema_version)?;
+        for (id, key) in rows {
+            let table = noted.tables.iter().find(|table| table.id == *id).ok_or(StoreError::SchemaChanged)?;
+            for kind in [JOURNAL, PARKED] {
+                let sql =
+                    format!("SELECT 1 FROM {} WHERE {}", ident(&side_table(kind, table)), key_is(table, 1));
+                if tx.prepare_cached(&sql)?.exists(params_from_iter(key))? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// The conflicts that the round in flight tells the cloud of: table, key, column, base, local, cloud, kept.
     pub fn read_conflicts(&self) -> Result<Vec<[Option<String>; 7]>> {
         self.read(|conn| {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use CloudValue::{Bool, Bytes, Float, Int, Null};
 use tidewater_actors::core::failure::{CloudFailure, FailureClass};
 use tidewater_actors::core::schema::{CloudTable, Table, parents_first};
-use tidewater_actors::core::value::CloudValue;
+use tidewater_actors::core::value::{CloudValue, Value};
 use tidewater_actors::postgres::{
     Cloud, CloudHit, CloudOptions, CloudRefusal, CloudSession, ConflictRow, FeedEntry, FeedLimits, Ledger,
     LinkOptions, Op, Prepared, RoundFrame, RoundItem, RoundOutcome,
@@ -92,6 +92,19 @@ struct Device {
     conn: CloudSession,
 }
 
+/// A file in which nothing waits but the rounds.
+#[derive(Debug)]
+struct NothingWaits;
+
+impl tidewater_actors::postgres::File for NothingWaits {
+    fn waits(
+        &self,
+        _: Vec<(i64, Vec<Value>)>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<bool, CloudFailure>> + Send + '_>> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
+}
+
 impl Device {
     async fn new(cloud: &Cloud, tables: &[Table]) -> Device {
         let conn = cloud.connect().await.unwrap();
@@ -119,6 +132,7 @@ impl Device {
             previous: self.previous.as_deref(),
             cursor: &self.cursor,
             tables: &self.tables,
+            file: &NothingWaits,
         }
     }
 
@@ -968,7 +982,9 @@ async fn very_many_guilty_rows_come_in_portions() {
         rounds += 1;
         match device.try_round(&items).await.unwrap() {
             RoundOutcome::Committed { .. } => break,
-            other @ (RoundOutcome::Unseen | RoundOutcome::TooNarrow) => panic!("{other:?}"),
+            other @ (RoundOutcome::Unseen | RoundOutcome::TooNarrow | RoundOutcome::TooSlow(_)) => {
+                panic!("{other:?}")
+            }
             RoundOutcome::Refused { rows: refused, .. } => {
                 assert!(refused.iter().all(|refusal| items[refusal.item].values[2] == Int(0)));
                 let guilty: Vec<usize> = refused.iter().map(|refusal| refusal.item).collect();
@@ -1316,15 +1332,18 @@ async fn a_cut_anywhere_leaves_all_or_nothing() {
     device.round(&items).await;
     device.reconnect(&cloud).await;
     let (mut happened, mut not, mut n) = (0, 0, 0);
-    for to_server in [true, false] {
+    // A round of only new rows has its COMMIT sent behind it.
+    for (to_server, only_new) in [(true, false), (false, false), (true, true), (false, true)] {
         // One whole round says how many bytes there are: the last ones, around the COMMIT, are cut more densely.
         let mut cuts = vec![None];
         while let Some(cut) = cuts.pop() {
             n += 1;
-            let items = [
-                device.insert("item", &[Int(n), text("new"), Int(n)]),
-                device.update("item", &["n"], &[Int(-1), Null, Int(n)]),
-            ];
+            let new = device.insert("item", &[Int(n), text("new"), Int(n)]);
+            let other = match only_new {
+                true => device.insert("item", &[Int(-n - 9), text("other"), Int(n)]),
+                false => device.update("item", &["n"], &[Int(-1), Null, Int(n)]),
+            };
+            let items = [new, other];
             let id = new_id();
             match cut {
                 Some(bytes) if to_server => drop(proxy.cut_client_to_server_after(bytes)),
@@ -1349,7 +1368,7 @@ async fn a_cut_anywhere_leaves_all_or_nothing() {
             }
             let ledger = device.reconnect(&cloud).await;
             let sql = format!(
-                "SELECT (SELECT count(*) FROM item WHERE id = {n}), (SELECT count(*) FROM item WHERE id = -1 AND n = {n})"
+                "SELECT (SELECT count(*) FROM item WHERE id = {n}), (SELECT count(*) FROM item WHERE id < 0 AND n = {n})"
             );
             let there = one(&plain, &sql).await;
             if ledger.round.as_ref() == Some(&id) {
@@ -1667,7 +1686,11 @@ async fn waits_are_bounded() {
     other.batch_execute("BEGIN; UPDATE item SET n = 1").await.unwrap();
     device.reconnect(&short).await;
     let items = [device.update("item", &["n"], &[Int(1), Null, Int(2)])];
-    assert_eq!(device.try_round(&items).await.unwrap_err().class, FailureClass::Transient);
+    let outcome = device.try_round(&items).await.unwrap();
+    assert!(
+        matches!(&outcome, RoundOutcome::TooSlow(failure) if failure.class == FailureClass::Transient),
+        "{outcome:?}"
+    );
     other.batch_execute("ROLLBACK").await.unwrap();
     let idle = short.connect().await.unwrap();
     idle.begin_read().await.unwrap();
@@ -1825,6 +1848,37 @@ async fn a_trigger_that_comes_later_is_noticed() {
         .unwrap();
     let third = [device.insert("note", &[Int(3), text("ABC")])];
     assert_eq!(device.refused(&third).await, [(0, "02000".to_owned())]);
+}
+
+/// A table that gets a rule, or a trigger that gives rows another key, after it was prepared is not taken at its word, however
+/// often it is written to and whatever else is in the round.
+#[tokio::test]
+async fn a_table_that_keeps_its_word_no_more_is_not_taken_at_it() {
+    let sqlite = "CREATE TABLE note (id INTEGER PRIMARY KEY, v TEXT); CREATE TABLE code (k TEXT PRIMARY KEY, v TEXT); \
+                  CREATE TABLE other (id INTEGER PRIMARY KEY, v TEXT)";
+    let (_database, plain, mut device) = bench(sqlite, "").await;
+    let first = [device.insert("other", &[Int(1), text("a")])];
+    assert_eq!(device.round(&first).await, []);
+    plain
+        .batch_execute(
+            "CREATE TABLE elsewhere (LIKE note);
+             CREATE RULE moved AS ON INSERT TO note DO INSTEAD INSERT INTO elsewhere VALUES (NEW.*);
+             CREATE FUNCTION loud() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN new.k := upper(new.k); RETURN new; END $$;
+             CREATE TRIGGER loud BEFORE INSERT ON code FOR EACH ROW EXECUTE FUNCTION loud()",
+        )
+        .await
+        .unwrap();
+    for id in 2..5 {
+        let note = device.insert("note", &[Int(id), text("a")]);
+        let code = device.insert("code", &[text(&format!("k{id}")), text("a")]);
+        let other = device.update("other", &["v"], &[Int(1), text(&format!("v{id}"))]);
+        assert_eq!(device.refused(&[code.clone()]).await, [(0, "02000".to_owned())]);
+        assert_eq!(device.refused(&[other.clone(), code]).await, [(1, "02000".to_owned())]);
+        assert_eq!(device.refused(&[note.clone()]).await, [(0, "0A000".to_owned())]);
+        assert_eq!(device.refused(&[other, note]).await, [(1, "0A000".to_owned())]);
+    }
+    let nothing = "SELECT (SELECT count(*) FROM elsewhere), (SELECT count(*) FROM code)";
+    assert_eq!(one(&plain, nothing).await, "0|0");
 }
 
 /// A session that is not the last one that settled changes nothing, however much it sends behind its fence.

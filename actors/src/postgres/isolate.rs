@@ -28,7 +28,7 @@ use super::sending::sets;
 use super::stamps::STAMPS;
 use super::{
     Ahead, Aside, CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, RoundOutcome, Taken,
-    Trouble, Unasked, in_order, needs_others,
+    Trouble, Unasked, in_order, needs_others, unexpected,
 };
 use crate::core::isolation::{Isolation, Limits, Verdict, circles};
 use crate::core::schema::{CloudTable, Table};
@@ -116,6 +116,24 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
     ) -> Result<std::result::Result<Taken, RoundOutcome>> {
+        match self.search(frame, items).await {
+            Ok(found) => Ok(found),
+            Err(Trouble::TooSlow(failure)) => {
+                self.rollback(Phase::Pull).await?;
+                Ok(Err(RoundOutcome::TooSlow(failure)))
+            }
+            Err(Trouble::Failed(failure)) => Err(failure),
+            Err(Trouble::Refused { sqlstate, .. }) => {
+                Err(unexpected(&format!("SQLSTATE {sqlstate} between two parts of a round")))
+            }
+        }
+    }
+
+    async fn search(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+    ) -> std::result::Result<std::result::Result<Taken, RoundOutcome>, Trouble> {
         let began = Instant::now();
         let search_time = SEARCH_TIME.min(self.cloud.options.statement_timeout);
         let order = in_order(items, |_| true);
@@ -134,7 +152,7 @@ impl CloudSession {
             Ok(prepared) => (prepared, ""),
             // The part that it belongs to meets it again.
             Err(Trouble::Refused { .. }) => (HashMap::new(), REFUSED),
-            Err(Trouble::Failed(failure)) => return Err(failure),
+            Err(trouble) => return Err(trouble),
         };
         let mut ahead = Ahead { sql, prepared: Some(&prepared) };
         while let Some(part) = search.next() {
@@ -198,7 +216,10 @@ impl CloudSession {
         refused: Vec<CloudRefusal>,
         prepared: &HashMap<String, Statement>,
         time: Duration,
-    ) -> Result<(Vec<CloudRefusal>, Vec<CloudRefusal>, bool)> {
+    ) -> std::result::Result<(Vec<CloudRefusal>, Vec<CloudRefusal>, bool), Trouble> {
+        // Whoever is needed is told of first, as he was found.
+        let found: HashMap<usize, usize> =
+            refused.iter().enumerate().map(|(at, refusal)| (refusal.item, at)).collect();
         let (mut guilty, asked): (Vec<_>, Vec<_>) =
             refused.into_iter().partition(|it| needs_others(&it.sqlstate) || it.sqlstate == SAME_ROW);
         if asked.is_empty() {
@@ -215,13 +236,14 @@ impl CloudSession {
             match alone {
                 Ok(_) => crowded.push(refusal),
                 Err(Trouble::Refused { .. }) => guilty.push(refusal),
-                Err(Trouble::Failed(failure)) => return Err(failure),
+                Err(trouble) => return Err(trouble),
             }
             if began.elapsed() > time {
                 break;
             }
         }
         self.rollback(Phase::Pull).await?;
+        guilty.sort_by_key(|refusal| found.get(&refusal.item).copied());
         Ok((guilty, crowded, left.next().is_none()))
     }
 
@@ -249,7 +271,7 @@ impl CloudSession {
         rings: &[Ring],
         taken: &mut Taken,
         ahead: &mut Ahead<'_>,
-    ) -> Result<Option<CloudRefusal>> {
+    ) -> std::result::Result<Option<CloudRefusal>, Trouble> {
         let mut tried = self.take(frame, items, members, &[], *ahead).await;
         let has_rings = || rings.iter().any(|ring| ring.items.iter().any(|item| members.contains(item)));
         if matches!(&tried, Err(Trouble::Refused { sqlstate, .. }) if sqlstate == "23505") && has_rings() {
@@ -260,7 +282,9 @@ impl CloudSession {
                 again => tried = again,
             }
         }
-        if tried.is_ok() && self.took_along(frame, items).await? {
+        if let Ok(part) = &tried
+            && self.took_along(frame, items, &taken.left() | &part.left()).await?
+        {
             tried = Err(Trouble::Refused {
                 sqlstate: UNSEEN.into(),
                 message: "it would take rows along that have not been seen here".into(),
@@ -278,7 +302,7 @@ impl CloudSession {
                 let item = members.first().copied().unwrap_or_default();
                 Ok(Some(CloudRefusal { item, sqlstate, message, constraint, shape: String::new() }))
             }
-            Err(Trouble::Failed(failure)) => Err(failure),
+            Err(trouble) => Err(trouble),
         }
     }
 

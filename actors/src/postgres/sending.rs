@@ -395,12 +395,17 @@ impl<'s> OpenRound<'s> {
             None => {}
         }
         answers.next();
-        let mut more = early_echo && caused_more(&answers.next().unwrap_or_default().rows)?;
-        if !early_echo || taken.stored_otherwise {
-            let items = parts.iter().flat_map(|part| part.items.iter());
-            more |= session.mark_echo(frame, items, &taken).await?;
+        let mut echo = Echo::default();
+        if early_echo {
+            echo = Echo::of(&answers.next().unwrap_or_default().rows)?;
         }
-        Ok(Some((taken, more)))
+        if !echo.broken && (!early_echo || taken.stored_otherwise) {
+            let items = parts.iter().flat_map(|part| part.items.iter());
+            let late = session.mark_echo(frame, items, &taken).await?;
+            echo = Echo { caused_more: echo.caused_more || late.caused_more, ..late };
+        }
+        // A table does not store any more what it is sent: whatever that comes to shows step by step.
+        Ok((!echo.broken).then_some((taken, echo.caused_more)))
     }
 }
 
@@ -482,15 +487,25 @@ pub(super) fn as_prepared<'f, 'i>(
     tables.into_iter().map(|at| &frame.tables[at].1).map(|table| (table.oid, &*table.definition)).unzip()
 }
 
-/// What the answer about the echo says: whether the round caused more than it sent.
-pub(super) fn caused_more(answer: &[Row]) -> Result<bool> {
-    let row = answer.first().ok_or_else(|| unexpected("no word about the echo"))?;
-    match row.cell::<i64>("altered")? {
-        0 => Ok(row.cell::<i64>("marked")? > 0),
-        _ => Err(CloudFailure::new(
-            FailureClass::Transient,
-            "the columns of a table have changed since it was prepared",
-        )),
+/// What is known of all that a round caused.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Echo {
+    /// More than was sent, or something else.
+    pub(super) caused_more: bool,
+    /// A table that was taken at its word does not store what it is sent any more.
+    broken: bool,
+}
+
+impl Echo {
+    pub(super) fn of(answer: &[Row]) -> Result<Self> {
+        let row = answer.first().ok_or_else(|| unexpected("no word about the echo"))?;
+        match row.cell::<i64>("altered")? {
+            0 => Ok(Self { caused_more: row.cell::<i64>("marked")? > 0, broken: row.cell("broken")? }),
+            _ => Err(CloudFailure::new(
+                FailureClass::Transient,
+                "the columns of a table have changed since it was prepared",
+            )),
+        }
     }
 }
 

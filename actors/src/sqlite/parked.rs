@@ -180,6 +180,8 @@ pub(super) fn note_refusal(
     shape: Option<&str>,
 ) -> Result<bool> {
     let key = json_array(&refusal.key);
+    // Perhaps only somebody's lock stood in the way, and nobody tells when that goes.
+    let again = i64::from(refusal.sqlstate.as_deref() == Some("57014"));
     let known: Option<(Option<String>, Option<String>)> = conn
         .prepare_cached(
             "SELECT sqlstate, constraint_name FROM _tidewater_refusals WHERE table_id = ?1 AND key = ?2",
@@ -187,10 +189,10 @@ pub(super) fn note_refusal(
         .query_row(params![refusal.table, key], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     conn.prepare_cached(&format!(
-        "INSERT INTO _tidewater_refusals (table_id, key, parking, sqlstate, constraint_name, shape, due) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, {NOW} + {WAIT_S}) ON CONFLICT (table_id, key) DO UPDATE SET \
+        "INSERT INTO _tidewater_refusals (table_id, key, parking, sqlstate, constraint_name, shape, due, again) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, {NOW} + {WAIT_S}, {again}) ON CONFLICT (table_id, key) DO UPDATE SET \
          parking = excluded.parking, sqlstate = excluded.sqlstate, constraint_name = excluded.constraint_name, \
-         shape = excluded.shape, last_at = excluded.last_at, again = 0, \
+         shape = excluded.shape, last_at = excluded.last_at, again = {again}, \
          due = {NOW} + min({WAIT_MAX_S}, {WAIT_S} * (1 << min(tries, 6))), tries = tries + 1"
     ))?
     .execute(params![refusal.table, key, parking, refusal.sqlstate, refusal.constraint, shape])?;

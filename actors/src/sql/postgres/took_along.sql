@@ -1,6 +1,5 @@
--- The rows that this transaction changed and of which somebody else's change lies beyond our cursor. Those that it did not
--- send went along with one that it deletes (a cascade), and this file has not seen them. An entry has the texts of its keys one
--- after the other.
+-- The rows that this transaction changed, and whether somebody else's change of them lies beyond our cursor. Those that it did not
+-- send went along with one that it deletes (a cascade). An entry has the texts of its keys one after the other.
 WITH changed AS MATERIALIZED (
     SELECT entry.tbl, entry.xid = pg_current_xact_id() AS ours, one.key
     FROM tidewater.changes AS entry
@@ -12,7 +11,4 @@ WITH changed AS MATERIALIZED (
     WHERE (entry.xid, entry.id) > ($1::text::xid8, $2)
       AND (entry.xid = pg_current_xact_id() OR entry.origin IS DISTINCT FROM $3)
 )
-SELECT DISTINCT mine.tbl, mine.key
-FROM changed AS mine
-JOIN changed AS theirs ON theirs.tbl = mine.tbl AND theirs.key = mine.key
-WHERE mine.ours AND NOT theirs.ours
+SELECT tbl, key, bool_or(NOT ours) AS theirs FROM changed GROUP BY tbl, key HAVING bool_or(ours)
