@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::{Bench, Lines, batch, there};
-use tidewater::settings::Settings;
+use harness::{Bench, Lines, batch, there, told_to_child};
 use tidewater::{Database, rusqlite};
 use tidewater_test_support::postgres::{Options, Postgres};
 use tidewater_test_support::{compare, wait};
@@ -36,14 +35,8 @@ const DEVICE: &str = "FIRST_SYNC_DEVICE";
 #[ignore = "started by the others, in a process of its own"]
 async fn child_that_syncs() {
     let Ok(told) = std::env::var(DEVICE) else { return };
-    let [path, port, name, user, password, page] = told.lines().collect::<Vec<_>>().try_into().unwrap();
-    let settings = Settings::builder()
-        .set("sqlite.path", path)
-        .set("proxy.port", port)
-        .set("proxy.listen_interval_s", 0.05)
-        .set("cloud.database", name)
-        .set("cloud.user", user)
-        .set("cloud.password", password)
+    let (settings, page) = told_to_child(&told);
+    let settings = settings
         .set("sync.page_rows_max", page)
         .set("sync.pull_interval_s", 0.1)
         .set("sync.retry_delay_s", 0.05)
@@ -74,17 +67,7 @@ fn start(told: &str) -> Child {
 
 impl Device {
     fn new(bench: &Bench, page: usize) -> Self {
-        let (path, cloud) = (bench.path(), &bench.cloud);
-        let told = [
-            &path.display().to_string(),
-            &bench.proxy.port().to_string(),
-            &cloud.name,
-            &cloud.user,
-            &cloud.password,
-            &page.to_string(),
-        ]
-        .map(String::as_str)
-        .join("\n");
+        let (path, told) = (bench.path(), bench.tell_child(page));
         Self { child: start(&told), path, told, reached: 0, looks: 0 }
     }
 

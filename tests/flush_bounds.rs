@@ -14,8 +14,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::{Bench, Lines, run, there, wait_for, wait_until_flushed};
-use tidewater::settings::Settings;
+use harness::{Bench, Lines, run, there, told_to_child, wait_for, wait_until_flushed};
 use tidewater::{Database, rusqlite};
 use tidewater_test_support::{Mode, wait};
 use tokio_postgres::Client;
@@ -91,17 +90,8 @@ const LONG: Duration = Duration::from_secs(3600);
 #[ignore = "started by the others, in a process of its own"]
 async fn child_that_flushes() {
     let Ok(told) = std::env::var(DEVICE) else { return };
-    let [path, port, name, user, password, rows] = told.lines().collect::<Vec<_>>().try_into().unwrap();
-    let rows: u64 = rows.parse().unwrap();
-    let settings = Settings::builder()
-        .set("sqlite.path", path)
-        .set("proxy.port", port)
-        .set("proxy.listen_interval_s", 0.05)
-        .set("cloud.database", name)
-        .set("cloud.user", user)
-        .set("cloud.password", password)
-        .build()
-        .unwrap();
+    let (settings, rows) = told_to_child(&told);
+    let (settings, rows): (_, u64) = (settings.build().unwrap(), rows.parse().unwrap());
     let go_on = || std::io::stdin().lock().read_line(&mut String::new()).unwrap();
     println!("begun");
     go_on();
@@ -133,17 +123,7 @@ struct Device {
 
 impl Device {
     fn start(bench: &Bench, rows: u64) -> Self {
-        let (path, cloud) = (bench.path(), &bench.cloud);
-        let told = [
-            &path.display().to_string(),
-            &bench.proxy.port().to_string(),
-            &cloud.name,
-            &cloud.user,
-            &cloud.password,
-            &rows.to_string(),
-        ]
-        .map(String::as_str)
-        .join("\n");
+        let told = bench.tell_child(rows);
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "--nocapture", "child_that_flushes"])
             .env(DEVICE, told)

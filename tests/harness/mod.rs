@@ -25,6 +25,19 @@ pub struct Bench {
     pub log: Lines,
 }
 
+/// The settings of a process that was told by [`Bench::tell_child`], and the word more.
+pub fn told_to_child(told: &str) -> (Sources, &str) {
+    let [path, port, name, user, password, more] = told.lines().collect::<Vec<_>>().try_into().unwrap();
+    let settings = Settings::builder()
+        .set("sqlite.path", path)
+        .set("proxy.port", port)
+        .set("proxy.listen_interval_s", 0.05)
+        .set("cloud.database", name)
+        .set("cloud.user", user)
+        .set("cloud.password", password);
+    (settings, more)
+}
+
 impl Bench {
     /// A fresh database behind a proxy that is not running.
     pub async fn new() -> Self {
@@ -47,6 +60,13 @@ impl Bench {
 
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("shop.db")
+    }
+
+    /// What a process of its own has to be told to be this device ([`told_to_child`]), and one word more.
+    pub fn tell_child(&self, more: impl std::fmt::Display) -> String {
+        let (path, port, cloud) = (self.path(), self.proxy.port(), &self.cloud);
+        let (name, user, password) = (&cloud.name, &cloud.user, &cloud.password);
+        format!("{}\n{port}\n{name}\n{user}\n{password}\n{more}", path.display())
     }
 
     /// Settings with the production's protocol and a hurry in the timers.
