@@ -1642,7 +1642,8 @@ impl Cycle {
             turn.too_slow = if carried.too_slow.is_some() && !carried.parked { turn.too_slow + 1 } else { 0 };
             if let Some((rows, failure)) = carried.too_slow {
                 self.windows.was_slow(rows);
-                if turn.too_slow >= TOO_SLOW_MAX {
+                turn.too_slow_in_all += 1;
+                if turn.too_slow >= TOO_SLOW_MAX || turn.too_slow_in_all >= TOO_SLOW_IN_ALL_MAX {
                     return Err(Trouble::Cloud(failure));
                 }
             } else if let Some(accepted) = carried.crowded {
@@ -1913,11 +1914,12 @@ impl Cycle {
                     (carried.end, carried.slowly) = (RoundEnd::Failed, true);
                     carried.then = Then::PullFirst;
                     carried.too_slow = Some((rows, failure.clone()));
-                    if rows == 1 {
-                        let shape = tables[window.items[0].table].cloud.shape.clone();
-                        let refused = vec![too_slow(&failure, shape)];
+                    // No round is smaller than this one, whatever had to come along.
+                    if rows == 1 || rows > 0 && room.rows_max == 1 {
+                        let shape = |item: usize| tables[window.items[item].table].cloud.shape.clone();
+                        let refused = |item| too_slow(item, &failure, shape(item));
                         RoundOutcome::Refused {
-                            rows: refused,
+                            rows: (0..rows).map(refused).collect(),
                             crowded: vec![],
                             accepted: 0,
                             unfinished: false,
@@ -2135,12 +2137,17 @@ struct Turn {
     upto: Option<i64>,
     /// Whether the rows of one table keep it, so that the others go in rounds of their own.
     apart: bool,
-    /// How many rounds in a row took longer than a statement may.
+    /// How many rounds in a row took longer than a statement may, and parked nobody for it.
     too_slow: u32,
+    /// How many did in all.
+    too_slow_in_all: u32,
 }
 
 /// After so many of them in a row it is the cloud as a whole that is slow, or locked: that is waited for, as after any failure.
 const TOO_SLOW_MAX: u32 = 5;
+
+/// And after so many, whatever was between them: rows that are parked for it are due again before very many others were tried.
+const TOO_SLOW_IN_ALL_MAX: u32 = 16;
 
 /// How far a flush came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -2223,10 +2230,10 @@ struct Room {
     rows_max: usize,
 }
 
-/// The only row of a round takes the cloud too long.
-fn too_slow(failure: &CloudFailure, shape: String) -> CloudRefusal {
+/// A row of a round that cannot be smaller takes the cloud too long.
+fn too_slow(item: usize, failure: &CloudFailure, shape: String) -> CloudRefusal {
     let (sqlstate, message) = (TOO_SLOW.to_owned(), failure.detail.clone());
-    CloudRefusal { item: 0, sqlstate, message, constraint: None, shape }
+    CloudRefusal { item, sqlstate, message, constraint: None, shape }
 }
 
 /// A deletion that would take rows along that have not been seen.

@@ -15,6 +15,7 @@
 //! - C5 (P4, P5): nothing is trimmed unseen beyond a cursor that somebody builds on (`trim.rs`).
 //! - C4: every wait has a bound: the server's statement timeout, and one on this side for a server that is silent.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error as _;
 use std::fmt;
@@ -80,7 +81,7 @@ use crate::core::doctor::PROTOCOL;
 use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate, one_line};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{
-    CloudType, CloudValue, Element, Value, Wire, changed_by_type, from_cloud, from_text,
+    CloudType, CloudValue, Element, Value, Wire, changed_by_type, from_cloud, from_text, json_array,
 };
 use crate::sql::cloud::{self, Rows};
 use crate::sql::ident;
@@ -1759,7 +1760,7 @@ impl CloudSession {
                 caused_more: false,
             });
         }
-        let mut at_once = None;
+        let (mut at_once, mut searched) = (None, false);
         let first = match judged.found {
             Ok(Some((taken, caused_more))) => {
                 at_once = Some(caused_more);
@@ -1788,6 +1789,7 @@ impl CloudSession {
                     Ok(taken) => taken,
                     Err(refused) => return Ok(refused),
                 };
+                searched = true;
                 // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
                 // goes as it was accepted.
                 taken
@@ -1802,7 +1804,8 @@ impl CloudSession {
             Some(caused_more) => caused_more,
             None => self.mark_echo(frame, items.iter(), &taken).await?.caused_more,
         };
-        if caused_more && taken.unseen.is_empty() && self.took_along(frame, items, taken.left()).await? {
+        let mut takes_along = caused_more && self.took_along(frame, items, taken.left()).await?;
+        if takes_along && !searched {
             // Which of the deletions do, shows in parts.
             self.rollback(Phase::Pull).await?;
             self.begin_round(frame, items).await?;
@@ -1812,6 +1815,12 @@ impl CloudSession {
             };
             at_once = None;
             caused_more = self.mark_echo(frame, items.iter(), &taken).await?.caused_more;
+            // Of rows that left it later than what takes them along.
+            takes_along = caused_more && self.took_along(frame, items, taken.left()).await?;
+        }
+        if takes_along {
+            self.rollback(Phase::Pull).await?;
+            return Ok(RoundOutcome::Unseen);
         }
         let unasked = taken.unasked.as_ref().map_or(&[][..], |unasked| &unasked.items);
         if !taken.unseen.is_empty() && taken.unseen.len() + unasked.len() == items.len() {
@@ -1874,18 +1883,20 @@ impl CloudSession {
         let oid = |item: &RoundItem| frame.tables[item.table].1.oid;
         let named: HashMap<(u32, Vec<String>), usize> =
             items.iter().enumerate().map(|(at, item)| ((oid(item), key_text(&item.key)), at)).collect();
+        // By value as well: PostgreSQL writes a numeric key with its scale.
+        let by_value = LazyCell::new(|| {
+            let name = |item: &RoundItem| {
+                (oid(item), json_array(&local_key_of(&frame.tables[item.table], &item.key)))
+            };
+            items.iter().enumerate().map(|(at, item)| (name(item), at)).collect::<HashMap<_, usize>>()
+        });
         let mut others = vec![];
         for row in &rows {
             let name: (u32, Vec<String>) = (row.cell("tbl")?, row.cell("key")?);
             let table = frame.tables.iter().find(|(_, cloud)| cloud.oid == name.0);
             let key = table.and_then(|(table, cloud)| local_key(table, cloud, &name.1));
-            // By value as well: PostgreSQL writes a numeric key with its scale.
-            let is_it = |item: &RoundItem| {
-                let own = local_key_of(&frame.tables[item.table], &item.key);
-                oid(item) == name.0
-                    && key.as_ref().is_some_and(|key| own.iter().zip(key).all(|(a, b)| a.identical(b)))
-            };
-            let sent = named.get(&name).copied().or_else(|| items.iter().position(is_it));
+            let sent = named.get(&name).copied();
+            let sent = sent.or_else(|| by_value.get(&(name.0, json_array(key.as_ref()?))).copied());
             match (sent, table, key) {
                 (Some(at), ..) if left.contains(&at) => return Ok(true),
                 (Some(_), ..) => {}

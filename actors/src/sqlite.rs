@@ -1872,7 +1872,7 @@ impl Readers {
         Ok(rows)
     }
 
-    /// Whether one of these rows, by table and key, waits to be sent, or is parked.
+    /// Whether one of these rows, by table and key, waits to be sent, or is parked. What is never sent waits for nothing.
     ///
     /// # Errors
     /// [`StoreError::SchemaChanged`] when these are not the tables any more.
@@ -1882,6 +1882,9 @@ impl Readers {
         same_schema(&tx, noted.schema_version)?;
         for (id, key) in rows {
             let table = noted.tables.iter().find(|table| table.id == *id).ok_or(StoreError::SchemaChanged)?;
+            if !table.rule.direction.sends() {
+                continue;
+            }
             for kind in [JOURNAL, PARKED] {
                 let sql =
                     format!("SELECT 1 FROM {} WHERE {}", ident(&side_table(kind, table)), key_is(table, 1));

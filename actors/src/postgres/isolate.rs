@@ -282,7 +282,9 @@ impl CloudSession {
                 again => tried = again,
             }
         }
+        let deletes = members.iter().any(|at| items[*at].op == Op::Delete);
         if let Ok(part) = &tried
+            && deletes
             && self.took_along(frame, items, &taken.left() | &part.left()).await?
         {
             tried = Err(Trouble::Refused {
