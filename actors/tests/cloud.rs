@@ -1872,9 +1872,9 @@ async fn a_table_that_keeps_its_word_no_more_is_not_taken_at_it() {
         let note = device.insert("note", &[Int(id), text("a")]);
         let code = device.insert("code", &[text(&format!("k{id}")), text("a")]);
         let other = device.update("other", &["v"], &[Int(1), text(&format!("v{id}"))]);
-        assert_eq!(device.refused(&[code.clone()]).await, [(0, "02000".to_owned())]);
+        assert_eq!(device.refused(std::slice::from_ref(&code)).await, [(0, "02000".to_owned())]);
         assert_eq!(device.refused(&[other.clone(), code]).await, [(1, "02000".to_owned())]);
-        assert_eq!(device.refused(&[note.clone()]).await, [(0, "0A000".to_owned())]);
+        assert_eq!(device.refused(std::slice::from_ref(&note)).await, [(0, "0A000".to_owned())]);
         assert_eq!(device.refused(&[other, note]).await, [(1, "0A000".to_owned())]);
     }
     let nothing = "SELECT (SELECT count(*) FROM elsewhere), (SELECT count(*) FROM code)";
