@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Bench, here, run, wait_for, wait_until_flushed};
+use harness::{Bench, here, run, there, wait_for, wait_until_flushed, wait_until_there};
 use tidewater::Database;
 
 /// A device whose rows are in the cloud, with windows of this size, and offline.
@@ -127,6 +127,72 @@ async fn unique_values_that_are_checked_at_once_change_places() {
 }
 
 const RING: &str = "CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT UNIQUE, n INTEGER, next INTEGER REFERENCES node (id) DEFERRABLE INITIALLY DEFERRED)";
+
+/// A row takes another key, its children follow it, and the cloud checks its unique value row by row: the successor needs the old
+/// row to be gone, the children need the successor, and the old row needs its children to have left. The old one lets go of its value
+/// first; nothing is taken along by its deletion, and nobody else waits.
+#[actix_rt::test]
+async fn a_changed_key_with_children_passes_a_unique_value_that_is_checked_at_once() {
+    let schema = "CREATE TABLE item (id INTEGER PRIMARY KEY, code TEXT UNIQUE);
+         CREATE TABLE part (id INTEGER PRIMARY KEY, item INTEGER REFERENCES item (id) ON UPDATE CASCADE ON DELETE CASCADE);
+         CREATE TABLE note (id INTEGER PRIMARY KEY)";
+    let tables = &["item", "part", "note"];
+    let rows = "INSERT INTO item VALUES (1, 'a'), (2, 'b');\nINSERT INTO part VALUES (10, 1), (11, 2)";
+    let work = "UPDATE item SET id = 21 WHERE id = 1;\nINSERT INTO note VALUES (1), (2)";
+    for window in [1, 2000] {
+        let bench = Bench::new().await;
+        bench
+            .cloud
+            .execute_batch(
+                "CREATE TABLE item (id bigint PRIMARY KEY, code text UNIQUE);
+                 CREATE TABLE part (id bigint PRIMARY KEY,
+                     item bigint REFERENCES item (id) ON UPDATE CASCADE ON DELETE CASCADE)",
+            )
+            .await;
+        let (bench, db) = offline_from(bench, window, schema, rows, tables).await;
+        run(&db, work).await;
+        assert_equal_and_clean(&bench, &db, tables).await;
+        assert_eq!(here(&db, "SELECT group_concat(id || '>' || item) FROM part"), "10>21,11>2");
+        db.shutdown().await.unwrap();
+    }
+}
+
+/// The same where the old row has no value to let go of its own for: it stays, so that it takes nobody along, those in the circle are
+/// parked, and everybody else goes.
+#[actix_rt::test]
+async fn a_circle_that_cannot_be_opened_is_parked_and_holds_nobody_up() {
+    let schema = "CREATE TABLE item (id INTEGER PRIMARY KEY, price REAL NOT NULL UNIQUE);
+         CREATE TABLE part (id INTEGER PRIMARY KEY, item INTEGER REFERENCES item (id) ON UPDATE CASCADE ON DELETE CASCADE);
+         CREATE TABLE note (id INTEGER PRIMARY KEY)";
+    let tables = &["item", "part", "note"];
+    for window in [1, 2000] {
+        let bench = Bench::new().await;
+        bench
+            .cloud
+            .execute_batch(
+                "CREATE TABLE item (id bigint PRIMARY KEY, price double precision NOT NULL UNIQUE);
+                 CREATE TABLE part (id bigint PRIMARY KEY,
+                     item bigint REFERENCES item (id) ON UPDATE CASCADE ON DELETE CASCADE)",
+            )
+            .await;
+        let rows = "INSERT INTO item VALUES (1, 1.5), (2, 2.5);\nINSERT INTO part VALUES (10, 1), (11, 2)";
+        let (bench, db) = offline_from(bench, window, schema, rows, tables).await;
+        run(&db, "UPDATE item SET id = 21 WHERE id = 1;\nINSERT INTO note VALUES (1), (2)").await;
+        bench.proxy.start();
+        parked(&db, 2).await;
+        let client = bench.cloud.connect().await;
+        wait_until_there(&db, &client, "SELECT count(*) FROM note", "2").await;
+        assert_eq!(
+            there(&client, "SELECT string_agg(id || '>' || item, ',' ORDER BY id) FROM part").await,
+            "10>1,11>2"
+        );
+        // Another value is no circle any more.
+        run(&db, "UPDATE item SET price = 3.5 WHERE id = 21").await;
+        assert_equal_and_clean(&bench, &db, tables).await;
+        assert_eq!(here(&db, "SELECT group_concat(id || '>' || item) FROM part"), "10>21,11>2");
+        db.shutdown().await.unwrap();
+    }
+}
 
 /// The cloud takes no `n` of 666.
 async fn picky(bench: &Bench) {

@@ -5,17 +5,13 @@
 
 mod harness;
 
-use harness::{Bench, here, run, there, wait_for, wait_until_flushed};
+use harness::{Bench, here, numbers, run, there, wait_for, wait_until_flushed};
 use tidewater::Database;
 
 const SHOP: &str = "CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE purchase (id INTEGER PRIMARY KEY, customer INTEGER NOT NULL REFERENCES customer (id), v INTEGER);
 CREATE TABLE line (id INTEGER PRIMARY KEY, purchase INTEGER NOT NULL REFERENCES purchase (id), v INTEGER)";
 const TABLES: &[&str] = &["customer", "purchase", "line"];
-
-fn numbers(rows: usize) -> String {
-    format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
-}
 
 /// A shop of so many rows, most of them lines; with `crossed`, who has the larger key has the smaller parent.
 async fn fill_shop(db: &Database, rows: usize, crossed: bool) {

@@ -29,7 +29,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::circuit_breaker::{CircuitOpen, Gate};
 use crate::core::circuit::Mode;
-use crate::core::failure::{CloudFailure, FailureClass};
+use crate::core::failure::{CloudFailure, FailureClass, QUERY_CANCELED, needs_others};
 use crate::core::from_cloud::Wanted;
 use crate::core::isolation::smaller;
 use crate::core::merge::{Change, change};
@@ -49,8 +49,8 @@ use crate::messages::{
 };
 use crate::past::Remembered;
 use crate::postgres::{
-    Cloud, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, File, Judged, Look, Op, Prepared,
-    RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, TOO_SLOW, Unasked, needs_others,
+    Cloud, CloudHit, CloudRefusal, CloudSession, ConflictRow, FeedLimits, FeedPage, Judged, Look, Op,
+    Prepared, RoundFrame, RoundItem, RoundItems, RoundOutcome, Standing, Waiting,
 };
 use crate::proxy_watcher::{ProxyWatcher, random_share};
 use crate::sqlite::{
@@ -200,7 +200,7 @@ struct Portion {
     crowd: Arc<Mutex<Crowd>>,
 }
 
-/// How many rows the cloud takes together: a larger portion would be refused, and cost a search.
+/// How many rows the cloud takes together: a larger portion would be refused, and cost a search, or take too long.
 #[derive(Debug, Clone, Copy, Default)]
 struct Crowd {
     rows_max: usize,
@@ -248,8 +248,8 @@ impl Portion {
         *crowd = Crowd { rows_max, rounds: SLOW_ROUNDS, ..*crowd };
     }
 
-    /// The largest that the next one may be.
-    fn most(&self, most: usize) -> usize {
+    /// The largest that the next one may be, which is one less of those that are held small.
+    fn take_most(&self, most: usize) -> usize {
         let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
         if crowd.rounds == 0 {
             return most;
@@ -276,7 +276,7 @@ impl Portion {
         let wanted = (rows as f64 * factor) as usize;
         // A round that was small because no more waited says nothing against a larger one.
         let wanted = if factor > 1.0 { wanted.max(self.rows()) } else { wanted };
-        self.rows.store(wanted.clamp(1, self.most(most)).min(bearable), Ordering::Relaxed);
+        self.rows.store(wanted.clamp(1, self.take_most(most)).min(bearable), Ordering::Relaxed);
     }
 
     /// `bytes` is what the last portion weighed: the next one shall not weigh much more than [`PORTION_BYTES`].
@@ -1627,14 +1627,26 @@ impl Cycle {
             let note = NoteRound { rows_max, generation, eligible, upto, whole, apart };
             let Some(noted) = self.ask(note).await? else { return Ok(Flushed::Everything) };
             turn.upto.get_or_insert(noted.epoch);
-            let may_widen = width < WIDTH_MAX;
+            let may_widen = width < WIDTH_MAX && !turn.narrow;
             let timer = RoundTimer::begin(self.parts.timings.clone());
-            let carried = self.carry(session, link, &tables, &pairs, noted, room, may_widen).await;
+            let round = RoundUnderWay {
+                session,
+                tables: &tables,
+                pairs: &pairs,
+                noted,
+                room,
+                is_smallest: rows_max == 1,
+                narrow: turn.narrow,
+                window: Window::default(),
+                conflicts: vec![],
+                carried: Carried::new(timer),
+            };
+            let carried = self.carry(round, link, may_widen).await;
             if let Err(Trouble::Cloud(_)) = &carried {
                 self.windows.halve();
             }
             let carried = carried?;
-            let took = timer.ended(carried.end);
+            let took = carried.timer.elapsed();
             turn.apart |= carried.slowly || carried.crowded.is_some();
             if carried.slowly {
                 turn.upto = None;
@@ -1642,6 +1654,7 @@ impl Cycle {
             turn.too_slow = if carried.too_slow.is_some() && !carried.parked { turn.too_slow + 1 } else { 0 };
             if let Some((rows, failure)) = carried.too_slow {
                 self.windows.was_slow(rows);
+                turn.narrow |= whole;
                 turn.too_slow_in_all += 1;
                 if turn.too_slow >= TOO_SLOW_MAX || turn.too_slow_in_all >= TOO_SLOW_IN_ALL_MAX {
                     return Err(Trouble::Cloud(failure));
@@ -1741,16 +1754,14 @@ impl Cycle {
     /// The row of each of these once more, as it was sent: a round keeps no more of its rows than what most of them need.
     async fn read_again(
         &self,
-        noted: &Noted,
-        pairs: &[(Table, CloudTable)],
-        window: &Window,
+        round: &RoundUnderWay<'_>,
         items: impl Iterator<Item = usize>,
     ) -> Step<Vec<Option<RoundRow>>> {
-        let wanted: Vec<_> = items.map(|item| window.origin(pairs, item)).collect();
+        let wanted: Vec<_> = items.map(|item| round.window.origin(round.pairs, item)).collect();
         if wanted.is_empty() {
             return Ok(vec![]);
         }
-        let (readers, of) = (self.parts.readers.clone(), noted.clone());
+        let (readers, of) = (self.parts.readers.clone(), round.noted.clone());
         let read = actix_rt::task::spawn_blocking(move || readers.read_again(&of, &wanted));
         Ok(read.await.map_err(|error| StoreError::Io(error.to_string()))??)
     }
@@ -1759,18 +1770,12 @@ impl Cycle {
     /// behind that is noted. Ends when the window is full, or with rows that cannot be sent as they are: the round has not been
     /// judged then. Either way **all that is in flight is in the window**: what was noted ahead is read before it ends, or waits
     /// again.
-    #[expect(clippy::too_many_arguments, reason = "what a round is made of")]
     async fn send_growing(
         &self,
-        session: &CloudSession,
         frame: RoundFrame<'_>,
-        tables: &Arc<[ReadyTable]>,
-        noted: &mut Noted,
-        room: &Room,
-        window: &mut Window,
-        carried: &mut Carried,
-        conflicts: &[ConflictRow],
+        round: &mut RoundUnderWay<'_>,
     ) -> Step<Option<Judged>> {
+        let RoundUnderWay { session, tables, noted, room, window, conflicts, carried, .. } = round;
         let mut open = session.open_round(frame).await?;
         let mut sent = vec![Arc::new(std::mem::take(&mut window.items).into_whole())];
         open.send(sent[0].clone()).await;
@@ -1822,232 +1827,220 @@ impl Cycle {
         Ok(judged)
     }
 
-    /// Takes one noted round to its end: acknowledged, or put back, with the guilty rows parked. Answers with its rows and
-    /// their bytes.
-    #[expect(clippy::too_many_arguments, reason = "what a round is made of")]
-    async fn carry(
-        &self,
-        session: &CloudSession,
-        link: &mut Link,
-        tables: &Arc<[ReadyTable]>,
-        pairs: &[(Table, CloudTable)],
-        mut noted: Noted,
-        room: Room,
-        may_widen: bool,
-    ) -> Step<Carried> {
+    /// Takes one noted round to its end: acknowledged, or put back, with the guilty rows parked. Answers what became of it.
+    async fn carry(&self, mut round: RoundUnderWay<'_>, link: &mut Link, may_widen: bool) -> Step<Carried> {
         let readers = self.parts.readers.clone();
         let conflicts = actix_rt::task::spawn_blocking(move || readers.read_conflicts());
         let first = Part::default();
-        let read = self.read_part(tables, noted.clone(), first, PORTION_BYTES).await?;
-        let read = self.lighten(tables, &mut noted, first, PORTION_BYTES, read).await?;
+        let read = self.read_part(round.tables, round.noted.clone(), first, PORTION_BYTES).await?;
+        let read = self.lighten(round.tables, &mut round.noted, first, PORTION_BYTES, read).await?;
         let conflicts = conflicts.await.map_err(|error| StoreError::Io(error.to_string()))??;
-        let conflicts: Vec<ConflictRow> =
-            conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
-        let mut carried = Carried {
-            rows: 0,
-            bytes: 0,
-            parked: false,
-            slowly: false,
-            crowded: None,
-            too_slow: None,
-            end: RoundEnd::Refused,
-            then: Then::GoOn,
-        };
-        carried.add(&read);
+        round.conflicts = conflicts.into_iter().map(|fields| ConflictRow { fields }).collect();
+        round.carried.add(&read);
+        round.window = read.window;
         // What had to be left behind may be what the others wait for; it cannot come along, however often it is tried.
-        let too_heavy = noted.retry && noted.narrow;
-        let mut window = read.window;
+        let too_heavy = round.noted.retry && round.noted.narrow;
         fail::fail_point!("syncer.encoded");
-        let file = FileOf { readers: self.parts.readers.clone(), noted: Arc::new(noted.clone()) };
-        let mut id = noted.id.clone();
+        let waiting = WaitingIn { readers: self.parts.readers.clone(), noted: Arc::new(round.noted.clone()) };
         let mut may_grow = true;
         loop {
-            if !window.refusals.is_empty() {
+            if !round.window.refusals.is_empty() {
                 // What does not fit was compared with the columns as they were prepared.
-                let shapes = tables.iter().map(|ready| (ready.table.id, ready.cloud.shape.clone())).collect();
-                id = self.park(tables, id, std::mem::take(&mut window.refusals), shapes).await?;
-                noted.id.clone_from(&id);
-                carried.parked = true;
+                let shape = |ready: &ReadyTable| (ready.table.id, ready.cloud.shape.clone());
+                let shapes = round.tables.iter().map(shape).collect();
+                let refusals = std::mem::take(&mut round.window.refusals);
+                self.park_of(&mut round, refusals, shapes).await?;
                 may_grow = false;
             }
-            if window.items.is_empty() && conflicts.is_empty() {
-                self.ask(DissolveRound { round: id }).await?;
-                if !carried.parked {
-                    // The cloud has all of it.
-                    carried.end = RoundEnd::Committed;
-                }
-                return Ok(carried);
+            if round.window.items.is_empty() && round.conflicts.is_empty() {
+                // The cloud has all of it, but for what is parked.
+                let end = if round.carried.parked { RoundEnd::Refused } else { RoundEnd::Committed };
+                round.carried.timer.ends(end);
+                self.ask(DissolveRound { round: round.noted.id.clone() }).await?;
+                return Ok(round.carried);
             }
             if !std::mem::take(&mut may_grow) {
-                noted.grows = None;
+                round.noted.grows = None;
             }
-            let default_cursor = Cursor::default();
+            let (id, default_cursor) = (round.noted.id.clone(), Cursor::default());
             let frame = RoundFrame {
                 device: &link.device,
                 session: self.memory.session.as_deref().unwrap_or_default(),
                 id: &id,
                 previous: link.last_round.as_deref(),
                 cursor: link.cursor.as_ref().unwrap_or(&default_cursor),
-                tables: pairs,
-                file: &file,
+                tables: round.pairs,
+                waiting: &waiting,
             };
-            let judged = self
-                .send_growing(
-                    session,
-                    frame,
-                    tables,
-                    &mut noted,
-                    &room,
-                    &mut window,
-                    &mut carried,
-                    &conflicts,
-                )
-                .await?;
-            let Some(judged) = judged else {
+            let session = round.session;
+            let Some(judged) = self.send_growing(frame, &mut round).await? else {
                 session.give_up_round().await?;
                 continue;
             };
-            let may_widen = may_widen && !noted.complete;
-            let outcome = match session.conclude(frame, &window.items, &conflicts, may_widen, judged).await? {
-                RoundOutcome::TooSlow(failure) => {
-                    let rows = window.items.len();
-                    (carried.end, carried.slowly) = (RoundEnd::Failed, true);
-                    carried.then = Then::PullFirst;
-                    carried.too_slow = Some((rows, failure.clone()));
-                    // No round is smaller than this one, whatever had to come along.
-                    if rows == 1 || rows > 0 && room.rows_max == 1 {
-                        let shape = |item: usize| tables[window.items[item].table].cloud.shape.clone();
-                        let refused = |item| too_slow(item, &failure, shape(item));
-                        RoundOutcome::Refused {
-                            rows: (0..rows).map(refused).collect(),
-                            crowded: vec![],
-                            accepted: 0,
-                            unfinished: false,
-                        }
-                    } else {
-                        self.say_rounds_are_too_slow();
-                        self.ask(PutBackRound { round: id, refused: vec![] }).await?;
-                        return Ok(carried);
-                    }
-                }
-                outcome => outcome,
-            };
+            let may_widen = may_widen && !round.noted.complete;
+            let outcome =
+                session.conclude(frame, &round.window.items, &round.conflicts, may_widen, judged).await?;
             match outcome {
-                RoundOutcome::Committed { hits, unseen, unasked, caused_more } => {
-                    if let Some(Unasked { items, why }) = &unasked {
-                        carried.rows -= items.len();
-                        self.say_numbers_are_refused(&window, pairs, why);
-                        // What others wrote, and other tables, come before the rest of these.
-                        (carried.slowly, carried.then) = (true, Then::PullFirst);
-                    }
-                    let unasked = unasked.map_or(vec![], |unasked| unasked.items);
+                RoundOutcome::Committed { hits, staying, unasked, caused_more } => {
                     if caused_more {
-                        carried.then = Then::PullFirst;
+                        round.carried.then = Then::PullFirst;
                     }
-                    let left: HashSet<usize> = hits
-                        .iter()
-                        .map(|hit| hit.item)
-                        .chain(unseen.iter().chain(&unasked).copied())
-                        .collect();
-                    let sent =
-                        self.read_again(&noted, pairs, &window, hits.iter().map(|hit| hit.item)).await?;
-                    let hits = hits.into_iter().zip(sent).map(|(hit, sent)| {
-                        let (table, key) = window.origin(pairs, hit.item);
-                        let ready = &tables[window.items[hit.item].table];
-                        let row =
-                            hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
-                        LeftOut::Hit(Hit { table, key, row, seen: hit.seen, stamp: hit.stamp })
-                    });
-                    let as_they_were = unseen.into_iter().chain(unasked).map(|item| {
-                        let (table, key) = window.origin(pairs, item);
-                        LeftOut::AsItWas { table, key }
-                    });
-                    let left_out: Vec<LeftOut> = hits.chain(as_they_were).collect();
-                    let (round, generation) = (id.clone(), noted.generation);
-                    self.count_propagated(&window, &left, link.clock_ahead);
-                    // So many small pieces of memory take a while to be let go, and the next round waits for this one.
-                    drop(actix_rt::task::spawn_blocking(move || drop(window)));
-                    self.acknowledge(round, left_out, generation).await?;
-                    carried.end = RoundEnd::Committed;
-                    link.last_round = Some(id);
-                    return Ok(carried);
+                    return self.committed(round, link, hits, staying, unasked).await;
                 }
-                RoundOutcome::TooNarrow | RoundOutcome::TooSlow(_) => {
-                    self.ask(PutBackRound { round: id, refused: vec![] }).await?;
-                    carried.then = Then::Widen;
-                    return Ok(carried);
+                RoundOutcome::TooNarrow => {
+                    round.carried.then = Then::Widen;
+                    return self.put_back(round, vec![], RoundEnd::Refused).await;
                 }
-                RoundOutcome::Unseen => {
+                RoundOutcome::TakesAlong => {
                     // The deletions wait; everything else goes on. Somebody's long transaction may hold back for hours what
                     // the feed has to show first.
-                    let deletions =
-                        (0..window.items.len()).filter(|item| window.items[*item].op == Op::Delete);
-                    let refused = deletions.map(|item| window.refusal(pairs, &unseen(item), None)).collect();
-                    self.ask(PutBackRound { round: id, refused }).await?;
-                    carried.then = if noted.retry { Then::Later } else { Then::PullFirst };
-                    return Ok(carried);
+                    let items = 0..round.window.items.len();
+                    let deletions = items.filter(|item| round.window.items[*item].op == Op::Delete);
+                    let wait = deletions.map(|item| round.takes_along(item)).collect();
+                    round.carried.then = if round.noted.retry { Then::Later } else { Then::PullFirst };
+                    return self.put_back(round, wait, RoundEnd::Refused).await;
                 }
-                RoundOutcome::Refused { rows: mut refused, mut crowded, accepted, unfinished } => {
-                    if window.items.len() == 1 {
-                        // No round is smaller than this one.
-                        refused.append(&mut crowded);
+                RoundOutcome::TooSlow(failure) => {
+                    let rows = round.window.items.len();
+                    let mut wait = vec![];
+                    // No round is smaller than this one, whatever had to come along.
+                    if rows == 1 || rows > 0 && round.is_smallest {
+                        wait = (0..rows).map(|item| round.too_slow(item, &failure)).collect();
+                    } else {
+                        self.say_rounds_are_too_slow();
                     }
-                    // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
-                    // journal: these wait for the rest of it before they are parked.
                     // A row that took too long alone, when everybody else had had his turn, is its own reason.
-                    let slow_alone = carried.too_slow.is_some() && noted.retry;
-                    let is_last = noted.complete && carried.too_slow.is_none() || too_heavy || slow_alone;
-                    let (park, mut wait): (Vec<CloudRefusal>, Vec<CloudRefusal>) =
-                        refused.into_iter().partition(|r| is_last || !needs_others(&r.sqlstate));
-                    if !park.is_empty() {
-                        let sent =
-                            self.read_again(&noted, pairs, &window, park.iter().map(|it| it.item)).await?;
-                        let refusals = park.iter().zip(sent).map(|(refusal, sent)| {
-                            let ready = &tables[window.items[refusal.item].table];
-                            let values = sent.and_then(|sent| sent.row).map(|values| ready.row_json(&values));
-                            window.refusal(pairs, refusal, values)
-                        });
-                        let refusals = refusals.collect();
-                        let shapes = park
-                            .iter()
-                            .map(|refusal| (window.origin(pairs, refusal.item).0, refusal.shape.clone()))
-                            .collect();
-                        id = self.park(tables, id, refusals, shapes).await?;
-                        noted.id.clone_from(&id);
-                        carried.parked = true;
-                        if too_heavy {
-                            // The rest would bring along again what was parked for it: not more than once per cycle.
-                            carried.then = Then::Later;
-                        }
+                    if round.noted.retry {
+                        self.park_refused(&mut round, &std::mem::take(&mut wait)).await?;
+                    }
+                    round.carried.too_slow = Some((rows, failure));
+                    (round.carried.slowly, round.carried.then) = (true, Then::PullFirst);
+                    return self.put_back(round, wait, RoundEnd::Failed).await;
+                }
+                RoundOutcome::Refused { rows: refused, mut crowded, accepted, unfinished } => {
+                    // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
+                    // journal: these wait for the rest of it before they are parked, as far as the cloud takes so much.
+                    let is_last = round.noted.complete || too_heavy || round.narrow && round.noted.retry;
+                    let (park, mut wait): (Vec<_>, Vec<_>) =
+                        refused.into_iter().partition(|it| is_last || !needs_others(&it.sqlstate));
+                    self.park_refused(&mut round, &park).await?;
+                    if too_heavy && !park.is_empty() {
+                        // The rest would bring along again what was parked for it: not more than once per cycle.
+                        round.carried.then = Then::Later;
+                    }
+                    if let Some(first) = crowded.first() {
+                        self.say_numbers_are_refused(&round, first);
+                        round.carried.crowded = Some(accepted);
+                        wait.append(&mut crowded);
                     }
                     // Everybody else's rows, and what others wrote, come before the search goes on among these; where there is
                     // nothing else, it goes on at once.
-                    carried.slowly = carried.too_slow.is_some() || unfinished && !is_last && !noted.retry;
-                    if let Some(first) = crowded.first() {
-                        self.say_numbers_are_refused(&window, pairs, first);
-                        carried.crowded = Some(accepted);
-                        wait.append(&mut crowded);
+                    round.carried.slowly = unfinished && !is_last && !round.noted.retry;
+                    if wait.is_empty() && !round.carried.slowly {
+                        round.window.remove(&park);
+                        continue;
                     }
-                    if !wait.is_empty() || carried.slowly {
-                        let refused =
-                            wait.iter().map(|refusal| window.refusal(pairs, refusal, None)).collect();
-                        self.ask(PutBackRound { round: id, refused }).await?;
-                        if carried.slowly {
-                            carried.then = Then::PullFirst;
-                        } else if noted.retry && carried.crowded.is_none() {
-                            carried.then = Then::Later;
-                        }
-                        return Ok(carried);
+                    if round.carried.slowly {
+                        round.carried.then = Then::PullFirst;
+                    } else if round.noted.retry && (round.carried.crowded.is_none() || round.is_smallest) {
+                        // The same would come again. The next cycle begins with another table.
+                        round.carried.then = Then::Later;
                     }
-                    window.remove(&park);
+                    return self.put_back(round, wait, RoundEnd::Refused).await;
                 }
             }
         }
     }
 
+    /// A round took effect, but for these rows.
+    async fn committed(
+        &self,
+        round: RoundUnderWay<'_>,
+        link: &mut Link,
+        hits: Vec<CloudHit>,
+        staying: Vec<usize>,
+        unasked: Vec<usize>,
+    ) -> Step<Carried> {
+        let sent = self.read_again(&round, hits.iter().map(|hit| hit.item)).await?;
+        let RoundUnderWay { tables, pairs, noted, window, mut carried, .. } = round;
+        carried.timer.ends(RoundEnd::Committed);
+        if !unasked.is_empty() {
+            carried.rows -= unasked.len();
+            self.say_the_search_takes_long();
+            // What others wrote, and other tables, come before the rest of these.
+            (carried.slowly, carried.then) = (true, Then::PullFirst);
+        }
+        let stay: Vec<usize> = staying.into_iter().chain(unasked).collect();
+        let left: HashSet<usize> = hits.iter().map(|hit| hit.item).chain(stay.iter().copied()).collect();
+        let hits = hits.into_iter().zip(sent).map(|(hit, sent)| {
+            let (table, key) = window.origin(pairs, hit.item);
+            let ready = &tables[window.items[hit.item].table];
+            let row = hit.row.map(|cloud| ready.as_written(ready.local_row(cloud), sent.as_ref()));
+            LeftOut::Hit(Hit { table, key, row, seen: hit.seen, stamp: hit.stamp })
+        });
+        let as_they_were = stay.into_iter().map(|item| {
+            let (table, key) = window.origin(pairs, item);
+            LeftOut::AsItWas { table, key }
+        });
+        let left_out: Vec<LeftOut> = hits.chain(as_they_were).collect();
+        self.count_propagated(&window, &left, link.clock_ahead);
+        // So many small pieces of memory take a while to be let go, and the next round waits for this one.
+        drop(actix_rt::task::spawn_blocking(move || drop(window)));
+        self.acknowledge(&noted, left_out).await?;
+        link.last_round = Some(noted.id);
+        Ok(carried)
+    }
+
+    /// Nothing took effect: the round waits again, these rows of it until the rest of the journal has been tried.
+    async fn put_back(
+        &self,
+        round: RoundUnderWay<'_>,
+        wait: Vec<CloudRefusal>,
+        end: RoundEnd,
+    ) -> Step<Carried> {
+        let refused = wait.iter().map(|refusal| round.refusal(refusal, None)).collect();
+        let RoundUnderWay { noted, mut carried, .. } = round;
+        carried.timer.ends(end);
+        self.ask(PutBackRound { round: noted.id, refused }).await?;
+        Ok(carried)
+    }
+
+    /// Parks rows of a round that PostgreSQL refuses, with what was sent of them.
+    async fn park_refused(&self, round: &mut RoundUnderWay<'_>, refused: &[CloudRefusal]) -> Step<()> {
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let sent = self.read_again(round, refused.iter().map(|refusal| refusal.item)).await?;
+        let refusals = refused.iter().zip(sent).map(|(refusal, sent)| {
+            let ready = &round.tables[round.window.items[refusal.item].table];
+            let values = sent.and_then(|sent| sent.row).map(|values| ready.row_json(&values));
+            round.refusal(refusal, values)
+        });
+        let refusals = refusals.collect();
+        let shape = |refusal: &CloudRefusal| {
+            (round.window.origin(round.pairs, refusal.item).0, refusal.shape.clone())
+        };
+        let shapes = refused.iter().map(shape).collect();
+        self.park_of(round, refusals, shapes).await
+    }
+
+    /// Parks rows of a round; what is left of it goes on under another id.
+    async fn park_of(
+        &self,
+        round: &mut RoundUnderWay<'_>,
+        refusals: Vec<Refusal>,
+        shapes: HashMap<i64, String>,
+    ) -> Step<()> {
+        let id = std::mem::take(&mut round.noted.id);
+        round.noted.id = self.park(round.tables, id, refusals, shapes).await?;
+        round.carried.parked = true;
+        Ok(())
+    }
+
     /// The cloud has the round, but for some of its rows, which leave it first: it leaves the file, in as many pieces as those who
     /// write meanwhile need.
-    async fn acknowledge(&self, round: String, left_out: Vec<LeftOut>, generation: u64) -> Step<()> {
+    async fn acknowledge(&self, noted: &Noted, left_out: Vec<LeftOut>) -> Step<()> {
+        let (round, generation) = (noted.id.clone(), noted.generation);
         let mut left_out = left_out.into_iter();
         loop {
             let rows: Vec<LeftOut> = left_out.by_ref().take(TAKEN_OUT_AT_ONCE).collect();
@@ -2067,18 +2060,22 @@ impl Cycle {
     }
 
     /// Once for each table and code. What PostgreSQL said may have values in it, which the log never has.
-    fn say_numbers_are_refused(
-        &self,
-        window: &Window,
-        pairs: &[(Table, CloudTable)],
-        refusal: &CloudRefusal,
-    ) {
-        let table = &pairs[window.items[refusal.item].table].0.name;
+    fn say_numbers_are_refused(&self, round: &RoundUnderWay<'_>, refusal: &CloudRefusal) {
+        let table = &round.pairs[round.window.items[refusal.item].table].0.name;
         self.once(format!(
             "table {table}: the cloud refuses rows together that it takes in smaller numbers (SQLSTATE {}); they go in smaller \
              rounds, which takes longer: is there a trigger that has something against a number of rows?",
             refusal.sqlstate
         ));
+    }
+
+    /// For whoever wonders why a backlog shrinks slowly, and nothing is parked.
+    fn say_the_search_takes_long(&self) {
+        self.once(
+            "the cloud refuses rows of a round, and it takes long to find out which: what it accepts arrives meanwhile, the rest in \
+             later rounds"
+                .to_owned(),
+        );
     }
 
     fn say_rounds_are_too_slow(&self) {
@@ -2135,8 +2132,10 @@ fn again(last: Option<(Instant, Duration)>, pace: &Pace) -> (Instant, Duration) 
 struct Turn {
     /// What was dirty in this epoch, or before.
     upto: Option<i64>,
-    /// Whether the rows of one table keep it, so that the others go in rounds of their own.
+    /// Whether the rows of one table hold it up, so that the others go in rounds of their own.
     apart: bool,
+    /// Whether a round that was widened took longer than a statement may: none is in this turn any more.
+    narrow: bool,
     /// How many rounds in a row took longer than a statement may, and parked nobody for it.
     too_slow: u32,
     /// How many did in all.
@@ -2171,22 +2170,84 @@ enum Then {
     Later,
 }
 
+/// A round on its way to its end.
+struct RoundUnderWay<'a> {
+    session: &'a CloudSession,
+    tables: &'a Arc<[ReadyTable]>,
+    pairs: &'a [(Table, CloudTable)],
+    noted: Noted,
+    room: Room,
+    /// No round has fewer rows, but for what they need.
+    is_smallest: bool,
+    /// Wider rounds take the cloud too long.
+    narrow: bool,
+    window: Window,
+    /// What the cloud is told of besides.
+    conflicts: Vec<ConflictRow>,
+    carried: Carried,
+}
+
+impl RoundUnderWay<'_> {
+    fn refusal(&self, refused: &CloudRefusal, values: Option<String>) -> Refusal {
+        let (table, key) = self.window.origin(self.pairs, refused.item);
+        Refusal {
+            table,
+            key,
+            sqlstate: Some(refused.sqlstate.clone()),
+            message: refused.message.clone(),
+            constraint: refused.constraint.clone(),
+            values,
+        }
+    }
+
+    /// A row of a round that cannot be smaller took the cloud too long.
+    fn too_slow(&self, item: usize, failure: &CloudFailure) -> CloudRefusal {
+        CloudRefusal {
+            item,
+            sqlstate: QUERY_CANCELED.to_owned(),
+            message: failure.detail.clone(),
+            constraint: None,
+            shape: self.tables[self.window.items[item].table].cloud.shape.clone(),
+        }
+    }
+
+    /// A deletion that waits, because it would take rows along. Nobody is told of it.
+    fn takes_along(&self, item: usize) -> CloudRefusal {
+        let nothing = String::new;
+        CloudRefusal { item, sqlstate: nothing(), message: nothing(), constraint: None, shape: nothing() }
+    }
+}
+
 /// What became of one round.
 struct Carried {
     rows: usize,
     bytes: usize,
     parked: bool,
-    /// Whether so many rows are refused, or so slowly, that they are found in several rounds.
+    /// Whether the rows of its table go on in several rounds, between which everybody else has his turn: the search among them
+    /// takes long, or the cloud takes too long over them.
     slowly: bool,
     /// Where rows were refused only together with others: how many of these were accepted.
     crowded: Option<usize>,
     /// Where a statement took longer than it may: how many rows there were, and what the server said.
     too_slow: Option<(usize, CloudFailure)>,
-    end: RoundEnd,
+    timer: RoundTimer,
     then: Then,
 }
 
 impl Carried {
+    fn new(timer: RoundTimer) -> Self {
+        Self {
+            rows: 0,
+            bytes: 0,
+            parked: false,
+            slowly: false,
+            crowded: None,
+            too_slow: None,
+            timer,
+            then: Then::GoOn,
+        }
+    }
+
     fn add(&mut self, read: &Read) {
         self.rows += read.rows;
         self.bytes += read.bytes;
@@ -2202,14 +2263,14 @@ struct Read {
     rest: Option<Rest>,
 }
 
-/// The file of a round.
+/// What waits in the file of a round.
 #[derive(Debug)]
-struct FileOf {
+struct WaitingIn {
     readers: Readers,
     noted: Arc<Noted>,
 }
 
-impl File for FileOf {
+impl Waiting for WaitingIn {
     fn waits(&self, rows: Vec<(i64, Vec<Value>)>) -> BoxFuture<'_, Result<bool, CloudFailure>> {
         let (readers, noted) = (self.readers.clone(), self.noted.clone());
         let asked = actix_rt::task::spawn_blocking(move || readers.any_waits(&noted, &rows));
@@ -2230,22 +2291,11 @@ struct Room {
     rows_max: usize,
 }
 
-/// A row of a round that cannot be smaller takes the cloud too long.
-fn too_slow(item: usize, failure: &CloudFailure, shape: String) -> CloudRefusal {
-    let (sqlstate, message) = (TOO_SLOW.to_owned(), failure.detail.clone());
-    CloudRefusal { item, sqlstate, message, constraint: None, shape }
-}
-
-/// A deletion that would take rows along that have not been seen.
-fn unseen(item: usize) -> CloudRefusal {
-    let message = "it would take along rows that have not been pulled yet".to_owned();
-    CloudRefusal { item, sqlstate: String::new(), message, constraint: None, shape: String::new() }
-}
-
 /// What a value of a row takes in a message besides its bytes, where it is a number in PostgreSQL's text.
 const CELL_BYTES: usize = 32;
 
 /// A round's rows in wire form.
+#[derive(Default)]
 struct Window {
     items: RoundItems,
     /// Rows with a value that does not fit its column.
@@ -2291,23 +2341,6 @@ impl Window {
         let item = &self.items[item];
         let pair = &pairs[item.table];
         (pair.0.id, item.local_key(pair))
-    }
-
-    fn refusal(
-        &self,
-        pairs: &[(Table, CloudTable)],
-        refused: &CloudRefusal,
-        values: Option<String>,
-    ) -> Refusal {
-        let (table, key) = self.origin(pairs, refused.item);
-        Refusal {
-            table,
-            key,
-            sqlstate: Some(refused.sqlstate.clone()),
-            message: refused.message.clone(),
-            constraint: refused.constraint.clone(),
-            values,
-        }
     }
 
     fn remove(&mut self, refused: &[CloudRefusal]) {

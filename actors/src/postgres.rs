@@ -68,7 +68,7 @@ use password::Passwords;
 pub use password::{PasswordCommand, PasswordSource, password_in};
 use pulse::Pulse;
 use sending::{
-    CONFLICTS, ECHO, Echo, FENCE, FENCED_OUT, Fence, Patience, as_prepared, begin, conflict_arrays,
+    CONFLICTS, DIVISION_BY_ZERO, ECHO, Echo, FENCE, Fence, Patience, as_prepared, begin, conflict_arrays,
     conflict_params, fenced_out, sets, time_for,
 };
 pub use sending::{Judged, OpenRound};
@@ -78,7 +78,9 @@ pub use trim::{FeedLimits, Trimmed};
 pub use whose::{LastSeen, Whereabouts};
 
 use crate::core::doctor::PROTOCOL;
-use crate::core::failure::{CloudFailure, FailureClass, Phase, classify_sqlstate, one_line};
+use crate::core::failure::{
+    CloudFailure, FailureClass, Phase, QUERY_CANCELED, classify_sqlstate, needs_others, one_line,
+};
 use crate::core::schema::{CloudColumn, CloudTable, Hiding, Table};
 use crate::core::value::{
     CloudType, CloudValue, Element, Value, Wire, changed_by_type, from_cloud, from_text, json_array,
@@ -151,8 +153,9 @@ pub struct Cloud {
     ears: Arc<Ears>,
     /// The identity that this file belongs to, once it has synced.
     expected: Arc<Mutex<Option<String>>>,
-    /// Tables with which a round caused more than it sent, by their oid: the next one is looked at before its COMMIT is sent.
-    cause_more: Arc<Mutex<HashSet<u32>>>,
+    /// Tables of rounds that once caused something else than they sent, by their oid: from then on rounds with them are looked at
+    /// before their COMMIT is sent.
+    looked_at_first: Arc<Mutex<HashSet<u32>>>,
 }
 
 impl fmt::Debug for Cloud {
@@ -179,7 +182,7 @@ impl Cloud {
             ears,
             last_words,
             moved,
-            cause_more: Arc::default(),
+            looked_at_first: Arc::default(),
             expected: Arc::default(),
         })
     }
@@ -801,12 +804,12 @@ pub struct RoundFrame<'a> {
     pub cursor: &'a Cursor,
     /// The tables with their cloud sides, as the items name them.
     pub tables: &'a [(Table, CloudTable)],
-    /// The file that it comes from.
-    pub file: &'a dyn File,
+    /// What waits in the file that it comes from.
+    pub waiting: &'a dyn Waiting,
 }
 
 /// What a round asks the file that it comes from.
-pub trait File: fmt::Debug + Sync {
+pub trait Waiting: fmt::Debug + Sync {
     /// Whether one of these rows, by table and key, waits to be sent.
     fn waits(&self, rows: Vec<(i64, Vec<Value>)>) -> BoxFuture<'_, Result<bool>>;
 }
@@ -846,23 +849,24 @@ pub enum RoundOutcome {
     Committed {
         /// The rows.
         hits: Vec<CloudHit>,
-        /// Deletions that stay behind, by item: they would take rows along that this file has not seen.
-        unseen: Vec<usize>,
-        /// What a search for the guilty did not come to in its time.
-        unasked: Option<Unasked>,
+        /// Deletions that stay behind, by item: they would take rows along that have not been seen, or that wait here.
+        staying: Vec<usize>,
+        /// What a search for the guilty did not come to in its time, by item: nobody was guilty so far.
+        unasked: Vec<usize>,
         /// Whether the cloud did more, or other, than it was told: that has to be pulled before anything is built on it.
         caused_more: bool,
     },
     /// Nothing took effect: a foreign key or a unique value is in the way, for which rows outside of the round may be
     /// the reason.
     TooNarrow,
-    /// Nothing took effect: there are only deletions that would take rows along that this file has not seen.
-    Unseen,
+    /// Nothing took effect: a deletion would take rows along that have not been seen, or that wait here, and nothing could go
+    /// without the deletions.
+    TakesAlong,
     /// Nothing took effect: a statement that carries rows took longer than it may.
     TooSlow(CloudFailure),
     /// Nothing took effect.
     Refused {
-        /// These rows are refused, each of them alone.
+        /// These rows are refused; all that could be asked about alone are so alone.
         rows: Vec<CloudRefusal>,
         /// These are refused together with others that are accepted, and not alone.
         crowded: Vec<CloudRefusal>,
@@ -871,15 +875,6 @@ pub enum RoundOutcome {
         /// Whether there may be more of them: not every row was looked at.
         unfinished: bool,
     },
-}
-
-/// Rows that stay behind because the search for the guilty took long: nobody was guilty so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unasked {
-    /// By item.
-    pub items: Vec<usize>,
-    /// What PostgreSQL said last of a part that was refused as a whole.
-    pub why: CloudRefusal,
 }
 
 /// What lies beyond a cursor.
@@ -1202,7 +1197,7 @@ impl CloudSession {
         let params: [&dyn Param; 5] = [&device, &session, &patience, &xid, &id];
         let mut settled = self.query(include_str!("sql/postgres/settle.sql"), &params, Phase::Setup).await;
         if let Err(failure) = &settled
-            && matches!(failure.sqlstate.as_deref(), Some("55P03" | "57014"))
+            && matches!(failure.sqlstate.as_deref(), Some("55P03" | QUERY_CANCELED))
         {
             let ended =
                 self.query(include_str!("sql/postgres/end_older.sql"), &[&device], Phase::Setup).await;
@@ -1738,8 +1733,8 @@ impl CloudSession {
         self.conclude(frame, &items.to_vec().into(), conflicts, may_widen, judged).await
     }
 
-    /// Takes a round to its end that was sent, and whose answers were read: nothing of it is committed yet. The items are
-    /// those that were sent, in that order.
+    /// Takes a round to its end that was sent, and whose answers were read: nothing of it is committed yet, unless it decided about
+    /// itself. The items are those that were sent, in that order.
     ///
     /// # Errors
     /// As those of [`round`](Self::round).
@@ -1753,12 +1748,8 @@ impl CloudSession {
     ) -> Result<RoundOutcome> {
         if judged.committed {
             fail::fail_point!("cloud.committed");
-            return Ok(RoundOutcome::Committed {
-                hits: vec![],
-                unseen: vec![],
-                unasked: None,
-                caused_more: false,
-            });
+            let (hits, staying, unasked) = (vec![], vec![], vec![]);
+            return Ok(RoundOutcome::Committed { hits, staying, unasked, caused_more: false });
         }
         let (mut at_once, mut searched) = (None, false);
         let first = match judged.found {
@@ -1766,7 +1757,7 @@ impl CloudSession {
                 at_once = Some(caused_more);
                 Ok(taken)
             }
-            // Somebody else's changes are in the way: what leaves the round is found step by step.
+            // Somebody else's changes are in the way, or it did not go as sent: what leaves the round is found step by step.
             Ok(None) => {
                 self.rollback(Phase::Pull).await?;
                 self.begin_round(frame, items).await?;
@@ -1783,16 +1774,13 @@ impl CloudSession {
                 return Ok(RoundOutcome::TooNarrow);
             }
             Err(Trouble::Refused { .. }) => {
-                self.rollback(Phase::Pull).await?;
-                self.begin_round(frame, items).await?;
-                let taken = match self.take_in_parts(frame, items).await? {
-                    Ok(taken) => taken,
-                    Err(refused) => return Ok(refused),
-                };
                 searched = true;
                 // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
                 // goes as it was accepted.
-                taken
+                match self.anew_in_parts(frame, items).await? {
+                    Ok(taken) => taken,
+                    Err(outcome) => return Ok(outcome),
+                }
             }
             Err(Trouble::TooSlow(failure)) => {
                 self.rollback(Phase::Pull).await?;
@@ -1807,34 +1795,27 @@ impl CloudSession {
         let mut takes_along = caused_more && self.took_along(frame, items, taken.left()).await?;
         if takes_along && !searched {
             // Which of the deletions do, shows in parts.
-            self.rollback(Phase::Pull).await?;
-            self.begin_round(frame, items).await?;
-            taken = match self.take_in_parts(frame, items).await? {
+            taken = match self.anew_in_parts(frame, items).await? {
                 Ok(taken) => taken,
-                Err(refused) => return Ok(refused),
+                Err(outcome) => return Ok(outcome),
             };
             at_once = None;
             caused_more = self.mark_echo(frame, items.iter(), &taken).await?.caused_more;
             // Of rows that left it later than what takes them along.
             takes_along = caused_more && self.took_along(frame, items, taken.left()).await?;
         }
-        if takes_along {
+        let nothing_goes =
+            !taken.staying.is_empty() && taken.staying.len() + taken.unasked.len() == items.len();
+        if takes_along || nothing_goes {
             self.rollback(Phase::Pull).await?;
-            return Ok(RoundOutcome::Unseen);
-        }
-        let unasked = taken.unasked.as_ref().map_or(&[][..], |unasked| &unasked.items);
-        if !taken.unseen.is_empty() && taken.unseen.len() + unasked.len() == items.len() {
-            self.rollback(Phase::Pull).await?;
-            return Ok(RoundOutcome::Unseen);
+            return Ok(RoundOutcome::TakesAlong);
         }
         if at_once.is_none() {
             self.record_conflicts(frame, conflicts).await?;
         }
         // Whoever settles this round after a crash has to know what it did not carry.
-        let left_out = taken.hits.iter().map(|hit| hit.item);
-        let left_out = left_out.chain(taken.unseen.iter().chain(unasked).copied());
-        let names: Vec<String> =
-            left_out.map(|item| items[item].name(&frame.tables[items[item].table])).collect();
+        let name = |item: usize| items[item].name(&frame.tables[items[item].table]);
+        let names: Vec<String> = taken.left().into_iter().map(name).collect();
         if !names.is_empty() {
             let sql = "UPDATE tidewater.devices SET left_out = $2 WHERE id = $1";
             self.execute(sql, &[&parse_uuid(frame.device)?, &names], Phase::Pull).await?;
@@ -1842,8 +1823,8 @@ impl CloudSession {
         fail::fail_point!("cloud.commit");
         self.commit(Phase::Pull).await?;
         fail::fail_point!("cloud.committed");
-        let Taken { hits, unseen, unasked, .. } = taken;
-        Ok(RoundOutcome::Committed { hits, unseen, unasked, caused_more })
+        let Taken { hits, staying, unasked, .. } = taken;
+        Ok(RoundOutcome::Committed { hits, staying, unasked, caused_more })
     }
 
     /// What the round caused: where that is more than it sent, its feed entries are not told from somebody else's.
@@ -1906,7 +1887,7 @@ impl CloudSession {
                 (None, ..) => {}
             }
         }
-        if others.is_empty() { Ok(false) } else { frame.file.waits(others).await }
+        if others.is_empty() { Ok(false) } else { frame.waiting.waits(others).await }
     }
 
     /// Locks and examines the given items and carries out those that nobody else touched, rows of the rings aside first.
@@ -1938,7 +1919,7 @@ impl CloudSession {
         let fence = Fence::of(frame)?;
         let fenced = self.query(FENCE, &fence.params(), Phase::Setup).await;
         fenced.map(drop).map_err(|failure| match failure.sqlstate.as_deref() {
-            Some(FENCED_OUT) => fenced_out(),
+            Some(DIVISION_BY_ZERO) => fenced_out(),
             _ => failure,
         })
     }
@@ -2166,7 +2147,7 @@ impl CloudSession {
             };
             if !table.key.iter().enumerate().all(is_same) {
                 return Err(Trouble::Refused {
-                    sqlstate: "21000".into(),
+                    sqlstate: SAME_ROW.into(),
                     message: format!("in the cloud table {} another key counts as the same", table.name),
                     constraint: None,
                 });
@@ -2223,7 +2204,7 @@ impl CloudSession {
                 message: self.cloud.all_said_by(server),
                 constraint: server.constraint().map(one_line),
             },
-            Some(_) if failure.sqlstate.as_deref() == Some(TOO_SLOW) => Trouble::TooSlow(failure),
+            Some(_) if failure.sqlstate.as_deref() == Some(QUERY_CANCELED) => Trouble::TooSlow(failure),
             _ => Trouble::Failed(failure),
         }
     }
@@ -2237,14 +2218,8 @@ fn by_table(items: &[RoundItem], members: impl Iterator<Item = usize>) -> BTreeM
     by_table
 }
 
-/// Whether a refusal (restrict, foreign key, unique, exclusion; a statement that took too long, for somebody may have locked
-/// what it needs) may be another row's doing.
-pub fn needs_others(sqlstate: &str) -> bool {
-    matches!(sqlstate, "23001" | "23503" | "23505" | "23P01" | TOO_SLOW)
-}
-
-/// A statement took longer than it may.
-pub const TOO_SLOW: &str = "57014";
+/// Two rows of this file are one in the cloud.
+const SAME_ROW: &str = "21000";
 
 /// What the feed says of a row that others changed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -2273,9 +2248,9 @@ struct Taken {
     /// The rows that were left out.
     hits: Vec<CloudHit>,
     /// Deletions that stay behind.
-    unseen: Vec<usize>,
+    staying: Vec<usize>,
     /// Others that do.
-    unasked: Option<Unasked>,
+    unasked: Vec<usize>,
     /// Whether the cloud holds something other than what was sent.
     stored_otherwise: bool,
     /// How many entries the feed has if nothing else was caused.
@@ -2287,13 +2262,13 @@ struct Taken {
 impl Taken {
     /// The rows that are not in the cloud as they were sent, by item.
     fn left(&self) -> HashSet<usize> {
-        let unasked = self.unasked.iter().flat_map(|unasked| &unasked.items);
-        self.hits.iter().map(|hit| hit.item).chain(self.unseen.iter().chain(unasked).copied()).collect()
+        let stay = self.staying.iter().chain(&self.unasked).copied();
+        self.hits.iter().map(|hit| hit.item).chain(stay).collect()
     }
 
     fn add(&mut self, part: Taken) {
         self.hits.extend(part.hits);
-        self.unseen.extend(part.unseen);
+        self.staying.extend(part.staying);
         self.stored_otherwise |= part.stored_otherwise;
         self.feed_entries += part.feed_entries;
         self.for_granted.extend(part.for_granted);

@@ -6,7 +6,7 @@
 //! NoteRound, AcknowledgeRound, ApplyPage … ─▶ one transaction each
 //! Look, from the store's watch ─▶ has another program committed? ─▶ JournalGrew
 //!                             └▶ does nobody write? ─▶ the file's upkeep, step by step
-//! a round that is leaving, at the start or after any of these ─▶ GoOn, after a pause ─▶ a piece of it ─▶ … ─▶ RoundSettled ─▶ CloudSyncer
+//! a round that is leaving, at the start or after any of these ─▶ ClearPiece, after a pause ─▶ a piece of it ─▶ … ─▶ RoundSettled ─▶ CloudSyncer
 //! ```
 //!
 //! SQLite blocks, and may: nothing else lives in this arbiter. actix hands over the whole mailbox before it runs what
@@ -65,8 +65,8 @@ pub struct SqliteWriter {
     trouble: Option<StoreError>,
     /// What the last piece of a round met that was to go.
     obstacle: Option<StoreError>,
-    /// The next piece is due.
-    goes_on: bool,
+    /// The next piece of it has been asked for.
+    piece_is_due: bool,
     /// A look is under way to the mailbox.
     asked: Arc<AtomicBool>,
     log: Logger,
@@ -116,7 +116,7 @@ impl SqliteWriter {
             grew,
             trouble: None,
             obstacle: None,
-            goes_on: false,
+            piece_is_due: false,
             asked: Arc::default(),
             log,
         }
@@ -158,18 +158,16 @@ impl SqliteWriter {
             warn!(self.log, "⚠️  {text}");
         }
     }
-}
 
-impl SqliteWriter {
     /// A round that is leaving goes to its end whatever becomes of the cycle that began it, and of the cloud.
-    fn go_on_soon(&mut self, ctx: &mut Context<Self>) {
-        if self.store.is_leaving() && !std::mem::replace(&mut self.goes_on, true) {
+    fn clear_soon(&mut self, ctx: &mut Context<Self>) {
+        if self.store.is_leaving() && !std::mem::replace(&mut self.piece_is_due, true) {
             let pause = if self.obstacle.is_some() { OBSTACLE_PAUSE } else { PIECE_PAUSE };
-            ctx.notify_later(GoOn, pause);
+            ctx.notify_later(ClearPiece, pause);
         }
     }
 
-    fn go_on(&mut self) {
+    fn clear_piece(&mut self) {
         let gone = self.store.go_on_clearing(CLEARED_AT_ONCE);
         if let Ok(true) = gone {
             self.store.tend();
@@ -218,21 +216,21 @@ impl Actor for SqliteWriter {
             Ok(notice) => notice.into_iter().for_each(|Notice(text)| debug!(self.log, "{text}")),
             Err(error) => error!(self.log, "❌ Other programs' writes are not noticed: {error}"),
         }
-        self.go_on_soon(ctx);
+        self.clear_soon(ctx);
     }
 }
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct GoOn;
+struct ClearPiece;
 
-impl Handler<GoOn> for SqliteWriter {
+impl Handler<ClearPiece> for SqliteWriter {
     type Result = ();
 
-    fn handle(&mut self, _: GoOn, ctx: &mut Self::Context) {
-        self.goes_on = false;
-        self.go_on();
-        self.go_on_soon(ctx);
+    fn handle(&mut self, _: ClearPiece, ctx: &mut Self::Context) {
+        self.piece_is_due = false;
+        self.clear_piece();
+        self.clear_soon(ctx);
     }
 }
 
@@ -336,7 +334,7 @@ macro_rules! store_calls {
                 let result: Stored<$answer> = $call;
                 $store.tend();
                 $store.backlog_moved();
-                self.go_on_soon(ctx);
+                self.clear_soon(ctx);
                 fail::fail_point!(concat!("writer.called.", stringify!($message)));
                 if let Err(error @ (StoreError::Full(_) | StoreError::ReadOnly(_) | StoreError::Damaged(_))) = &result {
                     warn!(self.log, "{error}");

@@ -51,11 +51,12 @@ const PROPAGATION_S: [f64; 17] = [
 /// How a flush round ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoundEnd {
-    /// The cloud has it, in parts perhaps.
+    /// The cloud has it, or had it already; some rows were left out perhaps.
     Committed,
-    /// Nothing took effect: PostgreSQL refuses some of it. The guilty rows are parked, the others wait again.
+    /// Nothing took effect: PostgreSQL refuses some of it, which is parked or tried again with others.
     Refused,
-    /// Nothing is known to have taken effect: the link or the server failed, or nobody waited for the end any more.
+    /// Nothing is known to have taken effect: the link or the server failed, a statement took longer than it may, or nobody waited
+    /// for the end any more.
     Failed,
 }
 
@@ -92,7 +93,7 @@ impl Rounds {
     }
 }
 
-/// A round under way: counted when this is dropped, as [`RoundEnd::Failed`] unless it has [`ended`](Self::ended).
+/// A round under way: counted when this is dropped, as [`RoundEnd::Failed`] unless another [end](Self::ends) was said.
 #[derive(Debug)]
 pub struct RoundTimer {
     timings: Arc<Timings>,
@@ -107,9 +108,14 @@ impl RoundTimer {
         Self { timings, began: Instant::now(), end: RoundEnd::Failed }
     }
 
-    /// It is over. Answers how long it took.
-    pub fn ended(mut self, end: RoundEnd) -> Duration {
+    /// How it ends.
+    pub fn ends(&mut self, end: RoundEnd) {
         self.end = end;
+    }
+
+    /// How long it has taken.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 }

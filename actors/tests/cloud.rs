@@ -96,7 +96,7 @@ struct Device {
 #[derive(Debug)]
 struct NothingWaits;
 
-impl tidewater_actors::postgres::File for NothingWaits {
+impl tidewater_actors::postgres::Waiting for NothingWaits {
     fn waits(
         &self,
         _: Vec<(i64, Vec<Value>)>,
@@ -132,7 +132,7 @@ impl Device {
             previous: self.previous.as_deref(),
             cursor: &self.cursor,
             tables: &self.tables,
-            file: &NothingWaits,
+            waiting: &NothingWaits,
         }
     }
 

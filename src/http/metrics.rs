@@ -12,7 +12,9 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, Accept};
 use actix_web::web::{Data, Header};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSet, prometheus_text, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeGaugeValue, MetricEncoder, NoLabelSet, prometheus_text, text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use tidewater_actors::messages::{ActorReport, ProxyStatus, StatusSummary};
@@ -242,19 +244,16 @@ impl Page<'_> {
     fn rounds(&mut self, name: &str, help: &str, rounds: &[(RoundEnd, Snapshot)]) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (end, held) in rounds {
-            metric.encode_family(&[("outcome", end.as_str())])?.encode_histogram::<NoLabelSet>(
-                held.sum_s,
-                held.count,
-                &held.buckets,
-                None,
-            )?;
+            encode(metric.encode_family(&[("outcome", end.as_str())])?, held)?;
         }
         Ok(())
     }
 
     fn histogram(&mut self, name: &str, help: &str, held: &Snapshot) -> fmt::Result {
-        self.0
-            .encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?
-            .encode_histogram::<NoLabelSet>(held.sum_s, held.count, &held.buckets, None)
+        encode(self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?, held)
     }
+}
+
+fn encode(mut series: MetricEncoder<'_>, held: &Snapshot) -> fmt::Result {
+    series.encode_histogram::<NoLabelSet>(held.sum_s, held.count, &held.buckets, None)
 }

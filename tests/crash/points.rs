@@ -21,7 +21,7 @@ use tidewater::settings::Settings;
 use tidewater_test_support::{Postgres, compare, postgres, wait};
 use tokio_postgres::{Client, NoTls};
 
-use crate::harness::{Lines, PATIENCE, here, run, there};
+use crate::harness::{Lines, PATIENCE, here, numbers, run, there};
 use crate::process::output;
 
 /// What may be done to each row, and what others did between two histories.
@@ -369,11 +369,6 @@ fn hits(point: &str) -> u32 {
 
 /// Their numbers begin behind this, times the history's.
 const BULK: i64 = 1_000_000;
-
-/// So many rows numbered from 1 on.
-fn numbers(rows: u32) -> String {
-    format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
-}
 
 /// Waits until nothing is left to do, which nobody asks for.
 pub(crate) async fn at_rest(db: &Database, log: &Lines) {

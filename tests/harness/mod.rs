@@ -139,6 +139,11 @@ pub async fn run(db: &Database, sql: &str) -> Receipt {
     db.write(batch(sql)).await.unwrap_or_else(|error| panic!("{sql}: {error}")).receipt
 }
 
+/// A table `n` of the numbers `i` from 1 on, for a statement that needs so many rows.
+pub fn numbers(rows: usize) -> String {
+    format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
+}
+
 /// One value as the file has it, as text.
 pub fn here(db: &Database, sql: &str) -> String {
     let text = |row: &rusqlite::Row<'_>| {

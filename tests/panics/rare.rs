@@ -6,17 +6,12 @@ use tidewater_test_support::wait;
 use tokio::sync::oneshot;
 
 use crate::Random;
-use crate::harness::{Bench, PATIENCE, here, run, there, wait_for, wait_until_flushed};
+use crate::harness::{Bench, PATIENCE, here, numbers, run, there, wait_for, wait_until_flushed};
 use crate::load::{Scene, Trap, hurried};
 
 /// Traps before and after the same call of the writer, one after the other.
 fn both(message: &str) -> [String; 2] {
     ["call", "called"].map(|stage| format!("writer.{stage}.{message}"))
-}
-
-/// So many rows numbered from 1 on.
-fn numbers(rows: u32) -> String {
-    format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
 }
 
 /// The first meeting with a cloud: who dies in the middle of it is followed by one who goes on.

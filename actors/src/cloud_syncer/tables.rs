@@ -87,7 +87,7 @@ impl Cycle {
     ) -> std::result::Result<T, CloudFailure> {
         let Err(failure) = &answer else { return answer };
         let is_its_own = |sqlstate: &str| {
-            ["22", "42", "P0"].iter().any(|class| sqlstate.starts_with(class)) || sqlstate == "57014"
+            ["22", "42", "P0"].iter().any(|class| sqlstate.starts_with(class)) || sqlstate == QUERY_CANCELED
         };
         if ready.table.rule.filter.is_some() && failure.sqlstate.as_deref().is_some_and(is_its_own) {
             let mut failed = self.parts.failed_filters.lock().unwrap_or_else(PoisonError::into_inner);

@@ -94,7 +94,7 @@ impl CloudFailure {
     /// Whether the link, or the server as a whole, is in trouble. A statement that took too long, waited too long for a lock
     /// or lost a deadlock was answered: the next one is as likely to succeed as ever.
     pub fn concerns_link(&self) -> bool {
-        let answered = ["40001", "40P01", "55P03", "57014"];
+        let answered = ["40001", "40P01", "55P03", QUERY_CANCELED];
         self.class.concerns_link() && !self.sqlstate.as_deref().is_some_and(|code| answered.contains(&code))
     }
 
@@ -138,6 +138,18 @@ pub fn one_line(text: &str) -> String {
     shown
 }
 
+/// A statement took longer than it may, or somebody ended it by hand.
+pub const QUERY_CANCELED: &str = "57014";
+
+/// Refusals for which another row may be the reason: restrict, foreign key, unique, exclusion; and the end of a statement that took
+/// too long, for somebody may have locked what it needs.
+pub const NEED_OTHERS: [&str; 5] = ["23001", "23503", "23505", "23P01", QUERY_CANCELED];
+
+/// Whether a refusal may be another row's doing ([`NEED_OTHERS`]).
+pub fn needs_others(sqlstate: &str) -> bool {
+    NEED_OTHERS.contains(&sqlstate)
+}
+
 /// The class of an error that PostgreSQL itself reported.
 ///
 /// Codes: PostgreSQL 15 manual, appendix A. Inside a round everything that is neither connection nor
@@ -146,7 +158,7 @@ pub fn classify_sqlstate(sqlstate: &str, phase: Phase) -> FailureClass {
     match sqlstate {
         "57P01" | "57P02" | "57P03" | "53300" => FailureClass::Busy,
         "28P01" | "28000" | "3D000" => FailureClass::Credentials,
-        "40001" | "40P01" | "57P05" | "55P03" | "57014" | "25P03" | "25P02" => FailureClass::Transient,
+        "40001" | "40P01" | "57P05" | "55P03" | QUERY_CANCELED | "25P03" | "25P02" => FailureClass::Transient,
         code if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => {
             FailureClass::Transient
         }

@@ -4,15 +4,17 @@
 //! ties (unique indexes, foreign keys) ─▶ who needs whom ─▶ core::isolation ─▶ SAVEPOINT, a part, RELEASE or ROLLBACK TO
 //! ```
 //!
-//! All in the round's one transaction. What the search decides, and how many parts it takes, is in `core/isolation.rs`; here
-//! one part is one savepoint with the statements of an ordinary round: at most `2 + 3 t + s` of them for t tables and s sets
-//! of equal columns; and once more where it has a [`Ring`] in it. A part of new rows is one round trip, whatever becomes of it: what
-//! ends the part before goes [ahead](Ahead) of its statements. Rows that are there are locked and looked at first. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables, and
+//! The search is one transaction, that of the round. What it decides, and how many parts it takes, is in `core/isolation.rs`; here
+//! one part is one savepoint with the statements of an ordinary round: at most `2 + 3 t + 2 s` of them for t tables and s sets
+//! of equal columns; and once more where it has a [`Ring`] in it. A part of rows that are new there as well is one round trip,
+//! whether it is accepted or not: what ends the part before goes [ahead](Ahead) of its statements. Rows that are there are locked
+//! and looked at first. Who needs whom costs one statement more, and one per table that has ties; the shapes of the tables, and
 //! whether they are those that were prepared, are one each. Who needs whom is a hint: it decides what is tried together and in
 //! which order, never who is refused.
 //!
-//! Whoever is refused on top of others is asked about once more, alone in a transaction of its own, one part each: a trigger may
-//! have something against a number of rows, whichever they are, and then none of them is guilty.
+//! Those that were refused on top of others, and that no others can be the reason for, are asked about once more in a second
+//! transaction, with a savepoint for each: a trigger may have something against a number of rows, whichever they are, and then none
+//! of them is guilty.
 //!
 //! How long it takes: [`SEARCH_TIME`] or what a statement may take, whichever is less; then as many parts more as it takes to know
 //! of one row (I5: 36 for 50,000 rows, while none waits for others), then as long again, or one part, for those that are asked
@@ -20,6 +22,7 @@
 //! indexes. Nobody waits here: the app writes and reads, and what it writes is in a later round.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::cells::Cells as _;
@@ -27,9 +30,10 @@ use super::client::Statement;
 use super::sending::sets;
 use super::stamps::STAMPS;
 use super::{
-    Ahead, Aside, CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, RoundOutcome, Taken,
-    Trouble, Unasked, in_order, needs_others, unexpected,
+    Ahead, Aside, CloudRefusal, CloudSession, Op, Phase, Result, RoundFrame, RoundItem, RoundOutcome,
+    SAME_ROW, Taken, Trouble, in_order, unexpected,
 };
+use crate::core::failure::needs_others;
 use crate::core::isolation::{Isolation, Limits, Verdict, circles};
 use crate::core::schema::{CloudTable, Table};
 use crate::core::value::{CloudValue, Value, from_cloud};
@@ -44,17 +48,14 @@ const SEARCH_TIME: Duration = Duration::from_secs(10);
 /// So many rows with the same values in unique columns may be in each other's way; more are outside of a partial index.
 const SAME_VALUE_MAX: usize = 4;
 
-/// In the place of an SQLSTATE: a deletion that would take rows along that this file has not seen.
-const UNSEEN: &str = "unseen";
+/// In the place of an SQLSTATE, inside of a search: a deletion that would take rows along stays behind.
+const STAYS: &str = "stays";
 
 /// What goes ahead of a part: of the first one, of one after a part that is kept, and of one after a part that is not. A
 /// savepoint is left in the end, which ends with the transaction.
 const FIRST: &str = "SAVEPOINT part";
 const ACCEPTED: &str = "RELEASE part; SET CONSTRAINTS ALL DEFERRED; SAVEPOINT part";
 const REFUSED: &str = "ROLLBACK TO part; SET CONSTRAINTS ALL DEFERRED";
-
-/// Two rows of this file are one in the cloud.
-const SAME_ROW: &str = "21000";
 
 /// Columns by which rows stand in each other's way.
 #[derive(Debug)]
@@ -67,16 +68,20 @@ struct Tie {
     at_once: bool,
 }
 
-/// Rows whose unique values change places in a circle, while PostgreSQL checks these values row by row: nobody can begin. They
-/// are taken out of the unique values first, and then have theirs.
+/// Rows that need each other in a circle (their unique values change places; a parent's successor takes its unique value, to whom its
+/// children go, before which it cannot be deleted), while PostgreSQL checks these values row by row: nobody can begin. They are taken
+/// out of the unique values first, and then have theirs, or go.
 pub(super) struct Ring {
     table: usize,
     columns: Vec<usize>,
-    items: Vec<usize>,
+    /// Whether these values are unique; otherwise they refer to others.
+    unique: bool,
+    items: Rc<HashSet<usize>>,
 }
 
 impl Ring {
-    /// How those of the rows that are still in the round are taken out, each by a column that it is given a value in anyway.
+    /// How those of the rows that are still in the round are taken out, each by a column that it is given a value in anyway, or that goes
+    /// with it.
     pub(super) fn asides<'a>(
         &self,
         frame: RoundFrame<'a>,
@@ -84,13 +89,17 @@ impl Ring {
         order: &[usize],
     ) -> Vec<Aside<'a>> {
         let of = &frame.tables[self.table];
-        let mut left: Vec<usize> = order.iter().copied().filter(|item| self.items.contains(item)).collect();
+        let ours = |at: &usize| items[*at].table == self.table && self.items.contains(at);
+        let mut left: Vec<usize> = order.iter().copied().filter(ours).collect();
         let mut asides = vec![];
         for column in &self.columns {
             let Some(sql) = cloud::take_out(&of.0, &of.1, *column) else { continue };
-            let changes =
-                |at: &usize| matches!(&items[*at].op, Op::Update(columns) if columns.contains(column));
-            let (members, others) = left.into_iter().partition(changes);
+            let leaves = |at: &usize| match &items[*at].op {
+                Op::Update(columns) => columns.contains(column),
+                Op::Delete => self.unique,
+                Op::Insert => false,
+            };
+            let (members, others) = left.into_iter().partition(leaves);
             left = others;
             if !Vec::is_empty(&members) {
                 asides.push(Aside { table: of, sql, members, in_ring: true });
@@ -110,12 +119,15 @@ impl CloudSession {
         rows.iter().map(|row| Ok((row.cell("name")?, row.cell("shape")?))).collect()
     }
 
-    /// Takes a round in parts: what was accepted, unless rows are refused on top of all that. Then nothing took effect.
-    pub(super) async fn take_in_parts(
+    /// Rolls back, and takes the round anew in parts: what was accepted, unless rows are refused on top of all that. Then nothing
+    /// took effect.
+    pub(super) async fn anew_in_parts(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
     ) -> Result<std::result::Result<Taken, RoundOutcome>> {
+        self.rollback(Phase::Pull).await?;
+        self.begin_round(frame, items).await?;
         match self.search(frame, items).await {
             Ok(found) => Ok(found),
             Err(Trouble::TooSlow(failure)) => {
@@ -146,7 +158,7 @@ impl CloudSession {
         let (needs, rings) = self.needs(frame, items, &order).await?;
         let mut search = Isolation::new(order.len(), &needs, LIMITS);
         let mut taken = Taken::default();
-        let mut last = None;
+        let mut done = HashSet::new();
         self.batch(FIRST, Phase::Pull).await?;
         let (prepared, sql) = match self.prepare_sets(frame, items, &order).await {
             Ok(prepared) => (prepared, ""),
@@ -158,67 +170,66 @@ impl CloudSession {
         while let Some(part) = search.next() {
             let part: HashSet<usize> = part.into_iter().map(|place| order[place]).collect();
             let members = in_order(items, |item| part.contains(&item));
-            search.verdict(
-                match self.try_part(frame, items, &members, &rings, &mut taken, &mut ahead).await? {
-                    None => Verdict::Accepted,
-                    Some(refusal) => {
-                        last = Some(refusal.clone());
-                        Verdict::Refused {
-                            needs_others: needs_others(&refusal.sqlstate),
-                            stays_behind: refusal.sqlstate == UNSEEN,
-                            why: refusal,
-                        }
-                    }
+            let tried = self.try_part(frame, items, &members, &rings, (&done, &taken), &mut ahead).await?;
+            search.verdict(match tried {
+                Ok(part) => {
+                    done.extend(members);
+                    taken.add(part);
+                    Verdict::Accepted
+                }
+                Err(refusal) => Verdict::Refused {
+                    needs_others: needs_others(&refusal.sqlstate),
+                    stays_behind: refusal.sqlstate == STAYS,
+                    why: refusal,
                 },
-            );
+            });
             if began.elapsed() > search_time {
                 search.hurry();
             }
         }
         let found = search.done();
+        let item = |place: usize| order[place];
+        taken.staying.extend(found.behind.into_iter().map(item));
         if found.refused.is_empty() {
             self.send_ahead(&mut ahead).await?;
-        }
-        taken.unseen.extend(found.behind.into_iter().map(|place| order[place]));
-        let unfinished = !found.unasked.is_empty();
-        if found.refused.is_empty() {
-            // Nothing is asked about before something was refused.
-            taken.unasked = last.filter(|_| unfinished).map(|why| Unasked {
-                items: found.unasked.into_iter().map(|place| order[place]).collect(),
-                why,
-            });
+            taken.unasked = found.unasked.into_iter().map(item).collect();
             return Ok(Ok(taken));
         }
+        let unfinished = !found.unasked.is_empty();
         let refused = found.refused.into_iter().map(|(place, refusal)| {
             let item = order[place];
             let name = frame.tables[items[item].table].1.qualified();
             CloudRefusal { item, shape: shapes.get(&name).cloned().unwrap_or_default(), ..refusal }
         });
         let refused: Vec<CloudRefusal> = refused.collect();
-        let accepted = items.len() - refused.len() - taken.unseen.len() - found.unasked.len();
+        let accepted = items.len() - refused.len() - taken.staying.len() - found.unasked.len();
         self.rollback(Phase::Pull).await?;
         let (rows, crowded, unfinished) = if accepted == 0 {
             (refused, vec![], unfinished)
         } else {
-            let (rows, crowded, all) = self.ask_alone(frame, items, refused, &prepared, search_time).await?;
+            let needed = needed_by_item(&needs, &order);
+            let (rows, crowded, all) =
+                self.ask_alone(frame, items, refused, &needed, &prepared, search_time).await?;
             (rows, crowded, unfinished || !all)
         };
         Ok(Err(RoundOutcome::Refused { rows, crowded, accepted, unfinished }))
     }
 
-    /// Which of these rows are refused alone as well, and which are not, and whether there was time for all. Not asked about are
-    /// those that another row is known to be the reason for, or may be: what is to be done about these is known. Nothing
-    /// takes effect.
+    /// Which of these rows are refused alone as well, and which are not, and whether there was time for all. Alone is with whom a row
+    /// needs, and a deletion that needs others to be gone is taken for one that is not refused alone: it shows when they are. Not asked
+    /// about are those that another row is known to be the reason for, or may be: what is to be done about these is known.
+    /// Nothing takes effect.
     async fn ask_alone(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         refused: Vec<CloudRefusal>,
+        needed: &HashMap<usize, Vec<usize>>,
         prepared: &HashMap<String, Statement>,
         time: Duration,
     ) -> std::result::Result<(Vec<CloudRefusal>, Vec<CloudRefusal>, bool), Trouble> {
         // Whoever is needed is told of first, as he was found.
-        let found: HashMap<usize, usize> =
+        let place: HashMap<usize, usize> =
             refused.iter().enumerate().map(|(at, refusal)| (refusal.item, at)).collect();
         let (mut guilty, asked): (Vec<_>, Vec<_>) =
             refused.into_iter().partition(|it| needs_others(&it.sqlstate) || it.sqlstate == SAME_ROW);
@@ -231,7 +242,13 @@ impl CloudSession {
         let mut ahead = Ahead { sql: FIRST, prepared: Some(prepared) };
         let mut left = asked.into_iter();
         for refusal in left.by_ref() {
-            let alone = self.take(frame, items, &[refusal.item], &[], ahead).await;
+            if items[refusal.item].op == Op::Delete && needed.contains_key(&refusal.item) {
+                crowded.push(refusal);
+                continue;
+            }
+            let with_needed = with_needed(refusal.item, needed);
+            let members = in_order(items, |item| with_needed.contains(&item));
+            let alone = self.take(frame, items, &members, &[], ahead).await;
             ahead.sql = REFUSED;
             match alone {
                 Ok(_) => crowded.push(refusal),
@@ -243,7 +260,7 @@ impl CloudSession {
             }
         }
         self.rollback(Phase::Pull).await?;
-        guilty.sort_by_key(|refusal| found.get(&refusal.item).copied());
+        guilty.sort_by_key(|refusal| place.get(&refusal.item).copied());
         Ok((guilty, crowded, left.next().is_none()))
     }
 
@@ -269,11 +286,11 @@ impl CloudSession {
         items: &[RoundItem],
         members: &[usize],
         rings: &[Ring],
-        taken: &mut Taken,
+        (done, taken): (&HashSet<usize>, &Taken),
         ahead: &mut Ahead<'_>,
-    ) -> std::result::Result<Option<CloudRefusal>, Trouble> {
+    ) -> std::result::Result<std::result::Result<Taken, CloudRefusal>, Trouble> {
         let mut tried = self.take(frame, items, members, &[], *ahead).await;
-        let has_rings = || rings.iter().any(|ring| ring.items.iter().any(|item| members.contains(item)));
+        let has_rings = || rings.iter().any(|ring| members.iter().any(|item| ring.items.contains(item)));
         if matches!(&tried, Err(Trouble::Refused { sqlstate, .. }) if sqlstate == "23505") && has_rings() {
             ahead.sql = REFUSED;
             match self.take(frame, items, members, rings, *ahead).await {
@@ -282,27 +299,29 @@ impl CloudSession {
                 again => tried = again,
             }
         }
-        let deletes = members.iter().any(|at| items[*at].op == Op::Delete);
         if let Ok(part) = &tried
-            && deletes
-            && self.took_along(frame, items, &taken.left() | &part.left()).await?
+            && members.iter().any(|at| items[*at].op == Op::Delete)
         {
-            tried = Err(Trouble::Refused {
-                sqlstate: UNSEEN.into(),
-                message: "it would take rows along that have not been seen here".into(),
-                constraint: None,
-            });
+            // Those whose turn has not come are no more to be taken along than those that have left.
+            let mut waiting: HashSet<usize> = (0..items.len()).filter(|at| !done.contains(at)).collect();
+            members.iter().for_each(|at| drop(waiting.remove(at)));
+            if self.took_along(frame, items, &(&waiting | &taken.left()) | &part.left()).await? {
+                tried = Err(Trouble::Refused {
+                    sqlstate: STAYS.into(),
+                    message: String::new(),
+                    constraint: None,
+                });
+            }
         }
         match tried {
             Ok(part) => {
                 ahead.sql = ACCEPTED;
-                taken.add(part);
-                Ok(None)
+                Ok(Ok(part))
             }
             Err(Trouble::Refused { sqlstate, message, constraint }) => {
                 ahead.sql = REFUSED;
                 let item = members.first().copied().unwrap_or_default();
-                Ok(Some(CloudRefusal { item, sqlstate, message, constraint, shape: String::new() }))
+                Ok(Err(CloudRefusal { item, sqlstate, message, constraint, shape: String::new() }))
             }
             Err(trouble) => Err(trouble),
         }
@@ -345,23 +364,16 @@ impl CloudSession {
             return Ok((vec![], vec![]));
         }
         let round = Round { frame, items, stored: self.stored(frame, items, &ties).await? };
-        let mut needs = vec![];
-        // By table: what its rows need by values that are checked at once.
-        let mut at_once: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
-        for tie in &ties {
-            let of_tie = round.needs(tie);
-            if tie.at_once {
-                at_once.entry(tie.columns.0).or_default().extend(&of_tie);
-            }
-            needs.extend(of_tie);
-        }
+        let needs: Vec<(usize, usize)> = ties.iter().flat_map(|tie| round.needs(tie)).collect();
         let mut rings = vec![];
-        for (table, needs) in at_once {
-            for items in circles(items.len(), &needs) {
-                let of_table = ties.iter().filter(|tie| tie.at_once && tie.columns.0 == table);
-                let ring = |tie: &Tie| Ring { table, columns: tie.columns.1.clone(), items: items.clone() };
-                rings.extend(of_table.map(ring));
-            }
+        for circle in circles(items.len(), &needs) {
+            let circle = Rc::new(HashSet::from_iter(circle));
+            let has_members = |tie: &&Tie| circle.iter().any(|item| items[*item].table == tie.columns.0);
+            let ring = |tie: &Tie| {
+                let (table, columns) = tie.columns.clone();
+                Ring { table, columns, unique: tie.parent.is_none(), items: Rc::clone(&circle) }
+            };
+            rings.extend(ties.iter().filter(|tie| tie.at_once).filter(has_members).map(ring));
         }
         Ok((needs, rings))
     }
@@ -416,6 +428,26 @@ impl CloudSession {
         }
         Ok(stored)
     }
+}
+
+/// Whom each row needs, by item.
+fn needed_by_item(needs: &[(usize, usize)], order: &[usize]) -> HashMap<usize, Vec<usize>> {
+    let mut needed: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (one, other) in needs {
+        needed.entry(order[*one]).or_default().push(order[*other]);
+    }
+    needed
+}
+
+/// A row, whom it needs, whom these need, and so on.
+fn with_needed(item: usize, needed: &HashMap<usize, Vec<usize>>) -> HashSet<usize> {
+    let mut all = HashSet::from([item]);
+    let mut next = vec![item];
+    while let Some(item) = next.pop() {
+        let more = needed.get(&item).into_iter().flatten().copied();
+        next.extend(more.filter(|other| all.insert(*other)));
+    }
+    all
 }
 
 /// The table as if it had only these columns.

@@ -14,8 +14,9 @@
 //! a column that got another type meanwhile would round in silence what was encoded for the old one.
 //!
 //! A round of nothing but new rows, for tables that store what they are sent, needs nobody here to look at its answers before it is
-//! committed: each of its statements inserts all of its rows or fails, and the echo fails where anything else was caused. So its COMMIT
-//! goes behind them, which spares a round trip; of a transaction that failed it is the end without effect.
+//! committed: each of its statements inserts all of its rows or fails, and the echo fails where anything else was caused, or where a
+//! table has got a trigger or a rule since that may swallow some. So its COMMIT goes behind them, which spares a round trip; of a
+//! transaction that failed it is the end without effect.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -23,7 +24,7 @@ use std::pin::Pin;
 use super::*;
 
 /// What the answers to a round's statements came to: what was taken and whether that caused more than was sent; nothing
-/// when somebody else's changes are in the way, so that none of this may be committed.
+/// when somebody else's changes are in the way, or it did not go as sent, so that none of this may be committed.
 pub struct Judged {
     pub(super) found: std::result::Result<Option<(Taken, bool)>, Trouble>,
     /// The round has taken effect already.
@@ -84,8 +85,8 @@ enum Ended {
     Trouble(Trouble),
     /// A row that should be new is there, perhaps.
     AlreadyThere,
-    /// It caused more than it sent, which its COMMIT was not to be sent for.
-    CausedMore,
+    /// It caused something else than it sent, or its tables are not as prepared: its COMMIT, which was on its way, had no effect.
+    NotAsSent,
 }
 
 impl Part {
@@ -190,7 +191,7 @@ impl<'s> OpenRound<'s> {
         self.requests.push((step, request));
     }
 
-    fn set(&mut self, sql: String) {
+    fn batch(&mut self, sql: String) {
         let session = self.session;
         self.request(Step::Ours, async move {
             session.client.batch_execute(&sql).await.map(|()| Answer::default())
@@ -224,7 +225,7 @@ impl<'s> OpenRound<'s> {
         };
         self.parts.push(part.clone());
         if let Some(patience) = &part.patience {
-            self.set(patience.begin.clone());
+            self.batch(patience.begin.clone());
         }
         for (statement, (_, step, piece)) in prepared.into_iter().zip(pieces) {
             let part = part.clone();
@@ -255,45 +256,39 @@ impl<'s> OpenRound<'s> {
             });
         }
         if let Some(patience) = &part.patience {
-            self.set(patience.end.clone());
+            self.batch(patience.end.clone());
         }
     }
 
     /// Sends what ends a round, but for its COMMIT where the answers decide about that, reads every answer, and judges them.
     pub async fn judge(mut self, conflicts: &[ConflictRow]) -> Judged {
         let session = self.session;
-        let at_once = conflicts.is_empty() && self.decides_itself();
+        let sound = self.is_sound();
+        let at_once = sound && conflicts.is_empty() && self.decides_itself();
         // How many rows a deletion finds is not known before its answer.
         let early_echo = self.parts.iter().all(|part| part.items.iter().all(|item| item.op != Op::Delete));
-        if self.is_sound() {
+        if sound {
             self.request(Step::Rows, async move {
                 let all = session.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await;
                 all.map(|()| Answer::default())
             });
+            if early_echo {
+                self.ask_for_echo(at_once);
+            }
+            if at_once {
+                fail::fail_point!("cloud.commit");
+                self.batch("COMMIT".to_owned());
+            }
+            if !conflicts.is_empty() {
+                let conflicts = conflicts.to_vec();
+                let device = parse_uuid(self.frame.device);
+                self.request(Step::Ours, async move {
+                    let arrays = conflict_arrays(&conflicts);
+                    let device = device.unwrap_or_default();
+                    session.client.carry_out(CONFLICTS, &conflict_params(&device, &arrays)).await
+                });
+            }
         }
-        if self.is_sound() && early_echo {
-            let (entries, for_granted) = self.expected();
-            let (oids, definitions) =
-                as_prepared(self.frame, self.parts.iter().flat_map(|part| part.items.iter()));
-            self.request(Step::Echo, async move {
-                let params: [&dyn Param; 6] = [&false, &entries, &for_granted, &oids, &definitions, &at_once];
-                session.client.carry_out(ECHO, &params).await
-            });
-        }
-        if self.is_sound() && at_once {
-            fail::fail_point!("cloud.commit");
-            self.set("COMMIT".to_owned());
-        }
-        if self.is_sound() && !conflicts.is_empty() {
-            let conflicts = conflicts.to_vec();
-            let device = parse_uuid(self.frame.device);
-            self.request(Step::Ours, async move {
-                let arrays = conflict_arrays(&conflicts);
-                let device = device.unwrap_or_default();
-                session.client.carry_out(CONFLICTS, &conflict_params(&device, &arrays)).await
-            });
-        }
-        let at_once = at_once && self.is_sound();
         let found = self.read(early_echo).await;
         let committed = at_once && matches!(found, Ok(Some(_)));
         if committed {
@@ -302,13 +297,25 @@ impl<'s> OpenRound<'s> {
         Judged { found, committed }
     }
 
+    /// Asks what was caused. With `or_nothing`, nothing of the round takes effect unless that is exactly what was sent.
+    fn ask_for_echo(&mut self, or_nothing: bool) {
+        let session = self.session;
+        let (entries, for_granted) = self.expected();
+        let (oids, definitions) =
+            as_prepared(self.frame, self.parts.iter().flat_map(|part| part.items.iter()));
+        self.request(Step::Echo, async move {
+            let params: [&dyn Param; 6] = [&false, &entries, &for_granted, &oids, &definitions, &or_nothing];
+            session.client.carry_out(ECHO, &params).await
+        });
+    }
+
     /// Whether the round's own statements say no wherever it must not be committed.
     fn decides_itself(&self) -> bool {
-        let cause_more = &self.session.cloud.cause_more;
-        let cause_more = cause_more.lock().unwrap_or_else(PoisonError::into_inner);
+        let looked_at = &self.session.cloud.looked_at_first;
+        let looked_at = looked_at.lock().unwrap_or_else(PoisonError::into_inner);
         let plain = |item: &RoundItem| {
             let table = &self.frame.tables[item.table].1;
-            item.op == Op::Insert && table.plain && table.feed && !cause_more.contains(&table.oid)
+            item.op == Op::Insert && table.plain && table.feed && !looked_at.contains(&table.oid)
         };
         self.parts.iter().flat_map(|part| part.items.iter()).all(plain)
             && self.parts.iter().any(|part| !part.items.is_empty())
@@ -340,10 +347,11 @@ impl<'s> OpenRound<'s> {
         let trouble = match ended {
             Some(Ended::Trouble(trouble)) => Some(trouble),
             Some(Ended::AlreadyThere) => return Ok(None),
-            Some(Ended::CausedMore) => {
+            Some(Ended::NotAsSent) => {
                 let items = parts.iter().flat_map(|part| part.items.iter());
-                let mut cause_more = session.cloud.cause_more.lock().unwrap_or_else(PoisonError::into_inner);
-                cause_more.extend(items.map(|item| frame.tables[item.table].1.oid));
+                let looked_at = &session.cloud.looked_at_first;
+                let mut looked_at = looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+                looked_at.extend(items.map(|item| frame.tables[item.table].1.oid));
                 return Ok(None);
             }
             None => unsent,
@@ -428,8 +436,10 @@ impl CloudSession {
                 Err(error) if ended.is_none() => {
                     ended = Some(match step {
                         Step::NewRows if is_sqlstate(&error, UNIQUE_VIOLATION) => Ended::AlreadyThere,
-                        Step::Echo if is_sqlstate(&error, OR_NOTHING) => Ended::CausedMore,
-                        Step::Fence if is_sqlstate(&error, FENCED_OUT) => Ended::Trouble(fenced_out().into()),
+                        Step::Echo if is_sqlstate(&error, DIVISION_BY_ZERO) => Ended::NotAsSent,
+                        Step::Fence if is_sqlstate(&error, DIVISION_BY_ZERO) => {
+                            Ended::Trouble(fenced_out().into())
+                        }
                         Step::Fence => Ended::Trouble(self.cloud.explain(&error, Phase::Setup).into()),
                         Step::Ours | Step::Echo => {
                             Ended::Trouble(self.cloud.explain(&error, Phase::Pull).into())
@@ -466,11 +476,9 @@ pub(super) const FENCE: &str = include_str!("../sql/postgres/fence.sql");
 pub(super) const ECHO: &str = include_str!("../sql/postgres/own_echo.sql");
 pub(super) const CONFLICTS: &str = include_str!("../sql/postgres/conflicts.sql");
 
-/// What the fence fails with when it finds no row: a division by zero, so that nothing behind it is carried out either.
-pub(super) const FENCED_OUT: &str = "22012";
-
-/// What the echo fails with, likewise, where it is to be exactly what was sent, or nothing.
-const OR_NOTHING: &str = "22012";
+/// What the fence fails with when it finds no row, and the echo where it is to be exactly what was sent, or nothing: nothing behind
+/// them is carried out either.
+pub(super) const DIVISION_BY_ZERO: &str = "22012";
 
 const UNIQUE_VIOLATION: &str = "23505";
 
@@ -647,7 +655,8 @@ pub(super) fn sets<'a>(
 }
 
 impl<'a> Set<'a> {
-    /// With `granted`, a table that stores what it is sent is taken at its word: what is amiss shows in the number of rows.
+    /// With `granted`, a table that stores what it is sent is taken at its word: what is amiss shows in the statement's failing, or
+    /// in the echo.
     fn new(frame: RoundFrame<'a>, items: &'a [RoundItem], members: &'a [usize], granted: bool) -> Self {
         let first = &items[members[0]];
         let of = &frame.tables[first.table];
@@ -699,7 +708,8 @@ impl<'a> Set<'a> {
             taken.for_granted.push(self.table.1.oid);
             changed = usize::try_from(answer.changed).unwrap_or_default();
             if changed < self.members.len() {
-                // Which ones, the statement does not say; that it was not all of them is enough to go step by step.
+                // A trigger that the echo tells of swallowed some. Which ones, the statement does not say; that it was not all of
+                // them is enough to go step by step.
                 already_there.extend_from_slice(self.members);
             }
         }

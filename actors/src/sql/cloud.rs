@@ -152,8 +152,8 @@ pub(crate) fn insert(table: &Table, cloud: &CloudTable) -> String {
     )
 }
 
-/// The same for a table that stores what it is sent: all of these rows come, or the statement fails. `23505` says that one is
-/// there already, perhaps.
+/// The same for a table that stores what it is sent: all of these rows come, or the statement fails, unless the table has got a
+/// trigger or a rule since, which the echo tells. `23505` says that one is there already, perhaps.
 pub(crate) fn insert_plain(table: &Table, cloud: &CloudTable) -> String {
     let columns: Vec<usize> = (0..table.columns.len()).collect();
     format!(

@@ -171,16 +171,15 @@ impl Store {
             let (of, key) = row.place();
             let Some(table) = self.tables.iter().find(|table| table.id == of) else { continue };
             let Some(entry) = take_from_flight(&tx, table, key)? else { continue };
-            let LeftOut::Hit(hit) = row else {
-                put_entry(&tx, table, JOURNAL, key, &entry)?;
-                continue;
-            };
-            if generation != self.generation {
-                // The cloud's row is a list of values under columns that are not ours any more: the next round meets
+            let hit = match row {
+                // Otherwise the cloud's row is a list of values under columns that are not ours any more: the next round meets
                 // it again.
-                put_entry(&tx, table, JOURNAL, &hit.key, &entry)?;
-                continue;
-            }
+                LeftOut::Hit(hit) if generation == self.generation => hit,
+                _ => {
+                    put_entry(&tx, table, JOURNAL, key, &entry)?;
+                    continue;
+                }
+            };
             let local = read_row(&tx, table, &hit.key)?;
             // What the cloud has changed, or wins, comes with the feed entry that made this a hit. Where there is none, nobody
             // tells of others' changes, and nothing of them would ever come.
@@ -207,8 +206,7 @@ impl Store {
                 park_entry(&tx, table, &entry, &refusal, parkings, None)?;
                 continue;
             }
-            let entry = left;
-            match entry {
+            match left {
                 Some(entry) => put_entry(&tx, table, JOURNAL, &hit.key, &entry)?,
                 None => parked::forget_refusal(&tx, table, &hit.key)?,
             }

@@ -6,7 +6,8 @@
 //!    │          │ asked for, by number, table or all
 //!    │          │ the cloud's table is another one than when it was refused
 //!    │          │ its parent, or the one who left its unique value, was accepted or came from the cloud
-//!    └── journal ◀ others are the reason, and something came or went: after a wait that doubles with every refusal
+//!    └── journal ◀ others may be the reason, and something came or went, or it took too long: after a wait that doubles with
+//!                  every refusal
 //! ```
 //!
 //! A row keeps its number until the cloud has it, or it is given up.
@@ -21,6 +22,7 @@ use super::{
     TransactionBehavior, combine, commit, key_is, merge_entries, put_entry, query, refers, remembered_tables,
     row_is, take_entry, unsigned, values,
 };
+use crate::core::failure::{NEED_OTHERS, QUERY_CANCELED};
 use crate::core::schema::Table;
 use crate::core::value::{Value, json_array};
 use crate::sql::capture::{key_columns, side_table};
@@ -157,9 +159,6 @@ pub enum Kept {
     Needed(String),
 }
 
-/// Refusals for which other rows may be the reason, as in `postgres::needs_others`.
-const NEEDS_OTHERS: &str = "('23001', '23503', '23505', '23P01', '57014')";
-
 /// Seconds, in SQL. The wait after the first refusal that others may be the reason for, and the longest.
 const NOW: &str = "CAST(strftime('%s', 'now') AS INTEGER)";
 const WAIT_S: i64 = 10;
@@ -181,7 +180,7 @@ pub(super) fn note_refusal(
 ) -> Result<bool> {
     let key = json_array(&refusal.key);
     // Perhaps only somebody's lock stood in the way, and nobody tells when that goes.
-    let again = i64::from(refusal.sqlstate.as_deref() == Some("57014"));
+    let again = i64::from(refusal.sqlstate.as_deref() == Some(QUERY_CANCELED));
     let known: Option<(Option<String>, Option<String>)> = conn
         .prepare_cached(
             "SELECT sqlstate, constraint_name FROM _tidewater_refusals WHERE table_id = ?1 AND key = ?2",
@@ -443,10 +442,9 @@ fn some_parked(conn: &Connection, table: &Table, sqlstate: &str) -> Result<bool>
 
 /// Something was accepted, or came from the cloud: whoever may have waited for it is tried again when its wait is over.
 pub(super) fn others_moved(conn: &Connection) -> Result<()> {
-    conn.prepare_cached(&format!(
-        "UPDATE _tidewater_refusals SET again = 1 WHERE NOT again AND sqlstate IN {NEEDS_OTHERS}"
-    ))?
-    .execute([])?;
+    let codes = list(NEED_OTHERS, |code| format!("'{code}'"));
+    let sql = format!("UPDATE _tidewater_refusals SET again = 1 WHERE NOT again AND sqlstate IN ({codes})");
+    conn.prepare_cached(&sql)?.execute([])?;
     Ok(())
 }
 
