@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Bench, here, run, there, wait_for, wait_until_flushed, wait_until_there};
+use harness::{Bench, here, run, there, wait_for, wait_until_flushed, wait_until_here, wait_until_there};
 use tidewater::Database;
 
 /// A device whose rows are in the cloud, with windows of this size, and offline.
@@ -179,7 +179,8 @@ async fn a_circle_that_cannot_be_opened_is_parked_and_holds_nobody_up() {
         let (bench, db) = offline_from(bench, window, schema, rows, tables).await;
         run(&db, "UPDATE item SET id = 21 WHERE id = 1;\nINSERT INTO note VALUES (1), (2)").await;
         bench.proxy.start();
-        parked(&db, 2).await;
+        // The old row is tried with every cycle, and those that need it with it.
+        wait_until_here(&db, "SELECT count(*) FROM _tidewater_refusals", "2").await;
         let client = bench.cloud.connect().await;
         wait_until_there(&db, &client, "SELECT count(*) FROM note", "2").await;
         assert_eq!(

@@ -1986,7 +1986,7 @@ impl Cycle {
         self.count_propagated(&window, &left, link.clock_ahead);
         // So many small pieces of memory take a while to be let go, and the next round waits for this one.
         drop(actix_rt::task::spawn_blocking(move || drop(window)));
-        self.acknowledge(&noted, left_out).await?;
+        self.acknowledge(noted.id.clone(), left_out, noted.generation).await?;
         link.last_round = Some(noted.id);
         Ok(carried)
     }
@@ -2039,8 +2039,7 @@ impl Cycle {
 
     /// The cloud has the round, but for some of its rows, which leave it first: it leaves the file, in as many pieces as those who
     /// write meanwhile need.
-    async fn acknowledge(&self, noted: &Noted, left_out: Vec<LeftOut>) -> Step<()> {
-        let (round, generation) = (noted.id.clone(), noted.generation);
+    async fn acknowledge(&self, round: String, left_out: Vec<LeftOut>, generation: u64) -> Step<()> {
         let mut left_out = left_out.into_iter();
         loop {
             let rows: Vec<LeftOut> = left_out.by_ref().take(TAKEN_OUT_AT_ONCE).collect();

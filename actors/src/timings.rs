@@ -226,7 +226,7 @@ mod tests {
     fn a_round_is_counted_however_it_ends() {
         let timings = Arc::new(Timings::default());
         for end in RoundEnd::ALL {
-            RoundTimer::begin(timings.clone()).ended(end);
+            RoundTimer::begin(timings.clone()).ends(end);
         }
         drop(RoundTimer::begin(timings.clone()));
         let counts = RoundEnd::ALL.map(|end| (end.as_str(), timings.round.of(end).snapshot().count));

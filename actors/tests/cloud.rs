@@ -982,7 +982,7 @@ async fn very_many_guilty_rows_come_in_portions() {
         rounds += 1;
         match device.try_round(&items).await.unwrap() {
             RoundOutcome::Committed { .. } => break,
-            other @ (RoundOutcome::Unseen | RoundOutcome::TooNarrow | RoundOutcome::TooSlow(_)) => {
+            other @ (RoundOutcome::TakesAlong | RoundOutcome::TooNarrow | RoundOutcome::TooSlow(_)) => {
                 panic!("{other:?}")
             }
             RoundOutcome::Refused { rows: refused, .. } => {

@@ -140,7 +140,7 @@ pub async fn run(db: &Database, sql: &str) -> Receipt {
 }
 
 /// A table `n` of the numbers `i` from 1 on, for a statement that needs so many rows.
-pub fn numbers(rows: usize) -> String {
+pub fn numbers(rows: impl std::fmt::Display) -> String {
     format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})")
 }
 

@@ -304,7 +304,9 @@ impl CloudSession {
         {
             // Those whose turn has not come are no more to be taken along than those that have left.
             let mut waiting: HashSet<usize> = (0..items.len()).filter(|at| !done.contains(at)).collect();
-            members.iter().for_each(|at| drop(waiting.remove(at)));
+            for at in members {
+                waiting.remove(at);
+            }
             if self.took_along(frame, items, &(&waiting | &taken.left()) | &part.left()).await? {
                 tried = Err(Trouble::Refused {
                     sqlstate: STAYS.into(),
