@@ -157,6 +157,34 @@ async fn a_changed_key_with_children_passes_a_unique_value_that_is_checked_at_on
     }
 }
 
+/// The same where a unique value begins with a part of the key: the key stays as it is, or the row would not be found to be deleted.
+#[actix_rt::test]
+async fn a_row_that_lets_go_of_its_value_keeps_its_key() {
+    let schema = "CREATE TABLE item (tenant INTEGER, id INTEGER, name TEXT, PRIMARY KEY (tenant, id), UNIQUE (tenant, name));
+         CREATE TABLE part (id INTEGER PRIMARY KEY, tenant INTEGER, item INTEGER,
+             FOREIGN KEY (tenant, item) REFERENCES item (tenant, id) ON UPDATE CASCADE)";
+    let tables = &["item", "part"];
+    let bench = Bench::new().await;
+    bench
+        .cloud
+        .execute_batch(
+            "CREATE TABLE item (tenant bigint, id bigint, name text, PRIMARY KEY (tenant, id), UNIQUE (tenant, name));
+             CREATE TABLE part (id bigint PRIMARY KEY, tenant bigint, item bigint,
+                 FOREIGN KEY (tenant, item) REFERENCES item (tenant, id) DEFERRABLE)",
+        )
+        .await;
+    let rows =
+        "INSERT INTO item VALUES (1, 1, 'a'), (1, 2, 'b');\nINSERT INTO part VALUES (10, 1, 1), (11, 1, 2)";
+    let (bench, db) = offline_from(bench, 2000, schema, rows, tables).await;
+    run(&db, "UPDATE item SET id = 21 WHERE id = 1").await;
+    assert_equal_and_clean(&bench, &db, tables).await;
+    assert_eq!(
+        here(&db, "SELECT group_concat(tenant || '.' || id) FROM (SELECT * FROM item ORDER BY id)"),
+        "1.2,1.21"
+    );
+    db.shutdown().await.unwrap();
+}
+
 /// The same where the old row has no value to let go of its own for: it stays, so that it takes nobody along, those in the circle are
 /// parked, and everybody else goes.
 #[actix_rt::test]

@@ -645,8 +645,79 @@ async fn relatives_that_are_refused_only_in_company_arrive_in_smaller_rounds() {
     db.shutdown().await.unwrap();
 }
 
+/// Rows whose values change places, two by two, and a cloud that takes few rows at once, whatever the window is: nobody is parked for
+/// good, and nobody spins.
+#[actix_rt::test]
+async fn values_that_change_places_pass_a_cloud_that_takes_few_rows_at_once() {
+    for (unique, window) in [("UNIQUE", 2000), ("UNIQUE DEFERRABLE INITIALLY DEFERRED", 2000), ("UNIQUE", 1)]
+    {
+        let bench = Bench::new().await;
+        bench
+            .cloud
+            .execute_batch(&format!(
+                "CREATE TABLE seat (id bigint PRIMARY KEY, place text {unique});
+                 CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS $$
+                 DECLARE so_far integer := coalesce(nullif(current_setting('test.rows', true), ''), '0')::integer + 1;
+                 BEGIN
+                     IF so_far > 8 THEN RAISE 'too many for today'; END IF;
+                     PERFORM set_config('test.rows', so_far::text, true);
+                     RETURN new;
+                 END $$;
+                 CREATE TRIGGER few BEFORE UPDATE ON seat FOR EACH ROW EXECUTE FUNCTION few();"
+            ))
+            .await;
+        let settings = bench.settings().set("sync.window_rows_max", window).set("sync.pull_interval_s", 0.2);
+        let db = bench.open_with(settings).await;
+        run(&db, "CREATE TABLE seat (id INTEGER PRIMARY KEY, place TEXT UNIQUE)").await;
+        run(&db, &format!("{} INSERT INTO seat SELECT i, 'p' || i FROM n", numbers(20))).await;
+        bench.proxy.start();
+        bench.wait_until_equal(&db, &["seat"]).await;
+        go_offline(&bench, &db).await;
+        run(
+            &db,
+            "UPDATE seat SET place = 'x' || id;\nUPDATE seat SET place = 'p' || (id + 2 * (id % 2) - 1)",
+        )
+        .await;
+        bench.proxy.start();
+        bench.wait_until_equal(&db, &["seat"]).await;
+        wait_until_parked(&db, 0).await;
+        db.shutdown().await.unwrap();
+    }
+}
+
+/// The same of a table that refers to itself, so that the children are no other table's turn.
+#[actix_rt::test]
+async fn a_parent_with_more_children_of_its_own_table_than_the_cloud_takes_at_once_is_deleted() {
+    let (bench, db) = device(
+        "CREATE TABLE node (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES node (id) ON DELETE CASCADE)",
+        "CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS $$
+         DECLARE so_far integer := coalesce(nullif(current_setting('test.rows', true), ''), '0')::integer + 1;
+         BEGIN
+             IF so_far > 20 THEN RAISE 'too many for today'; END IF;
+             PERFORM set_config('test.rows', so_far::text, true);
+             RETURN old;
+         END $$;
+         CREATE TRIGGER few BEFORE DELETE ON node FOR EACH ROW EXECUTE FUNCTION few();",
+        &["node"],
+    )
+    .await;
+    run(
+        &db,
+        &format!("{} INSERT INTO node SELECT i, CASE i WHEN 1 THEN NULL ELSE 1 END FROM n", numbers(41)),
+    )
+    .await;
+    bench.wait_until_equal(&db, &["node"]).await;
+    go_offline(&bench, &db).await;
+    run(&db, "DELETE FROM node").await;
+    bench.proxy.start();
+    wait_until_flushed(&db).await;
+    bench.wait_until_equal(&db, &["node"]).await;
+    assert_eq!(here(&db, "SELECT count(*) FROM _tidewater_meta WHERE key = 'parkings'"), "0");
+    db.shutdown().await.unwrap();
+}
+
 /// A deletion that is told to take its children along here, and more of them than the cloud takes at once, where the cloud knows of no
-/// relation: the round cannot be smaller, so it waits for the next cycle, which begins with the children.
+/// relation: the children that it takes go first.
 #[actix_rt::test]
 async fn a_deletion_with_more_children_than_the_cloud_takes_at_once_goes_in_turns() {
     let bench = Bench::new().await;

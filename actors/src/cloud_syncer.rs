@@ -230,9 +230,9 @@ impl Portion {
         self.rows.store((self.rows() / 2).max(1), Ordering::Relaxed);
     }
 
-    /// Rows were refused together with so many accepted ones, and not alone: for a while a portion has no more than these.
-    fn crowd(&self, accepted: usize) {
-        let rows_max = smaller(self.rows(), accepted);
+    /// For a while a portion has no more than these, of which it is known that the cloud takes so many.
+    fn crowd(&self, rows_max: usize) {
+        let rows_max = rows_max.min(self.rows()).max(1);
         self.rows.store(rows_max, Ordering::Relaxed);
         let mut crowd = self.crowd.lock().unwrap_or_else(PoisonError::into_inner);
         let held = (crowd.held * 2).clamp(*CROWD_ROUNDS.start(), *CROWD_ROUNDS.end());
@@ -971,7 +971,7 @@ impl Cycle {
             self.acknowledge(round, left, 0).await?;
         } else if ledger.round == link.last_round {
             if let Some(round) = flying {
-                self.ask(PutBackRound { round, refused: vec![] }).await?;
+                self.ask(PutBackRound { round, refused: vec![], others_first: false }).await?;
             }
         } else {
             // The ledger knows neither round: the counter tells who is ahead.
@@ -1635,8 +1635,9 @@ impl Cycle {
                 pairs: &pairs,
                 noted,
                 room,
-                is_smallest: rows_max == 1,
+                is_smallest: window == 1 && !whole,
                 narrow: turn.narrow,
+                is_in_vain: turn.in_vain >= IN_VAIN_MAX,
                 window: Window::default(),
                 conflicts: vec![],
                 carried: Carried::new(timer),
@@ -1652,6 +1653,7 @@ impl Cycle {
                 turn.upto = None;
             }
             turn.too_slow = if carried.too_slow.is_some() && !carried.parked { turn.too_slow + 1 } else { 0 };
+            let others_first = carried.others_first();
             if let Some((rows, failure)) = carried.too_slow {
                 self.windows.was_slow(rows);
                 turn.narrow |= whole;
@@ -1660,11 +1662,22 @@ impl Cycle {
                     return Err(Trouble::Cloud(failure));
                 }
             } else if let Some(accepted) = carried.crowded {
+                self.windows.crowd(smaller(window, accepted));
+            } else if let Some(accepted) = carried.premature {
                 self.windows.crowd(accepted);
             } else if !carried.slowly {
                 self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
             } else if self.windows.rows() > FIRST_PORTION {
                 self.windows.halve();
+            }
+            if carried.parked || carried.committed {
+                turn.in_vain = 0;
+            } else if others_first {
+                turn.in_vain += 1;
+                turn.narrow |= whole;
+                if turn.in_vain >= IN_VAIN_IN_ALL_MAX {
+                    return Ok(Flushed::Everything);
+                }
             }
             self.tell_flush();
             self.tell_round(carried.rows).await;
@@ -1917,10 +1930,23 @@ impl Cycle {
                     (round.carried.slowly, round.carried.then) = (true, Then::PullFirst);
                     return self.put_back(round, wait, RoundEnd::Failed).await;
                 }
-                RoundOutcome::Refused { rows: refused, mut crowded, accepted, unfinished } => {
+                RoundOutcome::Refused {
+                    rows: mut refused,
+                    mut crowded,
+                    mut premature,
+                    accepted,
+                    unfinished,
+                } => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked, as far as the cloud takes so much.
-                    let is_last = round.noted.complete || too_heavy || round.narrow && round.noted.retry;
+                    if round.is_in_vain {
+                        refused.append(&mut premature);
+                    }
+                    round.carried.premature = Some(accepted).filter(|_| !premature.is_empty());
+                    round.carried.crowded = Some(accepted).filter(|_| !crowded.is_empty());
+                    let is_last = round.noted.complete && !round.carried.others_first()
+                        || round.narrow && round.noted.retry
+                        || too_heavy;
                     let (park, mut wait): (Vec<_>, Vec<_>) =
                         refused.into_iter().partition(|it| is_last || !needs_others(&it.sqlstate));
                     self.park_refused(&mut round, &park).await?;
@@ -1930,9 +1956,9 @@ impl Cycle {
                     }
                     if let Some(first) = crowded.first() {
                         self.say_numbers_are_refused(&round, first);
-                        round.carried.crowded = Some(accepted);
-                        wait.append(&mut crowded);
                     }
+                    wait.append(&mut crowded);
+                    wait.append(&mut premature);
                     // Everybody else's rows, and what others wrote, come before the search goes on among these; where there is
                     // nothing else, it goes on at once.
                     round.carried.slowly = unfinished && !is_last && !round.noted.retry;
@@ -1942,8 +1968,7 @@ impl Cycle {
                     }
                     if round.carried.slowly {
                         round.carried.then = Then::PullFirst;
-                    } else if round.noted.retry && (round.carried.crowded.is_none() || round.is_smallest) {
-                        // The same would come again. The next cycle begins with another table.
+                    } else if round.noted.retry && !round.carried.others_first() {
                         round.carried.then = Then::Later;
                     }
                     return self.put_back(round, wait, RoundEnd::Refused).await;
@@ -1964,6 +1989,7 @@ impl Cycle {
         let sent = self.read_again(&round, hits.iter().map(|hit| hit.item)).await?;
         let RoundUnderWay { tables, pairs, noted, window, mut carried, .. } = round;
         carried.timer.ends(RoundEnd::Committed);
+        carried.committed = true;
         if !unasked.is_empty() {
             carried.rows -= unasked.len();
             self.say_the_search_takes_long();
@@ -1991,7 +2017,8 @@ impl Cycle {
         Ok(carried)
     }
 
-    /// Nothing took effect: the round waits again, these rows of it until the rest of the journal has been tried.
+    /// Nothing took effect: the round waits again, these rows of it until the rest of the journal has been tried, to which the others of
+    /// it belong from now on where the cloud took them.
     async fn put_back(
         &self,
         round: RoundUnderWay<'_>,
@@ -2001,7 +2028,7 @@ impl Cycle {
         let refused = wait.iter().map(|refusal| round.refusal(refusal, None)).collect();
         let RoundUnderWay { noted, mut carried, .. } = round;
         carried.timer.ends(end);
-        self.ask(PutBackRound { round: noted.id, refused }).await?;
+        self.ask(PutBackRound { round: noted.id, refused, others_first: carried.others_first() }).await?;
         Ok(carried)
     }
 
@@ -2133,13 +2160,21 @@ struct Turn {
     upto: Option<i64>,
     /// Whether the rows of one table hold it up, so that the others go in rounds of their own.
     apart: bool,
-    /// Whether a round that was widened took longer than a statement may: none is in this turn any more.
+    /// Whether a round that was widened took longer than a statement may, or was too large a number of rows: none is widened any more.
     narrow: bool,
+    /// How many rounds in a row came to nothing but that others of them go first.
+    in_vain: u32,
     /// How many rounds in a row took longer than a statement may, and parked nobody for it.
     too_slow: u32,
     /// How many did in all.
     too_slow_in_all: u32,
 }
+
+/// After so many rounds that came to nothing, whoever is refused beside others that it needs is refused: these do not go without it.
+const IN_VAIN_MAX: u32 = 3;
+
+/// And after so many the cycle ends, with whatever is left: every window was tried by then.
+const IN_VAIN_IN_ALL_MAX: u32 = 64;
 
 /// After so many of them in a row it is the cloud as a whole that is slow, or locked: that is waited for, as after any failure.
 const TOO_SLOW_MAX: u32 = 5;
@@ -2178,8 +2213,10 @@ struct RoundUnderWay<'a> {
     room: Room,
     /// No round has fewer rows, but for what they need.
     is_smallest: bool,
-    /// Wider rounds take the cloud too long.
+    /// Wider rounds are not taken.
     narrow: bool,
+    /// Whoever had others before it, which it needs, had them in vain.
+    is_in_vain: bool,
     window: Window,
     /// What the cloud is told of besides.
     conflicts: Vec<ConflictRow>,
@@ -2227,6 +2264,9 @@ struct Carried {
     slowly: bool,
     /// Where rows were refused only together with others: how many of these were accepted.
     crowded: Option<usize>,
+    /// Where rows were refused beside others that they need: how many were accepted.
+    premature: Option<usize>,
+    committed: bool,
     /// Where a statement took longer than it may: how many rows there were, and what the server said.
     too_slow: Option<(usize, CloudFailure)>,
     timer: RoundTimer,
@@ -2241,10 +2281,17 @@ impl Carried {
             parked: false,
             slowly: false,
             crowded: None,
+            premature: None,
             too_slow: None,
+            committed: false,
             timer,
             then: Then::GoOn,
         }
+    }
+
+    /// Whether the rows that the cloud took, and that were rolled back with the rest, go before that.
+    fn others_first(&self) -> bool {
+        self.crowded.is_some() || self.premature.is_some()
     }
 
     fn add(&mut self, read: &Read) {

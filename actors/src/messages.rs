@@ -349,6 +349,8 @@ pub struct PutBackRound {
     pub round: String,
     /// Rows that wait until the rest of the journal has been tried.
     pub refused: Vec<Refusal>,
+    /// Whether all others of the round belong to that rest, also those that waited for it.
+    pub others_first: bool,
 }
 
 /// Nothing of the round has to be sent.

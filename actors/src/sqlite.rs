@@ -735,6 +735,9 @@ pub struct Counts {
 // The store
 // ---------------------------------------------------------------------------------------------------------
 
+/// The last key that a round took from each table, by its id, and apart of those that wait for the rest of the journal.
+type Sweep = HashMap<(i64, bool), Vec<Value>>;
+
 /// The writer's side of the file. Lives on the writer's thread; every method is one transaction.
 #[derive(Debug)]
 pub struct Store {
@@ -748,8 +751,8 @@ pub struct Store {
     generation: u64,
     schema_version: i64,
     data_version: i64,
-    /// The last key that a round took from each table, so that every entry has its turn.
-    sweep: HashMap<i64, Vec<Value>>,
+    /// So that every entry has its turn.
+    sweep: Sweep,
     /// The table with which the next round begins, for the same reason.
     first_table: usize,
     /// Somebody wrote not long ago.
@@ -1290,12 +1293,16 @@ impl Store {
     }
 
     /// The round did not take effect: its entries wait again, under what was dirtied meanwhile. Rows named here
-    /// wait until the rest of the journal has been tried.
-    pub fn put_back(&mut self, id: &str, refused: &[Refusal]) -> Result<()> {
+    /// wait until the rest of the journal has been tried; with `others_first` that is all others of the round, also those
+    /// that waited for it.
+    pub fn put_back(&mut self, id: &str, refused: &[Refusal], others_first: bool) -> Result<()> {
         self.look()?;
         let tx = self.write.transaction_with_behavior(TransactionBehavior::Immediate)?;
         the_round(&tx, id)?;
         for table in &self.tables {
+            if others_first {
+                tx.execute(&format!("UPDATE {} SET refused = NULL", ident(&side_table(FLIGHT, table))), [])?;
+            }
             for refusal in refused.iter().filter(|refusal| refusal.table == table.id) {
                 let sql = format!(
                     "UPDATE {} SET refused = ?1 WHERE {}",
@@ -2906,7 +2913,7 @@ fn take_in_turn(
     limit: usize,
     (refused, upto): (bool, i64),
     part: Part,
-    sweep: &mut HashMap<i64, Vec<Value>>,
+    sweep: &mut Sweep,
 ) -> Result<(usize, Option<i64>)> {
     let (mut taken, mut stopped) = (0, None);
     for at in 0..tables.len() {
@@ -2927,7 +2934,7 @@ fn take_from_one(
     begin: usize,
     limit: usize,
     upto: i64,
-    sweep: &mut HashMap<i64, Vec<Value>>,
+    sweep: &mut Sweep,
 ) -> Result<Option<(usize, usize)>> {
     for at in (0..tables.len()).map(|at| (begin + at) % tables.len()) {
         let came = take(conn, tables[at], limit, false, upto, Part::default(), sweep)?;
@@ -2946,17 +2953,18 @@ fn take(
     refused: bool,
     upto: i64,
     part: Part,
-    sweep: &mut HashMap<i64, Vec<Value>>,
+    sweep: &mut Sweep,
 ) -> Result<usize> {
+    let place = (table.id, refused);
     let refused = if refused { "NOT NULL" } else { "NULL" };
     let which = format!("refused IS {refused} AND coalesce(epoch, 0) <= {upto}");
     let mut taken = 0;
-    let mut after = sweep.remove(&table.id);
+    let mut after = sweep.remove(&place);
     loop {
         let (moved, until) = take_next(conn, table, &which, after.as_deref(), limit - taken, part)?;
         taken += moved;
         if let Some(last) = until {
-            sweep.insert(table.id, last);
+            sweep.insert(place, last);
             return Ok(taken);
         }
         // The end of the journal: once more from its beginning, if this one did not start there.

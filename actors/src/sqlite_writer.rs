@@ -356,7 +356,7 @@ store_calls! {
     TakeOut => (), |store, m| store.take_out(&m.round, &m.rows, m.generation);
     AcknowledgeRound => bool, |store, m| store.acknowledge(&m.round, m.rows_max);
     ClearRound => bool, |store, m| store.clear_round(&m.round, m.rows_max);
-    PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused);
+    PutBackRound => (), |store, m| store.put_back(&m.round, &m.refused, m.others_first);
     DissolveRound => (), |store, m| store.dissolve(&m.round);
     ParkRows => crate::sqlite::Parked, |store, m| store.park(&m.round, &m.refusals, &m.shapes);
     RetryParked => crate::sqlite::Retried, |store, m| store.retry_parked(&m.0);

@@ -207,7 +207,7 @@ impl Bench {
 
     fn put_back(&mut self, refused: &[Refusal]) -> Result<(), StoreError> {
         let id = self.flying();
-        self.store().put_back(&id, refused)
+        self.store().put_back(&id, refused, false)
     }
 
     fn acknowledge(&mut self) {
@@ -2225,7 +2225,7 @@ fn child_that_writes() {
     let (mut store, _) = Store::open(&options(path.into())).unwrap();
     if store.in_flight().unwrap().is_some() {
         let (id, _) = store.in_flight().unwrap().unwrap();
-        store.put_back(&id, &[]).unwrap();
+        store.put_back(&id, &[], false).unwrap();
     }
     let mut rng = fastrand::Rng::new();
     loop {
@@ -2236,7 +2236,7 @@ fn child_that_writes() {
         let (generation, tables) = store.tables().unwrap();
         if store.note_round(&window(20, generation, &[tables[0].id])).unwrap().is_some() {
             let (id, _) = store.in_flight().unwrap().unwrap();
-            store.put_back(&id, &[]).unwrap();
+            store.put_back(&id, &[], false).unwrap();
         }
     }
 }

@@ -212,7 +212,7 @@ fn a_round_that_grew_is_put_back_whole() {
     bench.restart();
     let (id, _) = bench.store.in_flight().unwrap().unwrap();
     assert_eq!(id, noted.id);
-    bench.store.put_back(&id, &[]).unwrap();
+    bench.store.put_back(&id, &[], false).unwrap();
     assert_eq!((bench.in_flight(), bench.waiting()), (0, 10));
     let inserts = bench.count("SELECT count(*) FROM _tidewater_journal_1 WHERE NOT known");
     assert_eq!(inserts, 10);
@@ -378,7 +378,7 @@ fn a_round_grows_over_tables_that_refer_to_each_other() {
             let sizes: Vec<usize> = parts.iter().map(|part| rows(part).len()).collect();
             assert_eq!(sizes.iter().sum::<usize>(), 4440, "turn {turn}: {sizes:?}");
             assert!(sizes.iter().all(|size| *size <= 300), "{sizes:?}");
-            bench.store.put_back(&noted.id, &[]).unwrap();
+            bench.store.put_back(&noted.id, &[], false).unwrap();
         }
     }
 }
@@ -405,7 +405,7 @@ fn a_round_grows_over_trees_and_circles() {
         assert_no_part_needs_a_later_one(&noted, &parts);
         assert_eq!(parts.iter().map(|part| rows(part).len()).sum::<usize>(), 3000);
         assert!(parts.len() > 5, "{}", parts.len());
-        bench.store.put_back(&noted.id, &[]).unwrap();
+        bench.store.put_back(&noted.id, &[], false).unwrap();
     }
 }
 
@@ -479,7 +479,7 @@ fn a_deletion_waits_for_a_child_that_an_earlier_part_brought() {
         if bench.read(&noted, Part::default()).rows.last().unwrap().len() == 1 {
             break noted;
         }
-        bench.store.put_back(&noted.id, &[]).unwrap();
+        bench.store.put_back(&noted.id, &[], false).unwrap();
     };
     bench.write("UPDATE leaf SET middle = 2; DELETE FROM middle WHERE id = 1; DELETE FROM top WHERE id = 1");
     let parts = bench.parts(&noted, 10, |_| {});
@@ -636,7 +636,7 @@ fn a_child_of_a_row_inserted_anew_waits_for_it() {
         if bench.read(&noted, Part::default()).rows[0].len() == 1 {
             break noted;
         }
-        bench.store.put_back(&noted.id, &[]).unwrap();
+        bench.store.put_back(&noted.id, &[], false).unwrap();
     };
     bench.write("INSERT INTO folder VALUES (1, 'anew'); UPDATE page SET folder = 1");
     assert_eq!(bench.parts(&noted, 10, |_| {}).len(), 1);
@@ -672,7 +672,7 @@ fn a_parked_row_that_comes_along_comes_with_its_edits() {
         if bench.count("SELECT count(*) FROM _tidewater_flight_1 WHERE k0 = 1") == 1 {
             break noted;
         }
-        bench.store.put_back(&noted.id, &[]).unwrap();
+        bench.store.put_back(&noted.id, &[], false).unwrap();
     };
     assert_eq!(bench.count("SELECT count(*) FROM _tidewater_parked_1"), 0);
     bench.parts(&noted, 10, |_| {});
@@ -699,7 +699,7 @@ fn a_round_that_the_cloud_has_leaves_in_pieces_while_somebody_writes() {
     let acknowledge = |bench: &mut Bench| bench.store.acknowledge(&noted.id, 3).unwrap();
     assert!(!acknowledge(&mut bench));
     assert_eq!((bench.in_flight(), bench.waiting()), (7, 2));
-    assert_eq!(bench.store.put_back(&noted.id, &[]), Err(StoreError::NotInFlight));
+    assert_eq!(bench.store.put_back(&noted.id, &[], false), Err(StoreError::NotInFlight));
     assert_eq!(bench.store.dissolve(&noted.id), Err(StoreError::NotInFlight));
     // One that is gone from the round, and one that is not yet.
     bench.write("UPDATE note SET body = 'third' WHERE id IN (1, 10)");
@@ -791,7 +791,7 @@ fn a_file_of_an_older_version_goes_on() {
         let (id, _) = bench.store.in_flight().unwrap().unwrap();
         assert_eq!((bench.in_flight(), &id), (4, &noted.id));
         if lost {
-            bench.store.put_back(&id, &[]).unwrap();
+            bench.store.put_back(&id, &[], false).unwrap();
         } else {
             bench.store.acknowledge(&id, usize::MAX).unwrap();
         }
@@ -890,7 +890,7 @@ fn end(
     let found = by_key(noted, parts);
     if rng.u8(0..4) == 0 {
         bench.restart();
-        bench.store.put_back(&noted.id, &[]).unwrap();
+        bench.store.put_back(&noted.id, &[], false).unwrap();
         return;
     }
     let before = cloud.clone();
@@ -933,7 +933,7 @@ fn end(
             }
             // The cloud is set back to before the round.
             1 => {
-                bench.store.put_back(&noted.id, &[]).unwrap();
+                bench.store.put_back(&noted.id, &[], false).unwrap();
                 *cloud = before;
                 return;
             }

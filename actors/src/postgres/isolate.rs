@@ -14,7 +14,7 @@
 //!
 //! Those that were refused on top of others, and that no others can be the reason for, are asked about once more in a second
 //! transaction, with a savepoint for each: a trigger may have something against a number of rows, whichever they are, and then none
-//! of them is guilty.
+//! of them is guilty. Of one that needs others of its round nothing can be learned that way: it has its turn when these are through.
 //!
 //! How long it takes: [`SEARCH_TIME`] or what a statement may take, whichever is less; then as many parts more as it takes to know
 //! of one row (I5: 36 for 50,000 rows, while none waits for others), then as long again, or one part, for those that are asked
@@ -73,13 +73,32 @@ struct Tie {
 /// out of the unique values first, and then have theirs, or go.
 pub(super) struct Ring {
     table: usize,
+    /// Those that refer to nobody come first.
     columns: Vec<usize>,
-    /// Whether these values are unique; otherwise they refer to others.
-    unique: bool,
+    /// The columns of a row that goes which may have any value meanwhile: nobody refers to them, nor they to anybody.
+    free: Vec<usize>,
     items: Rc<HashSet<usize>>,
 }
 
 impl Ring {
+    fn new(frame: RoundFrame<'_>, tie: &Tie, ties: &[Tie], items: Rc<HashSet<usize>>) -> Self {
+        let (table, mut columns) = tie.columns.clone();
+        let refers = |column: &usize| {
+            let is_child = |tie: &&Tie| tie.parent.is_some() && tie.columns.0 == table;
+            ties.iter().filter(is_child).any(|tie| tie.columns.1.contains(column))
+        };
+        let is_referred_to = |column: &usize| {
+            let parents = ties.iter().filter_map(|tie| tie.parent.as_ref());
+            parents.filter(|(of, _)| *of == table).any(|(_, columns)| columns.contains(column))
+        };
+        columns.sort_by_key(refers);
+        let is_key = |column: &usize| frame.tables[table].0.is_key(*column);
+        let is_free = |column: &&usize| !is_key(column) && !refers(column) && !is_referred_to(column);
+        let free =
+            if tie.parent.is_none() { columns.iter().filter(is_free).copied().collect() } else { vec![] };
+        Self { table, columns, free, items }
+    }
+
     /// How those of the rows that are still in the round are taken out, each by a column that it is given a value in anyway, or that goes
     /// with it.
     pub(super) fn asides<'a>(
@@ -96,7 +115,7 @@ impl Ring {
             let Some(sql) = cloud::take_out(&of.0, &of.1, *column) else { continue };
             let leaves = |at: &usize| match &items[*at].op {
                 Op::Update(columns) => columns.contains(column),
-                Op::Delete => self.unique,
+                Op::Delete => self.free.contains(column),
                 Op::Insert => false,
             };
             let (members, others) = left.into_iter().partition(leaves);
@@ -204,27 +223,29 @@ impl CloudSession {
         let refused: Vec<CloudRefusal> = refused.collect();
         let accepted = items.len() - refused.len() - taken.staying.len() - found.unasked.len();
         self.rollback(Phase::Pull).await?;
+        let mut premature = vec![];
         let (rows, crowded, unfinished) = if accepted == 0 {
             (refused, vec![], unfinished)
         } else {
-            let needed = needed_by_item(&needs, &order);
-            let (rows, crowded, all) =
-                self.ask_alone(frame, items, refused, &needed, &prepared, search_time).await?;
+            let needy: HashSet<usize> = needs.iter().map(|(one, _)| order[*one]).collect();
+            let (open, asked): (Vec<_>, _) = refused.into_iter().partition(|it| {
+                needy.contains(&it.item) && !needs_others(&it.sqlstate) && it.sqlstate != SAME_ROW
+            });
+            premature = open;
+            let (rows, crowded, all) = self.ask_alone(frame, items, asked, &prepared, search_time).await?;
             (rows, crowded, unfinished || !all)
         };
-        Ok(Err(RoundOutcome::Refused { rows, crowded, accepted, unfinished }))
+        Ok(Err(RoundOutcome::Refused { rows, crowded, premature, accepted, unfinished }))
     }
 
-    /// Which of these rows are refused alone as well, and which are not, and whether there was time for all. Alone is with whom a row
-    /// needs, and a deletion that needs others to be gone is taken for one that is not refused alone: it shows when they are. Not asked
-    /// about are those that another row is known to be the reason for, or may be: what is to be done about these is known.
-    /// Nothing takes effect.
+    /// Which of these rows are refused alone as well, and which are not, and whether there was time for all. Not asked about are
+    /// those that another row is known to be the reason for, or may be: what is to be done about these is known. Nothing
+    /// takes effect.
     async fn ask_alone(
         &self,
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         refused: Vec<CloudRefusal>,
-        needed: &HashMap<usize, Vec<usize>>,
         prepared: &HashMap<String, Statement>,
         time: Duration,
     ) -> std::result::Result<(Vec<CloudRefusal>, Vec<CloudRefusal>, bool), Trouble> {
@@ -242,17 +263,14 @@ impl CloudSession {
         let mut ahead = Ahead { sql: FIRST, prepared: Some(prepared) };
         let mut left = asked.into_iter();
         for refusal in left.by_ref() {
-            if items[refusal.item].op == Op::Delete && needed.contains_key(&refusal.item) {
-                crowded.push(refusal);
-                continue;
-            }
-            let with_needed = with_needed(refusal.item, needed);
-            let members = in_order(items, |item| with_needed.contains(&item));
-            let alone = self.take(frame, items, &members, &[], ahead).await;
+            let alone = self.take(frame, items, &[refusal.item], &[], ahead).await;
             ahead.sql = REFUSED;
             match alone {
                 Ok(_) => crowded.push(refusal),
-                Err(Trouble::Refused { .. }) => guilty.push(refusal),
+                // What is said of it alone is about itself.
+                Err(Trouble::Refused { sqlstate, message, constraint }) => {
+                    guilty.push(CloudRefusal { sqlstate, message, constraint, ..refusal });
+                }
                 Err(trouble) => return Err(trouble),
             }
             if began.elapsed() > time {
@@ -366,16 +384,16 @@ impl CloudSession {
             return Ok((vec![], vec![]));
         }
         let round = Round { frame, items, stored: self.stored(frame, items, &ties).await? };
-        let needs: Vec<(usize, usize)> = ties.iter().flat_map(|tie| round.needs(tie)).collect();
+        let by_tie: Vec<_> = ties.iter().map(|tie| round.needs(tie)).collect();
+        let needs = by_tie.concat();
         let mut rings = vec![];
         for circle in circles(items.len(), &needs) {
             let circle = Rc::new(HashSet::from_iter(circle));
-            let has_members = |tie: &&Tie| circle.iter().any(|item| items[*item].table == tie.columns.0);
-            let ring = |tie: &Tie| {
-                let (table, columns) = tie.columns.clone();
-                Ring { table, columns, unique: tie.parent.is_none(), items: Rc::clone(&circle) }
+            let passes = |needs: &[(usize, usize)]| {
+                needs.iter().any(|(one, other)| circle.contains(one) && circle.contains(other))
             };
-            rings.extend(ties.iter().filter(|tie| tie.at_once).filter(has_members).map(ring));
+            let at_once = ties.iter().zip(&by_tie).filter(|(tie, needs)| tie.at_once && passes(needs));
+            rings.extend(at_once.map(|(tie, _)| Ring::new(frame, tie, &ties, Rc::clone(&circle))));
         }
         Ok((needs, rings))
     }
@@ -430,26 +448,6 @@ impl CloudSession {
         }
         Ok(stored)
     }
-}
-
-/// Whom each row needs, by item.
-fn needed_by_item(needs: &[(usize, usize)], order: &[usize]) -> HashMap<usize, Vec<usize>> {
-    let mut needed: HashMap<usize, Vec<usize>> = HashMap::new();
-    for (one, other) in needs {
-        needed.entry(order[*one]).or_default().push(order[*other]);
-    }
-    needed
-}
-
-/// A row, whom it needs, whom these need, and so on.
-fn with_needed(item: usize, needed: &HashMap<usize, Vec<usize>>) -> HashSet<usize> {
-    let mut all = HashSet::from([item]);
-    let mut next = vec![item];
-    while let Some(item) = next.pop() {
-        let more = needed.get(&item).into_iter().flatten().copied();
-        next.extend(more.filter(|other| all.insert(*other)));
-    }
-    all
 }
 
 /// The table as if it had only these columns.

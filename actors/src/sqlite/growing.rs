@@ -138,9 +138,9 @@ impl Store {
                     params.push(Value::Integer(*step));
                     params.extend_from_slice(key);
                     // The next round goes on there.
-                    self.sweep.insert(table.id, key.clone());
+                    self.sweep.extend([false, true].map(|refused| ((table.id, refused), key.clone())));
                 }
-                None => drop(self.sweep.remove(&table.id)),
+                None => self.sweep.retain(|(id, _), _| *id != table.id),
             }
             merge_some(&tx, table, [FLIGHT, JOURNAL], &which, &params)?;
         }
