@@ -1637,7 +1637,6 @@ impl Cycle {
                 room,
                 is_smallest: window == 1 && !whole,
                 narrow: turn.narrow,
-                is_in_vain: turn.in_vain >= IN_VAIN_MAX,
                 window: Window::default(),
                 conflicts: vec![],
                 carried: Carried::new(timer),
@@ -1653,7 +1652,7 @@ impl Cycle {
                 turn.upto = None;
             }
             turn.too_slow = if carried.too_slow.is_some() && !carried.parked { turn.too_slow + 1 } else { 0 };
-            let others_first = carried.others_first();
+            let is_crowded = carried.crowded.is_some();
             if let Some((rows, failure)) = carried.too_slow {
                 self.windows.was_slow(rows);
                 turn.narrow |= whole;
@@ -1663,19 +1662,17 @@ impl Cycle {
                 }
             } else if let Some(accepted) = carried.crowded {
                 self.windows.crowd(smaller(window, accepted));
-            } else if let Some(accepted) = carried.premature {
-                self.windows.crowd(accepted);
             } else if !carried.slowly {
                 self.windows.adapt(self.options.window_rows_max, carried.rows, carried.bytes, took);
             } else if self.windows.rows() > FIRST_PORTION {
                 self.windows.halve();
             }
-            if carried.parked || carried.committed {
+            if carried.committed {
                 turn.in_vain = 0;
-            } else if others_first {
+            } else if is_crowded {
                 turn.in_vain += 1;
                 turn.narrow |= whole;
-                if turn.in_vain >= IN_VAIN_IN_ALL_MAX {
+                if turn.in_vain >= IN_VAIN_MAX {
                     return Ok(Flushed::Everything);
                 }
             }
@@ -1930,23 +1927,12 @@ impl Cycle {
                     (round.carried.slowly, round.carried.then) = (true, Then::PullFirst);
                     return self.put_back(round, wait, RoundEnd::Failed).await;
                 }
-                RoundOutcome::Refused {
-                    rows: mut refused,
-                    mut crowded,
-                    mut premature,
-                    accepted,
-                    unfinished,
-                } => {
+                RoundOutcome::Refused { rows: refused, mut crowded, accepted, unfinished } => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked, as far as the cloud takes so much.
-                    if round.is_in_vain {
-                        refused.append(&mut premature);
-                    }
-                    round.carried.premature = Some(accepted).filter(|_| !premature.is_empty());
                     round.carried.crowded = Some(accepted).filter(|_| !crowded.is_empty());
-                    let is_last = round.noted.complete && !round.carried.others_first()
-                        || round.narrow && round.noted.retry
-                        || too_heavy;
+                    let decides = round.noted.complete || round.narrow && round.noted.retry;
+                    let is_last = decides && crowded.is_empty() || too_heavy;
                     let (park, mut wait): (Vec<_>, Vec<_>) =
                         refused.into_iter().partition(|it| is_last || !needs_others(&it.sqlstate));
                     self.park_refused(&mut round, &park).await?;
@@ -1958,7 +1944,6 @@ impl Cycle {
                         self.say_numbers_are_refused(&round, first);
                     }
                     wait.append(&mut crowded);
-                    wait.append(&mut premature);
                     // Everybody else's rows, and what others wrote, come before the search goes on among these; where there is
                     // nothing else, it goes on at once.
                     round.carried.slowly = unfinished && !is_last && !round.noted.retry;
@@ -1968,7 +1953,7 @@ impl Cycle {
                     }
                     if round.carried.slowly {
                         round.carried.then = Then::PullFirst;
-                    } else if round.noted.retry && !round.carried.others_first() {
+                    } else if round.noted.retry && round.carried.crowded.is_none() {
                         round.carried.then = Then::Later;
                     }
                     return self.put_back(round, wait, RoundEnd::Refused).await;
@@ -2028,7 +2013,7 @@ impl Cycle {
         let refused = wait.iter().map(|refusal| round.refusal(refusal, None)).collect();
         let RoundUnderWay { noted, mut carried, .. } = round;
         carried.timer.ends(end);
-        self.ask(PutBackRound { round: noted.id, refused, others_first: carried.others_first() }).await?;
+        self.ask(PutBackRound { round: noted.id, refused, others_first: carried.crowded.is_some() }).await?;
         Ok(carried)
     }
 
@@ -2162,7 +2147,7 @@ struct Turn {
     apart: bool,
     /// Whether a round that was widened took longer than a statement may, or was too large a number of rows: none is widened any more.
     narrow: bool,
-    /// How many rounds in a row came to nothing but that others of them go first.
+    /// How many rounds came to nothing since the last that took effect, but that they were too many rows.
     in_vain: u32,
     /// How many rounds in a row took longer than a statement may, and parked nobody for it.
     too_slow: u32,
@@ -2170,11 +2155,8 @@ struct Turn {
     too_slow_in_all: u32,
 }
 
-/// After so many rounds that came to nothing, whoever is refused beside others that it needs is refused: these do not go without it.
-const IN_VAIN_MAX: u32 = 3;
-
-/// And after so many the cycle ends, with whatever is left: every window was tried by then.
-const IN_VAIN_IN_ALL_MAX: u32 = 64;
+/// After so many of them the cycle ends, with whatever is left: every window was tried by then.
+const IN_VAIN_MAX: u32 = 64;
 
 /// After so many of them in a row it is the cloud as a whole that is slow, or locked: that is waited for, as after any failure.
 const TOO_SLOW_MAX: u32 = 5;
@@ -2215,8 +2197,6 @@ struct RoundUnderWay<'a> {
     is_smallest: bool,
     /// Wider rounds are not taken.
     narrow: bool,
-    /// Whoever had others before it, which it needs, had them in vain.
-    is_in_vain: bool,
     window: Window,
     /// What the cloud is told of besides.
     conflicts: Vec<ConflictRow>,
@@ -2264,8 +2244,6 @@ struct Carried {
     slowly: bool,
     /// Where rows were refused only together with others: how many of these were accepted.
     crowded: Option<usize>,
-    /// Where rows were refused beside others that they need: how many were accepted.
-    premature: Option<usize>,
     committed: bool,
     /// Where a statement took longer than it may: how many rows there were, and what the server said.
     too_slow: Option<(usize, CloudFailure)>,
@@ -2281,17 +2259,11 @@ impl Carried {
             parked: false,
             slowly: false,
             crowded: None,
-            premature: None,
             too_slow: None,
             committed: false,
             timer,
             then: Then::GoOn,
         }
-    }
-
-    /// Whether the rows that the cloud took, and that were rolled back with the rest, go before that.
-    fn others_first(&self) -> bool {
-        self.crowded.is_some() || self.premature.is_some()
     }
 
     fn add(&mut self, read: &Read) {

@@ -870,8 +870,6 @@ pub enum RoundOutcome {
         rows: Vec<CloudRefusal>,
         /// These are refused together with others that are accepted, and not alone.
         crowded: Vec<CloudRefusal>,
-        /// These are refused on top of others that they need: whether they are without these as well shows when these are there.
-        premature: Vec<CloudRefusal>,
         /// How many were accepted before the round was rolled back.
         accepted: usize,
         /// Whether there may be more of them: not every row was looked at.

@@ -1301,7 +1301,8 @@ impl Store {
         the_round(&tx, id)?;
         for table in &self.tables {
             if others_first {
-                tx.execute(&format!("UPDATE {} SET refused = NULL", ident(&side_table(FLIGHT, table))), [])?;
+                let flight = ident(&side_table(FLIGHT, table));
+                tx.execute(&format!("UPDATE {flight} SET refused = NULL WHERE refused IS NOT NULL"), [])?;
             }
             for refusal in refused.iter().filter(|refusal| refusal.table == table.id) {
                 let sql = format!(

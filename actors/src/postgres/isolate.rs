@@ -14,7 +14,7 @@
 //!
 //! Those that were refused on top of others, and that no others can be the reason for, are asked about once more in a second
 //! transaction, with a savepoint for each: a trigger may have something against a number of rows, whichever they are, and then none
-//! of them is guilty. Of one that needs others of its round nothing can be learned that way: it has its turn when these are through.
+//! of them is guilty. One that needs others of its round is asked about with these where something else is said of it alone.
 //!
 //! How long it takes: [`SEARCH_TIME`] or what a statement may take, whichever is less; then as many parts more as it takes to know
 //! of one row (I5: 36 for 50,000 rows, while none waits for others), then as long again, or one part, for those that are asked
@@ -223,19 +223,15 @@ impl CloudSession {
         let refused: Vec<CloudRefusal> = refused.collect();
         let accepted = items.len() - refused.len() - taken.staying.len() - found.unasked.len();
         self.rollback(Phase::Pull).await?;
-        let mut premature = vec![];
         let (rows, crowded, unfinished) = if accepted == 0 {
             (refused, vec![], unfinished)
         } else {
-            let needy: HashSet<usize> = needs.iter().map(|(one, _)| order[*one]).collect();
-            let (open, asked): (Vec<_>, _) = refused.into_iter().partition(|it| {
-                needy.contains(&it.item) && !needs_others(&it.sqlstate) && it.sqlstate != SAME_ROW
-            });
-            premature = open;
-            let (rows, crowded, all) = self.ask_alone(frame, items, asked, &prepared, search_time).await?;
+            let beside = Beside { needed: needed_by_item(&needs, &order), rings: &rings };
+            let (rows, crowded, all) =
+                self.ask_alone(frame, items, refused, &beside, &prepared, search_time).await?;
             (rows, crowded, unfinished || !all)
         };
-        Ok(Err(RoundOutcome::Refused { rows, crowded, premature, accepted, unfinished }))
+        Ok(Err(RoundOutcome::Refused { rows, crowded, accepted, unfinished }))
     }
 
     /// Which of these rows are refused alone as well, and which are not, and whether there was time for all. Not asked about are
@@ -246,6 +242,7 @@ impl CloudSession {
         frame: RoundFrame<'_>,
         items: &[RoundItem],
         refused: Vec<CloudRefusal>,
+        beside: &Beside<'_>,
         prepared: &HashMap<String, Statement>,
         time: Duration,
     ) -> std::result::Result<(Vec<CloudRefusal>, Vec<CloudRefusal>, bool), Trouble> {
@@ -263,15 +260,9 @@ impl CloudSession {
         let mut ahead = Ahead { sql: FIRST, prepared: Some(prepared) };
         let mut left = asked.into_iter();
         for refusal in left.by_ref() {
-            let alone = self.take(frame, items, &[refusal.item], &[], ahead).await;
-            ahead.sql = REFUSED;
-            match alone {
-                Ok(_) => crowded.push(refusal),
-                // What is said of it alone is about itself.
-                Err(Trouble::Refused { sqlstate, message, constraint }) => {
-                    guilty.push(CloudRefusal { sqlstate, message, constraint, ..refusal });
-                }
-                Err(trouble) => return Err(trouble),
+            match self.guilt(frame, items, &refusal, beside, &mut ahead).await? {
+                None => crowded.push(refusal),
+                Some(said) => guilty.push(said),
             }
             if began.elapsed() > time {
                 break;
@@ -280,6 +271,67 @@ impl CloudSession {
         self.rollback(Phase::Pull).await?;
         guilty.sort_by_key(|refusal| place.get(&refusal.item).copied());
         Ok((guilty, crowded, left.next().is_none()))
+    }
+
+    /// What is said of a row alone, if it is refused alone. That its others are missing says nothing: then what is said with these
+    /// counts, unless they are refused by themselves. A deletion that needs others to be gone has its turn when they are: with them
+    /// it may be one too many, and without them it takes them along.
+    async fn guilt(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        refusal: &CloudRefusal,
+        beside: &Beside<'_>,
+        ahead: &mut Ahead<'_>,
+    ) -> std::result::Result<Option<CloudRefusal>, Trouble> {
+        let mut ask = async |members: &[usize]| {
+            let tried = self.take_or_open(frame, items, members, beside.rings, ahead).await;
+            ahead.sql = REFUSED;
+            match tried {
+                Ok(_) => Ok(None),
+                Err(Trouble::Refused { sqlstate, message, constraint }) => {
+                    Ok(Some(CloudRefusal { sqlstate, message, constraint, ..refusal.clone() }))
+                }
+                Err(trouble) => Err(trouble),
+            }
+        };
+        let item = refusal.item;
+        let mut all = beside.with_needed(item);
+        let needs_some = all.len() > 1;
+        if needs_some && items[item].op == Op::Delete {
+            return Ok(None);
+        }
+        match ask(&[item]).await? {
+            Some(said) if needs_some && said.sqlstate != refusal.sqlstate => {}
+            decided => return Ok(decided),
+        }
+        let members = in_order(items, |item| all.contains(&item));
+        let Some(said) = ask(&members).await? else { return Ok(None) };
+        all.remove(&item);
+        let members = in_order(items, |item| all.contains(&item));
+        Ok(if ask(&members).await?.is_some() { None } else { Some(said) })
+    }
+
+    /// Takes a part; where unique values of it are in each other's way, once more with these out of the way first.
+    async fn take_or_open(
+        &self,
+        frame: RoundFrame<'_>,
+        items: &[RoundItem],
+        members: &[usize],
+        rings: &[Ring],
+        ahead: &mut Ahead<'_>,
+    ) -> std::result::Result<Taken, Trouble> {
+        let tried = self.take(frame, items, members, &[], *ahead).await;
+        let has_rings = || rings.iter().any(|ring| members.iter().any(|item| ring.items.contains(item)));
+        if matches!(&tried, Err(Trouble::Refused { sqlstate, .. }) if sqlstate == "23505") && has_rings() {
+            ahead.sql = REFUSED;
+            match self.take(frame, items, members, rings, *ahead).await {
+                // What was said first says more.
+                Err(Trouble::Refused { .. }) => {}
+                again => return again,
+            }
+        }
+        tried
     }
 
     /// What the parts consist of, told to this connection while nothing has failed.
@@ -307,16 +359,7 @@ impl CloudSession {
         (done, taken): (&HashSet<usize>, &Taken),
         ahead: &mut Ahead<'_>,
     ) -> std::result::Result<std::result::Result<Taken, CloudRefusal>, Trouble> {
-        let mut tried = self.take(frame, items, members, &[], *ahead).await;
-        let has_rings = || rings.iter().any(|ring| members.iter().any(|item| ring.items.contains(item)));
-        if matches!(&tried, Err(Trouble::Refused { sqlstate, .. }) if sqlstate == "23505") && has_rings() {
-            ahead.sql = REFUSED;
-            match self.take(frame, items, members, rings, *ahead).await {
-                // What was said first says more.
-                Err(Trouble::Refused { .. }) => {}
-                again => tried = again,
-            }
-        }
+        let mut tried = self.take_or_open(frame, items, members, rings, ahead).await;
         if let Ok(part) = &tried
             && members.iter().any(|at| items[*at].op == Op::Delete)
         {
@@ -448,6 +491,34 @@ impl CloudSession {
         }
         Ok(stored)
     }
+}
+
+/// What is known of the rows that a row has beside it in its round.
+struct Beside<'a> {
+    /// Whom each row needs, by item.
+    needed: HashMap<usize, Vec<usize>>,
+    rings: &'a [Ring],
+}
+
+impl Beside<'_> {
+    /// A row, whom it needs, whom these need, and so on.
+    fn with_needed(&self, item: usize) -> HashSet<usize> {
+        let mut all = HashSet::from([item]);
+        let mut next = vec![item];
+        while let Some(item) = next.pop() {
+            let more = self.needed.get(&item).into_iter().flatten().copied();
+            next.extend(more.filter(|other| all.insert(*other)));
+        }
+        all
+    }
+}
+
+fn needed_by_item(needs: &[(usize, usize)], order: &[usize]) -> HashMap<usize, Vec<usize>> {
+    let mut needed: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (one, other) in needs {
+        needed.entry(order[*one]).or_default().push(order[*other]);
+    }
+    needed
 }
 
 /// The table as if it had only these columns.
