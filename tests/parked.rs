@@ -613,6 +613,34 @@ async fn rows_that_are_refused_only_in_company_arrive_in_smaller_rounds() {
     db.shutdown().await.unwrap();
 }
 
+/// A bad row beside its new parent is parked in the round that both came in, however often: the parent is there at once, and no round
+/// is smaller for it.
+#[actix_rt::test]
+async fn a_bad_child_of_a_new_parent_makes_no_round_smaller() {
+    let (bench, db) = device(
+        "CREATE TABLE sale (id INTEGER PRIMARY KEY);
+         CREATE TABLE line (id INTEGER PRIMARY KEY, sale INTEGER REFERENCES sale (id), n INTEGER)",
+        "ALTER TABLE line ADD CHECK (n <> 13)",
+        &["sale", "line"],
+    )
+    .await;
+    for id in 1..=5 {
+        run(&db, &format!("INSERT INTO sale VALUES ({id});\nINSERT INTO line VALUES ({id}, {id}, 13)")).await;
+        wait_until_parked(&db, id).await;
+        wait_until_flushed(&db).await;
+    }
+    let client = bench.cloud.connect().await;
+    let rounds =
+        async || there(&client, "SELECT round_number FROM tidewater.devices").await.parse::<u64>().unwrap();
+    let before = rounds().await;
+    go_offline(&bench, &db).await;
+    run(&db, &format!("{} INSERT INTO sale SELECT 100 + i FROM n", numbers(500))).await;
+    bench.proxy.start();
+    wait_until_there(&db, &client, "SELECT count(*) FROM sale", "505").await;
+    assert_eq!(rounds().await - before, 1, "{:#?}", bench.log.all());
+    db.shutdown().await.unwrap();
+}
+
 /// The same among rows that need others of their round: a child is refused without its parent for another reason, and a parent's
 /// deletion takes more along than its own row while its children are there. None of them is guilty; all of it arrives.
 #[actix_rt::test]
