@@ -260,17 +260,14 @@ async fn child_that_is_killed() {
     }
 
     let hits = hits(&point);
-    let holder = if hits > 0 {
+    if hits > 0 {
         let rows = numbers(hits);
         run(&db, &format!("{rows} INSERT INTO bulk SELECT {} + i, x'00' FROM n", history * BULK)).await;
         at_rest(&db, &log).await;
-        // Nothing of what others do from here on is to be read, and yet a round meets it.
-        let holder = connect().await;
-        holder.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
-        Some(holder)
-    } else {
-        None
-    };
+    }
+    // Nothing of what others do from here on is to be read before this file has changed the same, or even before a round meets it.
+    let holder = connect().await;
+    holder.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
     let mark = format!(
         "INSERT INTO audit (who, op, id) SELECT 'mark', 'mark', id FROM note WHERE id BETWEEN {FIRST} AND {REFUSED}; \
          UPDATE note SET body = 'c{history}' WHERE id = 3; UPDATE bulk SET load = decode('{history:08}', 'hex')"
@@ -292,6 +289,7 @@ async fn child_that_is_killed() {
         run(&db, &format!("UPDATE bulk SET load = x'ff' WHERE id > {BULK}")).await;
     }
     run(&db, &write).await;
+    let holder = (hits > 0).then_some(holder);
     at_rest(&db, &log).await;
     // A round in which nothing is to be sent.
     let brief = BRIEF + history;
