@@ -641,6 +641,40 @@ async fn a_bad_child_of_a_new_parent_makes_no_round_smaller() {
     db.shutdown().await.unwrap();
 }
 
+/// A forbidden deletion of a parent, whose children are deleted in the same round, is parked when they are gone, and no round is smaller
+/// for it.
+#[actix_rt::test]
+async fn a_forbidden_deletion_of_a_parent_makes_no_round_smaller() {
+    let (bench, db) = device(
+        "CREATE TABLE sale (id INTEGER PRIMARY KEY);
+         CREATE TABLE line (id INTEGER PRIMARY KEY, sale INTEGER REFERENCES sale (id) ON DELETE CASCADE)",
+        "CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'sales stay'; END $$;
+         CREATE TRIGGER stay BEFORE DELETE ON sale FOR EACH ROW EXECUTE FUNCTION stay();",
+        &["sale", "line"],
+    )
+    .await;
+    run(&db, &format!("{} INSERT INTO sale SELECT i FROM n", numbers(5))).await;
+    run(&db, &format!("{} INSERT INTO line SELECT i, (i + 2) / 3 FROM n", numbers(15))).await;
+    bench.wait_until_equal(&db, &["sale", "line"]).await;
+    for id in 1..=5 {
+        run(&db, &format!("DELETE FROM sale WHERE id = {id}")).await;
+        wait_until_parked(&db, id).await;
+        wait_until_flushed(&db).await;
+    }
+    let client = bench.cloud.connect().await;
+    assert_eq!(there(&client, "SELECT count(*) FROM line").await, "0");
+    let rounds =
+        async || there(&client, "SELECT round_number FROM tidewater.devices").await.parse::<u64>().unwrap();
+    let before = rounds().await;
+    go_offline(&bench, &db).await;
+    run(&db, &format!("{} INSERT INTO sale SELECT 100 + i FROM n", numbers(500))).await;
+    bench.proxy.start();
+    wait_until_there(&db, &client, "SELECT count(*) FROM sale", "505").await;
+    assert_eq!(rounds().await - before, 1, "{:#?}", bench.log.all());
+    assert_eq!(bench.log.count("smaller"), 0, "{:#?}", bench.log.all());
+    db.shutdown().await.unwrap();
+}
+
 /// The same among rows that need others of their round: a child is refused without its parent for another reason, and a parent's
 /// deletion takes more along than its own row while its children are there. None of them is guilty; all of it arrives.
 #[actix_rt::test]

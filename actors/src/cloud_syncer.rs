@@ -1652,7 +1652,7 @@ impl Cycle {
                 turn.upto = None;
             }
             turn.too_slow = if carried.too_slow.is_some() && !carried.parked { turn.too_slow + 1 } else { 0 };
-            let is_crowded = carried.crowded.is_some();
+            let others_first = carried.others_first;
             if let Some((rows, failure)) = carried.too_slow {
                 self.windows.was_slow(rows);
                 turn.narrow |= whole;
@@ -1669,7 +1669,7 @@ impl Cycle {
             }
             if carried.committed {
                 turn.in_vain = 0;
-            } else if is_crowded {
+            } else if others_first {
                 turn.in_vain += 1;
                 turn.narrow |= whole;
                 if turn.in_vain >= IN_VAIN_MAX {
@@ -1927,12 +1927,14 @@ impl Cycle {
                     (round.carried.slowly, round.carried.then) = (true, Then::PullFirst);
                     return self.put_back(round, wait, RoundEnd::Failed).await;
                 }
-                RoundOutcome::Refused { rows: refused, mut crowded, accepted, unfinished } => {
+                RoundOutcome::Refused { rows: refused, mut crowded, mut early, accepted, unfinished } => {
                     // Who stands in the way of a unique value, or is somebody's missing parent, may still be in the
                     // journal: these wait for the rest of it before they are parked, as far as the cloud takes so much.
-                    round.carried.crowded = Some(accepted).filter(|_| !crowded.is_empty());
+                    round.carried.others_first = !crowded.is_empty() || !early.is_empty();
+                    let is_too_much = !crowded.is_empty() || !early.is_empty() && round.noted.retry;
+                    round.carried.crowded = Some(accepted).filter(|_| is_too_much);
                     let decides = round.noted.complete || round.narrow && round.noted.retry;
-                    let is_last = decides && crowded.is_empty() || too_heavy;
+                    let is_last = decides && !round.carried.others_first || too_heavy;
                     let (park, mut wait): (Vec<_>, Vec<_>) =
                         refused.into_iter().partition(|it| is_last || !needs_others(&it.sqlstate));
                     self.park_refused(&mut round, &park).await?;
@@ -1944,6 +1946,7 @@ impl Cycle {
                         self.say_numbers_are_refused(&round, first);
                     }
                     wait.append(&mut crowded);
+                    wait.append(&mut early);
                     // Everybody else's rows, and what others wrote, come before the search goes on among these; where there is
                     // nothing else, it goes on at once.
                     round.carried.slowly = unfinished && !is_last && !round.noted.retry;
@@ -1953,7 +1956,7 @@ impl Cycle {
                     }
                     if round.carried.slowly {
                         round.carried.then = Then::PullFirst;
-                    } else if round.noted.retry && round.carried.crowded.is_none() {
+                    } else if round.noted.retry && !round.carried.others_first {
                         round.carried.then = Then::Later;
                     }
                     return self.put_back(round, wait, RoundEnd::Refused).await;
@@ -2013,7 +2016,7 @@ impl Cycle {
         let refused = wait.iter().map(|refusal| round.refusal(refusal, None)).collect();
         let RoundUnderWay { noted, mut carried, .. } = round;
         carried.timer.ends(end);
-        self.ask(PutBackRound { round: noted.id, refused, others_first: carried.crowded.is_some() }).await?;
+        self.ask(PutBackRound { round: noted.id, refused, others_first: carried.others_first }).await?;
         Ok(carried)
     }
 
@@ -2147,7 +2150,7 @@ struct Turn {
     apart: bool,
     /// Whether a round that was widened took longer than a statement may, or was too large a number of rows: none is widened any more.
     narrow: bool,
-    /// How many rounds came to nothing since the last that took effect, but that they were too many rows.
+    /// How many rounds came to nothing since the last that took effect, but that others of them go first.
     in_vain: u32,
     /// How many rounds in a row took longer than a statement may, and parked nobody for it.
     too_slow: u32,
@@ -2244,6 +2247,8 @@ struct Carried {
     slowly: bool,
     /// Where rows were refused only together with others: how many of these were accepted.
     crowded: Option<usize>,
+    /// Whether rows were refused beside others that were accepted, and that go before them.
+    others_first: bool,
     committed: bool,
     /// Where a statement took longer than it may: how many rows there were, and what the server said.
     too_slow: Option<(usize, CloudFailure)>,
@@ -2259,6 +2264,7 @@ impl Carried {
             parked: false,
             slowly: false,
             crowded: None,
+            others_first: false,
             too_slow: None,
             committed: false,
             timer,

@@ -870,6 +870,8 @@ pub enum RoundOutcome {
         rows: Vec<CloudRefusal>,
         /// These are refused together with others that are accepted, and not alone.
         crowded: Vec<CloudRefusal>,
+        /// These deletions are refused on top of others that they need to be gone: what they are shows when they are.
+        early: Vec<CloudRefusal>,
         /// How many were accepted before the round was rolled back.
         accepted: usize,
         /// Whether there may be more of them: not every row was looked at.
@@ -2054,7 +2056,10 @@ impl CloudSession {
         let mut taken = Taken::default();
         let mut already_there = vec![];
         let mut make_room = asides(frame, items, order);
-        make_room.extend(rings.iter().flat_map(|ring| ring.asides(frame, items, order)));
+        if !rings.is_empty() {
+            let present = order.iter().copied().collect();
+            make_room.extend(rings.iter().flat_map(|ring| ring.asides(frame, items, &present)));
+        }
         let sets: Vec<_> = sets(frame, items, order).collect();
         let prepared = ahead.prepared;
         let is_prepared = |sql: &str| prepared.is_some_and(|prepared| prepared.contains_key(sql));

@@ -14,14 +14,15 @@
 //!
 //! Those that were refused on top of others, and that no others can be the reason for, are asked about once more in a second
 //! transaction, with a savepoint for each: a trigger may have something against a number of rows, whichever they are, and then none
-//! of them is guilty. One that needs others of its round is asked about with these where something else is said of it alone.
+//! of them is guilty. One that needs others of its round is asked about with these where something else is said of it alone; a deletion
+//! that needs others to be gone is not asked about at all.
 //!
 //! How long it takes: [`SEARCH_TIME`] or what a statement may take, whichever is less; then as many parts more as it takes to know
 //! of one row (I5: 36 for 50,000 rows, while none waits for others), then as long again, or one part, for those that are asked
 //! about alone. Until then the rows that were accepted are locked in the cloud, and so are the values that they take in unique
 //! indexes. Nobody waits here: the app writes and reads, and what it writes is in a later round.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -105,11 +106,12 @@ impl Ring {
         &self,
         frame: RoundFrame<'a>,
         items: &[RoundItem],
-        order: &[usize],
+        present: &HashSet<usize>,
     ) -> Vec<Aside<'a>> {
         let of = &frame.tables[self.table];
-        let ours = |at: &usize| items[*at].table == self.table && self.items.contains(at);
-        let mut left: Vec<usize> = order.iter().copied().filter(ours).collect();
+        let ours = |at: &usize| items[*at].table == self.table && present.contains(at);
+        let mut left: Vec<usize> = self.items.iter().copied().filter(ours).collect();
+        left.sort_unstable();
         let mut asides = vec![];
         for column in &self.columns {
             let Some(sql) = cloud::take_out(&of.0, &of.1, *column) else { continue };
@@ -220,18 +222,24 @@ impl CloudSession {
             let name = frame.tables[items[item].table].1.qualified();
             CloudRefusal { item, shape: shapes.get(&name).cloned().unwrap_or_default(), ..refusal }
         });
-        let refused: Vec<CloudRefusal> = refused.collect();
+        let mut refused: Vec<CloudRefusal> = refused.collect();
         let accepted = items.len() - refused.len() - taken.staying.len() - found.unasked.len();
         self.rollback(Phase::Pull).await?;
+        let mut early = vec![];
         let (rows, crowded, unfinished) = if accepted == 0 {
             (refused, vec![], unfinished)
         } else {
+            // With those that have to be gone before it may be one too many, and without them it takes them along.
+            let needy: HashSet<usize> = needs.iter().map(|(one, _)| order[*one]).collect();
+            let is_early = |it: &CloudRefusal| items[it.item].op == Op::Delete && needy.contains(&it.item);
+            (early, refused) =
+                refused.into_iter().partition(|it| !needs_others(&it.sqlstate) && is_early(it));
             let beside = Beside { needed: needed_by_item(&needs, &order), rings: &rings };
             let (rows, crowded, all) =
                 self.ask_alone(frame, items, refused, &beside, &prepared, search_time).await?;
             (rows, crowded, unfinished || !all)
         };
-        Ok(Err(RoundOutcome::Refused { rows, crowded, accepted, unfinished }))
+        Ok(Err(RoundOutcome::Refused { rows, crowded, early, accepted, unfinished }))
     }
 
     /// Which of these rows are refused alone as well, and which are not, and whether there was time for all. Not asked about are
@@ -274,8 +282,7 @@ impl CloudSession {
     }
 
     /// What is said of a row alone, if it is refused alone. That its others are missing says nothing: then what is said with these
-    /// counts, unless they are refused by themselves. A deletion that needs others to be gone has its turn when they are: with them
-    /// it may be one too many, and without them it takes them along.
+    /// counts, unless they are refused by themselves.
     async fn guilt(
         &self,
         frame: RoundFrame<'_>,
@@ -298,15 +305,17 @@ impl CloudSession {
         let item = refusal.item;
         let mut all = beside.with_needed(item);
         let needs_some = all.len() > 1;
-        if needs_some && items[item].op == Op::Delete {
-            return Ok(None);
-        }
         match ask(&[item]).await? {
             Some(said) if needs_some && said.sqlstate != refusal.sqlstate => {}
             decided => return Ok(decided),
         }
         let members = in_order(items, |item| all.contains(&item));
-        let Some(said) = ask(&members).await? else { return Ok(None) };
+        let said = match ask(&members).await? {
+            None => return Ok(None),
+            // They do not go as one part: what was said on top of them is about the row.
+            Some(said) if needs_others(&said.sqlstate) => return Ok(Some(refusal.clone())),
+            Some(said) => said,
+        };
         all.remove(&item);
         let members = in_order(items, |item| all.contains(&item));
         Ok(if ask(&members).await?.is_some() { None } else { Some(said) })
@@ -429,14 +438,19 @@ impl CloudSession {
         let round = Round { frame, items, stored: self.stored(frame, items, &ties).await? };
         let by_tie: Vec<_> = ties.iter().map(|tie| round.needs(tie)).collect();
         let needs = by_tie.concat();
+        let circles: Vec<Rc<HashSet<usize>>> = circles(items.len(), &needs)
+            .into_iter()
+            .map(|circle| Rc::new(HashSet::from_iter(circle)))
+            .collect();
+        let mut circle_of = vec![None; items.len()];
+        for (at, circle) in circles.iter().enumerate() {
+            circle.iter().for_each(|item| circle_of[*item] = Some(at));
+        }
         let mut rings = vec![];
-        for circle in circles(items.len(), &needs) {
-            let circle = Rc::new(HashSet::from_iter(circle));
-            let passes = |needs: &[(usize, usize)]| {
-                needs.iter().any(|(one, other)| circle.contains(one) && circle.contains(other))
-            };
-            let at_once = ties.iter().zip(&by_tie).filter(|(tie, needs)| tie.at_once && passes(needs));
-            rings.extend(at_once.map(|(tie, _)| Ring::new(frame, tie, &ties, Rc::clone(&circle))));
+        for (tie, needs) in ties.iter().zip(&by_tie).filter(|(tie, _)| tie.at_once) {
+            let within = needs.iter().filter(|(one, other)| circle_of[*one] == circle_of[*other]);
+            let passed: BTreeSet<usize> = within.filter_map(|(one, _)| circle_of[*one]).collect();
+            rings.extend(passed.into_iter().map(|at| Ring::new(frame, tie, &ties, Rc::clone(&circles[at]))));
         }
         Ok((needs, rings))
     }
