@@ -730,7 +730,11 @@ mod tests {
             "abort" => std::process::abort(),
             "during-setup" => {
                 std::thread::spawn(Postgres::start);
-                std::thread::sleep(Duration::from_millis(150));
+                // The guard writes that.
+                let is_filled = |folder: fs::DirEntry| folder.path().join("initdb.log").exists();
+                while !fs::read_dir(std::env::temp_dir()).unwrap().flatten().any(is_filled) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 std::process::abort();
             }
             _ => loop {
@@ -772,7 +776,7 @@ mod tests {
             lines.for_each(drop);
         }
         let status = process.wait().unwrap();
-        wait::until_blocking("the server and its folder to be gone", Duration::from_secs(10), || {
+        wait::until_blocking("the server and its folder to be gone", Duration::from_secs(60), || {
             let left: Vec<_> =
                 fs::read_dir(base.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
             let alive = found.as_ref().is_some_and(|(pid, _)| running(*pid));
