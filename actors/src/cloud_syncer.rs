@@ -868,7 +868,8 @@ impl Cycle {
             self.doing.store(WARMING, Ordering::Relaxed);
             self.pull(&session, &mut link, look.take()).await?;
             self.doing.store(FLUSHING, Ordering::Relaxed);
-            match self.flush(&session, &mut link, &mut turn).await? {
+            // In boxes, as in `postgres/isolate.rs`.
+            match Box::pin(self.flush(&session, &mut link, &mut turn)).await? {
                 Flushed::Everything => break,
                 Flushed::PullFirst => {}
             }
@@ -1641,7 +1642,7 @@ impl Cycle {
                 conflicts: vec![],
                 carried: Carried::new(timer),
             };
-            let carried = self.carry(round, link, may_widen).await;
+            let carried = Box::pin(self.carry(round, link, may_widen)).await;
             if let Err(Trouble::Cloud(_)) = &carried {
                 self.windows.halve();
             }
@@ -1883,13 +1884,14 @@ impl Cycle {
                 waiting: &waiting,
             };
             let session = round.session;
-            let Some(judged) = self.send_growing(frame, &mut round).await? else {
+            let Some(judged) = Box::pin(self.send_growing(frame, &mut round)).await? else {
                 session.give_up_round().await?;
                 continue;
             };
             let may_widen = may_widen && !round.noted.complete;
             let outcome =
-                session.conclude(frame, &round.window.items, &round.conflicts, may_widen, judged).await?;
+                Box::pin(session.conclude(frame, &round.window.items, &round.conflicts, may_widen, judged))
+                    .await?;
             match outcome {
                 RoundOutcome::Committed { hits, staying, unasked, caused_more } => {
                     if caused_more {

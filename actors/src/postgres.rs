@@ -1763,7 +1763,7 @@ impl CloudSession {
             Ok(None) => {
                 self.rollback(Phase::Pull).await?;
                 self.begin_round(frame, items).await?;
-                self.take(frame, items, &in_order(items, |_| true), &[], Ahead::default()).await
+                Box::pin(self.take(frame, items, &in_order(items, |_| true), &[], Ahead::default())).await
             }
             Err(trouble) => Err(trouble),
         };
@@ -1779,7 +1779,7 @@ impl CloudSession {
                 searched = true;
                 // What is refused as a whole and accepted in parts (a value freed by one row and taken by another)
                 // goes as it was accepted.
-                match self.anew_in_parts(frame, items).await? {
+                match Box::pin(self.anew_in_parts(frame, items)).await? {
                     Ok(taken) => taken,
                     Err(outcome) => return Ok(outcome),
                 }
@@ -1797,7 +1797,7 @@ impl CloudSession {
         let mut takes_along = caused_more && self.took_along(frame, items, taken.left()).await?;
         if takes_along && !searched {
             // Which of the deletions do, shows in parts.
-            taken = match self.anew_in_parts(frame, items).await? {
+            taken = match Box::pin(self.anew_in_parts(frame, items)).await? {
                 Ok(taken) => taken,
                 Err(outcome) => return Ok(outcome),
             };

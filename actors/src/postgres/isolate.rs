@@ -21,6 +21,9 @@
 //! of one row (I5: 36 for 50,000 rows, while none waits for others), then as long again, or one part, for those that are asked
 //! about alone. Until then the rows that were accepted are locked in the cloud, and so are the values that they take in unique
 //! indexes. Nobody waits here: the app writes and reads, and what it writes is in a later round.
+//!
+//! The steps are boxed: they are many inside of each other, and without optimisation each has its own copy of those below it on
+//! the stack of the actors' thread.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
@@ -191,7 +194,8 @@ impl CloudSession {
         while let Some(part) = search.next() {
             let part: HashSet<usize> = part.into_iter().map(|place| order[place]).collect();
             let members = in_order(items, |item| part.contains(&item));
-            let tried = self.try_part(frame, items, &members, &rings, (&done, &taken), &mut ahead).await?;
+            let tried =
+                Box::pin(self.try_part(frame, items, &members, &rings, (&done, &taken), &mut ahead)).await?;
             search.verdict(match tried {
                 Ok(part) => {
                     done.extend(members);
@@ -236,7 +240,7 @@ impl CloudSession {
                 refused.into_iter().partition(|it| !needs_others(&it.sqlstate) && is_early(it));
             let beside = Beside { needed: needed_by_item(&needs, &order), rings: &rings };
             let (rows, crowded, all) =
-                self.ask_alone(frame, items, refused, &beside, &prepared, search_time).await?;
+                Box::pin(self.ask_alone(frame, items, refused, &beside, &prepared, search_time)).await?;
             (rows, crowded, unfinished || !all)
         };
         Ok(Err(RoundOutcome::Refused { rows, crowded, early, accepted, unfinished }))
@@ -268,7 +272,7 @@ impl CloudSession {
         let mut ahead = Ahead { sql: FIRST, prepared: Some(prepared) };
         let mut left = asked.into_iter();
         for refusal in left.by_ref() {
-            match self.guilt(frame, items, &refusal, beside, &mut ahead).await? {
+            match Box::pin(self.guilt(frame, items, &refusal, beside, &mut ahead)).await? {
                 None => crowded.push(refusal),
                 Some(said) => guilty.push(said),
             }
@@ -292,7 +296,7 @@ impl CloudSession {
         ahead: &mut Ahead<'_>,
     ) -> std::result::Result<Option<CloudRefusal>, Trouble> {
         let mut ask = async |members: &[usize]| {
-            let tried = self.take_or_open(frame, items, members, beside.rings, ahead).await;
+            let tried = Box::pin(self.take_or_open(frame, items, members, beside.rings, ahead)).await;
             ahead.sql = REFUSED;
             match tried {
                 Ok(_) => Ok(None),
@@ -330,11 +334,11 @@ impl CloudSession {
         rings: &[Ring],
         ahead: &mut Ahead<'_>,
     ) -> std::result::Result<Taken, Trouble> {
-        let tried = self.take(frame, items, members, &[], *ahead).await;
+        let tried = Box::pin(self.take(frame, items, members, &[], *ahead)).await;
         let has_rings = || rings.iter().any(|ring| members.iter().any(|item| ring.items.contains(item)));
         if matches!(&tried, Err(Trouble::Refused { sqlstate, .. }) if sqlstate == "23505") && has_rings() {
             ahead.sql = REFUSED;
-            match self.take(frame, items, members, rings, *ahead).await {
+            match Box::pin(self.take(frame, items, members, rings, *ahead)).await {
                 // What was said first says more.
                 Err(Trouble::Refused { .. }) => {}
                 again => return again,
@@ -368,7 +372,7 @@ impl CloudSession {
         (done, taken): (&HashSet<usize>, &Taken),
         ahead: &mut Ahead<'_>,
     ) -> std::result::Result<std::result::Result<Taken, CloudRefusal>, Trouble> {
-        let mut tried = self.take_or_open(frame, items, members, rings, ahead).await;
+        let mut tried = Box::pin(self.take_or_open(frame, items, members, rings, ahead)).await;
         if let Ok(part) = &tried
             && members.iter().any(|at| items[*at].op == Op::Delete)
         {
