@@ -1021,12 +1021,16 @@ impl CloudSession {
     }
 
     async fn batch(&self, sql: &str, phase: Phase) -> Result<()> {
-        self.bounded(async { self.client.batch_execute(sql).await.map_err(self.failed(phase, sql)) }).await
+        self.bounded(Box::pin(async {
+            self.client.batch_execute(sql).await.map_err(self.failed(phase, sql))
+        }))
+        .await
     }
 
     async fn ask(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<Answer> {
-        self.bounded(async { self.client.carry_out(sql, params).await.map_err(self.failed(phase, sql)) })
-            .await
+        // In a box: many wait for it, and without optimisation each has its own copy of it on the stack.
+        let asked = async { self.client.carry_out(sql, params).await.map_err(self.failed(phase, sql)) };
+        self.bounded(Box::pin(asked)).await
     }
 
     async fn query(&self, sql: &str, params: &[&dyn Param], phase: Phase) -> Result<Vec<Row>> {
@@ -2185,7 +2189,7 @@ impl CloudSession {
         &self,
         work: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
     ) -> std::result::Result<T, Trouble> {
-        match self.patiently(0, work).await {
+        match self.patiently(0, Box::pin(work)).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(self.trouble(&error)),
             Err(silent) => Err(Trouble::Failed(silent)),
