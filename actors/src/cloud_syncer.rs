@@ -1648,6 +1648,8 @@ impl Cycle {
             }
             let carried = carried?;
             let took = carried.timer.elapsed();
+            // Counted without what is told of it.
+            drop(carried.timer);
             turn.apart |= carried.slowly || carried.crowded.is_some();
             if carried.slowly {
                 turn.upto = None;
